@@ -1,0 +1,69 @@
+"""What every config shares: presets by `:name`, and the sections that the one training loop reads."""
+
+from collections.abc import Callable, Mapping
+
+from ml_collections import ConfigDict
+
+from contextdiff_jax.errors import UserError
+
+Preset = Callable[[ConfigDict], None]
+
+
+def apply_preset(config: ConfigDict, name: str | None, presets: Mapping[str, Preset]) -> ConfigDict:
+    """Applies the preset that follows the colon in `--config=FILE.py:NAME`; no name leaves the default."""
+    if name:
+        if name not in presets:
+            raise UserError(f"preset ':{name}' is unknown; accepted: {', '.join(':' + n for n in sorted(presets))}")
+        presets[name](config)
+        config.preset = name
+    return config
+
+
+def base(task: str) -> ConfigDict:
+    """The sections of a training run: seed, data, optimizer, EMA, cadence, mesh and sharding."""
+    config = ConfigDict()
+    config.task = task
+    config.preset = ""
+    config.seed = 0
+    config.data = ConfigDict(
+        dict(
+            source="openmoji",  # openmoji | folder
+            preset="demo",  # openmoji: demo | single | pairs, several joined by "+"
+            path="",  # folder: images with metadata.jsonl or name.txt captions
+            image_size=32,
+            batch_size=64,  # global
+            seed=0,
+            horizontal_flip=False,
+            max_bad_fraction=0.01,
+            num_threads=2,
+            prefetch=4,
+        )
+    )
+    config.optim = ConfigDict(
+        dict(
+            lr=1e-3,
+            b1=0.9,
+            b2=0.99,
+            eps=1e-8,
+            weight_decay=0.01,
+            warmup_steps=100,
+            schedule="cosine",  # constant | cosine, after the warm-up
+            clip_norm=1.0,
+            accum_steps=1,
+            lr_multipliers=(),  # ((regex, factor), ...), the first match counts
+        )
+    )
+    config.ema = ConfigDict(dict(decay=0.999, warmup=True))
+    config.train = ConfigDict(
+        dict(
+            num_steps=1000,
+            log_every=20,
+            checkpoint_every=200,
+            keep=3,
+            keep_every=0,
+            preview_every=0,
+        )
+    )
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+    config.sharding = ConfigDict(dict(rules=((".*", "fsdp"),)))
+    return config
