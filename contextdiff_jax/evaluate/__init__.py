@@ -1,0 +1,24 @@
+"""Figures of merit: bits per dimension from the full bound, alignment by an independent judge, and the run's report."""
+
+from contextdiff_jax.evaluate.alignment import alignment, alignment_by_group, ceiling, chance, hits, summarise
+from contextdiff_jax.evaluate.bpd import BitsPerDim, bits_per_dim
+from contextdiff_jax.evaluate.recogniser import Recogniser, load_recogniser, save_recogniser
+from contextdiff_jax.evaluate.report import caption_grid, write_report
+from contextdiff_jax.files import write_json
+
+__all__ = [
+    "BitsPerDim",
+    "Recogniser",
+    "alignment",
+    "alignment_by_group",
+    "bits_per_dim",
+    "caption_grid",
+    "ceiling",
+    "chance",
+    "hits",
+    "load_recogniser",
+    "save_recogniser",
+    "summarise",
+    "write_json",
+    "write_report",
+]

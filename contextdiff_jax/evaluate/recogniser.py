@@ -1,0 +1,173 @@
+"""The judge: a small convolutional classifier that names the object and the background of an embedded scene.
+
+It shares nothing with the models it judges: no parameter, no architecture and no training image with the context encoder
+or the denoiser. It has seen every (object, background) combination, so it is as fair on unseen ones as on seen ones.
+Rebuilt by the two commands in `configs/recogniser.py`.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from safetensors.numpy import load_file, save_file
+
+from contextdiff_jax.data.openmoji import vocabulary
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import atomic, write_json
+from contextdiff_jax.types import Array, Params
+
+ASSETS = Path(__file__).parent.parent / "assets"
+NOT_AN_IMAGE = -1  # the id given to images with NaN or infinite pixels: right for no caption
+
+
+class RecogniserNet(nn.Module):
+    """Five convolutions with GroupNorm, pooled by mean and maximum, and two linear heads; about 0.28 M parameters."""
+
+    num_objects: int
+    num_backgrounds: int
+    channels: tuple[int, int, int] = (64, 96, 128)
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        """x [B, H, W, 3] in [-1, 1] -> logits (object [B, num_objects], background [B, num_backgrounds])."""
+        c1, c2, c3 = self.channels
+        layers = ((c1 // 2, 5, 2), (c1, 3, 1), (c2, 3, 2), (c2, 3, 1), (c3, 3, 2))
+        for i, (channels, kernel, stride) in enumerate(layers):
+            x = nn.Conv(channels, (kernel, kernel), strides=stride, use_bias=False, name=f"conv_{i}")(x)
+            x = nn.silu(nn.GroupNorm(num_groups=None, group_size=min(16, channels), name=f"norm_{i}")(x))
+        x = jnp.concatenate([x.mean((1, 2)), x.max((1, 2))], axis=-1)
+        return nn.Dense(self.num_objects, name="object")(x), nn.Dense(self.num_backgrounds, name="background")(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class RecogniserConfig:
+    """What `config.json` beside the weights holds."""
+
+    preset: str
+    objects: tuple[str, ...]
+    backgrounds: tuple[str, ...]
+    image_size: int
+    channels: tuple[int, int, int]
+
+    def net(self) -> RecogniserNet:
+        return RecogniserNet(len(self.objects), len(self.backgrounds), self.channels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recogniser:
+    """A trained judge: configuration and parameters."""
+
+    config: RecogniserConfig
+    params: Params
+
+    @functools.cached_property
+    def _ids(self) -> Callable[[Params, Array], tuple[Array, Array]]:
+        net, size = self.config.net(), self.config.image_size
+
+        @jax.jit
+        def ids(params: Params, images: Array) -> tuple[Array, Array]:
+            return tuple(logits.argmax(-1) for logits in net.apply({"params": params}, resize(images, size)))
+
+        return ids
+
+    def predict(self, images: np.ndarray, chunk: int = 128) -> tuple[np.ndarray, np.ndarray]:
+        """Names what is on the images.
+
+        Args:
+            images: [N, H, W, 3], float in [-1, 1] (clipped) or uint8; resized to the judge's own size.
+            chunk: images per forward pass.
+
+        Returns:
+            (object ids [N], background ids [N]) int32, `NOT_AN_IMAGE` where a pixel is not finite.
+        """
+        images = _as_float(images)
+        found = np.full((2, len(images)), NOT_AN_IMAGE, np.int32)
+        finite = np.isfinite(images).all(axis=(1, 2, 3))
+        for start in range(0, len(images), chunk):
+            part = np.clip(np.nan_to_num(images[start : start + chunk]), -1.0, 1.0)
+            padding = np.zeros((chunk - len(part), *part.shape[1:]), part.dtype)  # one compilation for every N
+            ids = self._ids(self.params, np.concatenate([part, padding]))
+            found[:, start : start + chunk] = np.stack([np.asarray(i)[: len(part)] for i in ids])
+        found[:, ~finite] = NOT_AN_IMAGE
+        return found[0], found[1]
+
+
+def resize(images: Array, size: int) -> Array:
+    """[B, H, W, C] -> [B, size, size, C], antialiased linear; the identity at that size."""
+    shape = (images.shape[0], size, size, images.shape[3])
+    return images if images.shape == shape else jax.image.resize(images, shape, "linear", antialias=True)
+
+
+def _as_float(images: np.ndarray) -> np.ndarray:
+    """[N, H, W, 3] uint8 or float -> float32 in [-1, 1]."""
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise UserError(f"images to recognise have shape {images.shape}; give [N, height, width, 3]")
+    return images.astype(np.float32) / 127.5 - 1.0 if images.dtype == np.uint8 else images.astype(np.float32)
+
+
+def save_recogniser(recogniser: Recogniser, folder: str | Path) -> None:
+    """Writes model.safetensors and config.json."""
+    folder = Path(folder)
+    flat = traverse_util.flatten_dict(jax.device_get(recogniser.params), sep=".")
+    with atomic(folder / "model.safetensors") as temporary:
+        save_file({name: np.ascontiguousarray(value) for name, value in flat.items()}, temporary)
+    write_json(dataclasses.asdict(recogniser.config), folder / "config.json")
+
+
+def load_recogniser(preset: str, path: str | Path | None = None) -> Recogniser:
+    """Reads the judge of an OpenMoji preset.
+
+    Args:
+        preset: the OpenMoji preset whose scenes are judged.
+        path: a folder that `save_recogniser` wrote; None takes the one shipped in the package.
+
+    Raises:
+        UserError: no judge there, damaged or foreign weights, or a judge of another vocabulary.
+    """
+    folder = Path(path) if path else ASSETS / f"recogniser_{preset}"
+    if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
+        shipped = ", ".join(sorted(p.name.removeprefix("recogniser_") for p in ASSETS.glob("recogniser_*")))
+        raise UserError(f"no recogniser for preset '{preset}' in {folder}; shipped for: {shipped or 'none'}")
+    try:
+        config = RecogniserConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in _json(folder).items()})
+        flat = load_file(folder / "model.safetensors")
+    except Exception as error:  # safetensors and json raise their own kinds for a damaged file
+        raise UserError(f"recogniser in {folder} cannot be read ({error}); export it again") from error
+    _check_vocabulary(config, preset, folder)
+    params = traverse_util.unflatten_dict(flat, sep=".")
+    _check_shapes(config, flat, folder)
+    return Recogniser(config, params)
+
+
+def _json(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def _check_vocabulary(config: RecogniserConfig, preset: str, folder: Path) -> None:
+    """Ids mean something only if the judge learned the names in the data's order."""
+    words = vocabulary(preset)
+    if (config.objects, config.backgrounds) != (tuple(words.objects), tuple(words.backgrounds)):
+        raise UserError(
+            f"recogniser in {folder} names other objects or backgrounds than preset '{preset}'; "
+            "train it again with configs/recogniser.py"
+        )
+
+
+def _check_shapes(config: RecogniserConfig, flat: dict[str, np.ndarray], folder: Path) -> None:
+    """The weights must be exactly those of the network that config.json describes."""
+    image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
+    expected = jax.eval_shape(config.net().init, jax.random.key(0), image)["params"]
+    wanted = {name: value.shape for name, value in traverse_util.flatten_dict(expected, sep=".").items()}
+    found = {name: value.shape for name, value in flat.items()}
+    wrong = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
+    if wrong:
+        named = "; ".join(f"{n}: expected {wanted.get(n)}, found {found.get(n)}" for n in wrong[:5])
+        raise UserError(f"recogniser in {folder} does not fit its config.json ({named}); export it again")

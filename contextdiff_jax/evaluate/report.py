@@ -1,0 +1,123 @@
+"""One picture that tells how a run came out: the figures on top, the samples below."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image, ImageDraw, ImageFont
+
+from contextdiff_jax.evaluate.alignment import MEASURES
+from contextdiff_jax.evaluate.captions import INK, PAD, PAPER, caption_grid, draw_grid
+from contextdiff_jax.files import atomic, write_json
+
+__all__ = ["caption_grid", "write_json", "write_report"]
+
+FAINT, LINE = "#6b7280", "#d9dce0"
+BARS = {"object": "#cfe3f7", "background": "#fbe3c8", "both": "#cdebd6"}
+DPI = 100
+MIN_WIDTH = 1000  # pixels, so that the table stays legible over a narrow grid
+ROW, FACT_ROW = 0.30, 0.26  # inches
+
+
+def write_report(figures: Mapping[str, Any], grids: Mapping[str, Sequence], path: str | Path) -> None:
+    """Writes the report of an evaluation as one PNG, atomically.
+
+    Args:
+        figures: what `eval.json` holds. Known entries, all optional:
+            "title": the headline;
+            "alignment": {row name: result of `alignment` or `chance`}, one table row each, in order;
+            "bits_per_dim": {row name: {"mean", "stderr", and the bound's terms "prior", "reconstruction",
+                "diffusion"}}, one line each;
+            every other number or text becomes a line "name  value" (underscores become spaces).
+        grids: {heading: (images [N, H, W, 3], captions) or (images, captions, correct)}, drawn in order.
+        path: where the PNG goes.
+    """
+    blocks = []
+    for heading, (images, captions, *correct) in grids.items():
+        grid = draw_grid(images, captions, correct=correct[0] if correct else None)
+        blocks += [_heading(heading, grid.width), grid]
+    width = max([MIN_WIDTH, *(block.width for block in blocks)])
+    blocks = [_draw_figures(figures, width), *blocks]
+    sheet = Image.new("RGB", (width, sum(block.height for block in blocks) + PAD), PAPER)
+    top = 0
+    for block in blocks:
+        sheet.paste(block, (0, top))
+        top += block.height
+    with atomic(path) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+def _heading(text: str, width: int) -> Image.Image:
+    """A line of text over a grid."""
+    strip = Image.new("RGB", (width, 36), PAPER)
+    ImageDraw.Draw(strip).text((PAD, 10), text, INK, ImageFont.load_default(size=18))
+    return strip
+
+
+def _draw_figures(figures: Mapping[str, Any], width: int) -> Image.Image:
+    """The table of alignment with the other figures under it, `width` pixels wide."""
+    rows = figures.get("alignment", {})
+    facts = _facts(figures)
+    table_height = ROW * (len(rows) + 1) + 0.2 if rows else 0.0
+    height = 0.6 + table_height + FACT_ROW * len(facts) + 0.15
+    figure = Figure(figsize=(width / DPI, height), dpi=DPI, facecolor=PAPER)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width / DPI), ylim=(height, 0))  # inches from the upper left corner
+    axes.axis("off")
+    axes.text(0.12, 0.32, figures.get("title", "Evaluation"), fontsize=15, weight="bold", color=INK, va="center")
+    if rows:
+        _draw_table(axes, rows, 0.6 + ROW / 2, width / DPI)
+    for i, (name, value) in enumerate(facts):
+        y = 0.6 + table_height + FACT_ROW * (i + 0.5)
+        axes.text(0.12, y, name, fontsize=10.5, color=FAINT, va="center")
+        axes.text(3.6, y, value, fontsize=10.5, color=INK, va="center")
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def _draw_table(axes: Any, rows: Mapping[str, Mapping], y: float, width: float) -> None:
+    """Alignment, one row per group; the tint behind a figure is as long as the figure is large."""
+    lefts = np.linspace(3.6, width - 1.1, len(MEASURES) + 1)
+    cell = lefts[1] - lefts[0] - 0.15
+    axes.text(0.12, y, "recognised", fontsize=10.5, color=FAINT, va="center")
+    for left, measure in zip(lefts, MEASURES, strict=False):
+        axes.text(left, y, measure, fontsize=10.5, color=FAINT, va="center")
+    axes.text(width - 0.15, y, "images", fontsize=10.5, color=FAINT, va="center", ha="right")
+    for name, row in rows.items():
+        y += ROW
+        axes.plot((0.12, width - 0.12), (y - ROW / 2, y - ROW / 2), color=LINE, linewidth=0.8)
+        axes.text(0.12, y, name, fontsize=10.5, color=INK, va="center")
+        for left, measure in zip(lefts, MEASURES, strict=False):
+            if measure in row:
+                bar = Rectangle((left, y - 0.11), cell * row[measure], 0.22, color=BARS[measure], linewidth=0)
+                axes.add_patch(bar)
+            axes.text(left + 0.05, y, _share(row, measure), fontsize=10.5, color=INK, va="center")
+        axes.text(width - 0.15, y, str(row.get("n", "")), fontsize=10.5, color=INK, va="center", ha="right")
+
+
+def _share(row: Mapping[str, float], measure: str) -> str:
+    """"62.5 ± 4.3 %"."""
+    if measure not in row:
+        return "-"
+    error = row.get(f"{measure}_stderr")
+    return f"{100 * row[measure]:.1f} %" if error is None else f"{100 * row[measure]:.1f} ± {100 * error:.1f} %"
+
+
+def _facts(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Every figure that is not in the table, as (name, text)."""
+    facts = []
+    for name, bound in figures.get("bits_per_dim", {}).items():
+        terms = ", ".join(f"{k} {bound[k]:.4g}" for k in ("prior", "reconstruction", "diffusion") if k in bound)
+        error = f" ± {bound['stderr']:.3f}" if "stderr" in bound else ""
+        facts.append((f"bits per dim, {name}", f"{bound['mean']:.3f}{error}" + (f"   ({terms})" if terms else "")))
+    for name, value in figures.items():
+        if name in ("title", "alignment", "bits_per_dim") or not isinstance(value, (str, int, float, np.number)):
+            continue
+        text = value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+        facts.append((name.replace("_", " "), str(text)))
+    return facts

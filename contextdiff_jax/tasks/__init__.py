@@ -1,0 +1,1 @@
+"""Training tasks beside the diffusion model, run by the same loop."""
