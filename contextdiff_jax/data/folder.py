@@ -1,0 +1,5 @@
+"""A folder of the user's own images and captions."""
+
+
+class ImageFolderSource:
+    """Not there yet."""

@@ -1,0 +1,123 @@
+"""From a random-access source to an iterator of this process's batches, by Grain.
+
+Batches are formed of record *indices*; reading follows. So the global batch of step i does not depend on the number of
+processes, skipping ahead reads nothing, and an iterator's state is one step number.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+
+from contextdiff_jax.data.folder import ImageFolderSource
+from contextdiff_jax.data.openmoji import OpenMojiSource
+from contextdiff_jax.errors import UserError
+
+Tokenize = Callable[[list[str]], dict[str, np.ndarray]]
+SOURCES = ("openmoji", "folder")
+_INTEGERS = ("index", "object", "background")
+
+
+class Source(Protocol):
+    """What the pipeline reads: a length, and records with at least `image`, `caption` and `index`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def source(cfg_data: Any, split: str) -> Source:
+    """The random-access source that a config's `data` section describes.
+
+    Raises:
+        UserError: unknown source, preset or split, bad image size, unreadable folder.
+    """
+    if cfg_data.source == "openmoji":
+        if cfg_data.horizontal_flip:
+            raise UserError("data.horizontal_flip: openmoji captions say left and right; set it to False")
+        return OpenMojiSource(cfg_data.preset, split, cfg_data.image_size, cfg_data.seed)
+    if cfg_data.source == "folder":
+        return ImageFolderSource(
+            cfg_data.path, split, cfg_data.image_size, max_bad_fraction=cfg_data.max_bad_fraction
+        )
+    raise UserError(f"data.source: {cfg_data.source!r} is unknown; accepted: {', '.join(SOURCES)}")
+
+
+def build(
+    cfg_data: Any,
+    split: str,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int,
+    process_count: int,
+    tokenize: Tokenize,
+    repeat: bool = True,
+    shuffle: bool = True,
+) -> grain.DatasetIterator:
+    """This process's rows of every global batch, as a checkpointable iterator (`get_state`, `set_state`).
+
+    Process p of P holds the contiguous rows [p * B / P, (p + 1) * B / P) of each global batch of B. Every epoch is
+    shuffled anew. Without `repeat` every record comes once and the last batch may be short.
+
+    Args:
+        cfg_data: the config's `data` section.
+        split: train, val, test (or unseen, openmoji only).
+        batch_size: B, of all processes together; divisible by process_count.
+        seed: of the order of records (and of flips); the records' own seed is cfg_data.seed.
+        tokenize: n captions -> {"tokens": int32 [n, L], "token_mask": bool [n, L]}.
+
+    Returns:
+        Iterator of numpy dicts: image float32 [b, H, W, 3] in [-1, 1], tokens, token_mask, index int32 [b], and for openmoji
+        object, background int32 [b].
+
+    Raises:
+        UserError: bad batch size, or what `source` raises.
+    """
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"data.batch_size: {batch_size} must be a positive multiple of the number of processes, {process_count}"
+        )
+    records = source(cfg_data, split)
+    flip = cfg_data.horizontal_flip and split == "train"
+
+    def local_rows(global_rows: np.ndarray) -> tuple[slice, np.ndarray]:
+        n = len(global_rows)
+        rows = slice(process_index * n // process_count, (process_index + 1) * n // process_count)
+        return rows, global_rows[rows]
+
+    def read(step: int, global_rows: np.ndarray) -> dict[str, np.ndarray]:
+        rows, indices = local_rows(global_rows)
+        batch = collate([records[int(i)] for i in indices], tokenize)
+        if flip:
+            flipped = _coin_tosses(seed, step, len(global_rows))[rows]
+            batch["image"][flipped] = batch["image"][flipped, :, ::-1]
+        return batch
+
+    order = grain.MapDataset.range(len(records)).seed(seed)
+    if shuffle:
+        order = order.shuffle()
+    if repeat:
+        order = order.repeat()
+    batches = order.batch(batch_size, drop_remainder=False).map_with_index(read)
+    options = grain.ReadOptions(num_threads=cfg_data.num_threads, prefetch_buffer_size=cfg_data.prefetch)
+    return iter(batches.to_iter_dataset(options))
+
+
+def collate(records: Sequence[dict[str, Any]], tokenize: Tokenize) -> dict[str, np.ndarray]:
+    """Stacks records: images uint8 0..255 become float32 in [-1, 1], captions become tokens."""
+    images = np.stack([record["image"] for record in records])
+    batch = {"image": images.astype(np.float32) / np.float32(127.5) - np.float32(1.0)}
+    batch.update(tokenize([record["caption"] for record in records]))
+    for name in _INTEGERS:
+        if name in records[0]:
+            batch[name] = np.array([record[name] for record in records], np.int32)
+    return batch
+
+
+def _coin_tosses(seed: int, step: int, n: int) -> np.ndarray:
+    """n booleans that belong to a step of the global stream, whoever reads which row."""
+    digest = hashlib.shake_128(f"flip/{seed}/{step}".encode()).digest(n)
+    return np.frombuffer(digest, np.uint8) < 128
