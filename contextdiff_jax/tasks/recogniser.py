@@ -6,9 +6,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
-from contextdiff_jax.data import pipeline
+from contextdiff_jax import data
 from contextdiff_jax.data.openmoji import vocabulary
 from contextdiff_jax.evaluate.recogniser import Recogniser, RecogniserConfig, save_recogniser
 from contextdiff_jax.types import Array, Batch, Params
@@ -26,7 +26,7 @@ class RecogniserTask:
     frozen: Params = {}
 
     def __init__(self, config: ConfigDict):
-        self.config = FrozenConfigDict(config)
+        self.config = config
         words = vocabulary(config.data.preset)
         self.recogniser_config = RecogniserConfig(
             preset=config.data.preset,
@@ -42,11 +42,14 @@ class RecogniserTask:
         size = self.config.data.image_size
         return self.net.init(key, jnp.zeros((1, size, size, 3)))["params"]
 
+    def draw(self, batch: Batch, key: Array) -> Batch:
+        """The batch with its images augmented."""
+        return batch | {"image": augment(batch["image"], key, **self.config.recogniser.augment)}
+
     def loss(self, params: Params, frozen: Params, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
-        """Sum of both heads' cross-entropies on augmented images, nats [B], and the accuracies [B]."""
-        del frozen
-        images = augment(batch["image"], key, **self.config.recogniser.augment)
-        object_logits, background_logits = self.net.apply({"params": params}, images)
+        """Sum of both heads' cross-entropies, nats [B], and whether each head is right, 0 or 1 [B]."""
+        del frozen, key
+        object_logits, background_logits = self.net.apply({"params": params}, batch["image"])
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels
         loss = cross_entropy(object_logits, batch["object"]) + cross_entropy(background_logits, batch["background"])
         right_object = object_logits.argmax(-1) == batch["object"]
@@ -56,7 +59,7 @@ class RecogniserTask:
 
     def train_iterator(self, process_index: int, process_count: int) -> Iterator[dict]:
         """This process's rows of the split "recogniser"; captions are not needed."""
-        return pipeline.build(
+        return data.build(
             self.config.data,
             "recogniser",
             batch_size=self.config.data.batch_size,

@@ -29,7 +29,7 @@ def untrained(task):
 
 
 def test_two_steps_of_the_recipe_lower_the_loss(task):
-    batch = next(task.train_iterator(0, 1))
+    batch = task.draw(next(task.train_iterator(0, 1)), jax.random.key(2))
     params = task.init(jax.random.key(0))
 
     @jax.jit

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# From an empty clone to a trained text-to-image model and its report, on a laptop's CPU.
+#   bash launch/demo.sh [--workdir=DIR] [--config.train.num_steps=1000 ...]     arguments go to training and evaluation
+set -euo pipefail
+started_in=$PWD
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/environment.sh
+prepare_environment requirements.txt
+
+workdir=runs/demo config=configs/t2i.py passed=()
+for argument in "$@"; do
+    case $argument in
+        --workdir=/*) workdir=${argument#*=} ;;
+        --workdir=*) workdir=$started_in/${argument#*=} ;;
+        --config=*) config=${argument#*=} ;;
+        *) passed+=("$argument") ;;
+    esac
+done
+run=("$python" -m contextdiff_jax.main "--config=$config" "--workdir=$workdir")
+
+"${run[@]}" ${passed[@]+"${passed[@]}"}
+"${run[@]}" --mode=eval ${passed[@]+"${passed[@]}"}
+
+here=""
+if [[ $started_in != "$PWD" ]]; then here="cd $PWD && "; fi
+cat <<END
+
+The pictures and figures are in $workdir/report.png (numbers: $workdir/eval.json).
+Try next, with words of your own:
+    $here$python -m contextdiff_jax.main --config=$config --workdir=$workdir --mode=sample --prompt="a red apple on a blue background"
+END
