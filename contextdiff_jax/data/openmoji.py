@@ -14,9 +14,9 @@ from contextdiff_jax.errors import UserError
 __all__ = ["OpenMojiSource", "Vocabulary", "captions", "vocabulary"]
 
 _LENGTHS = {
-    "demo": {"train": 100_000, "val": 2_000, "test": 2_000, "unseen": 2_000},
-    "single": {"train": 400_000, "val": 4_000, "test": 4_000, "unseen": 4_000},
-    "pairs": {"train": 400_000, "val": 4_000, "test": 4_000, "unseen": 4_000},
+    "demo": {"train": 100_000, "val": 2_000, "test": 2_000, "unseen": 2_000, "recogniser": 50_000},
+    "single": {"train": 400_000, "val": 4_000, "test": 4_000, "unseen": 4_000, "recogniser": 400_000},
+    "pairs": {"train": 400_000, "val": 4_000, "test": 4_000, "unseen": 4_000, "recogniser": 400_000},
 }
 MIN_IMAGE_SIZE = 8
 
@@ -28,7 +28,8 @@ class OpenMojiSource:
 
     Args:
         preset: demo (12 objects), single (every named emoji), pairs (two objects and a relation), or several joined by "+".
-        split: train, val, test, or unseen: the held-out combinations of object and background.
+        split: train, val, test, or unseen: the held-out combinations of object and background; recogniser: every
+            combination, for the network that judges the others.
         image_size: side in pixels, 8 at least; 16 or more keep the objects recognisable.
         seed: another seed gives other scenes of the same split, never scenes of another split.
 

@@ -21,7 +21,7 @@ _ALONE_SIZES = (18, 27)  # 56 % to 84 % of the side
 _PAIR_SIZES = (10, 14)  # 31 % to 44 %
 _MARGIN = 1
 _PAIR_SWAY = 4  # how far the pair's objects may stray across their relation's axis
-_VAL_SHARE, _TEST_SHARE = 0.05, 0.05
+_VAL_SHARE, _TEST_SHARE, _RECOGNISER_SHARE = 0.05, 0.05, 0.1
 _BASE_COLOURS = np.array(list(BACKGROUNDS.values()), np.int64)
 
 
@@ -44,13 +44,15 @@ class Scene:
     relation: int = -1
 
     def split(self, vocab: Vocabulary) -> str:
-        """train, val, test or unseen; depends only on what the picture shows."""
-        if any((o, self.background) in vocab.unseen for o in self.objects):
-            return "unseen"
+        """train, val, test, unseen or recogniser; depends only on what the picture shows."""
         drawings = (SAME_DRAWING.get(vocab.codes[o], vocab.codes[o]) for o in self.objects)
         # Sorted, because "a left of b" and "b right of a" are the same picture.
         key = repr((sorted(zip(drawings, self.places, strict=True)), self.background, self.shade))
         share = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "little") / 2**32
+        if share >= 1 - _RECOGNISER_SHARE:  # whatever the combination
+            return "recogniser"
+        if any((o, self.background) in vocab.unseen for o in self.objects):
+            return "unseen"
         if share < _VAL_SHARE:
             return "val"
         return "test" if share < _VAL_SHARE + _TEST_SHARE else "train"
@@ -105,11 +107,12 @@ def _between(word: int, low: int, high: int) -> int:
 
 
 def _background(vocab: Vocabulary, split: str, objects: tuple[int, ...], word: int) -> int:
-    """A background; for the unseen split the one held out from the first object, else one that is seen with it."""
+    """A background; for the unseen split the one held out from the first object, for the recogniser's any, else one
+    that is seen with it."""
     seen, held_out = [], []
     for b in range(len(vocab.backgrounds)):
         (held_out if (objects[0], b) in vocab.unseen else seen).append(b)
-    choices = held_out if split == "unseen" else seen
+    choices = {"unseen": held_out, "recogniser": seen + held_out}.get(split, seen)
     return choices[word % len(choices)]
 
 

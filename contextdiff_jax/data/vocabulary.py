@@ -4,7 +4,8 @@ Every preset draws on one list of objects: the demo's twelve come first, then ev
 its code. An object id therefore means the same in `demo`, `single`, `pairs` and their mixtures.
 
 Each object has exactly one of the six background colours held out, in all presets alike: scenes with that combination
-make up the `unseen` split and are never trained on.
+make up the `unseen` split and are never trained on (but by the judge, whose own `recogniser` split has every
+combination and shares no scene with another split).
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import re
 from contextdiff_jax.errors import UserError
 
 PRESETS = ("demo", "single", "pairs")
-SPLITS = ("train", "val", "test", "unseen")
+SPLITS = ("train", "val", "test", "unseen", "recogniser")
 RELATIONS = ("to the left of", "to the right of", "above", "below")
 
 # Base colours (sRGB), saturated enough to be told apart after a shade shift of at most 12 levels.
