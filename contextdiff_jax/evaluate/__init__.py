@@ -1,4 +1,4 @@
-"""Figures of merit: bits per dimension from the full bound, alignment by an independent judge, and the run's report."""
+"""Figures of merit: bits per dimension from the full bound, alignment by an independent judge, the report."""
 
 from contextdiff_jax.evaluate.alignment import alignment, alignment_by_group, ceiling, chance, hits, summarise
 from contextdiff_jax.evaluate.bpd import BitsPerDim, bits_per_dim

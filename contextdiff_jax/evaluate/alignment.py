@@ -25,7 +25,8 @@ def hits(images: np.ndarray, objects: Sequence[int], backgrounds: Sequence[int],
     objects, backgrounds = np.asarray(objects), np.asarray(backgrounds)
     if not len(images) == len(objects) == len(backgrounds):
         raise UserError(
-            f"{len(images)} images with {len(objects)} objects and {len(backgrounds)} backgrounds; give one of each per image"
+            f"{len(images)} images with {len(objects)} objects and {len(backgrounds)} backgrounds; "
+            "give one of each per image"
         )
     found_objects, found_backgrounds = recogniser.predict(images)
     right_object, right_background = found_objects == objects, found_backgrounds == backgrounds
@@ -33,7 +34,7 @@ def hits(images: np.ndarray, objects: Sequence[int], backgrounds: Sequence[int],
 
 
 def summarise(hit: Mapping[str, np.ndarray]) -> dict[str, float | int]:
-    """Shares of `hits` with binomial standard errors sqrt(p (1 - p) / n); none for an empty group but n = 0."""
+    """Shares of `hits` with binomial standard errors sqrt(p (1 - p) / n); an empty group has only n = 0."""
     n = len(hit["both"])
     figures: dict[str, float | int] = {"n": n}
     for name in MEASURES if n else ():
@@ -43,7 +44,9 @@ def summarise(hit: Mapping[str, np.ndarray]) -> dict[str, float | int]:
     return figures
 
 
-def alignment(images: np.ndarray, objects: Sequence[int], backgrounds: Sequence[int], recogniser: Judge) -> dict:
+def alignment(
+    images: np.ndarray, objects: Sequence[int], backgrounds: Sequence[int], recogniser: Judge
+) -> dict:
     """Share of images on which the recogniser finds what was asked for.
 
     Args:
@@ -71,18 +74,22 @@ def alignment_by_group(
         unseen: the (object id, background id) pairs that were never trained on (`Vocabulary.unseen`).
     """
     hit = hits(images, objects, backgrounds, recogniser)
-    is_unseen = np.array([(int(o), int(b)) in unseen for o, b in zip(objects, backgrounds, strict=True)], dtype=bool)
+    asked = zip(objects, backgrounds, strict=True)
+    is_unseen = np.array([(int(o), int(b)) in unseen for o, b in asked], dtype=bool)
     groups = {"seen": ~is_unseen, "unseen": is_unseen}
     return {name: summarise({k: v[rows] for k, v in hit.items()}) for name, rows in groups.items()}
 
 
 def ceiling(source: Sequence[dict], recogniser: Judge, count: int) -> dict:
-    """`alignment` of the first `count` real renders of a data source: what a perfect generator would score."""
+    """`alignment` of the first `count` real renders of a data source: a perfect generator's score."""
     records = [source[i] for i in range(min(count, len(source)))]
-    images, objects, backgrounds = (np.stack([r[k] for r in records]) for k in ("image", "object", "background"))
+    images, objects, backgrounds = (
+        np.stack([r[k] for r in records]) for k in ("image", "object", "background")
+    )
     return alignment(images, objects, backgrounds, recogniser)
 
 
 def chance(num_objects: int, num_backgrounds: int) -> dict:
     """What guessing scores when every combination is asked for equally often."""
-    return dict(object=1 / num_objects, background=1 / num_backgrounds, both=1 / (num_objects * num_backgrounds))
+    num_pairs = num_objects * num_backgrounds
+    return dict(object=1 / num_objects, background=1 / num_backgrounds, both=1 / num_pairs)

@@ -9,9 +9,9 @@ from PIL import Image, ImageDraw, ImageFont
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import atomic
 
-MIN_SIDE = 120  # pixels; smaller images are enlarged to at least this, which leaves room for a legible caption
+MIN_SIDE = 120  # pixels; smaller images are enlarged to at least this: room for a legible caption
 PAD = 10
-INK, PAPER, RIGHT, WRONG = "#22262b", "#ffffff", "#2e9e5b", "#d1495b"
+INK, PAPER, FRAME, RIGHT, WRONG = "#22262b", "#ffffff", "#d9dce0", "#2e9e5b", "#d1495b"
 MAX_LINES = 5
 
 
@@ -27,8 +27,8 @@ def caption_grid(
     """Writes a PNG grid of images with their captions underneath, atomically.
 
     Args:
-        images: [N, H, W, 3], float in [-1, 1] (clipped; NaN becomes grey) or uint8. Enlarged by a whole factor to at
-            least `MIN_SIDE` pixels on the shorter side.
+        images: [N, H, W, 3], float in [-1, 1] (clipped; NaN becomes grey) or uint8. Enlarged by a whole
+            factor to at least `MIN_SIDE` pixels on the shorter side.
         captions: N texts, wrapped to the image's width.
         path: where the PNG goes; parent folders are made.
         columns: images per row.
@@ -67,7 +67,7 @@ def draw_grid(
         for column, i in enumerate(row):
             left = PAD + column * (width + PAD)
             sheet.paste(tiles[i], (left, top))
-            draw.rectangle((left, top, left + width - 1, top + height - 1), outline="#d9dce0")  # white on white
+            draw.rectangle((left, top, left + width - 1, top + height - 1), outline=FRAME)
             if correct is not None:
                 mark = (left, top + height + 2, left + width - 1, top + height + 5)
                 draw.rectangle(mark, fill=RIGHT if correct[i] else WRONG)
@@ -126,4 +126,6 @@ def _check_counts(tiles: Sequence, captions: Sequence, columns: int, correct: Se
     if not tiles or columns < 1:
         raise UserError(f"a grid of {len(tiles)} images in {columns} columns; give at least one of each")
     if len(captions) != len(tiles) or (correct is not None and len(correct) != len(tiles)):
-        raise UserError(f"{len(tiles)} images with {len(captions)} captions; give one caption and one mark per image")
+        raise UserError(
+            f"{len(tiles)} images with {len(captions)} captions; give a caption (and mark) for each"
+        )

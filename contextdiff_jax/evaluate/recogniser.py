@@ -1,7 +1,8 @@
 """The judge: a small convolutional classifier that names the object and the background of an embedded scene.
 
-It shares nothing with the models it judges: no parameter, no architecture and no training image with the context encoder
-or the denoiser. It has seen every (object, background) combination, so it is as fair on unseen ones as on seen ones.
+It shares nothing with the models it judges: no parameter, no architecture and no training image with the
+context encoder or the denoiser. It has seen every (object, background) combination, so it is as fair on those
+that are unseen to them as on the others.
 Rebuilt by the two commands in `configs/recogniser.py`.
 """
 
@@ -28,7 +29,7 @@ NOT_AN_IMAGE = -1  # the id given to images with NaN or infinite pixels: right f
 
 
 class RecogniserNet(nn.Module):
-    """Five convolutions with GroupNorm, pooled by mean and maximum, and two linear heads; about 0.28 M parameters."""
+    """Five convolutions with GroupNorm, pooled by mean and maximum, two linear heads; 0.27 M parameters."""
 
     num_objects: int
     num_backgrounds: int
@@ -43,7 +44,9 @@ class RecogniserNet(nn.Module):
             x = nn.Conv(channels, (kernel, kernel), strides=stride, use_bias=False, name=f"conv_{i}")(x)
             x = nn.silu(nn.GroupNorm(num_groups=None, group_size=min(16, channels), name=f"norm_{i}")(x))
         x = jnp.concatenate([x.mean((1, 2)), x.max((1, 2))], axis=-1)
-        return nn.Dense(self.num_objects, name="object")(x), nn.Dense(self.num_backgrounds, name="background")(x)
+        return nn.Dense(self.num_objects, name="object")(x), nn.Dense(
+            self.num_backgrounds, name="background"
+        )(x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +95,8 @@ class Recogniser:
         finite = np.isfinite(images).all(axis=(1, 2, 3))
         for start in range(0, len(images), chunk):
             part = np.clip(np.nan_to_num(images[start : start + chunk]), -1.0, 1.0)
-            padding = np.zeros((chunk - len(part), *part.shape[1:]), part.dtype)  # one compilation for every N
+            # Always whole chunks: one compilation for every N.
+            padding = np.zeros((chunk - len(part), *part.shape[1:]), part.dtype)
             ids = self._ids(self.params, np.concatenate([part, padding]))
             found[:, start : start + chunk] = np.stack([np.asarray(i)[: len(part)] for i in ids])
         found[:, ~finite] = NOT_AN_IMAGE
@@ -137,7 +141,8 @@ def load_recogniser(preset: str, path: str | Path | None = None) -> Recogniser:
         shipped = ", ".join(sorted(p.name.removeprefix("recogniser_") for p in ASSETS.glob("recogniser_*")))
         raise UserError(f"no recogniser for preset '{preset}' in {folder}; shipped for: {shipped or 'none'}")
     try:
-        config = RecogniserConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in _json(folder).items()})
+        saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = RecogniserConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
         flat = load_file(folder / "model.safetensors")
     except Exception as error:  # safetensors and json raise their own kinds for a damaged file
         raise UserError(f"recogniser in {folder} cannot be read ({error}); export it again") from error
@@ -145,10 +150,6 @@ def load_recogniser(preset: str, path: str | Path | None = None) -> Recogniser:
     params = traverse_util.unflatten_dict(flat, sep=".")
     _check_shapes(config, flat, folder)
     return Recogniser(config, params)
-
-
-def _json(folder: Path) -> dict:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
 def _check_vocabulary(config: RecogniserConfig, preset: str, folder: Path) -> None:

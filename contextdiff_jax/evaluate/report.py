@@ -11,13 +11,14 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
 from contextdiff_jax.evaluate.alignment import MEASURES
-from contextdiff_jax.evaluate.captions import INK, PAD, PAPER, caption_grid, draw_grid
+from contextdiff_jax.evaluate.captions import FRAME, INK, PAD, PAPER, caption_grid, draw_grid
 from contextdiff_jax.files import atomic, write_json
 
 __all__ = ["caption_grid", "write_json", "write_report"]
 
-FAINT, LINE = "#6b7280", "#d9dce0"
+FAINT = "#6b7280"
 BARS = {"object": "#cfe3f7", "background": "#fbe3c8", "both": "#cdebd6"}
+TERMS = ("prior", "reconstruction", "diffusion")  # of the bound
 DPI = 100
 MIN_WIDTH = 1000  # pixels, so that the table stays legible over a narrow grid
 ROW, FACT_ROW = 0.30, 0.26  # inches
@@ -69,7 +70,9 @@ def _draw_figures(figures: Mapping[str, Any], width: int) -> Image.Image:
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width / DPI), ylim=(height, 0))  # inches from the upper left corner
     axes.axis("off")
-    axes.text(0.12, 0.32, figures.get("title", "Evaluation"), fontsize=15, weight="bold", color=INK, va="center")
+    axes.text(
+        0.12, 0.32, figures.get("title", "Evaluation"), fontsize=15, weight="bold", color=INK, va="center"
+    )
     if rows:
         _draw_table(axes, rows, 0.6 + ROW / 2, width / DPI)
     for i, (name, value) in enumerate(facts):
@@ -90,7 +93,7 @@ def _draw_table(axes: Any, rows: Mapping[str, Mapping], y: float, width: float) 
     axes.text(width - 0.15, y, "images", fontsize=10.5, color=FAINT, va="center", ha="right")
     for name, row in rows.items():
         y += ROW
-        axes.plot((0.12, width - 0.12), (y - ROW / 2, y - ROW / 2), color=LINE, linewidth=0.8)
+        axes.plot((0.12, width - 0.12), (y - ROW / 2, y - ROW / 2), color=FRAME, linewidth=0.8)
         axes.text(0.12, y, name, fontsize=10.5, color=INK, va="center")
         for left, measure in zip(lefts, MEASURES, strict=False):
             if measure in row:
@@ -101,22 +104,24 @@ def _draw_table(axes: Any, rows: Mapping[str, Mapping], y: float, width: float) 
 
 
 def _share(row: Mapping[str, float], measure: str) -> str:
-    """"62.5 ± 4.3 %"."""
+    """ "62.5 ± 4.3 %"."""
     if measure not in row:
         return "-"
     error = row.get(f"{measure}_stderr")
-    return f"{100 * row[measure]:.1f} %" if error is None else f"{100 * row[measure]:.1f} ± {100 * error:.1f} %"
+    return (
+        f"{100 * row[measure]:.1f} %" if error is None else f"{100 * row[measure]:.1f} ± {100 * error:.1f} %"
+    )
 
 
 def _facts(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Every figure that is not in the table, as (name, text)."""
     facts = []
     for name, bound in figures.get("bits_per_dim", {}).items():
-        terms = ", ".join(f"{k} {bound[k]:.4g}" for k in ("prior", "reconstruction", "diffusion") if k in bound)
-        error = f" ± {bound['stderr']:.3f}" if "stderr" in bound else ""
-        facts.append((f"bits per dim, {name}", f"{bound['mean']:.3f}{error}" + (f"   ({terms})" if terms else "")))
+        terms = ", ".join(f"{term} {bound[term]:.4g}" for term in TERMS if term in bound)
+        text = f"{bound['mean']:.3f}" + (f" ± {bound['stderr']:.3f}" if "stderr" in bound else "")
+        facts.append((f"bits per dim, {name}", text + (f"   ({terms})" if terms else "")))
     for name, value in figures.items():
-        if name in ("title", "alignment", "bits_per_dim") or not isinstance(value, (str, int, float, np.number)):
+        if name == "title" or not isinstance(value, str | int | float | np.number):
             continue
         text = value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
         facts.append((name.replace("_", " "), str(text)))

@@ -19,8 +19,8 @@ BLUR_REACH = 2  # pixels to each side
 class RecogniserTask:
     """What the training loop sees of the recogniser: a classifier of all (object, background) combinations.
 
-    Its images come from the split "recogniser", which shares no scene with train, val, test or unseen: the judge has
-    seen the combinations that are unseen to the models, but none of the scenes that any of them is tested on.
+    Its images come from the split "recogniser", which shares no scene with train, val, test or unseen: the
+    judge has seen the combinations that are unseen to the models, but no scene that they are tested on.
     """
 
     frozen: Params = {}
@@ -46,12 +46,15 @@ class RecogniserTask:
         """The batch with its images augmented."""
         return batch | {"image": augment(batch["image"], key, **self.config.recogniser.augment)}
 
-    def loss(self, params: Params, frozen: Params, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(
+        self, params: Params, frozen: Params, batch: Batch, key: Array
+    ) -> tuple[Array, dict[str, Array]]:
         """Sum of both heads' cross-entropies, nats [B], and whether each head is right, 0 or 1 [B]."""
         del frozen, key
         object_logits, background_logits = self.net.apply({"params": params}, batch["image"])
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-        loss = cross_entropy(object_logits, batch["object"]) + cross_entropy(background_logits, batch["background"])
+        loss = cross_entropy(object_logits, batch["object"])
+        loss += cross_entropy(background_logits, batch["background"])
         right_object = object_logits.argmax(-1) == batch["object"]
         right_background = background_logits.argmax(-1) == batch["background"]
         metrics = dict(object_accuracy=right_object, background_accuracy=right_background)
@@ -78,7 +81,7 @@ class RecogniserTask:
 
 
 def augment(images: Array, key: Array, *, blur: float, noise: float, gain: float, shift: float) -> Array:
-    """Makes renders look a little like samples of an unfinished generator, each image by its own random amount.
+    """Makes renders a little like samples of an unfinished generator, each image by its own random amount.
 
     Args:
         images: [B, H, W, C] in [-1, 1].
@@ -108,8 +111,8 @@ def gaussian_blur(images: Array, sigma: Array) -> Array:
     for axis in (1, 2):
         pad = [(BLUR_REACH, BLUR_REACH) if a == axis else (0, 0) for a in range(4)]
         padded = jnp.pad(images, pad, mode="edge")
-        parts = [
-            jax.lax.slice_in_dim(padded, i, i + images.shape[axis], axis=axis) * (w / total) for i, w in enumerate(weights)
-        ]
-        images = sum(parts)
+        size = images.shape[axis]
+        images = sum(
+            jax.lax.slice_in_dim(padded, i, i + size, axis=axis) * (w / total) for i, w in enumerate(weights)
+        )
     return images
