@@ -1,0 +1,169 @@
+"""Text-to-image with the contextual adapter.
+
+    python -m contextdiff_jax.main --config=configs/t2i.py            # the demo: 12 objects x 6 colours, 32 x 32, CPU
+    python -m contextdiff_jax.main --config=configs/t2i.py:tiny       # seconds: for tests
+    python -m contextdiff_jax.main --config=configs/t2i.py:small      # 64 x 64, every named emoji, one GPU, an hour
+    python -m contextdiff_jax.main --config=configs/t2i.py:paper      # Table 7 of the paper, a pod
+    python -m contextdiff_jax.main --config=configs/t2i.py:folder --config.data.path=DIR   # your captioned images
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import apply_preset, base
+
+
+def get_config(preset: str | None = None) -> ConfigDict:
+    """The demo, or the preset named after the colon."""
+    config = base("diffusion")
+    config.encoder = ConfigDict(dict(clip="builtin:clip_mini"))
+    config.process = ConfigDict(
+        dict(
+            schedule="cosine",  # cosine | linear | scaled_linear
+            num_timesteps=1000,
+            beta_start=1e-4,  # linear and scaled_linear only
+            beta_end=2e-2,
+            zero_terminal_snr=False,
+        )
+    )
+    config.model = ConfigDict(
+        dict(
+            channels=64,
+            multipliers=(1, 2, 3),
+            num_blocks=1,
+            self_attention_levels=(1, 2),
+            cross_attention_levels=(1, 2),
+            head_dim=32,
+            patch_size=2,
+            dropout=0.0,
+            remat=False,
+            dtype="auto",  # auto (bfloat16 on accelerators) | float32 | bfloat16
+            prediction="v",  # x0 | eps | v
+        )
+    )
+    config.adapter = ConfigDict(
+        dict(enabled=True, depth=4, num_heads=8, width=64, patch_size=4, bound=1.0)  # bound 0: free
+    )
+    config.loss = ConfigDict(
+        dict(
+            objective="simple",  # simple (Eq. 6) | posterior (Eq. 5) | nelbo (Eq. 4)
+            weighting="min_snr",  # simple only: constant | snr | min_snr | p2 | vlb
+            gamma=5.0,  # min_snr only
+            cond_drop_prob=0.1,
+        )
+    )
+    config.sample = ConfigDict(
+        dict(
+            sampler="ddim",  # ddpm | ddim | heun | dpmpp_2m
+            num_steps=25,
+            spacing="trailing",  # uniform | trailing | leading
+            eta=0.0,  # ddim only
+            guidance=3.0,
+            rescale=0.0,
+            interval=(0.0, 1.0),  # fractions of T in which guidance acts
+            threshold="static",  # none | static | dynamic
+            adapter=True,  # False switches the trained shift off
+            batch_size=64,
+        )
+    )
+    config.eval = ConfigDict(
+        dict(
+            num_samples=128,  # per set (seen, unseen) and per setting of the adapter
+            recogniser="",  # folder of a trained recogniser; empty: the shipped one, where there is one
+            bpd_images=64,  # 0 leaves bits per dimension out
+            bpd_timesteps=16,  # timesteps drawn per image; 0 sums over all T
+        )
+    )
+    config.data.batch_size = 64
+    config.train.num_steps = 700
+    config.train.preview_every = 350
+    return apply_preset(config, preset, {"tiny": tiny, "small": small, "paper": paper, "folder": folder})
+
+
+def tiny(config: ConfigDict) -> None:
+    """The smallest run that uses every part."""
+    config.data.image_size = 16
+    config.data.batch_size = 8
+    config.process.num_timesteps = 50
+    config.model.channels = 16
+    config.model.multipliers = (1, 2)
+    config.model.self_attention_levels = config.model.cross_attention_levels = (1,)
+    config.model.head_dim = 16
+    config.adapter.depth = 1
+    config.adapter.width = 16
+    config.adapter.num_heads = 2
+    config.optim.warmup_steps = 2
+    config.train.num_steps = 20
+    config.train.log_every = 1
+    config.train.checkpoint_every = 5
+    config.train.preview_every = 0
+    config.sample.num_steps = 4
+    config.sample.batch_size = 8
+    config.eval.num_samples = 8
+    config.eval.bpd_images = 8
+    config.eval.bpd_timesteps = 4
+
+
+def small(config: ConfigDict) -> None:
+    """Every named emoji on coloured backgrounds at 64 x 64: about an hour on one GPU."""
+    config.data.preset = "single"
+    config.data.image_size = 64
+    config.data.batch_size = 256
+    config.data.num_threads = 16
+    config.model.channels = 128
+    config.model.multipliers = (1, 2, 3, 4)
+    config.model.num_blocks = 2
+    config.model.self_attention_levels = (1, 2, 3)
+    config.model.cross_attention_levels = (1, 2, 3)
+    config.model.head_dim = 64
+    config.adapter.width = 256
+    config.adapter.patch_size = 4
+    config.optim.lr = 3e-4
+    config.optim.warmup_steps = 1000
+    config.ema.decay = 0.9995
+    config.train.num_steps = 30_000
+    config.train.log_every = 100
+    config.train.checkpoint_every = 2000
+    config.train.preview_every = 2000
+    config.sample.num_steps = 50
+
+
+def paper(config: ConfigDict) -> None:
+    """Table 7: 64 x 64 base model on captioned images, CLIP ViT-B/32 adapter, fully sharded over a pod."""
+    config.encoder.clip = "openai/clip-vit-base-patch32"
+    config.data.source = "folder"
+    config.data.path = "data/laion"
+    config.data.image_size = 64
+    config.data.batch_size = 1024
+    config.data.horizontal_flip = True
+    config.data.num_threads = 64
+    config.model.channels = 512
+    config.model.multipliers = (1, 2, 3, 4)
+    config.model.num_blocks = 3
+    config.model.self_attention_levels = (1, 2, 3)
+    config.model.cross_attention_levels = (1, 2, 3)
+    config.model.head_dim = 64
+    config.model.patch_size = 1
+    config.model.remat = True
+    config.adapter.width = 512
+    config.adapter.patch_size = 8
+    config.optim.lr = 1e-4
+    config.optim.warmup_steps = 10_000
+    config.optim.schedule = "constant"
+    config.ema.decay = 0.9999
+    config.train.num_steps = 2_500_000
+    config.train.log_every = 100
+    config.train.checkpoint_every = 5000
+    config.train.preview_every = 10_000
+    config.mesh.fsdp = 16
+    config.sample.num_steps = 250
+    config.sample.guidance = 7.5
+    config.sample.threshold = "dynamic"
+
+
+def folder(config: ConfigDict) -> None:
+    """The user's own captioned images (metadata.jsonl, or name.txt beside name.jpg) at 64 x 64."""
+    small(config)
+    config.data.source = "folder"
+    config.data.preset = ""
+    config.data.batch_size = 64
+    config.data.horizontal_flip = True

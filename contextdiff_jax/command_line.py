@@ -1,0 +1,190 @@
+"""What the modes of the command line do, and one-line errors for what users can get wrong on it."""
+
+import dataclasses
+import difflib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+from ml_collections import ConfigDict
+
+from contextdiff_jax import config as config_lib
+from contextdiff_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The flags beside the config."""
+
+    workdir: str
+    workdir_given: bool = True
+    prompts: tuple[str, ...] = ()
+    prompts_file: str = ""
+    seed: int = 0
+    step: int | None = None
+    out: str = ""
+    allow_config_change: bool = False
+    coordinator: str = ""
+    num_processes: int | None = None
+    process_id: int | None = None
+
+
+def fail(error: Exception) -> NoReturn:
+    """One line on standard error, exit status 2."""
+    print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def default_workdir(config_file: str, config: ConfigDict) -> str:
+    """runs/<config>-<preset>, e.g. runs/t2i or runs/t2i-small."""
+    return "runs/" + "-".join(part for part in (Path(config_file.split(":")[0]).stem, config.preset) if part)
+
+
+def check_config_flags(argv: list[str]) -> None:
+    """Loads the config named in `argv` and checks that each `--config.key=value` names a key it has.
+
+    Raises:
+        UserError: missing file, unknown preset, a file that cannot be imported, an unknown key (with the nearest one).
+    """
+    path = None
+    for flag, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+        name, equals, value = flag.lstrip("-").partition("=")
+        if name == "config" and flag.startswith("-"):
+            path = value if equals else following
+    if not path:
+        return
+    config = _load_config(path)
+    for flag in argv[1:]:
+        name = flag.lstrip("-").partition("=")[0].removeprefix("no")
+        if flag.startswith("-") and name.startswith("config."):
+            _check_key(config, name.removeprefix("config."))
+
+
+def _load_config(path: str) -> ConfigDict:
+    """get_config(preset) of FILE.py[:preset]; the folder above the file becomes importable, for `configs.common`."""
+    file, _, preset = path.partition(":")
+    if not Path(file).is_file():
+        raise UserError(f"config file {file!r} does not exist; shipped ones are in configs/, e.g. configs/t2i.py")
+    root = str(Path(file).resolve().parent.parent)
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    spec = importlib.util.spec_from_file_location("_requested_config", file)
+    if spec is None:
+        raise UserError(f"config file {file!r} is not a Python file; give one like configs/t2i.py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(preset) if preset else module.get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(line.filename).name}:{line.lineno}"
+        raise UserError(f"config file {file!r} failed at {where}: {type(error).__name__}: {error}") from error
+
+
+def _check_key(config: ConfigDict, key: str) -> None:
+    """Every part of a dotted key must exist."""
+    node, parts = config, key.split(".")
+    for depth, part in enumerate(parts):
+        if not isinstance(node, ConfigDict):
+            raise UserError(f"config key {key!r} is unknown; config.{'.'.join(parts[:depth])} has no parts")
+        if part not in node:
+            prefix = ".".join(parts[:depth] + [""])
+            near = difflib.get_close_matches(part, list(node), n=1)
+            everywhere = [leaf for leaf in config_lib.leaves(config) if leaf.split(".")[-1] == part]
+            hint = [f"config.{prefix}{n}" for n in near] or [f"config.{leaf}" for leaf in everywhere]
+            remedy = f"did you mean {hint[0]}?" if hint else f"accepted there: {', '.join(sorted(node))}"
+            raise UserError(f"config key 'config.{key}' is unknown; {remedy}")
+        node = node[part]
+
+
+def run(mode: str, config: ConfigDict, options: Options) -> None:
+    """Checks the config and dispatches on the mode."""
+    config_lib.check(config)
+    MODES[mode](config, options)
+
+
+def train(config: ConfigDict, options: Options) -> None:
+    """Trains, resuming from the workdir when it holds the same run."""
+    from contextdiff_jax import task as task_lib
+    from contextdiff_jax import training
+
+    training.initialize_distributed(options.coordinator, options.num_processes, options.process_id)
+    training.check_workdir(options.workdir, config, allow_config_change=options.allow_config_change)
+    task = task_lib.build(config)
+    training.train(task, options.workdir, allow_config_change=options.allow_config_change)
+
+
+def _pipeline(config: ConfigDict, options: Options):
+    """The trained model of the workdir, with this command line's `sample` and `eval` sections."""
+    from contextdiff_jax.pipeline import Pipeline
+
+    return Pipeline.load(options.workdir, step=options.step, config=config)
+
+
+def sample(config: ConfigDict, options: Options) -> None:
+    """Draws the prompts and writes every picture, and a grid with the captions under them."""
+    from contextdiff_jax.evaluate.captions import caption_grid
+    from contextdiff_jax.pipeline import check_prompts
+
+    prompts = list(options.prompts) + read_prompts(options.prompts_file)
+    check_prompts(prompts)
+    pipeline = _pipeline(config, options)
+    out = Path(options.out or Path(options.workdir) / "samples" / f"step-{pipeline.step}-seed-{options.seed}")
+    arrays = pipeline.sample_arrays(prompts, key=options.seed)
+    out.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(pipeline.to_images(arrays)):
+        image.save(out / f"{i:04d}.png")
+    caption_grid(arrays, prompts, out / "grid.png")
+    print(f"{len(prompts)} pictures in {out}; all of them with their captions: {out / 'grid.png'}")
+
+
+def read_prompts(path: str) -> list[str]:
+    """The lines of a text file; "" reads nothing.
+
+    Raises:
+        UserError: the file is missing or has an empty line before its end.
+    """
+    if not path:
+        return []
+    if not Path(path).is_file():
+        raise UserError(f"prompts file {path!r} does not exist; give a text file with one prompt per line")
+    lines = Path(path).read_text(encoding="utf-8").rstrip().splitlines()
+    for i, line in enumerate(lines):
+        if not line.strip():
+            raise UserError(f"{path} line {i + 1} is empty; every line is one prompt")
+    return lines
+
+
+def evaluate(config: ConfigDict, options: Options) -> None:
+    """Writes eval.json and report.png into the workdir and prints the table."""
+    from contextdiff_jax.evaluate.suite import evaluate_run
+
+    evaluate_run(_pipeline(config, options), Path(options.workdir), seed=options.seed)
+
+
+def export(config: ConfigDict, options: Options) -> None:
+    """Writes what a user keeps of a training into --out."""
+    from contextdiff_jax import task as task_lib
+    from contextdiff_jax.training import checkpoint
+
+    task = task_lib.build(config)
+    if not hasattr(task, "export"):
+        raise UserError(f"a run of task {config.task!r} has no export yet; Pipeline.load reads its workdir directly")
+    params, _, step = checkpoint.load_params(options.workdir, step=options.step)
+    out = options.out or str(Path(options.workdir) / "export")
+    task.export(params, out)
+    print(f"step {step} exported to {out}")
+
+
+def bench(config: ConfigDict, options: Options) -> None:
+    """Times the training step with and without the adapter, in turn, in one run."""
+    from contextdiff_jax.evaluate.bench import bench_adapter
+
+    bench_adapter(config, Path(options.workdir))
+
+
+MODES = {"train": train, "sample": sample, "eval": evaluate, "export": export, "bench": bench}

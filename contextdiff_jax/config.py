@@ -1,0 +1,123 @@
+"""Checks of a config before anything is built, and comparison of two configs."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from contextdiff_jax.errors import UserError
+
+CHOICES = {
+    "data.source": ("openmoji", "folder"),
+    "process.schedule": ("cosine", "linear", "scaled_linear"),
+    "model.dtype": ("auto", "float32", "bfloat16"),
+    "model.prediction": ("x0", "eps", "v"),
+    "loss.objective": ("simple", "posterior", "nelbo"),
+    "loss.weighting": ("constant", "snr", "min_snr", "p2", "vlb"),
+    "optim.schedule": ("constant", "cosine"),
+    "sample.sampler": ("ddpm", "ddim", "heun", "dpmpp_2m"),
+    "sample.spacing": ("uniform", "trailing", "leading"),
+    "sample.threshold": ("none", "static", "dynamic"),
+}
+POSITIVE = (
+    "data.batch_size data.image_size process.num_timesteps model.channels model.num_blocks model.head_dim "
+    "model.patch_size adapter.depth adapter.num_heads adapter.width adapter.patch_size optim.lr optim.accum_steps "
+    "train.num_steps train.log_every train.checkpoint_every train.keep sample.num_steps sample.batch_size eval.num_samples"
+).split()
+NOT_NEGATIVE = (
+    "optim.weight_decay optim.warmup_steps optim.clip_norm adapter.bound sample.eta sample.guidance train.keep_every "
+    "train.preview_every eval.bpd_images eval.bpd_timesteps"
+).split()
+FRACTIONS = (
+    "loss.cond_drop_prob model.dropout ema.decay optim.b1 optim.b2 data.max_bad_fraction sample.rescale"
+).split()
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """{"section.key": value} of a nested config; lists and tuples compare equal."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat.update(leaves(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = _frozen(value)
+    return flat
+
+
+def _frozen(value: Any) -> Any:
+    """JSON turns tuples into lists; for comparison both are tuples."""
+    return tuple(_frozen(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def check(config: ConfigDict) -> None:
+    """Values that no part of the library accepts.
+
+    Raises:
+        UserError: names the key, the value and what is accepted.
+    """
+    flat = leaves(config)
+    for key, accepted in CHOICES.items():
+        if key in flat and flat[key] not in accepted:
+            raise UserError(f"config.{key}={flat[key]!r} is unknown; accepted: {', '.join(accepted)}")
+    _check_range(flat, POSITIVE, lambda v: v > 0, "greater than 0")
+    _check_range(flat, NOT_NEGATIVE, lambda v: v >= 0, "0 or more")
+    _check_range(flat, FRACTIONS, lambda v: 0 <= v <= 1, "between 0 and 1")
+    if "data.batch_size" in flat and flat["data.batch_size"] % flat["optim.accum_steps"]:
+        raise UserError(
+            f"config.data.batch_size={flat['data.batch_size']} is not divisible by "
+            f"config.optim.accum_steps={flat['optim.accum_steps']}; choose a multiple"
+        )
+    if "model" in config:
+        _check_model(config)
+    if "sample" in config and config.sample.num_steps > config.process.num_timesteps:
+        raise UserError(
+            f"config.sample.num_steps={config.sample.num_steps} is more than the process has; "
+            f"at most config.process.num_timesteps={config.process.num_timesteps}"
+        )
+
+
+def _check_range(flat: dict[str, Any], keys: list[str], holds, words: str) -> None:
+    for key in keys:
+        if key in flat and not holds(flat[key]):
+            raise UserError(f"config.{key}={flat[key]!r} must be {words}")
+
+
+def _check_model(config: ConfigDict) -> None:
+    """Sizes that must divide one another."""
+    size, model, adapter = config.data.image_size, config.model, config.adapter
+    factor = model.patch_size * 2 ** (len(model.multipliers) - 1)
+    if size % factor:
+        raise UserError(
+            f"config.data.image_size={size} is not divisible by the U-Net's factor {factor} "
+            f"(model.patch_size={model.patch_size} x 2^{len(model.multipliers) - 1} levels); "
+            f"try {max(1, size // factor) * factor}"
+        )
+    if model.channels % 16:
+        raise UserError(f"config.model.channels={model.channels} must be a multiple of 16 (group normalisation)")
+    for key in ("self_attention_levels", "cross_attention_levels"):
+        for level in model[key]:
+            if not 0 <= level < len(model.multipliers):
+                raise UserError(
+                    f"config.model.{key}={tuple(model[key])} names level {level}; "
+                    f"accepted: 0 to {len(model.multipliers) - 1}"
+                )
+    if not adapter.enabled:
+        return
+    if size % adapter.patch_size:
+        raise UserError(
+            f"config.data.image_size={size} is not divisible by config.adapter.patch_size={adapter.patch_size}"
+        )
+    if adapter.width % adapter.num_heads:
+        raise UserError(
+            f"config.adapter.width={adapter.width} is not divisible by config.adapter.num_heads={adapter.num_heads}"
+        )
+
+
+def differences(saved: ConfigDict, now: ConfigDict, ignore: tuple[str, ...] = ()) -> list[str]:
+    """Lines "key: saved X, now Y" for every leaf that differs; keys starting with one of `ignore` do not count."""
+    old, new = leaves(saved), leaves(now)
+    absent = "absent"
+    return [
+        f"{key}: saved {old.get(key, absent)!r}, now {new.get(key, absent)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, absent) != new.get(key, absent) and not key.startswith(ignore)
+    ]

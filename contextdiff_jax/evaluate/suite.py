@@ -1,0 +1,173 @@
+"""The evaluation of a trained run: alignment, bits per dimension and speed, into eval.json and report.png."""
+
+import itertools
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from contextdiff_jax import data
+from contextdiff_jax.evaluate.alignment import alignment, ceiling, chance, hits
+from contextdiff_jax.evaluate.bpd import bits_per_dim
+from contextdiff_jax.evaluate.recogniser import Recogniser, load_recogniser
+from contextdiff_jax.evaluate.report import write_report
+from contextdiff_jax.files import write_json
+from contextdiff_jax.pipeline import Pipeline
+from contextdiff_jax.types import Params
+
+GRID = 32  # pictures of each set shown in the report
+
+
+def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]:
+    """Evaluates the model and writes eval.json and report.png into `out`.
+
+    Args:
+        pipeline: the trained model; its config says how much to evaluate.
+        out: folder for the two files.
+        seed: of prompts' noise and of the bound's Monte Carlo.
+
+    Returns:
+        What eval.json holds.
+    """
+    config = pipeline.config
+    figures: dict[str, Any] = {
+        "title": f"{out.name}: step {pipeline.step}, {config.sample.sampler} {config.sample.num_steps} steps, "
+        f"guidance {config.sample.guidance:g}",
+        "step": pipeline.step,
+        "seed": seed,
+        "hardware": hardware(),
+    }
+    judge = _judge(config)
+    if judge is None:
+        source = data.source(config.data, "val")
+        captions = [source[i]["caption"] for i in range(min(GRID, len(source)))]
+        images, figures["samples_per_second"] = _timed_sample(pipeline, captions, seed)
+        grids = {"samples of validation captions": (images[:GRID], captions[:GRID])}
+    else:
+        figures["alignment"], figures["samples_per_second"], grids = _alignment(pipeline, judge, seed)
+    if config.eval.bpd_images:
+        figures["bits_per_dim"] = _bits_per_dim(pipeline, seed)
+    write_json(figures, out / "eval.json")
+    write_report(figures, grids, out / "report.png")
+    _print(figures, out)
+    return figures
+
+
+def hardware() -> str:
+    """What the figures were measured on, e.g. "1 x cpu, 2 cores"."""
+    device = jax.devices()[0]
+    cores = f", {os.cpu_count()} cores" if device.platform == "cpu" else ""
+    return f"{jax.device_count()} x {device.device_kind}{cores}"
+
+
+def _judge(config) -> Recogniser | None:
+    """The recogniser of an openmoji preset: the one named, else the shipped one; None where neither exists."""
+    if config.data.source != "openmoji":
+        return None
+    if config.eval.recogniser:
+        return load_recogniser(config.data.preset, config.eval.recogniser)
+    if config.data.preset != "demo":
+        print(
+            f"alignment is left out: no recogniser ships for preset {config.data.preset!r}; "
+            "train one with configs/recogniser.py and name its export in --config.eval.recogniser"
+        )
+        return None
+    return load_recogniser(config.data.preset)
+
+
+def _timed_sample(pipeline: Pipeline, captions: list[str], seed: int, **options) -> tuple[np.ndarray, float]:
+    """Pictures and pictures per second, compilation apart."""
+    batch = captions[: pipeline.config.sample.batch_size]
+    pipeline.sample_arrays(batch, key=seed, **options)
+    start = time.perf_counter()
+    images = pipeline.sample_arrays(captions, key=seed, **options)
+    return images, len(captions) / (time.perf_counter() - start)
+
+
+def _alignment(pipeline: Pipeline, judge: Recogniser, seed: int) -> tuple[dict, dict, dict]:
+    """Rows of the alignment table, pictures per second and grids, for seen and unseen combinations."""
+    config = pipeline.config
+    words = data.vocabulary(config.data.preset)
+    pairs = {"seen": words.seen, "unseen": tuple(sorted(words.unseen))}
+    settings = {"adapter on": {}, "adapter off": {"adapter": False}} if pipeline.task.adapter is not None else {"": {}}
+    rows, speed, grids = {}, {}, {}
+    for label, options in settings.items():
+        for group, combinations in pairs.items():
+            asked = np.array(list(itertools.islice(itertools.cycle(combinations), config.eval.num_samples)))
+            captions = [words.caption(int(o), int(b)) for o, b in asked]
+            name = f"{group} combinations" + (f", {label}" if label else "")
+            images, per_second = _timed_sample(pipeline, captions, seed, **options)
+            rows[name] = alignment(images, asked[:, 0], asked[:, 1], judge)
+            speed[label or "plain"] = per_second
+            if not options:
+                shown = np.linspace(0, len(asked) - 1, min(GRID, len(asked))).astype(int)
+                correct = hits(images[shown], asked[shown, 0], asked[shown, 1], judge)["both"]
+                grids[name] = (images[shown], [captions[i] for i in shown], correct)
+    for group, split in {"seen": "test", "unseen": "unseen"}.items():
+        rows[f"ceiling: real renders, {group}"] = ceiling(data.source(config.data, split), judge, config.eval.num_samples)
+    rows["chance"] = chance(len(words.objects), len(words.backgrounds))
+    return rows, speed, grids
+
+
+def _bits_per_dim(pipeline: Pipeline, seed: int) -> dict[str, dict]:
+    """The full bound (Eq. 4) on held-out images, of the trained process and with the adapter switched off."""
+    task, config = pipeline.task, pipeline.config
+    split = "test" if config.data.source == "openmoji" else "val"
+    source = data.source(config.data, split)
+    count = min(config.eval.bpd_images, len(source))
+    batches = data.build(
+        config.data,
+        split,
+        batch_size=min(config.sample.batch_size, count),
+        seed=seed,
+        process_index=0,
+        process_count=1,
+        tokenize=task.clip.tokenize,
+        shuffle=False,
+    )
+    batches = list(itertools.islice(batches, -(-count // config.sample.batch_size)))
+
+    num_t = config.eval.bpd_timesteps or None
+
+    def bound(params: Params, frozen: Params, batch: dict, key: jax.Array, with_adapter: bool):
+        context = task.encode(frozen, batch["tokens"], batch["token_mask"])
+        f = partial(task.denoise, params, context=context)
+        b = task.shift(params, frozen, context) if with_adapter else None
+        return bits_per_dim(f, b, task.schedule, batch["image"], key, num_t=num_t)
+
+    rows = {}
+    for label, with_adapter in {"adapter on": True, "adapter off": False}.items():
+        if with_adapter and task.adapter is None:
+            continue
+        run = jax.jit(partial(bound, with_adapter=with_adapter))
+        keys = jax.random.split(jax.random.key(seed), len(batches))
+        parts = [run(pipeline.params, task.frozen, batch, key) for batch, key in zip(batches, keys, strict=True)]
+        rows[label] = _summary(parts)
+    return rows
+
+
+def _summary(parts: list) -> dict[str, float]:
+    """Mean, standard error over images and the three terms of the bound."""
+    per_image = np.concatenate([np.asarray(part.per_image) for part in parts])
+    terms = {
+        name: float(np.mean([np.asarray(getattr(part, name)).mean() for part in parts]))
+        for name in ("prior", "reconstruction", "diffusion")
+    }
+    stderr = float(per_image.std(ddof=1) / np.sqrt(len(per_image))) if len(per_image) > 1 else float("nan")
+    return {"mean": float(per_image.mean()), "stderr": stderr, **terms, "images": len(per_image)}
+
+
+def _print(figures: dict[str, Any], out: Path) -> None:
+    """The table, for a terminal."""
+    for name, row in figures.get("alignment", {}).items():
+        cells = "  ".join(f"{m} {100 * row[m]:5.1f} %" for m in ("object", "background", "both"))
+        count = f"  (n = {row['n']})" if "n" in row else ""
+        print(f"{name:40s} {cells}{count}")
+    for name, row in figures.get("bits_per_dim", {}).items():
+        print(f"{'bits per dimension, ' + name:40s} {row['mean']:.3f} +- {row['stderr']:.3f}")
+    print(f"{'samples per second':40s} {figures['samples_per_second']}")
+    print(f"figures: {out / 'eval.json'}   picture: {out / 'report.png'}")

@@ -1,0 +1,79 @@
+"""Command line: flags and mode dispatch.
+
+    python -m contextdiff_jax.main --config=configs/t2i.py[:preset] --workdir=DIR --mode=train|sample|eval|export|bench
+"""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from contextdiff_jax import command_line
+from contextdiff_jax.errors import UserError
+
+FLAGS = flags.FLAGS
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file with optional preset, FILE.py[:PRESET].")
+WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config>-<preset>.")
+MODE = flags.DEFINE_enum("mode", "train", sorted(command_line.MODES), "What to do.")
+PROMPTS = flags.DEFINE_multi_string("prompt", [], "sample: what to draw; repeatable.")
+PROMPTS_FILE = flags.DEFINE_string("prompts_file", "", "sample: file with one prompt per line.")
+SEED = flags.DEFINE_integer("seed", 0, "sample, eval: seed of the pictures.")
+STEP = flags.DEFINE_integer("step", None, "sample, eval, export: checkpoint step; default the newest intact one.")
+OUT = flags.DEFINE_string("out", "", "sample, export: where the result goes; default inside the workdir.")
+ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
+    "allow_config_change", False, "train: continue a run although its saved config differs."
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "Several processes: host:port of process 0; 'auto' on TPU pods and SLURM."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several processes: how many.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several processes: which one this is, from 0.")
+
+
+def main(argv: list[str]) -> None:
+    """Runs one mode; a UserError becomes one line and exit status 2."""
+    del argv
+    logging.set_verbosity(logging.INFO if FLAGS["verbosity"].present else logging.WARNING)
+    try:
+        command_line.run(
+            MODE.value,
+            CONFIG.value,
+            command_line.Options(
+                workdir=WORKDIR.value or command_line.default_workdir(FLAGS["config"].config_filename, CONFIG.value),
+                workdir_given=bool(WORKDIR.value),
+                prompts=tuple(PROMPTS.value),
+                prompts_file=PROMPTS_FILE.value,
+                seed=SEED.value,
+                step=STEP.value,
+                out=OUT.value,
+                allow_config_change=ALLOW_CONFIG_CHANGE.value,
+                coordinator=COORDINATOR.value,
+                num_processes=NUM_PROCESSES.value,
+                process_id=PROCESS_ID.value,
+            ),
+        )
+    except UserError as error:
+        command_line.fail(error)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Flags with our own words for what can be wrong in them."""
+    try:
+        command_line.check_config_flags(argv)
+        rest = FLAGS(argv)
+        if len(rest) > 1:
+            raise UserError(f"argument {rest[1]!r} is not a flag; flags look like --name=value")
+        if CONFIG.value is None:
+            raise UserError("--config is missing; try --config=configs/t2i.py")
+        return rest
+    except (UserError, flags.Error) as error:
+        command_line.fail(error)
+
+
+def run() -> None:
+    """Entry point of the `contextdiff` command."""
+    app.run(main, flags_parser=parse)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,53 @@
+"""Config -> task: the one place that assembles, and what the training loop may expect of a task."""
+
+from typing import Any, Protocol
+
+from ml_collections import ConfigDict
+
+from contextdiff_jax import config as config_lib
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.types import Array, Batch, Params
+
+
+class Task(Protocol):
+    """What can be trained. A new task is a config and a class like this one, never a second loop."""
+
+    config: ConfigDict
+    frozen: Params
+
+    def train_iterator(self, process_index: int, process_count: int) -> Any:
+        """Checkpointable Grain iterator of numpy batches, this process's rows."""
+
+    def init(self, key: Array) -> Params:
+        """Fresh float32 parameters; pure."""
+
+    def draw(self, batch: Batch, key: Array) -> Batch:
+        """The global batch with the step's per-example randomness added; pure."""
+
+    def loss(self, params: Params, frozen: Params, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+        """Loss [B] and metrics; pure."""
+
+    def preview(self, params: Params, frozen: Params, key: Array) -> tuple[Any, list[str]] | None:
+        """Pictures [N, H, W, 3] with captions to look at during training, or None."""
+
+    def export(self, params: Params, out_dir: str) -> None:
+        """Writes what a user keeps of the training."""
+
+
+def build(config: ConfigDict) -> Task:
+    """The task that `config.task` names, after checking the config.
+
+    Raises:
+        UserError: for anything in the config that cannot work.
+    """
+    config_lib.check(config)
+    match config.task:
+        case "diffusion":
+            from contextdiff_jax.tasks.diffusion import DiffusionTask as task
+        case "contrastive":
+            from contextdiff_jax.tasks.contrastive import ContrastiveTask as task
+        case "recogniser":
+            from contextdiff_jax.tasks.recogniser import RecogniserTask as task
+        case _:
+            raise UserError(f"config.task={config.task!r} is unknown; accepted: diffusion, contrastive, recogniser")
+    return task(config)
