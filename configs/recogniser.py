@@ -31,13 +31,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.recogniser = ConfigDict(
         dict(
             channels=(64, 96, 128),
-            augment=dict(blur=1.0, noise=0.15, gain=0.1, shift=0.1),
+            augment=dict(blur=1.0, noise=0.15, gain=0.08, shift=0.08),
         )
     )
     config.optim.lr = 3e-3
     config.optim.b2 = 0.99
     config.optim.warmup_steps = 50
     config.ema.decay = 0.99
-    config.train.num_steps = 900
-    config.train.checkpoint_every = 300
+    config.train.num_steps = 400
+    config.train.checkpoint_every = 200
     return common.apply_preset(config, arg, {"tiny": tiny})
