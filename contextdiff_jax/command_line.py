@@ -49,7 +49,7 @@ def check_config_flags(argv: list[str]) -> None:
         UserError: missing file, unknown preset, a file that cannot be imported, an unknown key (with the nearest one).
     """
     path = None
-    for flag, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+    for flag, following in zip(argv[1:], [*argv[2:], ""], strict=False):
         name, equals, value = flag.lstrip("-").partition("=")
         if name == "config" and flag.startswith("-"):
             path = value if equals else following

@@ -1,0 +1,105 @@
+"""What users can get wrong on the command line ends in one line and exit status 2, before anything is compiled."""
+
+import subprocess
+import sys
+
+import pytest
+
+from configs import t2i
+from contextdiff_jax import command_line, config
+from contextdiff_jax.errors import UserError
+
+
+def run(*flags, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "contextdiff_jax.main", *flags], capture_output=True, text=True, cwd=cwd, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ([], ["--config is missing", "configs/t2i.py"]),
+        (["--config=configs/nothing.py"], ["configs/nothing.py", "does not exist"]),
+        (["--config=configs/t2i.py:huge"], [":huge", ":small", ":tiny"]),
+        (["--config=configs/t2i.py", "--config.optim.learning_rate=1"], ["optim.learning_rate", "accepted there"]),
+        (["--config=configs/t2i.py", "--config.optm.lr=1"], ["config.optm.lr", "config.optim"]),
+        (["--config=configs/t2i.py", "--config.lr=1"], ["config.lr", "config.optim.lr"]),
+        (["--config=configs/t2i.py", "--config.optim.lr=fast"], ["config.optim.lr", "fast"]),
+        (["--config=configs/t2i.py", "--mode=dream"], ["dream", "train"]),
+        (["--config=configs/t2i.py", "--workdri=x"], ["workdri"]),
+        (["--config=configs/t2i.py", "stray"], ["stray"]),
+    ],
+)
+def test_flag_errors(flags, words, capsys, monkeypatch):
+    """In-process: the parser alone, with the real flags."""
+    from absl import flags as absl_flags
+
+    from contextdiff_jax import main
+
+    absl_flags.FLAGS.unparse_flags()
+    monkeypatch.setattr(sys, "argv", ["main", *flags])  # config_flags reads overrides from there
+    with pytest.raises(SystemExit) as stop:
+        main.parse(["main", *flags])
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.strip()
+    assert line.startswith("error: ") and "\n" not in line
+    for word in words:
+        assert word in line
+
+
+def test_a_user_error_reaches_the_shell_as_one_line_and_status_2(tmp_path):
+    done = run("--config=configs/t2i.py:tiny", "--config.data.preset=nope", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert "nope" in done.stderr and "demo" in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"data.image_size": 30}, ["data.image_size=30", "factor 8", "24"]),
+        ({"sample.num_steps": 2000}, ["sample.num_steps=2000", "1000"]),
+        ({"sample.sampler": "euler"}, ["euler", "dpmpp_2m"]),
+        ({"model.self_attention_levels": (0, 5)}, ["level 5", "0 to 2"]),
+        ({"optim.accum_steps": 3}, ["data.batch_size", "accum_steps=3"]),
+        ({"optim.lr": -1.0}, ["optim.lr", "greater than 0"]),
+        ({"loss.cond_drop_prob": 1.5}, ["cond_drop_prob", "between 0 and 1"]),
+        ({"adapter.num_heads": 7}, ["adapter.width", "num_heads=7"]),
+        ({"adapter.patch_size": 5}, ["adapter.patch_size=5"]),
+        ({"model.channels": 20}, ["model.channels=20", "16"]),
+        ({"process.schedule": "quadratic"}, ["quadratic", "cosine"]),
+    ],
+)
+def test_check_names_key_value_and_remedy(changes, words):
+    broken = t2i.get_config()
+    broken.update_from_flattened_dict(changes)
+    with pytest.raises(UserError) as error:
+        config.check(broken)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("preset", [None, "tiny", "small", "paper", "folder"])
+def test_every_preset_is_consistent(preset):
+    config.check(t2i.get_config(preset))
+
+
+def test_differences_name_both_values_and_spare_what_may_change():
+    saved, now = t2i.get_config(), t2i.get_config()
+    now.optim.lr, now.sample.guidance = 5e-4, 7.0
+    assert config.differences(saved, now, ignore=("sample.",)) == ["optim.lr: saved 0.001, now 0.0005"]
+    assert config.differences(saved, t2i.get_config()) == []
+
+
+def test_prompts_file(tmp_path):
+    good, gap = tmp_path / "good.txt", tmp_path / "gap.txt"
+    good.write_text("a cat\nein Bär 🐻\n\n", encoding="utf-8")
+    assert command_line.read_prompts(str(good)) == ["a cat", "ein Bär 🐻"]
+    gap.write_text("a cat\n\na dog\n")
+    with pytest.raises(UserError, match="line 2"):
+        command_line.read_prompts(str(gap))
+    with pytest.raises(UserError, match="missing.txt"):
+        command_line.read_prompts(str(tmp_path / "missing.txt"))
