@@ -33,7 +33,8 @@ def write_report(figures: Mapping[str, Any], grids: Mapping[str, Sequence], path
             "alignment": {row name: result of `alignment` or `chance`}, one table row each, in order;
             "bits_per_dim": {row name: {"mean", "stderr", and the bound's terms "prior", "reconstruction",
                 "diffusion"}}, one line each;
-            every other number or text becomes a line "name  value" (underscores become spaces).
+            every other number or text becomes a line "name  value" (underscores become spaces), and every other
+            mapping of them one line each, "name, key  value".
         grids: {heading: (images [N, H, W, 3], captions) or (images, captions, correct)}, drawn in order.
         path: where the PNG goes.
     """
@@ -118,11 +119,21 @@ def _facts(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = []
     for name, bound in figures.get("bits_per_dim", {}).items():
         terms = ", ".join(f"{term} {bound[term]:.4g}" for term in TERMS if term in bound)
-        text = f"{bound['mean']:.3f}" + (f" ± {bound['stderr']:.3f}" if "stderr" in bound else "")
+        error = bound.get("stderr", np.nan)  # of a single image it is not a number
+        text = f"{bound['mean']:.3f}" + (f" ± {error:.3f}" if np.isfinite(error) else "")
         facts.append((f"bits per dim, {name}", text + (f"   ({terms})" if terms else "")))
     for name, value in figures.items():
-        if name == "title" or not isinstance(value, str | int | float | np.number):
+        if name in ("title", "alignment", "bits_per_dim"):
             continue
-        text = value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-        facts.append((name.replace("_", " "), str(text)))
+        entries = value if isinstance(value, Mapping) else {"": value}
+        for key, entry in entries.items():
+            if isinstance(entry, str | int | float | np.number):
+                facts.append((name.replace("_", " ") + (f", {key}" if key else ""), _number(entry)))
     return facts
+
+
+def _number(value: str | int | float) -> str:
+    """ "7.123", "3,800,000" or the text itself."""
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

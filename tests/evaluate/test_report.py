@@ -90,9 +90,9 @@ def test_report_is_one_picture(tmp_path):
 
 
 def test_report_names_every_plain_figure():
-    figures = dict(title="t", samples_per_second=7.123456, parameters=3_800_000, sampler="ddim")
+    figures = dict(title="t", samples_per_second={"on": 7.123456}, parameters=3_800_000, sampler="ddim")
     facts = dict(report._facts(figures))
-    assert facts == {"samples per second": "7.123", "parameters": "3,800,000", "sampler": "ddim"}
+    assert facts == {"samples per second, on": "7.123", "parameters": "3,800,000", "sampler": "ddim"}
 
 
 def test_json_takes_array_scalars_and_stays_strict(tmp_path):
