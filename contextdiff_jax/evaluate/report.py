@@ -33,15 +33,15 @@ def write_report(figures: Mapping[str, Any], grids: Mapping[str, Sequence], path
             "alignment": {row name: result of `alignment` or `chance`}, one table row each, in order;
             "bits_per_dim": {row name: {"mean", "stderr", and the bound's terms "prior", "reconstruction",
                 "diffusion"}}, one line each;
-            every other number or text becomes a line "name  value" (underscores become spaces), and every other
-            mapping of them one line each, "name, key  value".
+            every other number or text becomes a line "name  value" (underscores become spaces), and every
+            other mapping of them one line each, "name, key  value".
         grids: {heading: (images [N, H, W, 3], captions) or (images, captions, correct)}, drawn in order.
         path: where the PNG goes.
     """
     blocks = []
     for heading, (images, captions, *correct) in grids.items():
         grid = draw_grid(images, captions, correct=correct[0] if correct else None)
-        blocks += [_heading(heading, grid.width), grid]
+        blocks += [_heading(heading, "green: recognised, red: not" if correct else "", grid.width), grid]
     width = max([MIN_WIDTH, *(block.width for block in blocks)])
     blocks = [_draw_figures(figures, width), *blocks]
     sheet = Image.new("RGB", (width, sum(block.height for block in blocks) + PAD), PAPER)
@@ -53,10 +53,12 @@ def write_report(figures: Mapping[str, Any], grids: Mapping[str, Sequence], path
         sheet.save(temporary, format="PNG")
 
 
-def _heading(text: str, width: int) -> Image.Image:
-    """A line of text over a grid."""
+def _heading(text: str, legend: str, width: int) -> Image.Image:
+    """A line of text over a grid, its legend at the right end."""
     strip = Image.new("RGB", (width, 36), PAPER)
-    ImageDraw.Draw(strip).text((PAD, 10), text, INK, ImageFont.load_default(size=18))
+    draw = ImageDraw.Draw(strip)
+    draw.text((PAD, 30), text, INK, ImageFont.load_default(size=18), anchor="ls")
+    draw.text((width - PAD, 30), legend, FAINT, ImageFont.load_default(size=14), anchor="rs")
     return strip
 
 
