@@ -1,0 +1,78 @@
+"""Charts: the coordinates in which every sampler is written.
+
+In y_t = x_t - b_t the contextual process is an ordinary Gaussian diffusion. Samplers step in y and never mention the
+adapter; a chart carries x in and out. The shift is anchored anew at every network call, at the current x0_hat: carrying y
+over several steps with an old one drifts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from contextdiff_jax.types import Array
+
+Denoiser = Callable[[Array, Array], Array]  # f(x, t) -> x0_hat
+Shift = Callable[[Array, Array], Array]  # b(x0, t) -> b_t
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A denoiser and the shift of its process.
+
+    Attributes:
+        f: (x_t [B, ...], t) -> x0_hat [B, ...].
+        b: (x0 [B, ...], t) -> b_t [B, ...], or None for plain diffusion. If it has `pair(x0, t, s) -> (b_t, b_s)`, that
+            is used wherever both are needed, so that x0 is encoded once.
+    """
+
+    f: Denoiser
+    b: Shift | None = None
+
+    def predict(self, x: Array, t: Array) -> tuple[Array, Array]:
+        """(y, x0_hat) with x0_hat = f(x, t), y = x - b_t(x0_hat)."""
+        x0_hat = self.f(x, t)
+        return (x if self.b is None else x - self.b(x0_hat, t)), x0_hat
+
+    def commit(self, y: Array, x0_hat: Array, s: Array) -> Array:
+        """x = y + b_s(x0_hat)."""
+        return y if self.b is None else y + self.b(x0_hat, s)
+
+    def carry(self, x: Array, x0_hat: Array, t: Array, s: Array, update: Callable[[Array], Array]) -> Array:
+        """x at s from x at t through update(y_t) -> y_s, with the shifts of a given x0_hat."""
+        b_t, b_s = pair(self.b, x0_hat, t, s)
+        return update(x - b_t) + b_s
+
+    def move(
+        self, x: Array, t: Array, s: Array, update: Callable[[Array, Array], Array]
+    ) -> tuple[Array, Array]:
+        """One sampling step from t to s.
+
+        Args:
+            x: sample at t, [B, ...].
+            t: from, int32 [B] or scalar.
+            s: to, likewise.
+            update: (y_t, x0_hat) -> y_s, the plain sampler's step.
+
+        Returns:
+            x at s, and x0_hat = f(x, t).
+        """
+        x0_hat = self.f(x, t)
+        return self.carry(x, x0_hat, t, s, lambda y: update(y, x0_hat)), x0_hat
+
+
+def plain(f: Denoiser) -> Chart:
+    """Ordinary diffusion: y = x."""
+    return Chart(f)
+
+
+def contextual(f: Denoiser, b: Shift) -> Chart:
+    """Contextual diffusion: y = x - b_t(x0_hat)."""
+    return Chart(f, b)
+
+
+def pair(b: Shift | None, x0: Array, t: Array, s: Array) -> tuple[Array, Array]:
+    """(b_t, b_s) of one x0; zeros without a shift."""
+    if b is None:
+        return jnp.zeros_like(x0), jnp.zeros_like(x0)
+    return b.pair(x0, t, s) if hasattr(b, "pair") else (b(x0, t), b(x0, s))

@@ -1,0 +1,165 @@
+"""Noise schedules and the shift's weight k_t.
+
+Time is an integer t in 0..T; index 0 is clean data, so alpha_bar_0 = 1 and k_0 = 0. Tables are computed in double
+precision and stored in JAX's default float. Everything else is formed from differences such as alpha_bar_s - alpha_bar_t
+and 1 - alpha_bar_t, which float subtraction gets right, so float32 describes one consistent process.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.types import Array
+
+LINEAR_BETAS = (1e-4, 2e-2)  # Ho et al. 2020
+SCALED_LINEAR_BETAS = (0.00085, 0.012)  # Rombach et al. 2022; Table 8
+
+
+@flax.struct.dataclass
+class Schedule:
+    """A variance-preserving process.
+
+    Attributes:
+        alpha_bar: signal power left at t, [T+1], from 1 strictly down to 0 or more.
+        k: weight of the shift, k_t = sqrt(alpha_bar_t) (1 - sqrt(alpha_bar_t)), [T+1].
+    """
+
+    alpha_bar: Array
+    k: Array
+
+    @property
+    def num_timesteps(self) -> int:
+        """T."""
+        return self.alpha_bar.shape[0] - 1
+
+    def alpha_t(self, t: Array) -> Array:
+        """alpha_bar_t / alpha_bar_{t-1}, shaped like t; 1 at t = 0."""
+        t = index(self, t)
+        return self.alpha_bar[t] / self.alpha_bar[jnp.maximum(t - 1, 0)]
+
+    def beta_t(self, t: Array) -> Array:
+        """1 - alpha_t, shaped like t, without cancellation; 0 at t = 0."""
+        t = index(self, t)
+        ab_prev = self.alpha_bar[jnp.maximum(t - 1, 0)]
+        return (ab_prev - self.alpha_bar[t]) / ab_prev
+
+    def snr(self, t: Array) -> Array:
+        """Signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t), shaped like t; infinite at t = 0."""
+        ab_t = self.alpha_bar[index(self, t)]
+        return ab_t / (1.0 - ab_t)
+
+
+def cosine(T: int, offset: float = 0.008, max_beta: float = 0.999) -> Schedule:
+    """Nichol and Dhariwal 2021: alpha_bar_t = cos^2(pi/2 (t/T + offset) / (1 + offset)), each beta_t capped."""
+    _check_T(T)
+    if offset < 0:
+        raise UserError(f"offset={offset} of the cosine schedule is negative; use 0 or more, e.g. 0.008")
+    if not 0 < max_beta < 1:
+        raise UserError(f"max_beta={max_beta} of the cosine schedule must lie strictly between 0 and 1")
+    signal = np.cos((np.arange(T + 1) / T + offset) / (1 + offset) * np.pi / 2) ** 2
+    return _from_betas(np.minimum(1 - signal[1:] / signal[:-1], max_beta))
+
+
+def linear(T: int, beta_start: float = LINEAR_BETAS[0], beta_end: float = LINEAR_BETAS[1]) -> Schedule:
+    """beta_t linear in t."""
+    _check_betas(T, beta_start, beta_end)
+    return _from_betas(np.linspace(beta_start, beta_end, T))
+
+
+def scaled_linear(
+    T: int, beta_start: float = SCALED_LINEAR_BETAS[0], beta_end: float = SCALED_LINEAR_BETAS[1]
+) -> Schedule:
+    """sqrt(beta_t) linear in t: what the latent-diffusion codebase calls "linear"."""
+    _check_betas(T, beta_start, beta_end)
+    return _from_betas(np.linspace(beta_start**0.5, beta_end**0.5, T) ** 2)
+
+
+def zero_terminal_snr(s: Schedule) -> Schedule:
+    """Lin et al. 2024, Algorithm 1: the same schedule with alpha_bar_T = 0 exactly and alpha_bar_1 kept."""
+    root = np.sqrt(np.asarray(s.alpha_bar, np.float64))
+    first, last = root[1], root[-1]
+    if s.num_timesteps > 1:
+        root[1:] = (root[1:] - last) * (first / (first - last))
+    root[-1] = 0.0
+    return _from_alpha_bar(root**2)
+
+
+def from_config(config: ConfigDict) -> Schedule:
+    """The schedule of a config's `process` section.
+
+    Args:
+        config: schedule (cosine, linear, scaled_linear), num_timesteps, beta_start, beta_end, zero_terminal_snr.
+    """
+    builders = {
+        "cosine": lambda: cosine(config.num_timesteps),
+        "linear": lambda: linear(config.num_timesteps, config.beta_start, config.beta_end),
+        "scaled_linear": lambda: scaled_linear(config.num_timesteps, config.beta_start, config.beta_end),
+    }
+    if config.schedule not in builders:
+        raise UserError(f"schedule {config.schedule!r} is unknown; accepted: {', '.join(builders)}")
+    s = builders[config.schedule]()
+    return zero_terminal_snr(s) if config.zero_terminal_snr else s
+
+
+def index(s: Schedule, t: Array, lowest: int = 0) -> Array:
+    """t as an integer array; where its value is known already (not traced), it must lie in lowest..T.
+
+    Raises:
+        UserError: t is not an integer, or out of range.
+    """
+    if not jnp.issubdtype(jnp.result_type(t), jnp.integer):
+        raise UserError(f"timestep has type {jnp.result_type(t)}; pass integers, {lowest} to {s.num_timesteps}")
+    if not isinstance(t, jax.core.Tracer):
+        values = np.asarray(t)
+        if values.size and not (lowest <= values.min() and values.max() <= s.num_timesteps):
+            raise UserError(
+                f"timestep {values.min()} to {values.max()} is out of range; accepted: {lowest} to {s.num_timesteps}"
+            )
+    return jnp.asarray(t)
+
+
+def gather(values: Array, t: Array, like: Array) -> Array:
+    """values[t] with trailing axes added so that it broadcasts against `like`.
+
+    Args:
+        values: a table over time, [T+1].
+        t: integer [B] or scalar.
+        like: array of any rank whose first axis is the batch.
+
+    Returns:
+        [B, 1, ..., 1], or [] for a scalar t.
+    """
+    shape, batch = jnp.shape(t), jnp.shape(like)[:1]
+    if len(shape) > 1 or (shape and not batch) or (shape and 1 not in (*shape, *batch) and shape != batch):
+        raise UserError(f"timestep of shape {shape} does not match data of shape {jnp.shape(like)}; use [B] or a scalar")
+    return values[t].reshape(shape + (1,) * (jnp.ndim(like) - 1) if shape else ())
+
+
+def _check_T(T: int) -> None:
+    if isinstance(T, bool) or not isinstance(T, int | np.integer) or T < 1:
+        raise UserError(f"number of timesteps T={T!r} must be an integer of 1 or more, e.g. 1000")
+
+
+def _check_betas(T: int, beta_start: float, beta_end: float) -> None:
+    _check_T(T)
+    if not 0 < beta_start <= beta_end < 1:
+        raise UserError(f"beta_start={beta_start}, beta_end={beta_end}: need 0 < beta_start <= beta_end < 1")
+
+
+def _from_betas(beta: np.ndarray) -> Schedule:
+    return _from_alpha_bar(np.concatenate([[1.0], np.cumprod(1.0 - beta)]))
+
+
+def _from_alpha_bar(alpha_bar: np.ndarray) -> Schedule:
+    """Casts to the default float and refuses a table that this precision cannot tell apart."""
+    dtype = jax.dtypes.canonicalize_dtype(np.float64)
+    stored = alpha_bar.astype(dtype)
+    stored[stored < np.finfo(dtype).tiny] = 0.0  # XLA flushes subnormal numbers
+    if not np.all(np.diff(stored) < 0):
+        t = 1 + int(np.argmax(np.diff(stored) >= 0))
+        raise UserError(f"alpha_bar stops falling at t={t} of {len(stored) - 1} in {dtype.name}; use another T or betas")
+    k = np.sqrt(alpha_bar) * (1.0 - np.sqrt(alpha_bar))
+    return Schedule(alpha_bar=jnp.asarray(stored), k=jnp.asarray(k.astype(dtype)))

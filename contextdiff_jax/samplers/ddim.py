@@ -1,0 +1,87 @@
+"""DDIM (Song et al. 2021) and its inversion, in any chart: Eqs. 11 and 18."""
+
+import jax
+import jax.numpy as jnp
+
+from contextdiff_jax.process.chart import Chart
+from contextdiff_jax.process.forward import check_eta, ddim_posterior, effective_noise
+from contextdiff_jax.process.schedule import Schedule, gather
+from contextdiff_jax.samplers.loop import run, timesteps
+from contextdiff_jax.types import Array
+
+
+def ddim(
+    chart: Chart,
+    s: Schedule,
+    key: Array,
+    x_T: Array,
+    num_steps: int,
+    eta: float = 0.0,
+    *,
+    spacing: str = "uniform",
+    steps_offset: int = 0,
+) -> Array:
+    """Samples x0 [B, ...] from x_T by Eq. 18 with x0_hat in the place of x0.
+
+    Args:
+        chart: `chart.plain(f)` or `chart.contextual(f, b)`.
+        s: schedule.
+        key: for the noise; without influence at eta = 0.
+        x_T: standard normal noise [B, ...].
+        num_steps: network evaluations, 1..T.
+        eta: 0 is deterministic, 1 the ancestral sampler.
+        spacing: uniform, trailing or leading; see `samplers.timesteps`.
+        steps_offset: of leading spacing.
+
+    Raises:
+        UserError: num_steps, eta or spacing out of range.
+    """
+    check_eta(eta)
+    grid = timesteps(s.num_timesteps, num_steps, spacing, steps_offset=steps_offset)
+
+    def step(x, memory, t, s_index, key):
+        update = lambda y, x0_hat: ddim_posterior(s, y, x0_hat, 0.0, 0.0, t, s_index, eta).sample(key)
+        x, _ = chart.move(x, t, s_index, update)
+        return x, memory
+
+    return run(step, key, x_T, grid, s)
+
+
+def ddim_invert(
+    chart: Chart, s: Schedule, x0: Array, num_steps: int, *, spacing: str = "uniform", steps_offset: int = 0
+) -> Array:
+    """The deterministic trajectory from x0 up to x_T; without a shift, diffusers' inverse DDIM.
+
+    A step from s up to t shows the network x_s but the target time t, which keeps t = 0, where 1 - alpha_bar = 0, out of
+    every denominator.
+
+    Args:
+        chart: as for `ddim`.
+        s: schedule.
+        x0: data [B, ...].
+        num_steps: network evaluations, 1..T.
+        spacing: as for `ddim`, whose times it visits in reverse.
+        steps_offset: of leading spacing.
+
+    Returns:
+        [num_steps + 1, B, ...], x0 first.
+    """
+    grid = timesteps(s.num_timesteps, num_steps, spacing, steps_offset=steps_offset)[::-1].copy()
+    x0 = jnp.asarray(x0, jnp.result_type(x0, s.alpha_bar))
+
+    def body(x, times):
+        s_index, t = (jnp.full(x.shape[:1], i) for i in times)
+        x0_hat = chart.f(x, t)
+        new = chart.carry(x, x0_hat, s_index, t, lambda y: _ascend(s, y, x0_hat, s_index, t)).astype(x.dtype)
+        return new, new
+
+    _, trajectory = jax.lax.scan(body, x0, (jnp.asarray(grid[:-1]), jnp.asarray(grid[1:])))
+    return jnp.concatenate([x0[None], trajectory])
+
+
+def _ascend(s: Schedule, y_s: Array, x0_hat: Array, s_index: Array, t: Array) -> Array:
+    """y_t from y_s, t > s."""
+    ab_s, ab_t = gather(s.alpha_bar, s_index, y_s), gather(s.alpha_bar, t, y_s)
+    eps_hat = effective_noise(s, y_s, x0_hat, t)
+    x0 = (y_s - jnp.sqrt(1.0 - ab_s) * eps_hat) / jnp.sqrt(ab_s)
+    return jnp.sqrt(ab_t) * x0 + jnp.sqrt(1.0 - ab_t) * eps_hat
