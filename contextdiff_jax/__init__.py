@@ -1,0 +1,40 @@
+"""Contextualized diffusion models (ContextDiff, ICLR 2024) in JAX.
+
+    import contextdiff_jax as cdx
+
+The stable names: `schedule`, `forward`, `chart`, `samplers`, `losses`, `guidance`, `evaluate`, `Pipeline`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from contextdiff_jax import evaluate, guidance, losses, samplers
+    from contextdiff_jax.pipeline import Pipeline
+    from contextdiff_jax.process import chart, forward, schedule
+
+_PLACES = {
+    "chart": "contextdiff_jax.process.chart",
+    "evaluate": "contextdiff_jax.evaluate",
+    "forward": "contextdiff_jax.process.forward",
+    "guidance": "contextdiff_jax.guidance",
+    "losses": "contextdiff_jax.losses",
+    "samplers": "contextdiff_jax.samplers",
+    "schedule": "contextdiff_jax.process.schedule",
+}
+__all__ = ["Pipeline", "chart", "evaluate", "forward", "guidance", "losses", "samplers", "schedule"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports each part when it is first asked for, so that a command line error costs no second of start-up."""
+    if name == "Pipeline":
+        return importlib.import_module("contextdiff_jax.pipeline").Pipeline
+    if name in _PLACES:
+        return importlib.import_module(_PLACES[name])
+    raise AttributeError(f"module 'contextdiff_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__ + ["__version__"])
