@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from contextdiff_jax.data import scenes
+from contextdiff_jax.data import checks, scenes
 from contextdiff_jax.data.vocabulary import SPLITS, Vocabulary, captions, presets_of, vocabulary
-from contextdiff_jax.errors import UserError
 
 __all__ = ["OpenMojiSource", "Vocabulary", "captions", "vocabulary"]
 
@@ -18,18 +17,19 @@ _LENGTHS = {
     "single": {"train": 400_000, "val": 4_000, "test": 4_000, "unseen": 4_000, "recogniser": 400_000},
     "pairs": {"train": 400_000, "val": 4_000, "test": 4_000, "unseen": 4_000, "recogniser": 400_000},
 }
-MIN_IMAGE_SIZE = 8
 
 
 class OpenMojiSource:
-    """Random-access scenes: record i depends on (preset, split, seed, i) only, in any process and at any size.
+    """Random-access scenes: record i depends on preset, split, seed and i only, in any process and at any
+    size.
 
-    A mixture ("demo+pairs") takes its presets in turn and is as long as its longest preset times their number.
+    A mixture ("demo+pairs") takes its presets in turn; its length is that of the longest times their number.
 
     Args:
-        preset: demo (12 objects), single (every named emoji), pairs (two objects and a relation), or several joined by "+".
-        split: train, val, test, or unseen: the held-out combinations of object and background; recogniser: every
-            combination, for the network that judges the others.
+        preset: demo (12 objects), single (every named emoji), pairs (two objects and a relation), or several
+            joined by "+".
+        split: train, val, test, or unseen: the held-out combinations of object and background; recogniser:
+            every combination, for the network that judges the others.
         image_size: side in pixels, 8 at least; 16 or more keep the objects recognisable.
         seed: another seed gives other scenes of the same split, never scenes of another split.
 
@@ -39,11 +39,9 @@ class OpenMojiSource:
 
     def __init__(self, preset: str, split: str, image_size: int, seed: int = 0):
         self.presets = presets_of(preset)
-        if split not in SPLITS:
-            raise UserError(f"data split {split!r} is unknown for openmoji; accepted: {', '.join(SPLITS)}")
-        if int(image_size) != image_size or image_size < MIN_IMAGE_SIZE:
-            raise UserError(f"data.image_size: {image_size} is too small; accepted: whole numbers from {MIN_IMAGE_SIZE}")
-        self.split, self.image_size, self.seed = split, int(image_size), int(seed)
+        self.split = checks.split(split, SPLITS, "openmoji")
+        self.image_size = checks.image_size(image_size)
+        self.seed = int(seed)
         self.vocabulary = vocabulary(preset)
         self._vocabularies = tuple(vocabulary(part) for part in self.presets)
         self._lengths = tuple(_LENGTHS[part][split] for part in self.presets)
@@ -52,7 +50,8 @@ class OpenMojiSource:
         return len(self.presets) * max(self._lengths)
 
     def __repr__(self) -> str:
-        return f"OpenMojiSource({'+'.join(self.presets)!r}, {self.split!r}, {self.image_size}, seed={self.seed})"
+        preset = "+".join(self.presets)
+        return f"OpenMojiSource({preset!r}, {self.split!r}, {self.image_size}, seed={self.seed})"
 
     def scene(self, index: int) -> scenes.Scene:
         """Record `index` as integers, before drawing."""
@@ -67,8 +66,8 @@ class OpenMojiSource:
 
         Returns:
             image uint8 [H, W, 3]; caption str; index int; object, background int (the first object's);
-            objects int32 [2], -1 where there is only one; boxes float32 [2, 4] xyxy in 0..1 of the side, zero where
-            there is only one; relation int into RELATIONS, -1 for one object alone.
+            objects int32 [2], -1 where there is only one; boxes float32 [2, 4] xyxy in 0..1 of the side, zero
+            where there is only one; relation int into RELATIONS, -1 for one object alone.
         """
         scene = self.scene(index)
         objects = np.full(scenes.MAX_OBJECTS, -1, np.int32)

@@ -1,7 +1,7 @@
 """From a random-access source to an iterator of this process's batches, by Grain.
 
-Batches are formed of record *indices*; reading follows. So the global batch of step i does not depend on the number of
-processes, skipping ahead reads nothing, and an iterator's state is one step number.
+Batches are formed of record *indices*; reading follows. So the global batch of step i does not depend on the
+number of processes, skipping ahead reads nothing, and an iterator's state is one step number.
 """
 
 import hashlib
@@ -59,27 +59,30 @@ def build(
 ) -> grain.DatasetIterator:
     """This process's rows of every global batch, as a checkpointable iterator (`get_state`, `set_state`).
 
-    Process p of P holds the contiguous rows [p * B / P, (p + 1) * B / P) of each global batch of B. Every epoch is
-    shuffled anew. Without `repeat` every record comes once and the last batch may be short.
+    Process p of P holds the contiguous rows [p * B / P, (p + 1) * B / P) of each global batch of B. Every
+    epoch is shuffled anew. Without `repeat` every record comes once and the last batch may be short.
 
     Args:
         cfg_data: the config's `data` section.
-        split: train, val, test (or unseen, openmoji only).
+        split: train or val; openmoji also has test, unseen and recogniser.
         batch_size: B, of all processes together; divisible by process_count.
         seed: of the order of records (and of flips); the records' own seed is cfg_data.seed.
         tokenize: n captions -> {"tokens": int32 [n, L], "token_mask": bool [n, L]}.
 
     Returns:
-        Iterator of numpy dicts: image float32 [b, H, W, 3] in [-1, 1], tokens, token_mask, index int32 [b], and for openmoji
-        object, background int32 [b].
+        Iterator of numpy dicts: image float32 [b, H, W, 3] in [-1, 1], tokens, token_mask, index int32 [b],
+        and for openmoji object, background int32 [b].
 
     Raises:
         UserError: bad batch size, or what `source` raises.
     """
     if batch_size < 1 or batch_size % process_count:
         raise UserError(
-            f"data.batch_size: {batch_size} must be a positive multiple of the number of processes, {process_count}"
+            f"data.batch_size: {batch_size} is no positive multiple of the {process_count} processes"
         )
+    for name in ("num_threads", "prefetch"):
+        if cfg_data[name] < 0:
+            raise UserError(f"data.{name}: {cfg_data[name]} is negative; accepted: whole numbers from 0")
     records = source(cfg_data, split)
     flip = cfg_data.horizontal_flip and split == "train"
 

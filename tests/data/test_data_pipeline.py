@@ -1,0 +1,176 @@
+import json
+import time
+
+import chex
+import numpy as np
+import PIL.Image
+import pytest
+from data_helpers import config, tokenize
+
+from contextdiff_jax import data
+from contextdiff_jax.data.pipeline import collate
+from contextdiff_jax.errors import UserError
+
+
+def _build(section=None, split="train", batch_size=8, seed=3, process=(0, 1), **options):
+    return data.build(
+        section or config(),
+        split,
+        batch_size=batch_size,
+        seed=seed,
+        process_index=process[0],
+        process_count=process[1],
+        tokenize=tokenize,
+        **options,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten images whose left half is darker; number 3 is told by its level."""
+    for i in range(10):
+        pixels = np.full((16, 16, 3), 20 * i + 20, np.uint8)
+        pixels[:, :8] //= 2
+        PIL.Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    lines = [json.dumps({"file_name": f"{i}.png", "text": f"image {i}"}) for i in range(10)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    return str(tmp_path)
+
+
+def test_batch_shapes_and_range():
+    batch = next(_build())
+    chex.assert_shape(batch["image"], (8, 16, 16, 3))
+    chex.assert_shape([batch["tokens"], batch["token_mask"]], (8, 8))
+    chex.assert_shape([batch["index"], batch["object"], batch["background"]], (8,))
+    assert batch["image"].dtype == np.float32 and batch["index"].dtype == np.int32
+    assert -1 <= batch["image"].min() < -0.5 and 0.5 < batch["image"].max() <= 1
+
+
+def test_batch_is_the_source_s_records():
+    batch, source = next(_build()), data.source(config(), "train")
+    for row, index in enumerate(batch["index"]):
+        record = source[int(index)]
+        np.testing.assert_array_equal(batch["image"][row], record["image"].astype(np.float32) / 127.5 - 1)
+        np.testing.assert_array_equal(batch["tokens"][row], tokenize([record["caption"]])["tokens"][0])
+        assert batch["object"][row] == record["object"] and batch["background"][row] == record["background"]
+
+
+def test_black_and_white_are_exactly_minus_one_and_one():
+    record = {"image": np.array([[[0, 255, 127]]], np.uint8), "caption": "a", "index": 0}
+    image = collate([record], tokenize)["image"]
+    assert image[0, 0, 0, 0] == -1 and image[0, 0, 0, 1] == 1 and image.dtype == np.float32
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("flip", [False, True])
+def test_global_batch_is_the_same_for_any_number_of_processes(count, flip, folder):
+    section = config(source="folder", path=folder, horizontal_flip=True) if flip else config()
+    one = _build(section)
+    several = [_build(section, process=(p, count)) for p in range(count)]
+    for _ in range(4):
+        parts = [next(iterator) for iterator in several]
+        assert all(len(part["index"]) == 8 // count for part in parts)
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        chex.assert_trees_all_equal(joined, next(one))
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_state_restores_bitwise(threads):
+    iterator = _build(config(num_threads=threads, prefetch=4))
+    for _ in range(5):
+        next(iterator)
+    state = iterator.get_state()
+    expected = [next(iterator) for _ in range(3)]
+    assert json.loads(json.dumps(state)) == state
+    other = _build(config(num_threads=2, prefetch=1))
+    next(other)
+    other.set_state(state)
+    chex.assert_trees_all_equal([next(other) for _ in range(3)], expected)
+
+
+def test_going_ahead_costs_nothing(monkeypatch):
+    reads = []
+    original = data.OpenMojiSource.__getitem__
+    monkeypatch.setattr(data.OpenMojiSource, "__getitem__", lambda s, i: reads.append(i) or original(s, i))
+    iterator = _build(config(num_threads=0))
+    next(iterator)
+    state = iterator.get_state()
+    state["next_index"] = 10**9
+    reads.clear()
+    start = time.perf_counter()
+    iterator.set_state(state)
+    next(iterator)
+    assert len(reads) == 8 and time.perf_counter() - start < 1
+
+
+def test_every_epoch_has_every_record_once_in_a_new_order(folder):
+    iterator = _build(config(source="folder", path=folder), batch_size=5)
+    epochs = [np.concatenate([next(iterator)["index"] for _ in range(2)]) for _ in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(10))
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_batches_run_across_epochs(folder):
+    iterator = _build(config(source="folder", path=folder), batch_size=4)
+    stream = np.concatenate([next(iterator)["index"] for _ in range(5)])
+    assert sorted(stream[:10]) == sorted(stream[10:]) == list(range(10))
+
+
+def test_a_batch_may_be_larger_than_the_data_set(folder):
+    batch = next(_build(config(source="folder", path=folder), batch_size=30))
+    assert sorted(batch["index"]) == sorted(list(range(10)) * 3)
+
+
+def test_without_repeat_every_record_comes_once_in_order(folder):
+    batches = list(_build(config(source="folder", path=folder), batch_size=4, repeat=False, shuffle=False))
+    assert [len(batch["index"]) for batch in batches] == [4, 4, 2]
+    assert np.concatenate([batch["index"] for batch in batches]).tolist() == list(range(10))
+
+
+def test_order_depends_on_the_seed():
+    a, b, c = (next(_build(seed=seed))["index"].tolist() for seed in (0, 0, 1))
+    assert a == b != c
+
+
+def test_flips_are_half_of_the_training_images_only(folder):
+    section = config(source="folder", path=folder, horizontal_flip=True)
+    iterator = _build(section, batch_size=50)
+    source = data.source(section, "train")
+    flipped = []
+    for _ in range(4):
+        batch = next(iterator)
+        for image, index in zip(batch["image"], batch["index"], strict=True):
+            plain = collate([source[int(index)]], tokenize)["image"][0]
+            is_flipped = not np.array_equal(image, plain)
+            np.testing.assert_array_equal(image[:, ::-1] if is_flipped else image, plain)
+            flipped.append(is_flipped)
+    assert 60 < sum(flipped) < 140
+    plain = next(_build(config(source="folder", path=folder), batch_size=50))
+    assert not np.array_equal(plain["image"], next(_build(section, batch_size=50))["image"])
+
+
+def test_mixture_through_the_pipeline():
+    batch = next(_build(config(preset="demo+single+pairs"), batch_size=32))
+    assert set(batch) == {"image", "tokens", "token_mask", "index", "object", "background"}
+    assert (batch["object"] >= 12).any() and set(batch["index"] % 3) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    "changes, options, message",
+    [
+        ({"source": "web"}, {}, "data.source: 'web' is unknown; accepted: openmoji, folder"),
+        ({"preset": "demos"}, {}, "data.preset: 'demos'"),
+        ({}, {"split": "dev"}, "split 'dev'"),
+        ({}, {"batch_size": 9, "process": (0, 2)}, "data.batch_size: 9"),
+        ({}, {"batch_size": 0}, "data.batch_size: 0"),
+        ({"image_size": 7}, {}, "data.image_size: 7"),
+        ({"num_threads": -1}, {}, "data.num_threads: -1"),
+        ({"horizontal_flip": True}, {}, "data.horizontal_flip"),
+        ({"source": "folder"}, {}, "data.path: is empty"),
+    ],
+)
+def test_bad_values(changes, options, message):
+    with pytest.raises(UserError, match=message) as caught:
+        _build(config(**changes), **options)
+    assert "\n" not in str(caught.value)
