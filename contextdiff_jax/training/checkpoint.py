@@ -1,0 +1,379 @@
+"""Checkpoints: saved in the background, verified on restore, damaged ones set aside.
+
+    <workdir>/config.json                   the config of the run
+    <workdir>/checkpoints/<step>/           params, ema, optimizer (arrays); data, config, fingerprints (JSON);
+                                            checksums.json
+    <workdir>/checkpoints/<step>.damaged-0/ set aside, never deleted
+"""
+
+import json
+import re
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from contextdiff_jax import config as config_lib
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import write_json
+from contextdiff_jax.training import distributed, integrity
+from contextdiff_jax.types import Params, TrainState
+
+# What may differ between a saved run and its continuation: it does not reach the trained parameters.
+MAY_DIFFER = ("sample.", "eval.", "train.log_every", "train.preview_every")
+ARRAYS = ("params", "ema", "optimizer")
+_DAMAGED = -2
+
+
+def folder_of(workdir: str | Path) -> Path:
+    """Where the checkpoints of a run are."""
+    return Path(workdir).absolute() / "checkpoints"
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Committed steps, newest first; half-written and set-aside ones have other names."""
+    if not folder.is_dir():
+        return []
+    return sorted((int(p.name) for p in folder.iterdir() if re.fullmatch(r"\d+", p.name)), reverse=True)
+
+
+# The config of a run.
+
+
+def check_same_run(saved: Any, now: ConfigDict, where: str | Path) -> None:
+    """Raises UserError with "key: saved X, now Y" for every key that makes `now` another run."""
+    lines = config_lib.differences(ConfigDict(saved), now, MAY_DIFFER)
+    if lines:
+        raise UserError(
+            f"{where} holds a run with another config ({'; '.join(lines)}); "
+            "take another --workdir, undo the change, or allow it with --allow_config_change"
+        )
+
+
+def check_workdir(workdir: str | Path, config: ConfigDict, *, allow_config_change: bool = False) -> None:
+    """Raises UserError if `workdir` holds a run with another config; writes nothing."""
+    path = Path(workdir) / "config.json"
+    if Path(workdir).exists() and not Path(workdir).is_dir():
+        raise UserError(f"workdir {str(workdir)!r} is a file; give a folder")
+    if path.exists() and not allow_config_change:
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is not JSON ({error}); delete it to take the config of the command line") from error
+        check_same_run(saved, config, workdir)
+
+
+class Checkpoints:
+    """Saves and restores the checkpoints of one run; every process has one and calls it at the same steps."""
+
+    def __init__(self, workdir: str | Path, config: ConfigDict):
+        self.folder = folder_of(workdir)
+        self._config = json.loads(json.dumps(config.to_dict()))
+        self._train = config.train
+        self._manager: ocp.CheckpointManager | None = None
+        self._hashing: threading.Thread | None = None
+        self._in_flight: int | None = None
+        self.failure = ""  # why the last save failed, if it did
+
+    # Restore.
+
+    def restore(self, abstract: TrainState, iterator: Any) -> TrainState | None:
+        """The newest intact state, with the iterator moved to where it was; None where there is none yet.
+
+        Args:
+            abstract: shapes and shardings of the state.
+            iterator: this process's data iterator.
+
+        Raises:
+            UserError: there are checkpoints and all are damaged, or an intact one does not fit the model.
+        """
+        damaged: dict[int, str] = {}
+        while (step := distributed.agree(self._next_candidate(damaged))) >= 0:
+            state, problem = self._try(step, abstract, iterator)
+            if state is not None:
+                self._set_aside(damaged, step)
+                return state
+            damaged[step] = problem
+        if step == _DAMAGED:
+            listed = "; ".join(f"{s}: {why}" for s, why in damaged.items()) or "see the messages of process 0"
+            raise UserError(
+                f"all checkpoints in {self.folder} are damaged ({listed}); nothing was changed; "
+                "restore one from a copy, or take another --workdir to start anew"
+            )
+        return None
+
+    def _next_candidate(self, damaged: dict[int, str]) -> int:
+        """The newest step whose files are not known to be damaged; -1: no checkpoints; -2: all are damaged."""
+        if not distributed.is_primary():
+            return -1
+        steps = steps_in(self.folder)
+        for step in steps:
+            problem = damaged.get(step) or integrity.find_damage(self.folder / str(step))
+            if problem is None:
+                return step
+            damaged[step] = problem
+        return _DAMAGED if steps else -1
+
+    def _try(self, step: int, abstract: TrainState, iterator: Any) -> tuple[TrainState | None, str]:
+        """The state of a step, or None and why it is damaged."""
+        directory = self.folder / str(step)
+        try:
+            loaded = read(directory, abstract_items(abstract))
+            optimizer = loaded["optimizer"]
+            state = TrainState(optimizer["step"], loaded["params"], loaded["ema"], optimizer["opt_state"])
+            problem = disagreement(loaded, items_of(state))
+        except Exception as error:
+            if integrity.has_checksums(directory):
+                raise UserError(
+                    f"checkpoint {directory} is intact but does not fit this model ({_short(error)}); "
+                    "undo the change of the config, or take another --workdir"
+                ) from error
+            state, problem = None, f"it cannot be read ({_short(error)})"
+        if not distributed.all_true(problem is None):
+            return None, problem or "another process cannot read it"
+        _set_iterator(iterator, loaded["data"])
+        if distributed.is_primary() and not integrity.has_checksums(directory):
+            integrity.write_checksums(directory)
+        return state, ""
+
+    def _set_aside(self, damaged: dict[int, str], used: int) -> None:
+        """Renames what was found damaged, now that an intact checkpoint is in hand, and says so."""
+        for step, why in damaged.items():
+            if distributed.is_primary():
+                target = integrity.set_aside(self.folder / str(step))
+                logging.warning(
+                    "checkpoint %d is damaged (%s): set aside as %s; continuing from checkpoint %d",
+                    step,
+                    why,
+                    target.name,
+                    used,
+                )
+        distributed.barrier("checkpoints set aside")
+
+    # Save.
+
+    def open(self) -> None:
+        """Makes the folder ready for saving; after `restore`."""
+        if distributed.is_primary():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for half_written in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(half_written, ignore_errors=True)
+        distributed.barrier("checkpoint folder")
+        policy = ocp.checkpoint_managers
+        kept = [policy.LatestN(self._train.keep)]
+        if self._train.keep_every:
+            kept.append(policy.EveryNSteps(self._train.keep_every))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy.AnyPreservationPolicy(kept), lightweight_initialize=True
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
+
+    def save(self, state: TrainState, iterator: Any) -> None:
+        """Starts a save in the background; if it cannot even start, that is reported like a later failure.
+
+        Raises:
+            FloatingPointError: the state holds NaN or infinity; nothing is written.
+        """
+        self._settle()
+        step = int(state.step)
+        finite, prints = integrity.fingerprints(items_of(state))
+        if not finite:
+            raise FloatingPointError(f"the state after step {step} holds NaN or infinity")
+        data = _iterator_states(iterator)
+        digests = {"data": integrity.json_digest(data), "config": integrity.json_digest(self._config)}
+        arrays = {name: ocp.args.PyTreeSave(tree) for name, tree in items_of(state).items()}
+        values = {"data": data, "config": self._config, "fingerprints": {"arrays": prints, "json": digests}}
+        jsons = {name: ocp.args.JsonSave(value) for name, value in values.items()}
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**arrays, **jsons), force=True)
+            self._in_flight = step
+        except Exception as error:
+            self._report(step, error)
+
+    def poll(self) -> None:
+        """To be called after every step: reports a failed save, and has a finished one checksummed."""
+        if self._in_flight is not None and not self._manager.is_saving_in_progress():
+            self._finish()
+
+    def _settle(self) -> None:
+        """Waits for the save in flight and its checksums."""
+        if self._in_flight is not None:
+            self._finish()
+        if self._hashing is not None:
+            self._hashing.join()
+            self._hashing = None
+
+    def _finish(self) -> None:
+        """Takes note of how the save in flight ended."""
+        step, self._in_flight = self._in_flight, None
+        try:
+            self._manager.wait_until_finished()
+            directory = self.folder / str(step)
+            if distributed.is_primary() and not directory.is_dir():
+                raise RuntimeError(f"{directory} was not committed")
+        except Exception as error:
+            self._report(step, error)
+            return
+        self.failure = ""
+        if distributed.is_primary():
+            self._hashing = threading.Thread(target=self._checksum, args=(directory,), name="checksums")
+            self._hashing.start()
+
+    def _checksum(self, directory: Path) -> None:
+        """Writes the checksums; without them the fingerprints still vouch for the checkpoint."""
+        try:
+            integrity.write_checksums(directory)
+        except OSError as error:
+            logging.error("checkpoint %s was saved, but its checksums could not be written: %s", directory, error)
+
+    def _report(self, step: int, error: Exception) -> None:
+        """Says loudly that a save failed, and makes the manager forget it."""
+        self.failure = f"step {step}: {_short(error)}"
+        logging.error(
+            "THE CHECKPOINT OF STEP %d WAS NOT SAVED: %s; %s; training goes on, and so do later saves",
+            step,
+            _short(error),
+            self.newest_in_words(),
+        )
+        if distributed.is_primary():
+            for half_written in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(half_written, ignore_errors=True)
+        self._manager.reload()
+
+    def newest_in_words(self) -> str:
+        """What a new start would continue from; waits for the save in flight."""
+        self._settle()
+        steps = steps_in(self.folder)
+        return f"the last good checkpoint is of step {steps[0]}" if steps else "there is no checkpoint yet"
+
+    def close(self) -> None:
+        """Waits for what is in flight. A second call does nothing."""
+        if self._manager is not None:
+            self._settle()
+            self._manager.close()
+            self._manager = None
+
+
+# The form of a checkpoint.
+
+ITEMS = (*ARRAYS, "data", "config", "fingerprints")
+
+
+def items_of(state: TrainState) -> dict[str, Any]:
+    """A state as the array items of a checkpoint; the parameters can so be read without the optimizer."""
+    optimizer = {"step": state.step, "opt_state": state.opt_state}
+    return {"params": state.params, "ema": state.ema, "optimizer": optimizer}
+
+
+def abstract_items(abstract: TrainState) -> dict[str, ocp.args.PyTreeRestore]:
+    """How to restore each array item onto the shardings of `abstract`."""
+
+    def restore(tree: Any) -> ocp.args.PyTreeRestore:
+        how = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype), tree)
+        return ocp.args.PyTreeRestore(item=tree, restore_args=how)
+
+    return {name: restore(tree) for name, tree in items_of(abstract).items()}
+
+
+def on_host(item: Path) -> ocp.args.PyTreeRestore:
+    """How to restore an array item as numpy arrays, whatever devices it was saved from."""
+    tree = ocp.PyTreeCheckpointHandler().metadata(item).tree
+    how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return ocp.args.PyTreeRestore(restore_args=how)
+
+
+def read(directory: Path, arrays: dict[str, ocp.args.PyTreeRestore]) -> dict[str, Any]:
+    """The given array items and the JSON items of one checkpoint."""
+    jsons = {name: ocp.args.JsonRestore() for name in ITEMS if name not in ARRAYS}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        return dict(checkpointer.restore(directory, args=ocp.args.Composite(**arrays, **jsons)).items())
+
+
+def disagreement(loaded: dict[str, Any], items: dict[str, Any]) -> str | None:
+    """How restored items differ from what was saved, in words; None if they are the same."""
+    saved = loaded["fingerprints"]
+    for name, digest in saved["json"].items():
+        if integrity.json_digest(loaded[name]) != digest:
+            return f"{name} differs from what was saved"
+    _, prints = integrity.fingerprints(items)
+    for name, value in prints.items():
+        if saved["arrays"].get(name) != value:
+            return f"array {name} differs from what was saved"
+    return None
+
+
+def _short(error: BaseException) -> str:
+    """The first line of an error, with its type."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"
+
+
+def _iterator_states(iterator: Any) -> dict[str, Any]:
+    """The data iterators' states of all processes, as JSON."""
+    own = json.dumps(iterator.get_state())
+    if jax.process_count() == 1:
+        return {"states": [json.loads(own)]}
+    raw = np.frombuffer(own.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(raw.size))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: raw.size] = raw
+    rows = multihost_utils.process_allgather(padded)
+    return {"states": [json.loads(row[:n].tobytes().decode()) for row, n in zip(rows, lengths, strict=True)]}
+
+
+def _set_iterator(iterator: Any, data: dict[str, Any]) -> None:
+    """Moves the iterator to this process's saved state; with another number of processes all must be the same."""
+    states = data["states"]
+    if len(states) == jax.process_count():
+        iterator.set_state(states[jax.process_index()])
+    elif all(state == states[0] for state in states):
+        iterator.set_state(states[0])
+    else:
+        raise UserError(
+            f"the checkpoint's data iterators are those of {len(states)} processes and differ; "
+            f"continue with {len(states)} processes instead of {jax.process_count()}"
+        )
+
+
+def load_params(
+    workdir: str | Path, step: int | None = None, ema: bool = True
+) -> tuple[Params, dict[str, Any], int]:
+    """The trained parameters of a run as host arrays, with its config and step; changes nothing on disk.
+
+    Args:
+        workdir: the run's folder.
+        step: which checkpoint; None takes the newest intact one.
+        ema: the averaged parameters, or the last ones.
+
+    Raises:
+        UserError: no such run, no such step, or damaged.
+    """
+    folder = folder_of(workdir)
+    steps = steps_in(folder)
+    if not steps:
+        raise UserError(f"no checkpoint in {folder}; train first with --mode=train, or give another --workdir")
+    if step is not None and step not in steps:
+        raise UserError(f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, steps[::-1]))}")
+    name, problems = "ema" if ema else "params", []
+    for candidate in steps if step is None else [step]:
+        directory = folder / str(candidate)
+        problem = integrity.find_damage(directory)
+        if problem is None:
+            try:
+                loaded = read(directory, {name: on_host(directory / name)})
+                problem = disagreement(loaded, {name: loaded[name]})
+            except Exception as error:
+                problem = f"it cannot be read ({_short(error)})"
+        if problem is None:
+            if problems:
+                logging.warning("checkpoint %s; using checkpoint %d", "; ".join(problems), candidate)
+            return loaded[name], loaded["config"], candidate
+        problems.append(f"{candidate} is damaged ({problem})")
+    raise UserError(f"no intact checkpoint in {folder}: {'; '.join(problems)}")

@@ -1,0 +1,121 @@
+"""Is a checkpoint what was saved? Checksums of its files, fingerprints of its arrays.
+
+Two independent witnesses. *Checksums* (SHA-256 of every file) are written beside the files once the checkpoint is
+committed; they are checked before anything is read and can name the damaged file. *Fingerprints* of the arrays are computed
+on the devices before the save and travel inside the checkpoint; they are compared after every restore. A kill
+between commit and checksums therefore costs nothing: such a checkpoint is accepted exactly if its fingerprints match.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from contextdiff_jax.training.sharding import leaf_name
+from contextdiff_jax.types import Array
+
+CHECKSUMS = "checksums.json"
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_digest(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON, hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write_checksums(directory: Path) -> None:
+    """Writes the checksum file of a committed checkpoint: whole and on the disk, or not at all."""
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and not p.name.startswith(CHECKSUMS))
+    digests = {str(p.relative_to(directory)): file_digest(p) for p in files}
+    temporary = directory / f"{CHECKSUMS}.tmp"
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump({"sha256": digests, "self": json_digest(digests)}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, directory / CHECKSUMS)
+    folder = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def has_checksums(directory: Path) -> bool:
+    """False for a checkpoint whose run was killed between commit and checksums."""
+    return (directory / CHECKSUMS).exists()
+
+
+def find_damage(directory: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, in words; None if nothing that checksums can see.
+
+    Without a checksum file only an empty folder counts as damaged here; the fingerprints decide later.
+    """
+    if not any(p.is_file() for p in directory.rglob("*")):
+        return "the folder is empty"
+    if not has_checksums(directory):
+        return None
+    try:
+        record = json.loads((directory / CHECKSUMS).read_text(encoding="utf-8"))
+        digests = record["sha256"]
+        if record["self"] != json_digest(digests):
+            return f"{CHECKSUMS} is damaged"
+    except (ValueError, KeyError, TypeError):
+        return f"{CHECKSUMS} is damaged"
+    for name, digest in digests.items():
+        if not (directory / name).is_file():
+            return f"{name} is missing"
+        if file_digest(directory / name) != digest:
+            return f"{name} does not match its checksum"
+    return None
+
+
+def set_aside(directory: Path) -> Path:
+    """Renames a damaged checkpoint to <step>.damaged-<n>, a name that is no step any more; nothing is deleted."""
+    n = 0
+    while (target := directory.with_name(f"{directory.name}.damaged-{n}")).exists():
+        n += 1
+    os.rename(directory, target)
+    return target
+
+
+def fingerprints(tree: Any) -> tuple[bool, dict[str, int]]:
+    """Whether all numbers are finite, and a 32-bit fingerprint of every leaf by name.
+
+    The fingerprint is the sum of all words, each times an odd number of its position, modulo 2^32: exact integer
+    arithmetic, so that it does not depend on how the array is spread over devices. Every single flipped bit changes
+    it, and so does exchanging unequal neighbours. Collective: every process must call it.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    finite, values = _fingerprints([leaf for _, leaf in leaves])
+    names = [leaf_name(path) for path, _ in leaves]
+    return bool(finite), dict(zip(names, np.asarray(values).tolist(), strict=True))
+
+
+@jax.jit
+def _fingerprints(leaves: list[Array]) -> tuple[Array, Array]:
+    """All finite bool [], and the fingerprints uint32 [len(leaves)]."""
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+    return finite, jnp.stack([_fingerprint(x) for x in leaves])
+
+
+def _fingerprint(x: Array) -> Array:
+    """uint32 []; no reshape, which would gather a sharded array."""
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.uint8)
+    bits = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
+    words = jax.lax.bitcast_convert_type(x, bits).astype(jnp.uint32)
+    position, stride = jnp.zeros(words.shape, jnp.uint32), 1
+    for axis in reversed(range(words.ndim)):
+        position += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * np.uint32(stride % 2**32)
+        stride *= words.shape[axis]
+    return jnp.sum(words * (2 * position + 1), dtype=jnp.uint32)

@@ -1,0 +1,139 @@
+"""The training loop, for every task: one story from top to bottom."""
+
+import contextlib
+import math
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import write_json
+from contextdiff_jax.training import distributed, lock
+from contextdiff_jax.training.checkpoint import Checkpoints, check_workdir
+from contextdiff_jax.training.metrics import Metrics
+from contextdiff_jax.training.preemption import StopRequest
+from contextdiff_jax.training.setup import Setup
+from contextdiff_jax.training.state import stream
+from contextdiff_jax.training.watch import Watch
+from contextdiff_jax.types import Batch, TrainState
+
+_AHEAD = 2  # steps that may wait on the devices: enough to keep them busy, few enough to hold few batches
+
+
+def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) -> TrainState:
+    """Trains `task` in `workdir`, or continues there from the newest intact checkpoint.
+
+    Returns:
+        The state at the end, or where SIGTERM stopped the run (compare `state.step` with `train.num_steps`).
+
+    Raises:
+        UserError: a config that does not fit the devices or the workdir, a workdir in use, checkpoints that are all
+            damaged, a last checkpoint that could not be saved.
+        NonFiniteLoss: (a UserError) names the step and the record indices of its batch; checkpoints stay intact.
+    """
+    config, workdir = task.config, Path(workdir)
+    num_steps, every = config.train.num_steps, config.train
+    check_workdir(workdir, config, allow_config_change=allow_config_change)
+
+    with contextlib.ExitStack() as stack:
+        if distributed.is_primary():
+            stack.enter_context(lock.exclusive(workdir))
+        stop = stack.enter_context(StopRequest())
+
+        # Shapes first: whatever does not fit is said before anything is allocated or compiled.
+        setup = Setup.of(task)
+        batches = setup.train_iterator()
+        checkpoints = Checkpoints(workdir, config)
+        stack.callback(checkpoints.close)
+
+        # The newest intact checkpoint, or a fresh start.
+        state = checkpoints.restore(setup.abstract, batches)
+        first = 0 if state is None else int(state.step)
+        state = setup.init_state() if state is None else state
+        if distributed.is_primary():
+            write_json(config.to_dict(), workdir / "config.json")
+        checkpoints.open()
+        metrics = Metrics(workdir, first, num_steps, config.data.batch_size)
+        stack.callback(metrics.close)
+        metrics.say(_greeting(setup, first, num_steps))
+
+        watch = Watch(setup.init_guard())
+        compiled, queued = None, deque()
+        for step in range(first + 1, num_steps + 1):
+            batch = next(batches)
+            watch.note(step, batch)
+            batch = setup.put(batch)
+            if compiled is None:
+                with metrics.pause():
+                    compiled = _compile(setup, batch, metrics)
+            state, watch.guard, values = compiled(state, watch.guard, setup.frozen, batch)
+            metrics.add(values)
+            queued.append(values["loss"])
+            if len(queued) > _AHEAD:
+                queued.popleft().block_until_ready()
+
+            checkpoints.poll()
+            last = step == num_steps or stop.reached(step)
+            if last or step % every.log_every == 0 or step % every.checkpoint_every == 0:
+                watch.check(checkpoints.newest_in_words)
+            if last or step % every.log_every == 0:
+                metrics.log(step)
+            if last or step % every.checkpoint_every == 0:
+                checkpoints.save(state, batches)
+            if every.preview_every and (step % every.preview_every == 0 or step == num_steps):
+                with metrics.pause():
+                    _preview(setup, state, workdir / "previews" / f"step-{step:07d}.png")
+            if last:
+                break
+
+        checkpoints.close()
+        if checkpoints.failure:
+            raise UserError(
+                f"the last checkpoint could not be saved: {checkpoints.failure}; {checkpoints.newest_in_words()}; "
+                "put that right and run the same command again"
+            )
+        metrics.say(_farewell(int(state.step), num_steps, workdir))
+    return state
+
+
+def _compile(setup: Setup, batch: Batch, metrics: Metrics) -> jax.stages.Compiled:
+    """The compiled step; says how long that took."""
+    start = time.perf_counter()
+    compiled = setup.compile(batch)
+    metrics.say(f"compiled the training step in {time.perf_counter() - start:.0f} s")
+    return compiled
+
+
+def _greeting(setup: Setup, first: int, num_steps: int) -> str:
+    """What is about to happen."""
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(setup.abstract.params))
+    mesh = ", ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())
+    what = f"continuing from the checkpoint of step {first}" if first else "starting"
+    platform = jax.devices()[0].platform
+    return f"{what}, to step {num_steps}; {count / 1e6:.3g} M parameters on {platform} (mesh: {mesh})"
+
+
+def _farewell(step: int, num_steps: int, workdir: Path) -> str:
+    """What has happened."""
+    if step < num_steps:
+        return f"stopped by SIGTERM after step {step} of {num_steps}; saved; run the same command to continue"
+    return f"finished step {step}; checkpoints, metrics and previews are in {workdir}"
+
+
+def _preview(setup: Setup, state: TrainState, path: Path) -> None:
+    """Pictures of the averaged parameters with their captions; the same noise every time, so that grids compare."""
+    drawn = setup.task.preview(state.ema, setup.frozen, stream(setup.task.config.seed, "preview"))
+    if drawn is None or not distributed.is_primary():
+        return
+    # Only here: pictures need fonts and image libraries, which a run without previews does not.
+    from contextdiff_jax.evaluate.captions import caption_grid
+
+    try:
+        caption_grid(np.asarray(drawn[0]), drawn[1], path)
+    except OSError as error:
+        logging.error("preview %s could not be written: %s; training goes on", path, error)

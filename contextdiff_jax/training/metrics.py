@@ -1,0 +1,146 @@
+"""What a run tells while it runs: a bar or plain lines, metrics.jsonl, TensorBoard."""
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import tensorboardX
+from tqdm import tqdm
+
+from contextdiff_jax.training import distributed
+
+_MIB = 2**20
+
+
+class Metrics:
+    """Writes the metrics of one run; on every process but the first it only keeps time.
+
+    A run that continues from step n drops what an earlier process had written for later steps, so that every step
+    appears once.
+
+    Args:
+        workdir: the run's folder.
+        start: the step from which the run (re)starts.
+        total: the step at which it ends.
+        batch_size: images per step, of all processes.
+    """
+
+    def __init__(self, workdir: str | Path, start: int, total: int, batch_size: int):
+        self._primary, self._total, self._batch_size = distributed.is_primary(), total, batch_size
+        self._window: list[dict[str, jax.Array]] = []
+        self._restart()
+        if not self._primary:
+            return
+        self._path = Path(workdir) / "metrics.jsonl"
+        drop_after(self._path, start)
+        self._tensorboard = tensorboardX.SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start + 1)
+        self._tty = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total, initial=start, unit="step", disable=not self._tty, dynamic_ncols=True, file=sys.stderr
+        )
+
+    def _restart(self) -> None:
+        """A new timing window."""
+        self._since, self._steps = time.perf_counter(), 0
+
+    def pause(self) -> "_Pause":
+        """A context whose duration does not count as step time."""
+        return _Pause(self)
+
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of one step; they stay on the devices until `log`."""
+        self._window.append(metrics)
+        self._steps += 1
+        if self._primary:
+            self._bar.update()
+
+    def log(self, step: int) -> None:
+        """Fetches, averages over the steps since the last call, and writes. Waits for `step` to be computed."""
+        window = jax.device_get(self._window)
+        elapsed, steps = time.perf_counter() - self._since, self._steps
+        self._window = []
+        self._restart()
+        if not self._primary or not window:
+            return
+        values = {name: float(sum(float(m[name]) for m in window) / len(window)) for name in sorted(window[0])}
+        values["lr"] = float(window[-1]["lr"])
+        speed = steps / max(elapsed, 1e-9)
+        values |= {
+            "images_per_second": speed * self._batch_size,
+            "step_ms": 1000 / speed,
+            "peak_memory_mib": peak_memory() / _MIB,
+        }
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **{k: float(f"{v:.7g}") for k, v in values.items()}}) + "\n")
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+        self._tensorboard.flush()
+        self._show(step, values, speed)
+
+    def _show(self, step: int, values: dict[str, float], speed: float) -> None:
+        """The bar's figures, or one line where nobody watches a terminal."""
+        images = values["images_per_second"]
+        loss, images = f"{values['loss']:.4g}", f"{images:.0f}" if images >= 100 else f"{images:.3g}"
+        if self._tty:
+            self._bar.set_postfix_str(f"loss {loss}, {images} images/s")
+            return
+        left = tqdm.format_interval((self._total - step) / speed)
+        self._bar.write(
+            f"step {step}/{self._total}  loss {loss}  {images} images/s  {values['step_ms']:.0f} ms/step  ETA {left}",
+            file=sys.stderr,
+        )
+
+    def say(self, text: str) -> None:
+        """One line on standard error that does not tear the bar."""
+        if self._primary:
+            self._bar.write(text, file=sys.stderr)
+            sys.stderr.flush()
+
+    def close(self) -> None:
+        """Ends the bar and the TensorBoard file."""
+        if self._primary:
+            self._bar.close()
+            self._tensorboard.close()
+
+
+class _Pause:
+    """Moves the start of the timing window forward by its own duration."""
+
+    def __init__(self, metrics: Metrics):
+        self._metrics = metrics
+
+    def __enter__(self) -> None:
+        self._entered = time.perf_counter()
+
+    def __exit__(self, *_: Any) -> None:
+        self._metrics._since += time.perf_counter() - self._entered
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Removes the lines of later steps, and a last line that a kill left half-written, from a metrics.jsonl."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def peak_memory() -> int:
+    """Bytes at the peak: of this process's fullest accelerator, or of the process itself on CPUs."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return max(peaks) if peaks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

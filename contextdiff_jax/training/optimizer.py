@@ -1,0 +1,66 @@
+"""AdamW with warm-up, decay of matrices only, clipping and learning rates by name."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.training.sharding import leaf_name
+from contextdiff_jax.types import Array, Params
+
+
+def learning_rate(config: ConfigDict, step: Array | int) -> Array:
+    """The learning rate of the update that follows `step` finished ones.
+
+    Linear warm-up to `optim.lr` over `optim.warmup_steps` updates, then constant, or half a cosine to zero at
+    `train.num_steps`.
+    """
+    optim, total = config.optim, config.train.num_steps
+    step = jnp.asarray(step, jnp.float32)
+    warmup = jnp.minimum(1.0, (step + 1) / max(1, optim.warmup_steps))
+    if optim.schedule == "constant":
+        return optim.lr * warmup
+    progress = (step - optim.warmup_steps) / max(1, total - optim.warmup_steps)
+    return optim.lr * warmup * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
+
+
+def make_optimizer(config: ConfigDict, params: Params) -> optax.GradientTransformation:
+    """Clipping by the global norm, Adam, decoupled weight decay, learning-rate multipliers, schedule.
+
+    Args:
+        config: the whole config; `optim` and `train.num_steps` are read. `clip_norm` 0 does not clip.
+        params: arrays or their shapes; their names are matched by `optim.lr_multipliers`, ((regex, factor), ...) of
+            which the first that is found in a name counts.
+
+    Raises:
+        UserError: a multiplier's regex matches no parameter.
+    """
+    optim = config.optim
+    multipliers = _multipliers(optim.lr_multipliers, params)
+    return optax.chain(
+        optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
+        optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps),
+        optax.add_decayed_weights(optim.weight_decay, mask=lambda p: jax.tree.map(lambda x: x.ndim >= 2, p)),
+        optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, multipliers)),
+        optax.scale_by_learning_rate(lambda step: learning_rate(config, step)),
+    )
+
+
+def _multipliers(rules: Any, params: Params) -> Params:
+    """One factor per parameter."""
+    names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern, factor in rules:
+        if not any(re.search(pattern, name) for name in names):
+            raise UserError(
+                f"config.optim.lr_multipliers: {pattern!r} (factor {factor}) matches no parameter; "
+                f"names are like {names[0]} and {names[-1]}"
+            )
+
+    def factor_of(path: tuple, _: Any) -> float:
+        return next((float(f) for pattern, f in rules if re.search(pattern, leaf_name(path))), 1.0)
+
+    return jax.tree_util.tree_map_with_path(factor_of, params)

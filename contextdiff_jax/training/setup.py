@@ -1,0 +1,97 @@
+"""A task on a mesh: everything that is known before the first array is made, and the compiled step."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from contextdiff_jax.training import sharding
+from contextdiff_jax.training import state as state_lib
+from contextdiff_jax.training.optimizer import make_optimizer
+from contextdiff_jax.training.step import Guard, make_step
+from contextdiff_jax.types import Batch, Params, TrainState
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the loop, and a benchmark, need to run the training step of a task.
+
+        setup = Setup.of(task)
+        state, guard = setup.init_state(), setup.init_guard()
+        batch = setup.put(next(setup.train_iterator()))
+        step = setup.compile(batch)
+        state, guard, metrics = step(state, guard, setup.frozen, batch)
+
+    Attributes:
+        task: what is trained.
+        mesh: the devices.
+        optimizer: the update rule.
+        abstract: shapes and shardings of the state.
+    """
+
+    task: Any
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+    abstract: TrainState
+
+    @classmethod
+    def of(cls, task: Any) -> "Setup":
+        """Checks that batch, mesh, sharding rules and optimizer fit the task and the devices.
+
+        Raises:
+            UserError: they do not.
+        """
+        config = task.config
+        mesh = sharding.make_mesh(config.mesh)
+        sharding.data_shard(mesh, config.data.batch_size, config.optim.accum_steps)
+        params = jax.eval_shape(task.init, state_lib.stream(config.seed, "init"))
+        optimizer = make_optimizer(config, params)
+        shapes = state_lib.abstract_state(optimizer, params)
+        places = state_lib.state_shardings(shapes, optimizer, config.sharding.rules, mesh)
+        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
+        return cls(task, mesh, optimizer, abstract)
+
+    @property
+    def shardings(self) -> TrainState:
+        """Where every leaf of the state lies."""
+        return jax.tree.map(lambda x: x.sharding, self.abstract)
+
+    @cached_property
+    def frozen(self) -> Params:
+        """The frozen parameters, on the devices by the same rules as the trained ones."""
+        places = sharding.tree_shardings(self.task.frozen, self.task.config.sharding.rules, self.mesh)
+        return sharding.put_tree(self.task.frozen, places)
+
+    def init_state(self) -> TrainState:
+        """The state at step 0."""
+        return state_lib.init_state(self.task, self.optimizer, self.shardings, self.task.config.seed)
+
+    def init_guard(self) -> Guard:
+        """A guard that has seen nothing."""
+        guard = Guard.clear(self.task.config.data.batch_size)
+        return sharding.put_tree(guard, jax.tree.map(lambda _: sharding.replicated(self.mesh), guard))
+
+    def train_iterator(self) -> Iterator[dict[str, np.ndarray]]:
+        """This process's rows of the batches."""
+        config = self.task.config
+        shard = sharding.data_shard(self.mesh, config.data.batch_size, config.optim.accum_steps)
+        return self.task.train_iterator(*shard)
+
+    def put(self, batch: dict[str, np.ndarray]) -> Batch:
+        """The global batch on the devices, from every process's own rows."""
+        return sharding.put_batch(batch, self.mesh)
+
+    def compile(self, batch: Batch) -> jax.stages.Compiled:
+        """The training step for batches of this shape; it takes state and guard for itself (donation)."""
+        whole = sharding.replicated(self.mesh)
+        step = jax.jit(
+            make_step(self.task, self.optimizer, self.mesh),
+            donate_argnums=(0, 1),
+            out_shardings=(self.shardings, whole, whole),
+        )
+        return step.lower(self.abstract, self.init_guard(), self.frozen, batch).compile()

@@ -1,0 +1,141 @@
+"""Where arrays live: the device mesh, regex rules for parameters, rows of the batch."""
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.types import Array, Batch, Params
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = P(("data", "fsdp"))  # examples of a batch are split over both
+Rules = Iterable[tuple[str, Any]]
+
+
+def make_mesh(config: ConfigDict) -> Mesh:
+    """All devices as a mesh with the axes data, fsdp and tensor.
+
+    Args:
+        config: the config's `mesh` section; one size may be -1, which takes the devices that are left.
+
+    Raises:
+        UserError: the sizes do not multiply to the number of devices.
+    """
+    sizes, count = [config[axis] for axis in AXES], jax.device_count()
+    given = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    known = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"{given}: sizes are positive, and at most one is -1 (the devices that are left)")
+    if count % known or (-1 not in sizes and known != count):
+        raise UserError(f"{given} does not fit {count} devices; the product of the sizes must be {count}")
+    shape = tuple(count // known if size == -1 else size for size in sizes)
+    auto = (AxisType.Auto,) * len(AXES)
+    mesh = jax.make_mesh(shape, AXES, axis_types=auto)
+    if _process_rows(mesh, count) is None:
+        # The fastest ring is not in the order of the processes; each must hold one block of the batch.
+        devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+        mesh = Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=auto)
+    return mesh
+
+
+def _process_rows(mesh: Mesh, num_rows: int) -> tuple[int, int] | None:
+    """(q, Q) when this process holds block q of Q equal contiguous blocks of rows; None otherwise."""
+    indices = NamedSharding(mesh, ROWS).addressable_devices_indices_map((num_rows,)).values()
+    spans = sorted({index[0].indices(num_rows)[:2] for index in indices})
+    start, stop = spans[0][0], spans[-1][1]
+    size = stop - start
+    contiguous = all(a[1] == b[0] for a, b in zip(spans[:-1], spans[1:], strict=True))
+    return (start // size, num_rows // size) if contiguous and start % size == 0 and num_rows % size == 0 else None
+
+
+def data_shard(mesh: Mesh, batch_size: int, accum_steps: int) -> tuple[int, int]:
+    """Which block of every global batch this process reads: (q, Q) for rows [q * B / Q, (q + 1) * B / Q).
+
+    Processes that share rows (when the tensor axis spans processes) get the same answer.
+
+    Raises:
+        UserError: the batch cannot be split evenly over devices and accumulation steps.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"] * accum_steps
+    if batch_size % ways:
+        raise UserError(
+            f"config.data.batch_size={batch_size} is not divisible by {ways} (mesh.data={mesh.shape['data']} x "
+            f"mesh.fsdp={mesh.shape['fsdp']} x optim.accum_steps={accum_steps}); try {-(-batch_size // ways) * ways}"
+        )
+    rows = _process_rows(mesh, batch_size)
+    if rows is None:
+        raise UserError(f"{dict(mesh.shape)}: a process would hold scattered rows; use a smaller mesh.tensor")
+    return rows
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, P())
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> Batch:
+    """This process's rows, made part of the global batch."""
+    rows = NamedSharding(mesh, ROWS)
+    return {name: jax.make_array_from_process_local_data(rows, np.asarray(v)) for name, v in batch.items()}
+
+
+def put_tree(tree: Params, shardings: Any) -> Params:
+    """Host arrays that every process has whole, placed on the mesh."""
+
+    def put(value: Any, sharding: NamedSharding) -> Array:
+        value = np.asarray(value)
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def leaf_name(path: tuple) -> str:
+    """A leaf's path as text, e.g. denoiser/down_0/kernel."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def tree_shardings(tree: Params, rules: Rules, mesh: Mesh) -> Any:
+    """The sharding of every leaf: the first rule whose regex is found in the leaf's name counts.
+
+    Args:
+        tree: arrays or their shapes.
+        rules: (regex, rule) pairs; a rule is "replicate", "fsdp" (the largest axis that fsdp divides), or one mesh
+            axis name or None per array axis. A leaf without a rule is replicated.
+        mesh: the device mesh.
+
+    Raises:
+        UserError: unknown rules, or axes that do not divide.
+    """
+    rules = [(re.compile(pattern), rule) for pattern, rule in rules]
+
+    def sharding(path: tuple, leaf: Any) -> NamedSharding:
+        name = leaf_name(path)
+        rule = next((rule for pattern, rule in rules if pattern.search(name)), "replicate")
+        return NamedSharding(mesh, _spec(name, leaf.shape, rule, mesh))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def _spec(name: str, shape: tuple[int, ...], rule: Any, mesh: Mesh) -> P:
+    """The partition of one array under one rule."""
+    if rule == "replicate":
+        return P()
+    if rule == "fsdp":
+        ways = mesh.shape["fsdp"]
+        fitting = [axis for axis, size in enumerate(shape) if size % ways == 0]
+        if ways == 1 or not fitting:
+            return P()
+        largest = max(fitting, key=lambda axis: shape[axis])
+        return P(*("fsdp" if axis == largest else None for axis in range(len(shape))))
+    if isinstance(rule, str) or any(axis is not None and axis not in AXES for axis in rule):
+        raise UserError(f"sharding rule {rule!r} is unknown; accepted: replicate, fsdp, or a tuple of {AXES} and None")
+    if len(rule) != len(shape) or any(a and size % mesh.shape[a] for a, size in zip(rule, shape, strict=True)):
+        raise UserError(f"sharding rule {tuple(rule)} does not fit {name} of shape {shape} on {dict(mesh.shape)}")
+    return P(*rule)

@@ -1,0 +1,48 @@
+"""The training state: its shapes, its place on the mesh, its first value."""
+
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from contextdiff_jax.training import sharding
+from contextdiff_jax.training.sharding import Rules
+from contextdiff_jax.types import Array, TrainState
+
+
+def stream(seed: int, name: str) -> Array:
+    """The root key of one named stream of randomness."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+
+
+def abstract_state(optimizer: optax.GradientTransformation, params: Any) -> TrainState:
+    """Shapes of the state, from the shapes of the parameters; nothing is allocated."""
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    return TrainState(step=step, params=params, ema=params, opt_state=jax.eval_shape(optimizer.init, params))
+
+
+def state_shardings(
+    abstract: TrainState, optimizer: optax.GradientTransformation, rules: Rules, mesh: Mesh
+) -> TrainState:
+    """The sharding of every leaf of the state; moments lie where their parameters lie."""
+    params = sharding.tree_shardings(abstract.params, rules, mesh)
+    whole = sharding.replicated(mesh)
+    opt_state = optax.tree_map_params(
+        optimizer, lambda _, s: s, abstract.opt_state, params, transform_non_params=lambda _: whole
+    )
+    return TrainState(step=whole, params=params, ema=params, opt_state=opt_state)
+
+
+def init_state(
+    task: Any, optimizer: optax.GradientTransformation, shardings: TrainState, seed: int
+) -> TrainState:
+    """A fresh state, created in place: no device ever holds more than its part."""
+    params = jax.jit(task.init, out_shardings=shardings.params)(stream(seed, "init"))
+    # The average needs buffers of its own: the step donates both.
+    ema = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.ema)(params)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
+    step = jax.jit(lambda: jnp.zeros((), jnp.int32), out_shardings=shardings.step)()
+    return TrainState(step=step, params=params, ema=ema, opt_state=opt_state)
