@@ -87,8 +87,8 @@ SAME_DRAWING = {
 
 _SKIN_TONES = frozenset(("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"))
 _SINGULAR_IN_S = re.compile(
-    r"(\w*bus|cactus|octopus|lotus|hibiscus|rhinoceros|hippopotamus|dress|compass|cross|glass|abacus|princess|sos"
-    r"|tennis|kiss|fleur-de-lis)"
+    r"(\w*bus|cactus|octopus|lotus|hibiscus|rhinoceros|hippopotamus|dress|compass|cross|glass|abacus|princess"
+    r"|sos|tennis|kiss|fleur-de-lis)"
 )
 _SOUNDS_LIKE_YOU = re.compile(r"(uni|eu|one\b)")
 _SPELLED_OUT = re.compile(r"(A|O|AB|ID|NG|OK|SOS|ATM|x-ray)\b")
