@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from contextdiff_jax.data.openmoji import vocabulary
 from contextdiff_jax.errors import UserError
@@ -121,8 +121,8 @@ def save_recogniser(recogniser: Recogniser, folder: str | Path) -> None:
     """Writes model.safetensors and config.json."""
     folder = Path(folder)
     flat = traverse_util.flatten_dict(jax.device_get(recogniser.params), sep=".")
-    with atomic(folder / "model.safetensors") as temporary:
-        save_file({name: np.ascontiguousarray(value) for name, value in flat.items()}, temporary)
+    with atomic(folder / "model.safetensors") as temporary:  # safetensors' own files are for the owner only
+        temporary.write_bytes(save({name: np.ascontiguousarray(value) for name, value in flat.items()}))
     write_json(dataclasses.asdict(recogniser.config), folder / "config.json")
 
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from configs import recogniser as recipe
 from contextdiff_jax.data.openmoji import OpenMojiSource, vocabulary
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.evaluate import ceiling
+from contextdiff_jax.evaluate import alignment, ceiling
 from contextdiff_jax.evaluate.recogniser import (
     NOT_AN_IMAGE,
     Recogniser,
@@ -155,3 +155,18 @@ def test_shipped_judge_knows_held_out_renders(split):
 def test_shipped_judge_reads_other_sizes():
     figures = ceiling(OpenMojiSource("demo", "test", 64), load_recogniser("demo"), 128)
     assert figures["both"] > 0.97
+
+
+def test_shipped_judge_bears_with_imperfect_pictures_but_wants_an_object():
+    source = OpenMojiSource("demo", "test", 32)
+    records = [source[i] for i in range(256)]
+    images, objects, backgrounds = (
+        np.stack([r[k] for r in records]) for k in ("image", "object", "background")
+    )
+    judge = load_recogniser("demo")
+    images = images / np.float32(127.5) - 1
+    rough = augment(jnp.asarray(images), jax.random.key(0), blur=2.0, noise=0.3, gain=0.08, shift=0.08)
+    assert alignment(rough, objects, backgrounds, judge)["both"] > 0.97
+    blank = np.broadcast_to(images[:, :1, :1], images.shape)  # the corner shows the background
+    figures = alignment(blank, objects, backgrounds, judge)
+    assert figures["background"] > 0.97 and figures["object"] < 0.2
