@@ -47,6 +47,14 @@ def ddim(
     return run(step, key, x_T, grid, s)
 
 
+def flow(chart: Chart, s: Schedule, x: Array, x0_hat: Array, t: Array, s_index: Array) -> Array:
+    """The deterministic step from t to s < t under a given x0_hat, shifts included.
+
+    It is the exact probability flow for a constant x0_hat, so the higher-order samplers are this step with a better one.
+    """
+    return chart.carry(x, x0_hat, t, s_index, lambda y: ddim_posterior(s, y, x0_hat, 0.0, 0.0, t, s_index, 0.0).mean)
+
+
 def ddim_invert(
     chart: Chart, s: Schedule, x0: Array, num_steps: int, *, spacing: str = "uniform", steps_offset: int = 0
 ) -> Array:

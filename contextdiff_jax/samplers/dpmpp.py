@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 
 from contextdiff_jax.process.chart import Chart
-from contextdiff_jax.process.forward import ddim_posterior
 from contextdiff_jax.process.schedule import Schedule, gather
+from contextdiff_jax.samplers.ddim import flow
 from contextdiff_jax.samplers.loop import run, timesteps
 from contextdiff_jax.types import Array
 
@@ -21,8 +21,9 @@ def dpmpp_2m(
 ) -> Array:
     """Samples x0 [B, ...] by the second-order multistep solver, one network evaluation per step.
 
-    Its step is the DDIM step with x0_hat extrapolated in lambda = log(alpha / sigma) from the step before. Arguments and
-    errors are those of `ddim`; the key has no influence.
+    The DDIM step with x0_hat extrapolated in lambda = log(alpha / sigma) from the step before, in the shifts as well:
+    with those of the plain x0_hat it would be of first order. Arguments and errors are those of `ddim`; the key has no
+    influence.
     """
     grid = timesteps(s.num_timesteps, num_steps, spacing, steps_offset=steps_offset)
     log_snr = 0.5 * (jnp.log(s.alpha_bar) - jnp.log1p(-s.alpha_bar))  # lambda_t
@@ -32,12 +33,8 @@ def dpmpp_2m(
         h = gather(log_snr, s_index, x) - gather(log_snr, t, x)
         # First order wherever an end of the interval is infinitely far: the first step, the last, zero terminal SNR.
         share = jnp.where(jnp.isfinite(h) & jnp.isfinite(h_prev), h / (2.0 * h_prev), 0.0)
-
-        def update(y, x0_hat):
-            return ddim_posterior(s, y, x0_hat + share * (x0_hat - x0_prev), 0.0, 0.0, t, s_index, 0.0).mean
-
-        x, x0_hat = chart.move(x, t, s_index, update)
-        return x, (x0_hat, h)
+        x0_hat = chart.f(x, t)
+        return flow(chart, s, x, x0_hat + share * (x0_hat - x0_prev), t, s_index), (x0_hat, h)
 
     x_T = jnp.asarray(x_T, jnp.result_type(x_T, s.alpha_bar))
     h_first = jnp.full(x_T.shape[:1] + (1,) * (x_T.ndim - 1), jnp.inf, x_T.dtype)

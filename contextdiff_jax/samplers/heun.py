@@ -1,11 +1,10 @@
 """Heun's second-order method, in any chart."""
 
 import jax
-import jax.numpy as jnp
 
 from contextdiff_jax.process.chart import Chart
-from contextdiff_jax.process.forward import ddim_posterior
 from contextdiff_jax.process.schedule import Schedule
+from contextdiff_jax.samplers.ddim import flow
 from contextdiff_jax.samplers.loop import run, timesteps
 from contextdiff_jax.types import Array
 
@@ -22,20 +21,20 @@ def heun(
 ) -> Array:
     """Samples x0 [B, ...] with two network evaluations per step, one in the last.
 
-    Heun's trapezoid on d(y / sigma) = x0_hat d(alpha / sigma), the probability flow in the coordinates in which it stays
-    finite from alpha_bar_T = 0 on: the DDIM step to s, then the same step again with the mean of the predictions at t and
-    at s. At s = 0 there is no second prediction. Arguments and errors are those of `ddim`; the key has no influence.
+    The DDIM step to s, then the same step again with the mean of the predictions at t and at s: Heun's trapezoid on the
+    probability flow written as d(y / sigma) = x0_hat d(alpha / sigma). In this form it is finite from alpha_bar_T = 0 on;
+    the usual one, d(y / alpha) = eps_hat d(sigma / alpha), is not, and is unstable wherever alpha_bar_T is small. At s = 0
+    there is no second prediction. Arguments and errors are those of `ddim`; the key has no influence.
     """
     grid = timesteps(s.num_timesteps, num_steps, spacing, steps_offset=steps_offset)
 
     def step(x, memory, t, s_index, key):
-        euler = lambda y, x0_hat: ddim_posterior(s, y, x0_hat, 0.0, 0.0, t, s_index, 0.0).mean
-        x_s, x0_hat = chart.move(x, t, s_index, euler)
+        x0_hat = chart.f(x, t)
+        x_s = flow(chart, s, x, x0_hat, t, s_index)
 
-        def correct(_):
-            mean_x0_hat = (x0_hat + chart.f(x_s, s_index)) / 2
-            return chart.carry(x, mean_x0_hat, t, s_index, lambda y: euler(y, mean_x0_hat)).astype(x_s.dtype)
+        def correct(x_s):
+            return flow(chart, s, x, (x0_hat + chart.f(x_s, s_index)) / 2, t, s_index)
 
-        return jax.lax.cond(s_index[0] > 0, correct, lambda _: jnp.asarray(x_s), None), memory
+        return jax.lax.cond(s_index[0] > 0, correct, lambda x_s: x_s, x_s), memory
 
     return run(step, key, x_T, grid, s)

@@ -1,0 +1,160 @@
+"""Bits per dimension from the full bound of Eq. 4: prior, reconstruction and the sum over t, both shifts counted."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from contextdiff_jax import losses
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.losses import Nelbo
+from contextdiff_jax.process.chart import Denoiser, Shift
+from contextdiff_jax.process.schedule import Schedule
+from contextdiff_jax.types import Array
+
+
+@flax.struct.dataclass
+class BitsPerDim:
+    """An upper bound on the negative log-likelihood, in bits per dimension.
+
+    Attributes:
+        mean: over the images, [].
+        stderr: standard error of the mean over images, []; NaN for a single image.
+        prior: mean share of the prior KL (the adapter's b_T included), [].
+        reconstruction: mean share of -log p(x0 | x1), [].
+        diffusion: mean share of the sum over t = 2..T, [].
+        per_image: total of each image, [N].
+    """
+
+    mean: Array
+    stderr: Array
+    prior: Array
+    reconstruction: Array
+    diffusion: Array
+    per_image: Array
+
+
+def bits_per_dim(
+    f: Denoiser,
+    b: Shift | None,
+    s: Schedule,
+    x0: Array,
+    key: Array,
+    *,
+    num_t: int | None = None,
+    bins: int | None = 256,
+    dequantize: bool = False,
+    data_range: tuple[float, float] = (-1.0, 1.0),
+) -> BitsPerDim:
+    """The bound for N images. Jittable as a whole, which is advisable where `f` and `b` close over large parameters.
+
+    Args:
+        f: (x_t, t) -> x0_hat under the images' conditions; x_t [N, ...] and x0_hat in the scale [-1, 1].
+        b: (x0, t) -> b_t, or None for plain diffusion.
+        s: schedule.
+        x0: images [N, ...] on the levels of `data_range`; integers are taken as levels 0..bins-1.
+        key: for the noise and the times.
+        num_t: None sums over all t, each with its own noise; otherwise the times drawn per image, one in each of num_t
+            equal parts of 2..T and evenly spread over the images.
+        bins: levels per dimension; None for continuous data, whose density is taken in the scale [-1, 1].
+        dequantize: bounds the levels' probability by the density of x0 plus uniform noise, instead of giving the decoder
+            bins.
+        data_range: the values of the first and the last level.
+
+    Returns:
+        Bits per dimension.
+
+    Raises:
+        UserError: num_t, bins or data_range out of range, or no images.
+    """
+    losses.check_bins(bins)
+    if num_t is not None and (isinstance(num_t, bool) or not isinstance(num_t, int | np.integer) or num_t < 1):
+        raise UserError(f"num_t={num_t!r} must be an integer of 1 or more, or None to sum over all timesteps")
+    if dequantize and bins is None:
+        raise UserError("dequantize=True needs the number of levels; pass bins=256 for 8-bit data")
+    if not data_range[0] < data_range[1]:
+        raise UserError(f"data_range={tuple(data_range)} must rise, e.g. (-1, 1) or (0, 1)")
+    x0 = _to_unit_scale(x0, bins, data_range)
+    if x0.ndim < 1 or x0.size == 0:
+        raise UserError(f"bits per dimension of an array of shape {x0.shape}; pass at least one image, [N, ...]")
+    nats = jax.jit(partial(_bound, f, b, num_t=num_t, bins=bins, dequantize=dequantize))(s, x0, key)
+    bits = jax.tree.map(lambda v: v / (np.log(2.0) * x0[0].size), nats)
+    return _summarise(bits)
+
+
+def join(parts: Sequence[BitsPerDim]) -> BitsPerDim:
+    """One figure for images that were measured in several batches."""
+    share = lambda name: jnp.concatenate([jnp.full(p.per_image.shape, getattr(p, name)) for p in parts])
+    bits = Nelbo(prior=share("prior"), reconstruction=share("reconstruction"), diffusion=share("diffusion"))
+    return _summarise(bits, jnp.concatenate([p.per_image for p in parts]))
+
+
+def _bound(
+    f: Denoiser,
+    b: Shift | None,
+    s: Schedule,
+    x0: Array,
+    key: Array,
+    *,
+    num_t: int | None,
+    bins: int | None,
+    dequantize: bool,
+) -> Nelbo:
+    """The three terms in nats per image [N]."""
+    key_noise, key_1, key_t, key_eps = jax.random.split(key, 4)
+    offset = 0.0
+    if dequantize:
+        # -log P(x0) <= E_u[-log p(x0 + u)] - log(width),  u uniform over the width of a bin
+        width = 2.0 / (bins - 1)
+        x0 = x0 + width * (jax.random.uniform(key_noise, x0.shape, x0.dtype) - 0.5)
+        offset = -x0[0].size * np.log(width)
+    reconstruction = losses.reconstruction_term(s, x0, f, b, key_1, bins=None if dequantize else bins)
+    T, size = s.num_timesteps, x0.shape[0]
+    if num_t is None:
+        times = jnp.broadcast_to(jnp.arange(2, T + 1)[:, None], (T - 1, size))
+    else:
+        times = low_discrepancy(key_t, T, num_t, size)
+
+    def add(total, inputs):
+        t, key = inputs
+        return total + losses.diffusion_term(s, x0, f, b, t, key).astype(total.dtype), None
+
+    keys = jax.random.split(key_eps, len(times))
+    total, _ = jax.lax.scan(add, jnp.zeros_like(reconstruction), (times, keys))
+    scale = 1.0 if num_t is None else (T - 1) / num_t
+    return Nelbo(
+        prior=losses.prior_term(s, x0, b), reconstruction=reconstruction + offset, diffusion=scale * total
+    )
+
+
+def low_discrepancy(key: Array, T: int, num_t: int, num_images: int) -> Array:
+    """Times in 2..T, int32 [num_t, num_images]: each uniform by itself, a row per stratum, images evenly spread in it."""
+    u = (jax.random.uniform(key) + jnp.arange(num_images) / num_images) % 1.0
+    fraction = (jnp.arange(num_t)[:, None] + u) / num_t
+    return jnp.minimum(2 + jnp.floor(fraction * (T - 1)), T).astype(jnp.int32)
+
+
+def _to_unit_scale(x0: Array, bins: int | None, data_range: tuple[float, float]) -> Array:
+    """x0 in floating point, the first level at -1 and the last at 1."""
+    x0 = jnp.asarray(x0)
+    if jnp.issubdtype(x0.dtype, jnp.integer):
+        if bins is None:
+            raise UserError("integer images have levels; pass bins=256 for 8-bit data")
+        x0, data_range = x0.astype(float), (0.0, bins - 1.0)
+    low, high = data_range
+    return x0 if (low, high) == (-1.0, 1.0) else (x0 - low) * (2.0 / (high - low)) - 1.0
+
+
+def _summarise(bits: Nelbo, per_image: Array | None = None) -> BitsPerDim:
+    per_image = bits.total if per_image is None else per_image
+    return BitsPerDim(
+        mean=per_image.mean(),
+        stderr=per_image.std(ddof=1) / np.sqrt(per_image.size),
+        prior=bits.prior.mean(),
+        reconstruction=bits.reconstruction.mean(),
+        diffusion=bits.diffusion.mean(),
+        per_image=per_image,
+    )
