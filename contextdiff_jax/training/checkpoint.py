@@ -1,9 +1,11 @@
 """Checkpoints: saved in the background, verified on restore, damaged ones set aside.
 
-    <workdir>/config.json                   the config of the run
-    <workdir>/checkpoints/<step>/           params, ema, optimizer (arrays); data, config, fingerprints (JSON);
-                                            checksums.json
-    <workdir>/checkpoints/<step>.damaged-0/ set aside, never deleted
+    <workdir>/config.json                     the config of the run
+    <workdir>/checkpoints/<step>/             params, ema, optimizer: arrays; data, config, fingerprints: JSON
+    <workdir>/checkpoints/<step>/checksums.json
+    <workdir>/checkpoints/<step>.damaged-0/   set aside, never deleted
+
+A folder named by a number is a committed checkpoint: it is written under another name and renamed when whole.
 """
 
 import json
@@ -13,22 +15,18 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from contextdiff_jax import config as config_lib
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import write_json
+from contextdiff_jax.training import checkpoint_format as form
 from contextdiff_jax.training import distributed, integrity
 from contextdiff_jax.types import Params, TrainState
 
 # What may differ between a saved run and its continuation: it does not reach the trained parameters.
 MAY_DIFFER = ("sample.", "eval.", "train.log_every", "train.preview_every")
-ARRAYS = ("params", "ema", "optimizer")
 _DAMAGED = -2
 
 
@@ -66,7 +64,9 @@ def check_workdir(workdir: str | Path, config: ConfigDict, *, allow_config_chang
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise UserError(f"{path} is not JSON ({error}); delete it to take the config of the command line") from error
+            raise UserError(
+                f"{path} is not JSON ({error}); delete it to take the config of the command line"
+            ) from error
         check_same_run(saved, config, workdir)
 
 
@@ -110,7 +110,7 @@ class Checkpoints:
         return None
 
     def _next_candidate(self, damaged: dict[int, str]) -> int:
-        """The newest step whose files are not known to be damaged; -1: no checkpoints; -2: all are damaged."""
+        """The newest step whose files are not known to be damaged; -1: no checkpoint; -2: all are damaged."""
         if not distributed.is_primary():
             return -1
         steps = steps_in(self.folder)
@@ -125,20 +125,20 @@ class Checkpoints:
         """The state of a step, or None and why it is damaged."""
         directory = self.folder / str(step)
         try:
-            loaded = read(directory, abstract_items(abstract))
+            loaded = form.read(directory, form.abstract_items(abstract))
             optimizer = loaded["optimizer"]
             state = TrainState(optimizer["step"], loaded["params"], loaded["ema"], optimizer["opt_state"])
-            problem = disagreement(loaded, items_of(state))
+            problem = form.disagreement(loaded, form.items_of(state))
         except Exception as error:
             if integrity.has_checksums(directory):
                 raise UserError(
-                    f"checkpoint {directory} is intact but does not fit this model ({_short(error)}); "
+                    f"checkpoint {directory} is intact but does not fit this model ({form.brief(error)}); "
                     "undo the change of the config, or take another --workdir"
                 ) from error
-            state, problem = None, f"it cannot be read ({_short(error)})"
+            state, problem = None, f"it cannot be read ({form.brief(error)})"
         if not distributed.all_true(problem is None):
             return None, problem or "another process cannot read it"
-        _set_iterator(iterator, loaded["data"])
+        form.set_iterator(iterator, loaded["data"])
         if distributed.is_primary() and not integrity.has_checksums(directory):
             integrity.write_checksums(directory)
         return state, ""
@@ -173,7 +173,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy.AnyPreservationPolicy(kept), lightweight_initialize=True
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=form.ITEMS)
 
     def save(self, state: TrainState, iterator: Any) -> None:
         """Starts a save in the background; if it cannot even start, that is reported like a later failure.
@@ -183,12 +183,12 @@ class Checkpoints:
         """
         self._settle()
         step = int(state.step)
-        finite, prints = integrity.fingerprints(items_of(state))
+        finite, prints = integrity.fingerprints(form.items_of(state))
         if not finite:
             raise FloatingPointError(f"the state after step {step} holds NaN or infinity")
-        data = _iterator_states(iterator)
+        data = form.iterator_states(iterator)
         digests = {"data": integrity.json_digest(data), "config": integrity.json_digest(self._config)}
-        arrays = {name: ocp.args.PyTreeSave(tree) for name, tree in items_of(state).items()}
+        arrays = {name: ocp.args.PyTreeSave(tree) for name, tree in form.items_of(state).items()}
         values = {"data": data, "config": self._config, "fingerprints": {"arrays": prints, "json": digests}}
         jsons = {name: ocp.args.JsonSave(value) for name, value in values.items()}
         try:
@@ -213,11 +213,11 @@ class Checkpoints:
     def _finish(self) -> None:
         """Takes note of how the save in flight ended."""
         step, self._in_flight = self._in_flight, None
+        directory = self.folder / str(step)
         try:
             self._manager.wait_until_finished()
-            directory = self.folder / str(step)
             if distributed.is_primary() and not directory.is_dir():
-                raise RuntimeError(f"{directory} was not committed")
+                raise FileNotFoundError(f"{directory} was not committed")
         except Exception as error:
             self._report(step, error)
             return
@@ -231,15 +231,17 @@ class Checkpoints:
         try:
             integrity.write_checksums(directory)
         except OSError as error:
-            logging.error("checkpoint %s was saved, but its checksums could not be written: %s", directory, error)
+            logging.error(
+                "checkpoint %s was saved, but its checksums could not be written: %s", directory, error
+            )
 
     def _report(self, step: int, error: Exception) -> None:
         """Says loudly that a save failed, and makes the manager forget it."""
-        self.failure = f"step {step}: {_short(error)}"
+        self.failure = f"step {step}: {form.brief(error)}"
         logging.error(
             "THE CHECKPOINT OF STEP %d WAS NOT SAVED: %s; %s; training goes on, and so do later saves",
             step,
-            _short(error),
+            form.brief(error),
             self.newest_in_words(),
         )
         if distributed.is_primary():
@@ -261,87 +263,6 @@ class Checkpoints:
             self._manager = None
 
 
-# The form of a checkpoint.
-
-ITEMS = (*ARRAYS, "data", "config", "fingerprints")
-
-
-def items_of(state: TrainState) -> dict[str, Any]:
-    """A state as the array items of a checkpoint; the parameters can so be read without the optimizer."""
-    optimizer = {"step": state.step, "opt_state": state.opt_state}
-    return {"params": state.params, "ema": state.ema, "optimizer": optimizer}
-
-
-def abstract_items(abstract: TrainState) -> dict[str, ocp.args.PyTreeRestore]:
-    """How to restore each array item onto the shardings of `abstract`."""
-
-    def restore(tree: Any) -> ocp.args.PyTreeRestore:
-        how = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype), tree)
-        return ocp.args.PyTreeRestore(item=tree, restore_args=how)
-
-    return {name: restore(tree) for name, tree in items_of(abstract).items()}
-
-
-def on_host(item: Path) -> ocp.args.PyTreeRestore:
-    """How to restore an array item as numpy arrays, whatever devices it was saved from."""
-    tree = ocp.PyTreeCheckpointHandler().metadata(item).tree
-    how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    return ocp.args.PyTreeRestore(restore_args=how)
-
-
-def read(directory: Path, arrays: dict[str, ocp.args.PyTreeRestore]) -> dict[str, Any]:
-    """The given array items and the JSON items of one checkpoint."""
-    jsons = {name: ocp.args.JsonRestore() for name in ITEMS if name not in ARRAYS}
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        return dict(checkpointer.restore(directory, args=ocp.args.Composite(**arrays, **jsons)).items())
-
-
-def disagreement(loaded: dict[str, Any], items: dict[str, Any]) -> str | None:
-    """How restored items differ from what was saved, in words; None if they are the same."""
-    saved = loaded["fingerprints"]
-    for name, digest in saved["json"].items():
-        if integrity.json_digest(loaded[name]) != digest:
-            return f"{name} differs from what was saved"
-    _, prints = integrity.fingerprints(items)
-    for name, value in prints.items():
-        if saved["arrays"].get(name) != value:
-            return f"array {name} differs from what was saved"
-    return None
-
-
-def _short(error: BaseException) -> str:
-    """The first line of an error, with its type."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:300]}"
-
-
-def _iterator_states(iterator: Any) -> dict[str, Any]:
-    """The data iterators' states of all processes, as JSON."""
-    own = json.dumps(iterator.get_state())
-    if jax.process_count() == 1:
-        return {"states": [json.loads(own)]}
-    raw = np.frombuffer(own.encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.int32(raw.size))
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: raw.size] = raw
-    rows = multihost_utils.process_allgather(padded)
-    return {"states": [json.loads(row[:n].tobytes().decode()) for row, n in zip(rows, lengths, strict=True)]}
-
-
-def _set_iterator(iterator: Any, data: dict[str, Any]) -> None:
-    """Moves the iterator to this process's saved state; with another number of processes all must be the same."""
-    states = data["states"]
-    if len(states) == jax.process_count():
-        iterator.set_state(states[jax.process_index()])
-    elif all(state == states[0] for state in states):
-        iterator.set_state(states[0])
-    else:
-        raise UserError(
-            f"the checkpoint's data iterators are those of {len(states)} processes and differ; "
-            f"continue with {len(states)} processes instead of {jax.process_count()}"
-        )
-
-
 def load_params(
     workdir: str | Path, step: int | None = None, ema: bool = True
 ) -> tuple[Params, dict[str, Any], int]:
@@ -358,19 +279,23 @@ def load_params(
     folder = folder_of(workdir)
     steps = steps_in(folder)
     if not steps:
-        raise UserError(f"no checkpoint in {folder}; train first with --mode=train, or give another --workdir")
+        raise UserError(
+            f"no checkpoint in {folder}; train first with --mode=train, or give another --workdir"
+        )
     if step is not None and step not in steps:
-        raise UserError(f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, steps[::-1]))}")
+        raise UserError(
+            f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, steps[::-1]))}"
+        )
     name, problems = "ema" if ema else "params", []
     for candidate in steps if step is None else [step]:
         directory = folder / str(candidate)
         problem = integrity.find_damage(directory)
         if problem is None:
             try:
-                loaded = read(directory, {name: on_host(directory / name)})
-                problem = disagreement(loaded, {name: loaded[name]})
+                loaded = form.read(directory, {name: form.on_host(directory / name)})
+                problem = form.disagreement(loaded, {name: loaded[name]})
             except Exception as error:
-                problem = f"it cannot be read ({_short(error)})"
+                problem = f"it cannot be read ({form.brief(error)})"
         if problem is None:
             if problems:
                 logging.warning("checkpoint %s; using checkpoint %d", "; ".join(problems), candidate)

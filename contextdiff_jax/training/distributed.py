@@ -12,8 +12,8 @@ def initialize_if_needed(
     """Joins the processes of a run into one JAX cluster; must come before the first JAX computation.
 
     Args:
-        coordinator_address: host:port of process 0; "auto" lets JAX ask the cluster (TPU pods, SLURM); empty for one
-            process.
+        coordinator_address: host:port of process 0; "auto" lets JAX ask the cluster (TPU pods, SLURM); empty
+            for one process.
         num_processes: how many processes there are; not with "auto".
         process_id: which of them this is, from 0; not with "auto".
 

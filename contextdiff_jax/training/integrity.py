@@ -1,9 +1,10 @@
 """Is a checkpoint what was saved? Checksums of its files, fingerprints of its arrays.
 
-Two independent witnesses. *Checksums* (SHA-256 of every file) are written beside the files once the checkpoint is
-committed; they are checked before anything is read and can name the damaged file. *Fingerprints* of the arrays are computed
-on the devices before the save and travel inside the checkpoint; they are compared after every restore. A kill
-between commit and checksums therefore costs nothing: such a checkpoint is accepted exactly if its fingerprints match.
+Two independent witnesses. *Checksums* (SHA-256 of every file) are written beside the files once the
+checkpoint is committed; they are checked before anything is read and can name the damaged file.
+*Fingerprints* of the arrays are computed on the devices before the save and travel inside the checkpoint;
+they are compared after every restore. A kill between commit and checksums therefore costs nothing: such a
+checkpoint is accepted exactly if its fingerprints match.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from contextdiff_jax.training.sharding import leaf_name
+from contextdiff_jax.training.step import all_finite
 from contextdiff_jax.types import Array
 
 CHECKSUMS = "checksums.json"
@@ -80,7 +82,7 @@ def find_damage(directory: Path) -> str | None:
 
 
 def set_aside(directory: Path) -> Path:
-    """Renames a damaged checkpoint to <step>.damaged-<n>, a name that is no step any more; nothing is deleted."""
+    """Renames a damaged checkpoint to <step>.damaged-<n>, which is no step's name; nothing is deleted."""
     n = 0
     while (target := directory.with_name(f"{directory.name}.damaged-{n}")).exists():
         n += 1
@@ -91,9 +93,9 @@ def set_aside(directory: Path) -> Path:
 def fingerprints(tree: Any) -> tuple[bool, dict[str, int]]:
     """Whether all numbers are finite, and a 32-bit fingerprint of every leaf by name.
 
-    The fingerprint is the sum of all words, each times an odd number of its position, modulo 2^32: exact integer
-    arithmetic, so that it does not depend on how the array is spread over devices. Every single flipped bit changes
-    it, and so does exchanging unequal neighbours. Collective: every process must call it.
+    The fingerprint is the sum of all words, each times an odd number of its position, modulo 2^32: exact
+    integer arithmetic, so that it does not depend on how the array is spread over devices. Every single
+    flipped bit changes it, and so does exchanging unequal neighbours. Collective: every process must call it.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     finite, values = _fingerprints([leaf for _, leaf in leaves])
@@ -104,8 +106,7 @@ def fingerprints(tree: Any) -> tuple[bool, dict[str, int]]:
 @jax.jit
 def _fingerprints(leaves: list[Array]) -> tuple[Array, Array]:
     """All finite bool [], and the fingerprints uint32 [len(leaves)]."""
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
-    return finite, jnp.stack([_fingerprint(x) for x in leaves])
+    return all_finite(leaves), jnp.stack([_fingerprint(x) for x in leaves])
 
 
 def _fingerprint(x: Array) -> Array:

@@ -32,9 +32,10 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
         The state at the end, or where SIGTERM stopped the run (compare `state.step` with `train.num_steps`).
 
     Raises:
-        UserError: a config that does not fit the devices or the workdir, a workdir in use, checkpoints that are all
-            damaged, a last checkpoint that could not be saved.
-        NonFiniteLoss: (a UserError) names the step and the record indices of its batch; checkpoints stay intact.
+        UserError: a config that does not fit the devices or the workdir, a workdir in use, checkpoints that
+            are all damaged, a last checkpoint that could not be saved.
+        NonFiniteLoss: (a UserError) names the step and the record indices of its batch; checkpoints stay
+            intact.
     """
     config, workdir = task.config, Path(workdir)
     num_steps, every = config.train.num_steps, config.train
@@ -94,8 +95,8 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
         checkpoints.close()
         if checkpoints.failure:
             raise UserError(
-                f"the last checkpoint could not be saved: {checkpoints.failure}; {checkpoints.newest_in_words()}; "
-                "put that right and run the same command again"
+                f"the last checkpoint could not be saved: {checkpoints.failure}; "
+                f"{checkpoints.newest_in_words()}; put that right and run the same command again"
             )
         metrics.say(_farewell(int(state.step), num_steps, workdir))
     return state
@@ -126,7 +127,7 @@ def _farewell(step: int, num_steps: int, workdir: Path) -> str:
 
 
 def _preview(setup: Setup, state: TrainState, path: Path) -> None:
-    """Pictures of the averaged parameters with their captions; the same noise every time, so that grids compare."""
+    """Captioned pictures of the averaged parameters, from the same noise every time: grids compare."""
     drawn = setup.task.preview(state.ema, setup.frozen, stream(setup.task.config.seed, "preview"))
     if drawn is None or not distributed.is_primary():
         return

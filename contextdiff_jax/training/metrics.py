@@ -20,8 +20,8 @@ _MIB = 2**20
 class Metrics:
     """Writes the metrics of one run; on every process but the first it only keeps time.
 
-    A run that continues from step n drops what an earlier process had written for later steps, so that every step
-    appears once.
+    A run that continues from step n drops what an earlier process had written for later steps, so that every
+    step appears once.
 
     Args:
         workdir: the run's folder.
@@ -38,10 +38,17 @@ class Metrics:
             return
         self._path = Path(workdir) / "metrics.jsonl"
         drop_after(self._path, start)
-        self._tensorboard = tensorboardX.SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start + 1)
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(Path(workdir) / "tensorboard"), purge_step=start + 1
+        )
         self._tty = sys.stderr.isatty()
         self._bar = tqdm(
-            total=total, initial=start, unit="step", disable=not self._tty, dynamic_ncols=True, file=sys.stderr
+            total=total,
+            initial=start,
+            unit="step",
+            disable=not self._tty,
+            dynamic_ncols=True,
+            file=sys.stderr,
         )
 
     def _restart(self) -> None:
@@ -60,14 +67,14 @@ class Metrics:
             self._bar.update()
 
     def log(self, step: int) -> None:
-        """Fetches, averages over the steps since the last call, and writes. Waits for `step` to be computed."""
+        """Fetches, averages over the steps since the last call, and writes; waits for the devices."""
         window = jax.device_get(self._window)
         elapsed, steps = time.perf_counter() - self._since, self._steps
         self._window = []
         self._restart()
         if not self._primary or not window:
             return
-        values = {name: float(sum(float(m[name]) for m in window) / len(window)) for name in sorted(window[0])}
+        values = {name: sum(float(m[name]) for m in window) / len(window) for name in sorted(window[0])}
         values["lr"] = float(window[-1]["lr"])
         speed = steps / max(elapsed, 1e-9)
         values |= {
@@ -91,7 +98,8 @@ class Metrics:
             return
         left = tqdm.format_interval((self._total - step) / speed)
         self._bar.write(
-            f"step {step}/{self._total}  loss {loss}  {images} images/s  {values['step_ms']:.0f} ms/step  ETA {left}",
+            f"step {step}/{self._total}  loss {loss}  {images} images/s  "
+            f"{values['step_ms']:.0f} ms/step  ETA {left}",
             file=sys.stderr,
         )
 
@@ -122,7 +130,7 @@ class _Pause:
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Removes the lines of later steps, and a last line that a kill left half-written, from a metrics.jsonl."""
+    """Removes the lines of later steps, and one that a kill left half-written, from a metrics.jsonl."""
     if not path.exists():
         return
     kept = []

@@ -33,8 +33,8 @@ def make_optimizer(config: ConfigDict, params: Params) -> optax.GradientTransfor
 
     Args:
         config: the whole config; `optim` and `train.num_steps` are read. `clip_norm` 0 does not clip.
-        params: arrays or their shapes; their names are matched by `optim.lr_multipliers`, ((regex, factor), ...) of
-            which the first that is found in a name counts.
+        params: arrays or their shapes; their names are matched by `optim.lr_multipliers`, ((regex, factor),
+            ...) of which the first that is found in a name counts.
 
     Raises:
         UserError: a multiplier's regex matches no parameter.

@@ -11,9 +11,9 @@ from jax.experimental import multihost_utils
 class StopRequest:
     """Notices SIGTERM while it is entered; a context manager.
 
-    With one process this is a signal handler. With several, JAX's coordination service hears the signal in any of them
-    and all agree on one step, so that none waits in a collective for another that has left. (Its own handler
-    was installed by `jax.distributed.initialize` and must not be replaced.)
+    With one process this is a signal handler. With several, JAX's coordination service hears the signal in
+    any of them and all agree on one step, so that none waits in a collective for another that has left. (Its
+    own handler was installed by `jax.distributed.initialize` and must not be replaced.)
     """
 
     def __init__(self):

@@ -52,7 +52,9 @@ def _process_rows(mesh: Mesh, num_rows: int) -> tuple[int, int] | None:
     start, stop = spans[0][0], spans[-1][1]
     size = stop - start
     contiguous = all(a[1] == b[0] for a, b in zip(spans[:-1], spans[1:], strict=True))
-    return (start // size, num_rows // size) if contiguous and start % size == 0 and num_rows % size == 0 else None
+    if not contiguous or start % size or num_rows % size:
+        return None
+    return start // size, num_rows // size
 
 
 def data_shard(mesh: Mesh, batch_size: int, accum_steps: int) -> tuple[int, int]:
@@ -66,8 +68,9 @@ def data_shard(mesh: Mesh, batch_size: int, accum_steps: int) -> tuple[int, int]
     ways = mesh.shape["data"] * mesh.shape["fsdp"] * accum_steps
     if batch_size % ways:
         raise UserError(
-            f"config.data.batch_size={batch_size} is not divisible by {ways} (mesh.data={mesh.shape['data']} x "
-            f"mesh.fsdp={mesh.shape['fsdp']} x optim.accum_steps={accum_steps}); try {-(-batch_size // ways) * ways}"
+            f"config.data.batch_size={batch_size} is not divisible by {ways} "
+            f"(mesh.data={mesh.shape['data']} x mesh.fsdp={mesh.shape['fsdp']} x "
+            f"optim.accum_steps={accum_steps}); try {-(-batch_size // ways) * ways}"
         )
     rows = _process_rows(mesh, batch_size)
     if rows is None:
@@ -106,8 +109,8 @@ def tree_shardings(tree: Params, rules: Rules, mesh: Mesh) -> Any:
 
     Args:
         tree: arrays or their shapes.
-        rules: (regex, rule) pairs; a rule is "replicate", "fsdp" (the largest axis that fsdp divides), or one mesh
-            axis name or None per array axis. A leaf without a rule is replicated.
+        rules: (regex, rule) pairs; a rule is "replicate", "fsdp" (the largest axis that fsdp divides), or one
+            mesh axis name or None per array axis. A leaf without a rule is replicated.
         mesh: the device mesh.
 
     Raises:
@@ -135,7 +138,13 @@ def _spec(name: str, shape: tuple[int, ...], rule: Any, mesh: Mesh) -> P:
         largest = max(fitting, key=lambda axis: shape[axis])
         return P(*("fsdp" if axis == largest else None for axis in range(len(shape))))
     if isinstance(rule, str) or any(axis is not None and axis not in AXES for axis in rule):
-        raise UserError(f"sharding rule {rule!r} is unknown; accepted: replicate, fsdp, or a tuple of {AXES} and None")
-    if len(rule) != len(shape) or any(a and size % mesh.shape[a] for a, size in zip(rule, shape, strict=True)):
-        raise UserError(f"sharding rule {tuple(rule)} does not fit {name} of shape {shape} on {dict(mesh.shape)}")
+        raise UserError(
+            f"sharding rule {rule!r} is unknown; accepted: replicate, fsdp, or a tuple of {AXES} and None"
+        )
+    if len(rule) != len(shape) or any(
+        a and size % mesh.shape[a] for a, size in zip(rule, shape, strict=True)
+    ):
+        raise UserError(
+            f"sharding rule {tuple(rule)} does not fit {name} of shape {shape} on {dict(mesh.shape)}"
+        )
     return P(*rule)

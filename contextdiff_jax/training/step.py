@@ -19,7 +19,7 @@ Step = Callable[[TrainState, "Guard", Params, Batch], tuple[TrainState, "Guard",
 
 @flax.struct.dataclass
 class Guard:
-    """The first step whose loss or gradient was not finite; from there on the state no longer changes.
+    """The first step whose loss, gradient or new state was not finite; from then on the state is kept.
 
     Attributes:
         bad_step: that step, counted from 1, or 0; int32 [].
@@ -36,10 +36,10 @@ class Guard:
 
 
 def make_step(task: Any, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> Step:
-    """The step of a task: (state, guard, frozen, batch) -> (state, guard, metrics), to be jitted with donation.
+    """The step of a task, (state, guard, frozen, batch) -> (state, guard, metrics), to be jitted.
 
-    All randomness of step n comes from fold_in(root, n) and is drawn for the global batch, so it depends neither on
-    devices nor on when a run was interrupted. The loss is the mean over the global batch; with
+    All randomness of step n comes from fold_in(root, n) and is drawn for the global batch, so it depends
+    neither on devices nor on when a run was interrupted. The loss is the mean over the global batch; with
     `optim.accum_steps` > 1 gradients are accumulated over equal microbatches, which gives the same mean.
     """
     config = task.config
@@ -57,7 +57,7 @@ def make_step(task: Any, optimizer: optax.GradientTransformation, mesh: jax.shar
         params = optax.apply_updates(state.params, updates)
         new = TrainState(state.step + 1, params, update_ema(config.ema, state, params), opt_state)
 
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & all_finite(new)
         seen = guard.bad_step > 0
         new_guard = Guard(
             bad_step=jnp.where(seen | finite, guard.bad_step, state.step + 1),
@@ -71,8 +71,13 @@ def make_step(task: Any, optimizer: optax.GradientTransformation, mesh: jax.shar
     return step
 
 
+def all_finite(tree: Any) -> Array:
+    """Whether every number of every leaf is finite, bool []."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
 def update_ema(config: ConfigDict, state: TrainState, params: Params) -> Params:
-    """decay * ema + (1 - decay) * params; with warm-up the decay starts small: min(decay, (1 + n) / (10 + n))."""
+    """decay * ema + (1 - decay) * params; with warm-up the decay is min(decay, (1 + n) / (10 + n))."""
     n = state.step.astype(jnp.float32)
     decay = jnp.minimum(config.decay, (1 + n) / (10 + n)) if config.warmup else config.decay
     return optax.incremental_update(params, state.ema, 1.0 - decay)
@@ -81,7 +86,7 @@ def update_ema(config: ConfigDict, state: TrainState, params: Params) -> Params:
 def accumulate(
     task: Any, params: Params, frozen: Params, batch: Batch, key: Array, mesh: jax.sharding.Mesh
 ) -> tuple[Array, dict[str, Array], Params]:
-    """Per-example losses [B], the metrics and the gradient of the mean loss, over `optim.accum_steps` microbatches.
+    """Losses [B], the metrics and the gradient of the mean loss, over `optim.accum_steps` microbatches.
 
     Microbatch i takes the rows i, i + n, i + 2n, ... so that every device keeps its own rows.
     """

@@ -47,10 +47,14 @@ class Watch:
         rows = np.asarray(self.guard.bad_rows)
         # Processes that share rows (tensor parallelism) gather them several times.
         culprits = indices[: rows.size][rows]
-        what = f"the loss of records {_listed(culprits)} is" if culprits.size else "the gradient is"
+        what = (
+            f"the loss of records {_listed(culprits)} is"
+            if culprits.size
+            else "the gradient or the update is"
+        )
         raise NonFiniteLoss(
-            f"step {bad_step}: {what} NaN or infinite; batch indices {_listed(np.unique(indices))}; {newest_in_words()}; "
-            "look at those records, or lower optim.lr or optim.clip_norm"
+            f"step {bad_step}: {what} NaN or infinite; batch indices {_listed(np.unique(indices))}; "
+            f"{newest_in_words()}; look at those records, or lower optim.lr or optim.clip_norm"
         )
 
 

@@ -1,0 +1,95 @@
+"""What a checkpoint consists of, and how its parts are read and compared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.training import integrity
+from contextdiff_jax.types import TrainState
+
+ARRAYS = ("params", "ema", "optimizer")
+ITEMS = (*ARRAYS, "data", "config", "fingerprints")
+
+
+def items_of(state: TrainState) -> dict[str, Any]:
+    """A state as the array items of a checkpoint; the parameters can so be read without the optimizer."""
+    optimizer = {"step": state.step, "opt_state": state.opt_state}
+    return {"params": state.params, "ema": state.ema, "optimizer": optimizer}
+
+
+def abstract_items(abstract: TrainState) -> dict[str, ocp.args.PyTreeRestore]:
+    """How to restore each array item onto the shardings of `abstract`."""
+
+    def restore(tree: Any) -> ocp.args.PyTreeRestore:
+        how = jax.tree.map(
+            lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype), tree
+        )
+        return ocp.args.PyTreeRestore(item=tree, restore_args=how)
+
+    return {name: restore(tree) for name, tree in items_of(abstract).items()}
+
+
+def on_host(item: Path) -> ocp.args.PyTreeRestore:
+    """How to restore an array item as numpy arrays, whatever devices it was saved from."""
+    tree = ocp.PyTreeCheckpointHandler().metadata(item).tree
+    how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return ocp.args.PyTreeRestore(restore_args=how)
+
+
+def read(directory: Path, arrays: dict[str, ocp.args.PyTreeRestore]) -> dict[str, Any]:
+    """The given array items and the JSON items of one checkpoint."""
+    jsons = {name: ocp.args.JsonRestore() for name in ITEMS if name not in ARRAYS}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        return dict(checkpointer.restore(directory, args=ocp.args.Composite(**arrays, **jsons)).items())
+
+
+def disagreement(loaded: dict[str, Any], items: dict[str, Any]) -> str | None:
+    """How restored items differ from what was saved, in words; None if they are the same."""
+    saved = loaded["fingerprints"]
+    for name, digest in saved["json"].items():
+        if integrity.json_digest(loaded[name]) != digest:
+            return f"{name} differs from what was saved"
+    _, prints = integrity.fingerprints(items)
+    for name, value in prints.items():
+        if saved["arrays"].get(name) != value:
+            return f"array {name} differs from what was saved"
+    return None
+
+
+def brief(error: BaseException) -> str:
+    """The first line of an error, with its type."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"
+
+
+def iterator_states(iterator: Any) -> dict[str, Any]:
+    """The data iterators' states of all processes, as JSON."""
+    own = json.dumps(iterator.get_state())
+    if jax.process_count() == 1:
+        return {"states": [json.loads(own)]}
+    raw = np.frombuffer(own.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(raw.size))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: raw.size] = raw
+    rows = multihost_utils.process_allgather(padded)
+    return {"states": [json.loads(row[:n].tobytes().decode()) for row, n in zip(rows, lengths, strict=True)]}
+
+
+def set_iterator(iterator: Any, data: dict[str, Any]) -> None:
+    """Moves the iterator to this process's saved state, or to the one that all processes shared."""
+    states = data["states"]
+    if len(states) == jax.process_count():
+        iterator.set_state(states[jax.process_index()])
+    elif all(state == states[0] for state in states):
+        iterator.set_state(states[0])
+    else:
+        raise UserError(
+            f"the checkpoint's data iterators are those of {len(states)} processes and differ; "
+            f"continue with {len(states)} processes instead of {jax.process_count()}"
+        )
