@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.process.schedule import Schedule, gather, index
@@ -86,7 +87,7 @@ def ddim_posterior(
     """
     check_eta(eta)
     t, s_index = index(s, t, lowest=1), index(s, s_index)
-    if not any(isinstance(i, jax.core.Tracer) for i in (t, s_index)) and not (s_index < t).all():
+    if isinstance(t, np.ndarray) and isinstance(s_index, np.ndarray) and not (s_index < t).all():
         raise UserError(f"step from t={t} to s={s_index}: s must be below t")
     ab_t, ab_s = gather(s.alpha_bar, t, xt), gather(s.alpha_bar, s_index, xt)
     # The shares of the variance at s that the ancestral step redraws and keeps; they add up to 1.

@@ -112,13 +112,12 @@ def index(s: Schedule, t: Array, lowest: int = 0) -> Array:
     """
     if not jnp.issubdtype(jnp.result_type(t), jnp.integer):
         raise UserError(f"timestep has type {jnp.result_type(t)}; pass integers, {lowest} to {s.num_timesteps}")
-    if not isinstance(t, jax.core.Tracer):
-        values = np.asarray(t)
-        if values.size and not (lowest <= values.min() and values.max() <= s.num_timesteps):
-            raise UserError(
-                f"timestep {values.min()} to {values.max()} is out of range; accepted: {lowest} to {s.num_timesteps}"
-            )
-    return jnp.asarray(t)
+    if isinstance(t, jax.core.Tracer):
+        return t
+    t = np.asarray(t)  # stays known inside jit, for further checks
+    if t.size and not (lowest <= t.min() and t.max() <= s.num_timesteps):
+        raise UserError(f"timestep {t.min()} to {t.max()} is out of range; accepted: {lowest} to {s.num_timesteps}")
+    return t
 
 
 def gather(values: Array, t: Array, like: Array) -> Array:
