@@ -8,8 +8,8 @@
 A folder named by a number is a committed checkpoint: it is written under another name and renamed when whole.
 """
 
+import contextlib
 import json
-import re
 import shutil
 import threading
 from pathlib import Path
@@ -19,55 +19,15 @@ import orbax.checkpoint as ocp
 from absl import logging
 from ml_collections import ConfigDict
 
-from contextdiff_jax import config as config_lib
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.training import checkpoint_format as form
 from contextdiff_jax.training import distributed, integrity
+from contextdiff_jax.training.workdir import check_same_run, check_workdir, folder_of, steps_in
 from contextdiff_jax.types import Params, TrainState
 
-# What may differ between a saved run and its continuation: it does not reach the trained parameters.
-MAY_DIFFER = ("sample.", "eval.", "train.log_every", "train.preview_every")
+__all__ = ["Checkpoints", "check_same_run", "check_workdir", "load_params"]
+
 _DAMAGED = -2
-
-
-def folder_of(workdir: str | Path) -> Path:
-    """Where the checkpoints of a run are."""
-    return Path(workdir).absolute() / "checkpoints"
-
-
-def steps_in(folder: Path) -> list[int]:
-    """Committed steps, newest first; half-written and set-aside ones have other names."""
-    if not folder.is_dir():
-        return []
-    return sorted((int(p.name) for p in folder.iterdir() if re.fullmatch(r"\d+", p.name)), reverse=True)
-
-
-# The config of a run.
-
-
-def check_same_run(saved: Any, now: ConfigDict, where: str | Path) -> None:
-    """Raises UserError with "key: saved X, now Y" for every key that makes `now` another run."""
-    lines = config_lib.differences(ConfigDict(saved), now, MAY_DIFFER)
-    if lines:
-        raise UserError(
-            f"{where} holds a run with another config ({'; '.join(lines)}); "
-            "take another --workdir, undo the change, or allow it with --allow_config_change"
-        )
-
-
-def check_workdir(workdir: str | Path, config: ConfigDict, *, allow_config_change: bool = False) -> None:
-    """Raises UserError if `workdir` holds a run with another config; writes nothing."""
-    path = Path(workdir) / "config.json"
-    if Path(workdir).exists() and not Path(workdir).is_dir():
-        raise UserError(f"workdir {str(workdir)!r} is a file; give a folder")
-    if path.exists() and not allow_config_change:
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(
-                f"{path} is not JSON ({error}); delete it to take the config of the command line"
-            ) from error
-        check_same_run(saved, config, workdir)
 
 
 class Checkpoints:
@@ -80,6 +40,7 @@ class Checkpoints:
         self._manager: ocp.CheckpointManager | None = None
         self._hashing: threading.Thread | None = None
         self._in_flight: int | None = None
+        self._healthy = True
         self.failure = ""  # why the last save failed, if it did
 
     # Restore.
@@ -163,9 +124,12 @@ class Checkpoints:
         """Makes the folder ready for saving; after `restore`."""
         if distributed.is_primary():
             self.folder.mkdir(parents=True, exist_ok=True)
-            for half_written in self.folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(half_written, ignore_errors=True)
+            self._remove_half_written()
         distributed.barrier("checkpoint folder")
+        self._manager = self._new_manager()
+
+    def _new_manager(self) -> ocp.CheckpointManager:
+        """Orbax's manager of the folder, with the config's policy of what to keep."""
         policy = ocp.checkpoint_managers
         kept = [policy.LatestN(self._train.keep)]
         if self._train.keep_every:
@@ -173,7 +137,20 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy.AnyPreservationPolicy(kept), lightweight_initialize=True
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=form.ITEMS)
+        return ocp.CheckpointManager(self.folder, options=options, item_names=form.ITEMS)
+
+    def _recover(self) -> None:
+        """After a failed save on any process: a new manager; the old one would raise that error again."""
+        if distributed.all_true(self._healthy):
+            return
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        self._manager, self._healthy = self._new_manager(), True
+
+    def _remove_half_written(self) -> None:
+        """Frees the space of saves that a kill or an error ended."""
+        for half_written in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(half_written, ignore_errors=True)
 
     def save(self, state: TrainState, iterator: Any) -> None:
         """Starts a save in the background; if it cannot even start, that is reported like a later failure.
@@ -191,6 +168,9 @@ class Checkpoints:
         arrays = {name: ocp.args.PyTreeSave(tree) for name, tree in form.items_of(state).items()}
         values = {"data": data, "config": self._config, "fingerprints": {"arrays": prints, "json": digests}}
         jsons = {name: ocp.args.JsonSave(value) for name, value in values.items()}
+        self._recover()
+        if distributed.is_primary():
+            self._remove_half_written()
         try:
             self._manager.save(step, args=ocp.args.Composite(**arrays, **jsons), force=True)
             self._in_flight = step
@@ -236,7 +216,8 @@ class Checkpoints:
             )
 
     def _report(self, step: int, error: Exception) -> None:
-        """Says loudly that a save failed, and makes the manager forget it."""
+        """Says loudly that a save failed."""
+        self._healthy = False
         self.failure = f"step {step}: {form.brief(error)}"
         logging.error(
             "THE CHECKPOINT OF STEP %d WAS NOT SAVED: %s; %s; training goes on, and so do later saves",
@@ -244,10 +225,6 @@ class Checkpoints:
             form.brief(error),
             self.newest_in_words(),
         )
-        if distributed.is_primary():
-            for half_written in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
-                shutil.rmtree(half_written, ignore_errors=True)
-        self._manager.reload()
 
     def newest_in_words(self) -> str:
         """What a new start would continue from; waits for the save in flight."""
@@ -259,8 +236,12 @@ class Checkpoints:
         """Waits for what is in flight. A second call does nothing."""
         if self._manager is not None:
             self._settle()
-            self._manager.close()
+            # A manager that has failed may raise the same error again; it has been reported.
+            with contextlib.nullcontext() if self._healthy else contextlib.suppress(Exception):
+                self._manager.close()
             self._manager = None
+            if distributed.is_primary():
+                self._remove_half_written()
 
 
 def load_params(

@@ -13,13 +13,14 @@ from absl import logging
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import write_json
-from contextdiff_jax.training import distributed, lock
-from contextdiff_jax.training.checkpoint import Checkpoints, check_workdir
+from contextdiff_jax.training import distributed
+from contextdiff_jax.training.checkpoint import Checkpoints
 from contextdiff_jax.training.metrics import Metrics
 from contextdiff_jax.training.preemption import StopRequest
 from contextdiff_jax.training.setup import Setup
 from contextdiff_jax.training.state import stream
 from contextdiff_jax.training.watch import Watch
+from contextdiff_jax.training.workdir import check_workdir, exclusive
 from contextdiff_jax.types import Batch, TrainState
 
 _AHEAD = 2  # steps that may wait on the devices: enough to keep them busy, few enough to hold few batches
@@ -43,7 +44,7 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
 
     with contextlib.ExitStack() as stack:
         if distributed.is_primary():
-            stack.enter_context(lock.exclusive(workdir))
+            stack.enter_context(exclusive(workdir))
         stop = stack.enter_context(StopRequest())
 
         # Shapes first: whatever does not fit is said before anything is allocated or compiled.

@@ -1,0 +1,62 @@
+"""Trains the toy task in a process of its own, for tests with signals, devices and several processes."""
+
+import argparse
+import ast
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+
+def main() -> None:
+    """Trains and prints the final step."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--coordinator", default="")
+    parser.add_argument("--num_processes", type=int)
+    parser.add_argument("--process_id", type=int)
+    parser.add_argument("--slow", type=float, default=0.0, help="seconds that every batch takes to read")
+    parser.add_argument("--allow_config_change", action="store_true")
+    parser.add_argument("overrides", nargs="*", help="config keys, e.g. train.num_steps=6")
+    args = parser.parse_args()
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={args.devices}"
+
+    from contextdiff_jax import training
+    from contextdiff_jax.errors import UserError
+    from tests.training.toy_task import ToyTask, toy_config
+
+    overrides = {key: ast.literal_eval(value) for key, value in (o.split("=", 1) for o in args.overrides)}
+
+    class SlowTask(ToyTask):
+        def train_iterator(self, process_index: int, process_count: int):
+            iterator = super().train_iterator(process_index, process_count)
+            return _Slow(iterator, args.slow)
+
+    try:
+        training.initialize_distributed(args.coordinator, args.num_processes, args.process_id)
+        task = SlowTask(toy_config(**overrides))
+        state = training.train(task, args.workdir, allow_config_change=args.allow_config_change)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"final step {int(state.step)}")
+
+
+class _Slow:
+    """An iterator that takes its time."""
+
+    def __init__(self, iterator, seconds: float):
+        self._iterator, self._seconds = iterator, seconds
+        self.get_state, self.set_state = iterator.get_state, iterator.set_state
+
+    def __next__(self):
+        time.sleep(self._seconds)
+        return next(self._iterator)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""The loop: continuing bitwise, stopping, NaN, metrics, previews, and what is refused."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.training import NonFiniteLoss, load_params, train
+from contextdiff_jax.training.metrics import drop_after
+from contextdiff_jax.training.workdir import exclusive, steps_in
+from tests.training.toy_task import ToyTask, toy_config
+
+
+class InterruptedTask(ToyTask):
+    """Does something when the batch of step `at` is asked for."""
+
+    def __init__(self, config, at, action):
+        super().__init__(config)
+        self._at, self._action = at, action
+
+    def train_iterator(self, process_index, process_count):
+        return _Interrupted(super().train_iterator(process_index, process_count), self._at, self._action)
+
+
+class _Interrupted:
+    def __init__(self, iterator, at, action):
+        self._iterator, self._left, self._action = iterator, at, action
+        self.get_state, self.set_state = iterator.get_state, iterator.set_state
+
+    def __next__(self):
+        self._left -= 1
+        if self._left == 0:
+            self._action()
+        return next(self._iterator)
+
+
+class Crash(Exception):
+    """Stands for any error of the machine."""
+
+
+def crash():
+    raise Crash
+
+
+def sigterm():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def records(workdir: Path) -> list[dict]:
+    """The lines of metrics.jsonl, if there are any."""
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run: its workdir and final state."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, jax.device_get(train(ToyTask(toy_config()), workdir))
+
+
+@pytest.mark.parametrize("at", [1, 3, 5, 10, 12])
+def test_a_run_that_crashed_continues_bitwise(tmp_path, whole, at):
+    with pytest.raises(Crash):
+        train(InterruptedTask(toy_config(), at, crash), tmp_path)
+    state = train(ToyTask(toy_config()), tmp_path)
+    chex.assert_trees_all_equal(jax.device_get(state), whole[1])
+    keys = ("step", "loss", "grad_norm", "lr")
+    logged, expected = ([[r[k] for k in keys] for r in records(d)] for d in (tmp_path, whole[0]))
+    assert logged == expected, "every step is logged once, with the same figures"
+
+
+def test_sigterm_finishes_the_step_saves_and_continues_bitwise(tmp_path, whole, capfd):
+    before = signal.getsignal(signal.SIGTERM)
+    state = train(InterruptedTask(toy_config(), 6, sigterm), tmp_path)
+    assert int(state.step) == 6 and steps_in(tmp_path / "checkpoints") == [6, 4]
+    assert "stopped by SIGTERM after step 6 of 12; saved" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+    state = train(ToyTask(toy_config()), tmp_path)
+    assert "continuing from the checkpoint of step 6" in capfd.readouterr().err
+    chex.assert_trees_all_equal(jax.device_get(state), whole[1])
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path, capfd):
+    first = jax.device_get(train(ToyTask(toy_config()), tmp_path))
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "checkpoints").rglob("*") if p.is_file()}
+    again = train(ToyTask(toy_config()), tmp_path)
+    chex.assert_trees_all_equal(jax.device_get(again), first)
+    assert files == {p: p.stat().st_mtime_ns for p in (tmp_path / "checkpoints").rglob("*") if p.is_file()}
+    assert "compiled" not in capfd.readouterr().err.split("continuing")[1]
+
+
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_nan_stops_with_step_and_indices_and_the_last_good_checkpoint(tmp_path, log_every):
+    config = toy_config(**{"train.log_every": log_every})
+    order = ToyTask(config).train_iterator(0, 1)
+    batches = [next(order)["index"] for _ in range(12)]
+    bad = int(batches[6][3])
+    first = next(i for i, batch in enumerate(batches) if bad in batch) + 1
+    assert first == 7
+    with pytest.raises(NonFiniteLoss) as error:
+        train(ToyTask(config, bad_index=bad), tmp_path)
+    text = str(error.value)
+    assert f"step 7: the loss of records [{bad}] is NaN" in text
+    assert f"batch indices [{', '.join(map(str, sorted(batches[6])))}]" in text
+    assert "last good checkpoint is of step 4" in text and "\n" not in text
+    assert steps_in(tmp_path / "checkpoints") == [4]
+    chex.assert_tree_all_finite(load_params(tmp_path)[0])
+    assert all(np.isfinite(record["loss"]) for record in records(tmp_path))
+
+
+def test_an_infinite_gradient_of_a_finite_loss_stops_too(tmp_path):
+    class Cusp(ToyTask):
+        def loss(self, params, frozen, batch, key):
+            losses, metrics = super().loss(params, frozen, batch, key)
+            return losses + jnp.sqrt(jnp.abs(params["denoiser"]["bias"]).sum() * 0.0), metrics
+
+    with pytest.raises(NonFiniteLoss, match="step 1: the gradient or the update .* no checkpoint yet"):
+        train(Cusp(toy_config()), tmp_path)
+    assert steps_in(tmp_path / "checkpoints") == []
+
+
+def test_metrics_are_complete(tmp_path):
+    train(ToyTask(toy_config(**{"train.log_every": 5})), tmp_path)
+    lines = records(tmp_path)
+    assert [record["step"] for record in lines] == [5, 10, 12]
+    expected = "step loss lr grad_norm rmse norm images_per_second step_ms peak_memory_mib"
+    assert set(lines[0]) == set(expected.split())
+    assert lines[0]["peak_memory_mib"] > 50 and lines[0]["images_per_second"] > 0
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_drop_after_keeps_earlier_lines_and_drops_a_torn_one(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 2, "loss": 1.0}\n{"step": 4, "loss": 0.5}\n{"step": 6, "lo')
+    drop_after(path, 2)
+    assert path.read_text() == '{"step": 2, "loss": 1.0}\n'
+
+
+def test_previews_are_captioned_grids(tmp_path):
+    train(ToyTask(toy_config(**{"train.preview_every": 5})), tmp_path)
+    names = sorted(p.name for p in (tmp_path / "previews").iterdir())
+    assert names == ["step-0000005.png", "step-0000010.png", "step-0000012.png"]
+
+
+def test_previews_do_not_change_the_training(tmp_path, whole):
+    state = train(ToyTask(toy_config(**{"train.preview_every": 3})), tmp_path)
+    chex.assert_trees_all_equal(jax.device_get(state), whole[1])
+
+
+def test_a_workdir_in_use_is_refused(tmp_path):
+    with exclusive(tmp_path), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+        train(ToyTask(toy_config()), tmp_path)
+    train(ToyTask(toy_config(**{"train.num_steps": 1})), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        ({"mesh.fsdp": 3}, "does not fit 1 devices"),
+        ({"mesh.data": 0}, "sizes are positive"),
+        ({"mesh.fsdp": -1}, "at most one is -1"),
+        ({"optim.accum_steps": 3}, r"batch_size=16 is not divisible by 3 .*try 18"),
+        ({"optim.lr_multipliers": (("decoder", 0.1),)}, "'decoder' .* matches no parameter"),
+        ({"sharding.rules": ((".*", "everywhere"),)}, "'everywhere' is unknown"),
+        ({"sharding.rules": ((".*", ("data",)),)}, "does not fit adapter/kernel"),
+    ],
+)
+def test_what_cannot_work_is_one_line_before_any_compilation(tmp_path, overrides, words, capfd):
+    with pytest.raises(UserError, match=words) as error:
+        train(ToyTask(toy_config(**overrides)), tmp_path)
+    assert "\n" not in str(error.value) and "compiled" not in capfd.readouterr().err
+
+
+def test_a_workdir_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        train(ToyTask(toy_config()), tmp_path / "file")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="is not JSON"):
+        train(ToyTask(toy_config()), tmp_path)
