@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import re
 import shutil
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from contextdiff_jax.encoders import clip as clip_lib
 from contextdiff_jax.encoders import pretrained
 from contextdiff_jax.encoders.tokenizers import Tokenize, load_tokenizer
+from contextdiff_jax.errors import UserError
 from contextdiff_jax.types import Array, Context, Params
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -22,8 +22,13 @@ BUILTIN = "builtin:"
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 TOKENIZER_FILES = (
-    "tokenizer.json tokenizer_config.json vocab.json merges.txt special_tokens_map.json added_tokens.json"
-).split()
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 
 
 @flax.struct.dataclass
@@ -93,7 +98,7 @@ class Clip:
         return self.tokenize([""])
 
     def encode_text(self, params: Params, tokens: Array, token_mask: Array) -> Context:
-        """tokens int32 [B, L], token_mask bool [B, L] -> Context (last layer, normed; projected end token)."""
+        """tokens int32 [B, L], token_mask bool [B, L] -> Context (last layer, normed; projected end)."""
         features, pooled = self.module.apply({"params": params}, tokens, method="encode_text")
         return Context(tokens=features, pooled=pooled, mask=token_mask)
 
@@ -125,11 +130,18 @@ class Clip:
 def tensor_name(path: str) -> str:
     """Our parameter path -> the name in a CLIP checkpoint."""
     name = re.sub(r"/layers_(\d+)/", r"/encoder/layers/\1/", path)
-    name = re.sub(
-        r"^(\w+)/(token_embedding|position_embedding|patch_embedding|class_embedding)", r"\1/embeddings/\2", name
-    )
+    name = re.sub(r"^(\w+)/((token|position|patch|class)_embedding)", r"\1/embeddings/\2", name)
     name = re.sub(r"/(kernel|embedding|scale)$", "/weight", name)
     return name.replace("/", ".")
+
+
+def _builtin(name: str) -> Path:
+    """Folder of a CLIP model that ships with the package."""
+    shipped = sorted(path.parent.name for path in ASSETS.glob("clip*/model.safetensors"))
+    if name not in shipped:
+        names = ", ".join(BUILTIN + s for s in shipped) or "none"
+        raise UserError(f"built-in CLIP {BUILTIN + name!r} does not exist; shipped: {names}")
+    return ASSETS / name
 
 
 def load_clip(path: str, dtype: jnp.dtype = jnp.float32) -> Clip:
@@ -142,13 +154,13 @@ def load_clip(path: str, dtype: jnp.dtype = jnp.float32) -> Clip:
     Raises:
         UserError: no such folder, not a CLIP model, weights that do not fit.
     """
-    folder = ASSETS / path.removeprefix(BUILTIN) if path.startswith(BUILTIN) else Path(path)
+    folder = _builtin(path.removeprefix(BUILTIN)) if path.startswith(BUILTIN) else Path(path)
     config = clip_lib.CLIPConfig.from_dict(pretrained.read_config(folder))
     model = Clip(config, None, folder, dtype=dtype)
     expected = jax.eval_shape(model.init, jax.random.key(0))
     params = pretrained.read_params(folder, expected, tensor_name, ignore=("position_ids",))
     preprocessor = folder / "preprocessor_config.json"
-    image = json.loads(preprocessor.read_text(encoding="utf-8")) if preprocessor.is_file() else {}
+    image = pretrained.read_json(preprocessor) if preprocessor.is_file() else {}
     return dataclasses.replace(
         model,
         params=params,

@@ -46,24 +46,38 @@ class CLIPConfig:
     image_size: int
     patch_size: int
 
+    def __post_init__(self):
+        for name, tower in (("text", self.text), ("vision", self.vision)):
+            if tower.hidden_act not in ACTIVATIONS:
+                accepted = ", ".join(ACTIVATIONS)
+                raise UserError(f"CLIP {name} hidden_act={tower.hidden_act!r} is unknown; use {accepted}")
+            if tower.hidden_size % tower.num_attention_heads:
+                raise UserError(
+                    f"CLIP {name} width {tower.hidden_size} is not divisible by its "
+                    f"{tower.num_attention_heads} heads; choose a multiple"
+                )
+        if self.image_size % self.patch_size:
+            raise UserError(
+                f"CLIP image_size={self.image_size} is not divisible by patch_size={self.patch_size}; "
+                "choose a multiple"
+            )
+
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> "CLIPConfig":
         """From config.json's content; absent keys take transformers' defaults.
 
         Raises:
-            UserError: not a CLIP model, or an activation that is not supported.
+            UserError: not a CLIP model, or sizes or an activation that cannot work.
         """
         if config.get("model_type") != "clip":
-            raise UserError(f"config.json has model_type={config.get('model_type')!r}; a CLIP model has 'clip'")
-        text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
-        for section in (text, vision):
-            if section.get("hidden_act", "quick_gelu") not in ACTIVATIONS:
-                raise UserError(f"hidden_act={section['hidden_act']!r} is unknown; accepted: {', '.join(ACTIVATIONS)}")
+            found = config.get("model_type")
+            raise UserError(f"config.json has model_type={found!r}; give the folder of a CLIP model ('clip')")
+        # Old files hold the sections a second time as *_config_dict, which wins.
+        section = lambda name: (config.get(name) or {}) | (config.get(f"{name}_dict") or {})
+        text, vision = section("text_config"), section("vision_config")
         return cls(
-            text=_tower(text, dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=8)),
-            vision=_tower(
-                vision, dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-            ),
+            text=_tower(text, TowerConfig(512, 2048, num_hidden_layers=12, num_attention_heads=8)),
+            vision=_tower(vision, TowerConfig(768, 3072, num_hidden_layers=12, num_attention_heads=12)),
             projection_dim=config.get("projection_dim", 512),
             vocab_size=text.get("vocab_size", 49408),
             max_position_embeddings=text.get("max_position_embeddings", 77),
@@ -97,9 +111,20 @@ class CLIPConfig:
         )
 
 
-def _tower(section: dict[str, Any], defaults: dict[str, int]) -> TowerConfig:
+def _tower(section: dict[str, Any], defaults: TowerConfig) -> TowerConfig:
+    """The keys of one section of config.json that matter to a tower, over transformers' defaults."""
     names = {field.name for field in dataclasses.fields(TowerConfig)}
-    return TowerConfig(**defaults | {k: v for k, v in section.items() if k in names})
+    return dataclasses.replace(defaults, **{k: v for k, v in section.items() if k in names})
+
+
+def residual_std(config: TowerConfig) -> float:
+    """Initial standard deviation of what enters the residual stream, as OpenAI has it."""
+    return (2 * config.num_hidden_layers * config.hidden_size) ** -0.5
+
+
+def layer_norm(config: TowerConfig, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
+    """Layer norm as PyTorch computes it: CLIP's few very large features would spoil E[x^2] - E[x]^2."""
+    return nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype, use_fast_variance=False, name=name)
 
 
 class CLIPAttention(nn.Module):
@@ -112,13 +137,14 @@ class CLIPAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """x [B, T, D] -> [B, T, D]."""
-        dense = lambda name: nn.Dense(
-            self.config.hidden_size, dtype=self.dtype, kernel_init=nn.initializers.normal(x.shape[-1] ** -0.5), name=name
+        width = self.config.hidden_size
+        dense = lambda name, std: nn.Dense(
+            width, dtype=self.dtype, kernel_init=nn.initializers.normal(std), name=name
         )
         heads = lambda h: einops.rearrange(h, "b t (h d) -> b t h d", h=self.config.num_attention_heads)
-        q, k, v = (heads(dense(name)(x)) for name in ("q_proj", "k_proj", "v_proj"))
-        out = attention(q, k, v, is_causal=self.is_causal)
-        return dense("out_proj")(einops.rearrange(out, "b t h d -> b t (h d)"))
+        q, k, v = (heads(dense(name, width**-0.5)(x)) for name in ("q_proj", "k_proj", "v_proj"))
+        out = einops.rearrange(attention(q, k, v, is_causal=self.is_causal), "b t h d -> b t (h d)")
+        return dense("out_proj", residual_std(self.config))(out)
 
 
 class CLIPMLP(nn.Module):
@@ -136,8 +162,7 @@ class CLIPMLP(nn.Module):
             self.config.intermediate_size, dtype=self.dtype, kernel_init=init((2 * width) ** -0.5), name="fc1"
         )(x)
         h = ACTIVATIONS[self.config.hidden_act](h)
-        scale = width**-0.5 * (2 * self.config.num_hidden_layers) ** -0.5
-        return nn.Dense(width, dtype=self.dtype, kernel_init=init(scale), name="fc2")(h)
+        return nn.Dense(width, dtype=self.dtype, kernel_init=init(residual_std(self.config)), name="fc2")(h)
 
 
 class CLIPLayer(nn.Module):
@@ -150,7 +175,7 @@ class CLIPLayer(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """x [B, T, D] -> [B, T, D]."""
-        norm = lambda name: nn.LayerNorm(epsilon=self.config.layer_norm_eps, dtype=self.dtype, name=name)
+        norm = lambda name: layer_norm(self.config, self.dtype, name)
         h = norm("layer_norm1")(x)
         x = x + CLIPAttention(self.config, self.is_causal, self.dtype, name="self_attn")(h)
         return x + CLIPMLP(self.config, self.dtype, name="mlp")(norm("layer_norm2")(x))
@@ -166,9 +191,12 @@ class CLIPTextTower(nn.Module):
     def __call__(self, tokens: Array) -> Array:
         """tokens int32 [B, L] -> features after the final layer norm [B, L, D]."""
         text = self.config.text
-        init = nn.initializers.normal(0.02)
         table = nn.Embed(
-            self.config.vocab_size, text.hidden_size, embedding_init=init, dtype=self.dtype, name="token_embedding"
+            self.config.vocab_size,
+            text.hidden_size,
+            embedding_init=nn.initializers.normal(0.02),
+            dtype=self.dtype,
+            name="token_embedding",
         )
         positions = nn.Embed(
             self.config.max_position_embeddings,
@@ -180,7 +208,7 @@ class CLIPTextTower(nn.Module):
         x = table(tokens) + positions(jnp.arange(tokens.shape[1]))
         for i in range(text.num_hidden_layers):
             x = CLIPLayer(text, True, self.dtype, name=f"layers_{i}")(x)
-        return nn.LayerNorm(epsilon=text.layer_norm_eps, dtype=self.dtype, name="final_layer_norm")(x)
+        return layer_norm(text, self.dtype, "final_layer_norm")(x)
 
 
 class CLIPVisionTower(nn.Module):
@@ -204,8 +232,9 @@ class CLIPVisionTower(nn.Module):
             name="patch_embedding",
         )(pixels)
         x = einops.rearrange(x, "b h w c -> b (h w) c")
-        cls = self.param("class_embedding", nn.initializers.normal(vision.hidden_size**-0.5), (vision.hidden_size,))
-        cls = jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, vision.hidden_size))
+        width = vision.hidden_size
+        cls = self.param("class_embedding", nn.initializers.normal(width**-0.5), (width,))
+        cls = jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, width))
         x = jnp.concatenate([cls, x], axis=1)
         positions = nn.Embed(
             x.shape[1],
@@ -215,7 +244,7 @@ class CLIPVisionTower(nn.Module):
             name="position_embedding",
         )
         x = x + positions(jnp.arange(x.shape[1]))
-        norm = lambda name: nn.LayerNorm(epsilon=vision.layer_norm_eps, dtype=self.dtype, name=name)
+        norm = lambda name: layer_norm(vision, self.dtype, name)
         x = norm("pre_layrnorm")(x)
         for i in range(vision.num_hidden_layers):
             x = CLIPLayer(vision, False, self.dtype, name=f"layers_{i}")(x)
@@ -232,8 +261,9 @@ class CLIPModel(nn.Module):
         config = self.config
         self.text_model = CLIPTextTower(config, self.dtype)
         self.vision_model = CLIPVisionTower(config, self.dtype)
+        init = lambda width: nn.initializers.normal(width**-0.5)
         projection = lambda width: nn.Dense(
-            config.projection_dim, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.normal(width**-0.5)
+            config.projection_dim, use_bias=False, dtype=self.dtype, kernel_init=init(width)
         )
         self.text_projection = projection(config.text.hidden_size)
         self.visual_projection = projection(config.vision.hidden_size)
@@ -242,7 +272,7 @@ class CLIPModel(nn.Module):
     def encode_text(self, tokens: Array) -> tuple[Array, Array]:
         """tokens int32 [B, L] -> (token features [B, L, D], projected feature of the end token [B, P])."""
         x = self.text_model(tokens)
-        # Checkpoints older than the corrected eos_token_id carry 2 there; for them the end token is the largest id.
+        # Configs from before eos_token_id was corrected carry 2; for them the end token is the largest id.
         if self.config.eos_token_id == 2:
             end = jnp.argmax(tokens, axis=1)
         else:
@@ -261,8 +291,8 @@ class CLIPModel(nn.Module):
 
 
 def preprocess(images: Array, config: CLIPConfig, mean: Array, std: Array) -> Array:
-    """[B, H, W, 3] in [-1, 1] -> pixels as the tower wants them: resized (antialiased cubic) and normalised."""
-    size = config.image_size
-    if images.shape[1:3] != (size, size):
-        images = jax.image.resize(images, (images.shape[0], size, size, images.shape[3]), "cubic", antialias=True)
+    """[B, H, W, 3] in [-1, 1] -> pixels for the tower, resized (antialiased cubic) and normalised."""
+    size, (batch, height, width, channels) = config.image_size, images.shape
+    if (height, width) != (size, size):
+        images = jax.image.resize(images, (batch, size, size, channels), "cubic", antialias=True)
     return ((images + 1.0) / 2.0 - mean) / std

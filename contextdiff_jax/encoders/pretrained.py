@@ -1,7 +1,7 @@
 """The one reader and the one writer of pretrained weights, in the Hugging Face layouts.
 
-A folder holds config.json and either model.safetensors or shards with model.safetensors.index.json. Every tensor is read
-by itself, converted, and checked against the shape that our module expects. Pickles are never opened.
+A folder holds config.json and model.safetensors, or shards with model.safetensors.index.json. Every tensor is
+read by itself, converted, and checked against the shape that our module expects. Pickles are never opened.
 """
 
 import json
@@ -21,6 +21,7 @@ from contextdiff_jax.files import atomic, write_json
 from contextdiff_jax.types import Params
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+STEMS = ("model", "diffusion_pytorch_model")  # transformers, diffusers
 NameMap = Callable[[str], str]
 
 
@@ -32,45 +33,58 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / "config.json"
     if not Path(folder).is_dir():
-        raise UserError(f"model folder {str(folder)!r} does not exist; download the model and give its folder")
+        raise UserError(f"model folder {str(folder)!r} does not exist; give the folder of a downloaded model")
     if not path.is_file():
         raise UserError(f"{str(folder)!r} has no config.json; give a folder in the Hugging Face layout")
+    return read_json(path)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: it is damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # bad JSON or bad UTF-8
         raise UserError(f"{path} is damaged ({error}); download it again") from error
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model, whole or sharded.
+    """The safetensors files of a model: one, or the shards that an index names; one wins, as in transformers.
+
+    Other files, such as `model.fp16.safetensors`, are variants and never taken by guess.
 
     Raises:
-        UserError: none; pickles are refused with the way to convert them.
+        UserError: none, or a shard is missing; pickles are refused with the way to convert them.
     """
-    index = sorted(folder.glob("*.safetensors.index.json"))
-    if index:
-        names = sorted(set(json.loads(index[0].read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [folder / name for name in names]
-    else:
-        files = sorted(folder.glob("*.safetensors"))[:1]
-    if missing := [f.name for f in files if not f.is_file()]:
-        raise UserError(f"{str(folder)!r} lacks the shards {', '.join(missing)} named in {index[0].name}")
-    if files:
-        return files
+    for stem in STEMS:
+        if (folder / f"{stem}.safetensors").is_file():
+            return [folder / f"{stem}.safetensors"]
+        index = folder / f"{stem}.safetensors.index.json"
+        if index.is_file():
+            files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+            if missing := [f.name for f in files if not f.is_file()]:
+                names = ", ".join(missing)
+                raise UserError(f"{str(folder)!r} lacks {names}, named in {index.name}; get them")
+            return files
     if pickles := [p.name for pattern in PICKLES for p in sorted(folder.glob(pattern))]:
         raise UserError(
-            f"{str(folder)!r} has only the pickle {pickles[0]}, which can run code when opened; convert it once with "
-            "PyTorch: `from transformers import AutoModel; AutoModel.from_pretrained(FOLDER)"
-            ".save_pretrained(FOLDER, safe_serialization=True)`"
+            f"{str(folder)!r} has only the pickle {pickles[0]}, which runs code when opened; convert it "
+            "with PyTorch once: `from transformers import AutoModel; "
+            "AutoModel.from_pretrained(FOLDER).save_pretrained(FOLDER)`"
         )
-    raise UserError(f"{str(folder)!r} has no safetensors file; expected model.safetensors")
+    found = ", ".join(sorted(p.name for p in folder.glob("*.safetensors")))
+    remedy = f"it has {found}: rename the one you mean" if found else "download the model's weights"
+    raise UserError(f"{str(folder)!r} has no {' or '.join(f'{s}.safetensors' for s in STEMS)}; {remedy}")
 
 
 def tensors(files: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
     """(name, value) one at a time; bfloat16 comes as ml_dtypes.bfloat16."""
     for file in files:
         try:
-            with safe_open(file, framework="flax", device="cpu") as handle:
+            with safe_open(file, framework="numpy") as handle:
                 for name in handle.keys():  # noqa: SIM118, the handle is not a mapping
                     yield name, handle.get_tensor(name)
         except SafetensorError as error:
@@ -91,7 +105,9 @@ def to_torch(value: np.ndarray, path: tuple[str, ...]) -> np.ndarray:
     return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
 
 
-def read_params(folder: str | Path, expected: Params, name_of: NameMap, ignore: tuple[str, ...] = ()) -> Params:
+def read_params(
+    folder: str | Path, expected: Params, name_of: NameMap, ignore: tuple[str, ...] = ()
+) -> Params:
     """Parameters of a module, float32 numpy.
 
     Args:
@@ -112,7 +128,7 @@ def read_params(folder: str | Path, expected: Params, name_of: NameMap, ignore: 
                 unexpected.append(f"{name} {tuple(value.shape)}")
             continue
         path = wanted[name]
-        value = to_flax(np.asarray(value).astype(np.float32), path)
+        value = to_flax(value.astype(np.float32), path)
         if value.shape != flat[path].shape:
             wrong.append(f"{name} expected {tuple(flat[path].shape)} found {value.shape}")
         found[path] = value
@@ -128,15 +144,32 @@ def read_params(folder: str | Path, expected: Params, name_of: NameMap, ignore: 
 
 
 def write_params(
-    folder: str | Path, params: Params, name_of: NameMap, config: dict[str, Any], dtype: Any = np.float32
+    folder: str | Path,
+    params: Params,
+    name_of: NameMap,
+    config: dict[str, Any],
+    dtype: Any = np.float32,
+    stem: str = "model",
 ) -> None:
-    """Writes config.json and model.safetensors, atomically; the inverse of `read_params`."""
+    """Writes config.json and the weights as one safetensors file; the inverse of `read_params`.
+
+    Args:
+        folder: made when absent; each file is replaced atomically.
+        params: tree of arrays.
+        name_of: "/"-joined path of a parameter -> name of its tensor.
+        config: content of config.json; the dtype is added.
+        dtype: of the stored tensors.
+        stem: one of `STEMS`.
+    """
     folder = Path(folder)
     flat = traverse_util.flatten_dict(jax.device_get(params))
     named = {
         name_of("/".join(path)): np.array(to_torch(np.asarray(value), path), dtype, order="C")
         for path, value in flat.items()
     }
-    with atomic(folder / "model.safetensors") as temporary:
+    with atomic(folder / f"{stem}.safetensors") as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(named, temporary, metadata={"format": "pt"})
+        temporary.chmod(mode)  # safetensors makes files that only their owner may read
     write_json(config | {"dtype": jnp.dtype(dtype).name}, folder / "config.json")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from contextdiff_jax.encoders.pretrained import read_json
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import write_json
 
@@ -18,32 +19,47 @@ def load_tokenizer(folder: str | Path, max_length: int) -> Tokenize:
     """The tokenizer of a CLIP folder: tokenizer.json, or vocab.json with merges.txt.
 
     Returns:
-        texts -> {"tokens": int32 [n, max_length], "token_mask": bool [n, max_length]}: padded and truncated; the mask
-        covers start, words and end.
+        texts -> {"tokens": int32 [n, max_length], "token_mask": bool [n, max_length]}: padded and truncated;
+        the mask covers start, words and end.
 
     Raises:
-        UserError: the folder has no tokenizer.
+        UserError: the folder has no tokenizer, or a damaged one.
     """
     folder = Path(folder)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise UserError(f"{str(folder)!r} has no tokenizer; expected tokenizer.json, or vocab.json and merges.txt")
-    if (folder / "tokenizer.json").is_file():
-        encode = _fast(Tokenizer.from_file(str(folder / "tokenizer.json")), _pad_token(folder), max_length)
-    else:
+    has = lambda *names: all((folder / name).is_file() for name in names)
+    if has("tokenizer.json"):
+        encode = _fast(read_tokenizer(folder), _pad_token(folder), max_length)
+    elif has("vocab.json", "merges.txt"):
         encode = _by_transformers(folder, max_length)
+    else:
+        raise UserError(f"{str(folder)!r} has no tokenizer; needs tokenizer.json or vocab.json, merges.txt")
 
     def tokenize(texts: list[str]) -> dict[str, np.ndarray]:
         tokens, mask = encode(list(texts))
-        return dict(tokens=np.asarray(tokens, np.int32), token_mask=np.asarray(mask, bool))
+        table = lambda rows, dtype: np.asarray(rows, dtype).reshape(-1, max_length)
+        return dict(tokens=table(tokens, np.int32), token_mask=table(mask, bool))
 
     return tokenize
 
 
+def read_tokenizer(folder: str | Path) -> Tokenizer:
+    """tokenizer.json of a folder.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = Path(folder) / "tokenizer.json"
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower type
+        raise UserError(f"{path} is damaged ({error}); download or build it again") from error
+
+
 def _pad_token(folder: Path) -> str:
-    """The padding token that tokenizer_config.json or special_tokens_map.json names; CLIP's own default otherwise."""
+    """The padding token that tokenizer_config.json or special_tokens_map.json names, else CLIP's own."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
-            pad = json.loads((folder / name).read_text(encoding="utf-8")).get("pad_token")
+            pad = read_json(folder / name).get("pad_token")
             if pad:
                 return pad["content"] if isinstance(pad, dict) else pad
     return END
@@ -51,6 +67,8 @@ def _pad_token(folder: Path) -> str:
 
 def _fast(tokenizer: Tokenizer, pad: str, max_length: int) -> Callable:
     """Encoder by tokenizer.json itself."""
+    if tokenizer.token_to_id(pad) is None:
+        raise UserError(f"padding token {pad!r} is not in tokenizer.json; correct tokenizer_config.json")
     tokenizer.enable_truncation(max_length)
     tokenizer.enable_padding(length=max_length, pad_token=pad, pad_id=tokenizer.token_to_id(pad))
 
@@ -75,16 +93,25 @@ def _by_transformers(folder: Path, max_length: int) -> Callable:
 
 
 def train_bpe(captions: Iterable[str], vocab_size: int, max_length: int, out_dir: str | Path) -> None:
-    """Trains CLIP's kind of byte-level BPE (lower case, "</w>" ends a word) and writes what transformers can load.
+    """Trains CLIP's kind of byte-level BPE (lower case, "</w>" ends a word) for transformers as well.
 
     Args:
-        captions: the texts; the result depends on nothing else.
+        captions: the texts; the result depends on nothing else but the two sizes.
         vocab_size: at most; small collections stop earlier.
         max_length: model_max_length in tokenizer_config.json.
         out_dir: gets tokenizer.json and tokenizer_config.json.
+
+    Raises:
+        UserError: vocab_size has no room for all bytes.
     """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    # Any byte may end a word, also one that never did in `captions`. Naming these tokens beforehand also
+    # makes the result reproducible: a trainer numbers new ones in a hash map's order, and so decides ties.
+    ends = [f"{byte}</w>" for byte in alphabet]
+    smallest = len(alphabet) + len(ends) + len([START, END])
+    if vocab_size < smallest:
+        raise UserError(f"vocab_size={vocab_size} has no room for all bytes; give at least {smallest}")
     out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -97,10 +124,9 @@ def train_bpe(captions: Iterable[str], vocab_size: int, max_length: int, out_dir
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(alphabet),
-        special_tokens=[START, END],
+        vocab_size=vocab_size,
+        special_tokens=[START, END, *ends],
         initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
         show_progress=False,
@@ -111,10 +137,8 @@ def train_bpe(captions: Iterable[str], vocab_size: int, max_length: int, out_dir
         (END, ids[END]), (START, ids[START]), trim_offsets=False, add_prefix_space=False
     )
     layout = json.loads(tokenizer.to_str())
-    # Any byte may end a word; the trainer knows only those that did. Without them they would become END.
-    vocab = layout["model"]["vocab"]
-    for byte in alphabet:
-        vocab.setdefault(f"{byte}</w>", len(vocab))
+    # To the trainer the word ends were special; in a text, "a</w>" is nothing special.
+    layout["added_tokens"] = [token for token in layout["added_tokens"] if token["content"] in (START, END)]
     write_json(layout, out_dir / "tokenizer.json")
     special = dict(bos_token=START, eos_token=END, pad_token=END, unk_token=END)
     config = dict(tokenizer_class="PreTrainedTokenizerFast", model_max_length=max_length, **special)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from contextdiff_jax import data
 from contextdiff_jax.encoders import Clip, clip
 from contextdiff_jax.encoders.contrastive import contrastive_loss
-from contextdiff_jax.encoders.tokenizers import train_bpe
+from contextdiff_jax.encoders.tokenizers import read_tokenizer, train_bpe
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.types import Array, Batch, Params
 
@@ -21,26 +21,31 @@ MAX_LOGIT_SCALE = float(np.log(100.0))
 class ContrastiveTask:
     """Image and text towers that agree on captions.
 
-    The tokenizer is trained on the captions when the task is built: a second's work whose result depends on nothing
-    else, so a resumed run has the same one.
+    The tokenizer is trained on the captions when the task is first built, and kept in `clip.tokenizer_dir`.
+    Weights belong to their tokenizer, so a folder that already holds one is used as it is.
 
     Attributes:
         config: the whole config; section `clip` holds the sizes.
         frozen: nothing.
         clip: the model without parameters.
+
+    Raises:
+        UserError: sizes or a data source that cannot work, or a tokenizer with more tokens than the model.
     """
 
     frozen: Params = {}
 
     def __init__(self, config: ConfigDict):
         if config.data.source != "openmoji":
-            raise UserError(f"config.data.source={config.data.source!r}: the mini CLIP is trained on openmoji")
+            raise UserError(f"config.data.source={config.data.source!r} has no tokenizer texts; use openmoji")
+        if config.optim.accum_steps != 1:
+            # Every other pair of the batch is a negative, so microbatches would be another objective.
+            raise UserError(f"config.optim.accum_steps={config.optim.accum_steps} changes the loss; use 1")
         self.config = config
         sizes = config.clip
-        tokenizer_dir = Path(sizes.tokenizer_dir)
-        if not (tokenizer_dir / "tokenizer.json").is_file():
-            train_bpe(data.captions(config.data.preset), sizes.vocab_size, sizes.max_length, tokenizer_dir)
-        tower = lambda width, layers, heads: clip.TowerConfig(width, 4 * width, layers, heads, sizes.activation)
+        tower = lambda width, layers, heads: clip.TowerConfig(
+            width, 4 * width, layers, heads, sizes.activation
+        )
         model = clip.CLIPConfig(
             text=tower(sizes.text_width, sizes.text_layers, sizes.text_heads),
             vision=tower(sizes.vision_width, sizes.vision_layers, sizes.vision_heads),
@@ -51,7 +56,20 @@ class ContrastiveTask:
             image_size=sizes.image_size,
             patch_size=sizes.patch_size,
         )
-        self.clip = Clip(model, None, tokenizer_dir)
+        self.clip = Clip(model, None, Path(sizes.tokenizer_dir))
+        self._prepare_tokenizer()
+
+    def _prepare_tokenizer(self) -> None:
+        """Trains the tokenizer unless its folder has one."""
+        sizes, folder = self.config.clip, self.clip.tokenizer_dir
+        if not (folder / "tokenizer.json").is_file():
+            train_bpe(data.captions(self.config.data.preset), sizes.vocab_size, sizes.max_length, folder)
+        found = read_tokenizer(folder).get_vocab_size()
+        if found > sizes.vocab_size:
+            raise UserError(
+                f"the tokenizer in config.clip.tokenizer_dir={str(folder)!r} has {found} tokens, more than "
+                f"config.clip.vocab_size={sizes.vocab_size}; give another folder"
+            )
 
     def train_iterator(self, process_index: int, process_count: int) -> Any:
         """This process's rows of the training batches."""
@@ -74,7 +92,9 @@ class ContrastiveTask:
         del key
         return batch
 
-    def loss(self, params: Params, frozen: Params, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(
+        self, params: Params, frozen: Params, batch: Batch, key: Array
+    ) -> tuple[Array, dict[str, Array]]:
         """Contrastive loss [B] and how often the nearest caption of an image is its own."""
         del frozen, key
         text = self.clip.encode_text(params, batch["tokens"], batch["token_mask"]).pooled
