@@ -17,6 +17,7 @@ from contextdiff_jax.process.schedule import Schedule, gather, index
 from contextdiff_jax.types import Array
 
 WEIGHTINGS = ("constant", "snr", "min_snr", "p2", "vlb")
+VARIANCES = ("posterior", "beta")
 
 
 @flax.struct.dataclass
@@ -111,11 +112,11 @@ def posterior(
     b_prev_hat: Array,
     *,
     mask: Array | None = None,
+    variance: str = "posterior",
 ) -> Array:
     """Eq. 5: KL(q(x_{t-1} | x_t, x0, c) || p_theta(x_{t-1} | x_t, c)) in nats, summed over elements.
 
-    Both Gaussians have the variance var_t. At t = 1 that is 0 and beta_1, the variance of the decoder p_theta(x0 | x1),
-    stands in for it: the loss is then the quadratic part of its negative log-likelihood.
+    At t = 1 it is the quadratic part of the decoder's negative log-likelihood, whose variance is beta_1.
 
     Args:
         s: schedule.
@@ -127,6 +128,7 @@ def posterior(
         b_t_hat: shift at t of x0_hat.
         b_prev_hat: shift at t-1 of x0_hat.
         mask: True where an element counts.
+        variance: of p_theta, see `reverse_variance`.
 
     Returns:
         [B].
@@ -134,13 +136,30 @@ def posterior(
     A_t, B_t, _ = forward.posterior_coefficients(s, t, x0)
     # Eq. 7 minus Eq. 3 (the signs of Eqs. 24 and 25 as printed are wrong)
     mismatch = A_t * (x0_hat - x0) - B_t * (b_t_hat - b_t) + (b_prev_hat - b_prev)
-    return _sum(forward.ratio(_masked(mismatch, mask) ** 2, 2.0 * reverse_variance(s, t, x0)))
+    # KL of N(., var_t) from N(. + mismatch, reverse): mismatch^2 / (2 reverse) + 1/2 (q - 1 - log q), q = var_t / reverse
+    kl = forward.ratio(_masked(mismatch, mask) ** 2, 2.0 * reverse_variance(s, t, x0, variance))
+    if variance == "beta":
+        t = index(s, t)
+        ab_t, ab_prev = gather(s.alpha_bar, t, x0), gather(s.alpha_bar, jnp.maximum(t - 1, 0), x0)
+        short = jnp.where(ab_prev < 1.0, forward.ratio(ab_prev - ab_t, 1.0 - ab_t), 0.0)  # 1 - var_t / beta_t
+        kl = kl + _masked(jnp.broadcast_to(-0.5 * (short + jnp.log1p(-short)), kl.shape), mask)
+    return _sum(kl)
 
 
-def reverse_variance(s: Schedule, t: Array, like: Array) -> Array:
-    """Variance of p_theta(x_{t-1} | x_t, c): var_t of Eq. 3, and beta_1 at t = 1."""
+def reverse_variance(s: Schedule, t: Array, like: Array, variance: str = "posterior") -> Array:
+    """Variance of p_theta(x_{t-1} | x_t, c), broadcastable to `like`; t in 1..T.
+
+    "posterior" is var_t of Eq. 3, right for data that x_t determines; "beta" is beta_t, right for data that x_t leaves
+    uncertain. Both are the decoder's beta_1 at t = 1.
+    """
+    if variance not in VARIANCES:
+        raise UserError(f"variance {variance!r} is unknown; accepted: {', '.join(VARIANCES)}")
+    t = index(s, t, lowest=1)
+    beta_t = gather(s.beta_t(jnp.arange(s.num_timesteps + 1)), t, like)
+    if variance == "beta":
+        return beta_t
     _, _, var_t = forward.posterior_coefficients(s, t, like)
-    return jnp.where(gather(jnp.arange(s.num_timesteps + 1), t, like) == 1, 1.0 - s.alpha_bar[1], var_t)
+    return jnp.where(gather(jnp.arange(s.num_timesteps + 1), t, like) == 1, beta_t, var_t)
 
 
 def nelbo(
@@ -153,6 +172,7 @@ def nelbo(
     *,
     bins: int | None = 256,
     mask: Array | None = None,
+    variance: str = "posterior",
 ) -> Nelbo:
     """Eq. 4 with its sum over t = 2..T estimated from one t per example.
 
@@ -166,6 +186,7 @@ def nelbo(
         key: for the noise of x_t and x_1.
         bins: levels of discrete data; None for continuous data.
         mask: True where an element counts.
+        variance: of p_theta, see `reverse_variance`.
 
     Returns:
         Three terms in nats per example.
@@ -173,7 +194,7 @@ def nelbo(
     x0, t = jnp.asarray(x0), index(s, t, lowest=1)
     t = jnp.broadcast_to(t, x0.shape[:1])
     key_t, key_1 = jax.random.split(key)
-    kl = diffusion_term(s, x0, f, b, t, key_t, mask=mask)
+    kl = diffusion_term(s, x0, f, b, t, key_t, mask=mask, variance=variance)
     return Nelbo(
         prior=prior_term(s, x0, b, mask=mask),
         reconstruction=reconstruction_term(s, x0, f, b, key_1, bins=bins, mask=mask),
@@ -191,13 +212,21 @@ def prior_term(s: Schedule, x0: Array, b: Shift | None, *, mask: Array | None = 
 
 
 def diffusion_term(
-    s: Schedule, x0: Array, f: Denoiser, b: Shift | None, t: Array, key: Array, *, mask: Array | None = None
+    s: Schedule,
+    x0: Array,
+    f: Denoiser,
+    b: Shift | None,
+    t: Array,
+    key: Array,
+    *,
+    mask: Array | None = None,
+    variance: str = "posterior",
 ) -> Array:
     """KL(q(x_{t-1} | x_t, x0, c) || p_theta(x_{t-1} | x_t, c)) in nats [B] at one x_t drawn from Eq. 1."""
     b_t, b_prev = chart.pair(b, x0, t, jnp.maximum(t - 1, 0))
     x0_hat = f(forward.marginal(s, x0, b_t, t).sample(key), t)
     b_t_hat, b_prev_hat = chart.pair(b, x0_hat, t, jnp.maximum(t - 1, 0))
-    return posterior(s, x0, x0_hat, t, b_t, b_prev, b_t_hat, b_prev_hat, mask=mask)
+    return posterior(s, x0, x0_hat, t, b_t, b_prev, b_t_hat, b_prev_hat, mask=mask, variance=variance)
 
 
 def reconstruction_term(

@@ -4,9 +4,12 @@ Every element is x0 ~ N(m, v), the adapter is linear, r = a_t x0 + d_t, and so i
 that is said here is said in plain numpy, from the definitions of the process alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import jax.numpy as jnp
 import numpy as np
+
+from contextdiff_jax.process.schedule import gather
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Toy:
     d: np.ndarray
     u: np.ndarray = None
     w: np.ndarray = None
+    variance: str = "posterior"
 
     @property
     def T(self):
@@ -36,7 +40,7 @@ class Toy:
         g = self.gain
         u = g * self.v / (g**2 * self.v + 1 - self.ab)
         w = self.m - u * (g * self.m + self.k * self.d)
-        return Toy(self.ab, self.k, self.m, self.v, self.a, self.d, u, w)
+        return replace(self, u=u, w=w)
 
     def optimal_loss(self):
         """Eqs. 34 and 35: the least mean squared error at each t; without an adapter gain^2 is ab_t."""
@@ -49,10 +53,12 @@ class Toy:
         return self.u[t] * x + self.w[t]
 
     def reverse_step(self, t):
-        """p(x_{t-1} | x_t) = N(slope x_t + intercept, var): Eq. 7, the decoder's variance at t = 1 being beta_1."""
+        """p(x_{t-1} | x_t) = N(slope x_t + intercept, var): Eq. 7; the decoder's variance, at t = 1, is beta_1."""
         mean = lambda x: self._posterior_mean(x, self.f(x, t), t)
         ab, prev = self.ab[t], self.ab[t - 1]
-        var = (1 - prev) * (1 - ab / prev) / (1 - ab) if t > 1 else 1 - ab
+        var = 1 - ab / prev
+        if self.variance == "posterior" and t > 1:
+            var *= (1 - prev) / (1 - ab)
         return mean(1.0) - mean(0.0), mean(0.0), var
 
     def _posterior_mean(self, x, x0, t):
@@ -109,6 +115,14 @@ def toy(s, *, m=0.3, v=0.25, a=0.0, d=0.0):
     """The toy on the library's schedule `s`."""
     ones = np.ones(s.num_timesteps + 1)
     return Toy(np.asarray(s.alpha_bar), np.asarray(s.k), m, v, a * ones, d * ones)
+
+
+def functions(model):
+    """f and b of a toy as the library takes them: t a scalar or [B], data of any rank."""
+    at = lambda table, t, x: gather(jnp.asarray(table), t, x)
+    f = lambda x, t: at(model.u, t, x) * x + at(model.w, t, x)
+    b = lambda x0, t: at(model.k, t, x0) * (at(model.a, t, x0) * x0 + at(model.d, t, x0))
+    return f, b
 
 
 def negative_log_density(x, mean, var):

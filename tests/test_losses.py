@@ -1,5 +1,7 @@
 """The three objectives against brute force: Lemma 3 on joint Gaussians, Lemma 4, Appendix A.4's closed forms, masks."""
 
+from dataclasses import replace
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,25 +12,16 @@ from scipy.stats import norm
 from contextdiff_jax import losses
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.process import forward, schedule
-from tests.gaussian_toy import negative_log_density, toy
+from tests.gaussian_toy import functions, negative_log_density, toy
 
 rng = np.random.default_rng(0)
 
 
-def functions(model, rank=2):
-    """f and b of a toy as the library takes them, t a scalar or [B]."""
-    pick = lambda table, t: schedule.gather(jnp.asarray(table), t, np.zeros((1,) * rank))
-    f = lambda x, t: pick(model.u, t) * x + pick(model.w, t)
-    b = lambda x0, t: pick(model.k, t) * (pick(model.a, t) * x0 + pick(model.d, t))
-    return f, b
-
-
-def random_toy(s, seed):
+def random_toy(s, seed, variance="posterior"):
     """A toy whose adapter and denoiser are arbitrary, not optimal."""
     r = np.random.default_rng(seed)
     a, d, u, w = r.normal(size=(4, s.num_timesteps + 1))
-    model = toy(s, a=a, d=d)
-    return type(model)(model.ab, model.k, model.m, model.v, a, d, 1 + 0.3 * u, w)
+    return replace(toy(s, a=a, d=d), u=1 + 0.3 * u, w=w, variance=variance)
 
 
 def expectation(model, x0, t, term):
@@ -40,10 +33,11 @@ def expectation(model, x0, t, term):
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("variance", losses.VARIANCES)
 @pytest.mark.parametrize("build", [schedule.cosine, lambda T: schedule.linear(T, 1e-3, 0.4)])
-def test_lemma_3_the_terms_add_up_to_the_bound_of_the_joint_gaussians(x64, build, seed):
+def test_lemma_3_the_terms_add_up_to_the_bound_of_the_joint_gaussians(x64, build, variance, seed):
     s = build(6)
-    model = random_toy(s, seed)
+    model = random_toy(s, seed, variance)
     f, b = functions(model)
     x0 = rng.normal(size=(4, 1))
 
@@ -56,7 +50,7 @@ def test_lemma_3_the_terms_add_up_to_the_bound_of_the_joint_gaussians(x64, build
                 sigma = np.sqrt(1 - model.ab[1])
                 return -losses.log_density(x0, x0_hat, sigma)[:, 0]
             shifts = b(x0, t), b(x0, t - 1), b(x0_hat, t), b(x0_hat, t - 1)
-            return losses.posterior(s, x0, x0_hat, t, *shifts)
+            return losses.posterior(s, x0, x0_hat, t, *shifts, variance=variance)
 
         total = total + expectation(model, x0, t, term)
     np.testing.assert_allclose(total, model.bound(x0[:, 0]), rtol=1e-10)
@@ -64,14 +58,15 @@ def test_lemma_3_the_terms_add_up_to_the_bound_of_the_joint_gaussians(x64, build
     assert np.all(total >= negative_log_density(x0[:, 0], *model.model_distribution()))
 
 
-def test_nelbo_estimates_that_bound_without_bias(x64):
+@pytest.mark.parametrize("variance", losses.VARIANCES)
+def test_nelbo_estimates_that_bound_without_bias(x64, variance):
     s = schedule.cosine(6)
-    model = random_toy(s, 1)
+    model = random_toy(s, 1, variance)
     f, b = functions(model)
     count = 40_000
     x0 = np.full((count, 1), 0.4)
     t = 1 + np.arange(count) % 6
-    bound = jax.jit(lambda key: losses.nelbo(s, x0, f, b, t, key, bins=None))(jax.random.key(0))
+    bound = jax.jit(lambda key: losses.nelbo(s, x0, f, b, t, key, bins=None, variance=variance))(jax.random.key(0))
     chex.assert_shape((bound.prior, bound.reconstruction, bound.diffusion, bound.total), (count,))
     stderr = np.std(bound.total) / np.sqrt(count)
     assert abs(bound.total.mean() - model.bound(np.array([0.4]))[0]) < 5 * stderr
@@ -249,7 +244,7 @@ def test_float32_losses_and_gradients_are_finite_at_every_t(build):
     def total(scale):
         f = lambda x, t: jnp.tanh(scale * x)
         b = lambda x0, t: schedule.gather(s.k, t, x0) * jnp.tanh(scale * x0)
-        out = [losses.nelbo(s, x0, f, b, t, jax.random.key(0)).total]
+        out = [losses.nelbo(s, x0, f, b, t, jax.random.key(0), variance=v).total for v in losses.VARIANCES]
         out += [losses.simple(s, x0, f(x0, t), t, weighting=w) for w in losses.WEIGHTINGS]
         out += [losses.posterior(s, x0, f(x0, t), t, b(x0, t), b(x0, t - 1), b(f(x0, t), t), b(f(x0, t), t - 1))]
         return sum(v.sum() for v in out), out
@@ -268,6 +263,7 @@ def test_bad_arguments_are_user_errors():
         (lambda: losses.posterior(s, x, x, 0, x, x, x, x), "out of range"),
         (lambda: losses.nelbo(s, x, f, None, 0, jax.random.key(0)), "out of range"),
         (lambda: losses.nelbo(s, x, f, None, 1, jax.random.key(0), bins=1), "bins=1"),
+        (lambda: losses.nelbo(s, x, f, None, 1, jax.random.key(0), variance="learned"), "posterior, beta"),
     ]:
         with pytest.raises(UserError, match=words):
             call()
