@@ -87,14 +87,15 @@ class DiffusionTask:
     def init(self, key: Array) -> Params:
         """{"denoiser": ..., "adapter": ...} in float32; the adapter's output, and so b, is exactly zero."""
         key_denoiser, key_adapter = jax.random.split(key)
-        x0, t = jnp.zeros((1, *self.sample_shape)), jnp.ones((1,), jnp.int32)
-        context = self.null_context(self.frozen, 1)
-        params = {"denoiser": self.unet.init(key_denoiser, x0, t, context)["params"]}
+        x0 = jax.ShapeDtypeStruct((1, *self.sample_shape), jnp.float32)
+        t = jax.ShapeDtypeStruct((1,), jnp.int32)
+        # From shapes alone: a forward pass on dummy data would be folded by the compiler, weight by weight, for minutes.
+        context = jax.eval_shape(partial(self.null_context, batch_size=1), self.frozen)
+        params = {"denoiser": self.unet.lazy_init(key_denoiser, x0, t, context)["params"]}
         if self.adapter is not None:
-            features = self.clip.encode_image(self.frozen["clip"], x0)
-            params["adapter"] = self.adapter.init(
-                key_adapter, features.tokens, features.grid, t, context, self.sample_shape
-            )["params"]
+            tokens = jax.eval_shape(self.clip.encode_image, self.frozen["clip"], x0).tokens
+            adapter = partial(self.adapter.lazy_init, grid=self.clip.grid, sample_shape=self.sample_shape)
+            params["adapter"] = adapter(key_adapter, tokens, t=t, context=context)["params"]
         return params
 
     # Conditions, the network as x0_hat, and the shift.
