@@ -69,7 +69,7 @@ class Clip:
     def create(cls, config: clip_lib.CLIPConfig, key: Array, tokenizer_dir: str | Path) -> "Clip":
         """A freshly initialised model."""
         model = cls(config, None, Path(tokenizer_dir))
-        return dataclasses.replace(model, params=jax.device_get(model.init(key)))
+        return dataclasses.replace(model, params=jax.device_get(jax.jit(model.init)(key)))
 
     @property
     def module(self) -> clip_lib.CLIPModel:
@@ -144,7 +144,7 @@ def _builtin(name: str) -> Path:
     return ASSETS / name
 
 
-def load_clip(path: str, dtype: jnp.dtype = jnp.float32) -> Clip:
+def load_clip(path: str | Path, dtype: jnp.dtype = jnp.float32) -> Clip:
     """Reads a CLIP model.
 
     Args:
@@ -154,7 +154,8 @@ def load_clip(path: str, dtype: jnp.dtype = jnp.float32) -> Clip:
     Raises:
         UserError: no such folder, not a CLIP model, weights that do not fit.
     """
-    folder = _builtin(path.removeprefix(BUILTIN)) if path.startswith(BUILTIN) else Path(path)
+    name = str(path)
+    folder = _builtin(name.removeprefix(BUILTIN)) if name.startswith(BUILTIN) else Path(path)
     config = clip_lib.CLIPConfig.from_dict(pretrained.read_config(folder))
     model = Clip(config, None, folder, dtype=dtype)
     expected = jax.eval_shape(model.init, jax.random.key(0))

@@ -45,6 +45,8 @@ class CLIPConfig:
     eos_token_id: int
     image_size: int
     patch_size: int
+    bos_token_id: int = 0  # this and the next are only carried from file to file; as `train_bpe` numbers them
+    pad_token_id: int = 1
 
     def __post_init__(self):
         for name, tower in (("text", self.text), ("vision", self.vision)):
@@ -84,6 +86,8 @@ class CLIPConfig:
             eos_token_id=text.get("eos_token_id", 49407),
             image_size=vision.get("image_size", 224),
             patch_size=vision.get("patch_size", 32),
+            bos_token_id=text.get("bos_token_id", 49406),
+            pad_token_id=text.get("pad_token_id", 1),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,6 +97,8 @@ class CLIPConfig:
             vocab_size=self.vocab_size,
             max_position_embeddings=self.max_position_embeddings,
             eos_token_id=self.eos_token_id,
+            bos_token_id=self.bos_token_id,
+            pad_token_id=self.pad_token_id,
             projection_dim=self.projection_dim,
             model_type="clip_text_model",
         )

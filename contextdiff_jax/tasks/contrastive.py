@@ -52,6 +52,7 @@ class ContrastiveTask:
             projection_dim=sizes.projection_dim,
             vocab_size=sizes.vocab_size,
             max_position_embeddings=sizes.max_length,
+            bos_token_id=0,
             eos_token_id=1,
             image_size=sizes.image_size,
             patch_size=sizes.patch_size,
