@@ -28,12 +28,12 @@ def classifier_free(
         f_both: (x_t, t) -> (x0_hat with the condition, x0_hat without it).
         s: schedule.
         scale: 1 is the conditional model, 0 the unconditional one; a number or [B].
-        rescale: 0..1, how far the guided estimate's standard deviation is drawn back to the conditional one's (Lin et
-            al. 2024).
-        interval: fractions (low, high) of T between which guidance acts; outside it the scale is 1 (Kynkaanniemi et al.
-            2024).
-        threshold: None, "static" (clip to [-1, 1]) or "dynamic" (clip to a percentile of |x0_hat| and divide by it,
-            Saharia et al. 2022).
+        rescale: 0..1, how far the guided estimate's standard deviation is drawn back to the conditional one's
+            (Lin et al. 2024).
+        interval: fractions (low, high) of T between which guidance acts; outside it the scale is 1
+            (Kynkaanniemi et al. 2024).
+        threshold: None, "static" (clip to [-1, 1]) or "dynamic" (clip to a percentile of |x0_hat| and divide
+            by it, Saharia et al. 2022).
         percentile: of the dynamic threshold, 0..1.
 
     Returns:
@@ -44,7 +44,7 @@ def classifier_free(
 
     def f(x: Array, t: Array) -> Array:
         cond, null = f_both(x, t)
-        per_example = jnp.reshape(scale, jnp.shape(scale) + (1,) * (cond.ndim - 1)) if jnp.ndim(scale) else scale
+        per_example = jnp.reshape(scale, (-1,) + (1,) * (cond.ndim - 1)) if jnp.ndim(scale) else scale
         # null + scale (cond - null), in the form that is exact at scale = 1
         x0_hat = cond + (per_example - 1.0) * (cond - null)
         if rescale:
@@ -79,8 +79,10 @@ def _check(scale, rescale, interval, threshold, percentile) -> None:
     if not 0.0 <= rescale <= 1.0:
         raise UserError(f"guidance rescale={rescale} must lie between 0 and 1")
     if len(interval) != 2 or not 0.0 <= interval[0] < interval[1] <= 1.0:
-        raise UserError(f"guidance interval={tuple(interval)} must be two rising fractions of T, e.g. (0.0, 1.0)")
+        raise UserError(f"guidance interval={interval} must be two rising fractions of T, e.g. (0.0, 1.0)")
     if threshold not in THRESHOLDS:
         raise UserError(f"threshold {threshold!r} is unknown; accepted: None, static, dynamic")
     if not 0.0 < percentile <= 1.0:
-        raise UserError(f"percentile={percentile} of the dynamic threshold must lie between 0 and 1, e.g. 0.995")
+        raise UserError(
+            f"percentile={percentile} of dynamic thresholding must lie between 0 and 1, e.g. 0.995"
+        )

@@ -1,6 +1,7 @@
-"""Training objectives, per example and never reduced over the batch: Eq. 6 (simple), Eq. 5 (posterior), Eq. 4 (nelbo).
+"""Training objectives, one value per example: Eq. 6 (simple), Eq. 5 (posterior), Eq. 4 (nelbo).
 
-A mask marks the elements that count. It may lack trailing axes (a video's frames: bool [B, F]); those are filled in.
+A mask marks the elements that count. It may lack trailing axes (a video's frames: bool [B, F]); those are
+filled in.
 """
 
 from functools import partial
@@ -51,8 +52,8 @@ def simple(
         x0: data [B, ...].
         x0_hat: its estimate from x_t.
         t: integer [B] or scalar, 1..T.
-        weighting: constant (1), snr (the eps-loss), min_snr (min(snr, gamma)), p2 (snr / (1 + snr)), vlb (the exact
-            factor of the bound without a shift, per unit of squared error).
+        weighting: constant (1), snr (the eps-loss), min_snr (min(snr, gamma)), p2 (snr / (1 + snr)), vlb (the
+            exact factor of the bound without a shift, per unit of squared error).
         gamma: ceiling of min_snr.
         mask: True where an element counts.
 
@@ -136,7 +137,7 @@ def posterior(
     A_t, B_t, _ = forward.posterior_coefficients(s, t, x0)
     # Eq. 7 minus Eq. 3 (the signs of Eqs. 24 and 25 as printed are wrong)
     mismatch = A_t * (x0_hat - x0) - B_t * (b_t_hat - b_t) + (b_prev_hat - b_prev)
-    # KL of N(., var_t) from N(. + mismatch, reverse): mismatch^2 / (2 reverse) + 1/2 (q - 1 - log q), q = var_t / reverse
+    # KL(N(0, var_t) || N(mismatch, v)) = mismatch^2 / (2 v) + 1/2 (var_t / v - 1 - log(var_t / v))
     kl = forward.ratio(_masked(mismatch, mask) ** 2, 2.0 * reverse_variance(s, t, x0, variance))
     if variance == "beta":
         t = index(s, t)
@@ -149,8 +150,8 @@ def posterior(
 def reverse_variance(s: Schedule, t: Array, like: Array, variance: str = "posterior") -> Array:
     """Variance of p_theta(x_{t-1} | x_t, c), broadcastable to `like`; t in 1..T.
 
-    "posterior" is var_t of Eq. 3, right for data that x_t determines; "beta" is beta_t, right for data that x_t leaves
-    uncertain. Both are the decoder's beta_1 at t = 1.
+    "posterior" is var_t of Eq. 3, right for data that x_t determines; "beta" is beta_t, right for data that
+    x_t leaves uncertain. Both are the decoder's beta_1 at t = 1.
     """
     if variance not in VARIANCES:
         raise UserError(f"variance {variance!r} is unknown; accepted: {', '.join(VARIANCES)}")
@@ -181,8 +182,8 @@ def nelbo(
         x0: data [B, ...] in [-1, 1].
         f: (x_t, t) -> x0_hat.
         b: (x0, t) -> b_t, or None for plain diffusion.
-        t: integer [B] or scalar, drawn uniformly from 1..T; the diffusion term is T times the KL at t, and 0 at t = 1,
-            whose place the reconstruction term takes.
+        t: integer [B] or scalar, drawn uniformly from 1..T; the diffusion term is T times the KL at t, and 0
+            at t = 1, whose place the reconstruction term takes.
         key: for the noise of x_t and x_1.
         bins: levels of discrete data; None for continuous data.
         mask: True where an element counts.
@@ -239,7 +240,7 @@ def reconstruction_term(
     bins: int | None = 256,
     mask: Array | None = None,
 ) -> Array:
-    """-log p_theta(x0 | x1, c) in nats [B] at one x_1, with the decoder N(x0_hat, beta_1 I) of Ho et al. 2020.
+    """-log p_theta(x0 | x1, c) in nats [B] at one x_1; the decoder is N(x0_hat, beta_1 I) (Ho et al. 2020).
 
     Eq. 7 at t = 1 has the mean x0_hat, without a shift, since A_1 = 1, B_1 = 0 and b_0 = 0.
     """
@@ -267,7 +268,8 @@ def log_mass(x: Array, mean: Array, sigma: Array, bins: int) -> Array:
     """
     check_bins(bins)
     half = 1.0 / (bins - 1)
-    # Mirrored so that the bin lies at or below the mean: the lower tail keeps its relative precision, however far out.
+    # Mirrored so that the bin lies at or below the mean: the lower tail keeps its relative precision, however
+    # far out.
     sign = jnp.where(x > mean, -1.0, 1.0)
     z = sign * (x - mean)
     upper, lower = log_ndtr((z + half) / sigma), log_ndtr((z - half) / sigma)
@@ -279,7 +281,9 @@ def log_mass(x: Array, mean: Array, sigma: Array, bins: int) -> Array:
 def check_bins(bins: int | None) -> None:
     """Refuses fewer than two levels."""
     if bins is not None and (isinstance(bins, bool) or int(bins) != bins or bins < 2):
-        raise UserError(f"bins={bins} must be an integer of 2 or more (256 for 8-bit data), or None for continuous data")
+        raise UserError(
+            f"bins={bins} must be an integer of 2 or more (8-bit data: 256), or None if continuous"
+        )
 
 
 def _expand(mask: Array | None, like: Array) -> Array:

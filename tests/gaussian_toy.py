@@ -1,7 +1,7 @@
 """The linear-Gaussian toy of Appendix A.4, in which everything has a closed form.
 
-Every element is x0 ~ N(m, v), the adapter is linear, r = a_t x0 + d_t, and so is the denoiser, f(x, t) = u_t x + w_t. All
-that is said here is said in plain numpy, from the definitions of the process alone.
+Every element is x0 ~ N(m, v), the adapter is linear, r = a_t x0 + d_t, and so is the denoiser, u_t x + w_t.
+All of it is plain numpy, from the definitions of the process alone. Its Eqs. 32-35 are rederived here.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from contextdiff_jax.process.schedule import gather
 
 @dataclass(frozen=True)
 class Toy:
-    """alpha_bar and k [T+1]; data mean and variance; adapter's slope a and intercept d [T+1]; denoiser's u and w [T+1]."""
+    """Tables alpha_bar, k; data's mean and variance; tables of the adapter (a, d) and the denoiser (u, w)."""
 
     ab: np.ndarray
     k: np.ndarray
@@ -53,7 +53,7 @@ class Toy:
         return self.u[t] * x + self.w[t]
 
     def reverse_step(self, t):
-        """p(x_{t-1} | x_t) = N(slope x_t + intercept, var): Eq. 7; the decoder's variance, at t = 1, is beta_1."""
+        """p(x_{t-1} | x_t) = N(slope x_t + intercept, var), Eq. 7; the decoder, t = 1, has beta_1."""
         mean = lambda x: self._posterior_mean(x, self.f(x, t), t)
         ab, prev = self.ab[t], self.ab[t - 1]
         var = 1 - ab / prev
@@ -76,9 +76,9 @@ class Toy:
         return mean, var
 
     def bound(self, x0):
-        """E_q[log q(x_1..x_T | x0) - log p(x_0..x_T)] in nats for each of x0 [N], from the two joint Gaussians.
+        """E_q[log q(x_1..x_T | x0) - log p(x_0..x_T)] in nats, x0 [N], from the two joint Gaussians.
 
-        No KL of single steps appears: the path x_1..x_T has the covariance of its joint, and log p is a quadratic form.
+        No KL of single steps appears: the path has its joint covariance, and log p is quadratic.
         """
         T, total = self.T, np.zeros_like(x0)
         # q: L x = c + noise, with unit diagonal L and -sqrt(a_t) below it.

@@ -23,7 +23,9 @@ def test_scale_1_is_the_conditional_model_exactly():
 
 def test_scale_0_is_the_unconditional_model_and_the_blend_is_affine():
     np.testing.assert_allclose(classifier_free(both, s, 0.0)(x, T), null, atol=1e-6)
-    np.testing.assert_allclose(classifier_free(both, s, 7.5)(x, T), null + 7.5 * (cond - null), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        classifier_free(both, s, 7.5)(x, T), null + 7.5 * (cond - null), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_scale_per_example_and_a_traced_scale():
@@ -39,7 +41,9 @@ def test_blending_x0_is_blending_the_noise(x64):
     s = schedule.cosine(100)
     noise = lambda x0_hat: forward.effective_noise(s, x, x0_hat, T)
     guided = classifier_free(lambda x, t: (cond.astype(float), null.astype(float)), s, 4.0)(x, T)
-    np.testing.assert_allclose(noise(guided), noise(null) + 4.0 * (noise(cond) - noise(null)), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        noise(guided), noise(null) + 4.0 * (noise(cond) - noise(null)), rtol=1e-9, atol=1e-9
+    )
 
 
 def test_interval_limits_guidance_to_its_fractions_of_T():
@@ -48,7 +52,9 @@ def test_interval_limits_guidance_to_its_fractions_of_T():
     chex.assert_trees_all_equal(inside[jnp.array([0, 3])], jnp.asarray(cond[[0, 3]]))
     chex.assert_trees_all_equal(inside[1:3], guided[1:3])  # 40 inside, 60 on the edge
     for t, expected in [(30, guided), (29, cond), (61, cond)]:
-        chex.assert_trees_all_equal(classifier_free(both, s, 3.0, interval=(0.3, 0.6))(x, t), jnp.asarray(expected))
+        chex.assert_trees_all_equal(
+            classifier_free(both, s, 3.0, interval=(0.3, 0.6))(x, t), jnp.asarray(expected)
+        )
 
 
 def test_rescale_draws_the_deviation_back():
@@ -66,7 +72,9 @@ def test_thresholds():
     dynamic = classifier_free(both, s, 5.0, threshold="dynamic", percentile=0.9)(x, T)
     for i in range(4):
         limit = max(np.quantile(np.abs(guided[i]), 0.9), 1.0)
-        np.testing.assert_allclose(dynamic[i], np.clip(guided[i], -limit, limit) / limit, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            dynamic[i], np.clip(guided[i], -limit, limit) / limit, rtol=1e-4, atol=1e-5
+        )
     small = lambda x, t: (0.1 * jnp.asarray(cond), 0.1 * jnp.asarray(cond))
     inside = classifier_free(small, s, 5.0, threshold="dynamic")(x, T)
     np.testing.assert_allclose(inside, 0.1 * cond, rtol=1e-6)  # a limit below 1 does nothing

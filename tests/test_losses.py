@@ -1,4 +1,4 @@
-"""The three objectives against brute force: Lemma 3 on joint Gaussians, Lemma 4, Appendix A.4's closed forms, masks."""
+"""The objectives against brute force: Lemma 3 on joint Gaussians, Lemma 4, Appendix A.4, masks."""
 
 from dataclasses import replace
 
@@ -66,7 +66,9 @@ def test_nelbo_estimates_that_bound_without_bias(x64, variance):
     count = 40_000
     x0 = np.full((count, 1), 0.4)
     t = 1 + np.arange(count) % 6
-    bound = jax.jit(lambda key: losses.nelbo(s, x0, f, b, t, key, bins=None, variance=variance))(jax.random.key(0))
+    bound = jax.jit(lambda key: losses.nelbo(s, x0, f, b, t, key, bins=None, variance=variance))(
+        jax.random.key(0)
+    )
     chex.assert_shape((bound.prior, bound.reconstruction, bound.diffusion, bound.total), (count,))
     stderr = np.std(bound.total) / np.sqrt(count)
     assert abs(bound.total.mean() - model.bound(np.array([0.4]))[0]) < 5 * stderr
@@ -100,7 +102,9 @@ def test_posterior_at_t_1_is_the_quadratic_part_of_the_decoder(x64):
     x0, x0_hat, b_1, b_1_hat = rng.normal(size=(4, 3, 4))
     expected = -(losses.log_density(x0, x0_hat, np.sqrt(1 - s.alpha_bar[1])) - norm.logpdf(0)).sum(1)
     expected = expected - 4 * 0.5 * np.log(1 - s.alpha_bar[1])
-    np.testing.assert_allclose(losses.posterior(s, x0, x0_hat, 1, b_1, 0.0, b_1_hat, 0.0), expected, rtol=1e-9)
+    np.testing.assert_allclose(
+        losses.posterior(s, x0, x0_hat, 1, b_1, 0.0, b_1_hat, 0.0), expected, rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
@@ -126,14 +130,16 @@ def test_lemma_4_bounds_eq_5_for_smooth_adapters(x64):
     W = rng.normal(size=(5, 5))
     r = lambda x: jnp.sin(x @ W)  # Lipschitz with the spectral norm of W
     shift = lambda x, t: schedule.gather(s.k, t, x) * r(x)
-    left = losses.posterior(s, x0, x0_hat, t, shift(x0, t), shift(x0, t - 1), shift(x0_hat, t), shift(x0_hat, t - 1))
+    left = losses.posterior(
+        s, x0, x0_hat, t, shift(x0, t), shift(x0, t - 1), shift(x0_hat, t), shift(x0_hat, t - 1)
+    )
     c = np.linalg.norm(W, 2)
     assert np.all(left <= (losses.lipschitz_weight(s, t, x0, c, c) * (x0_hat - x0) ** 2).sum(1))
 
 
 @pytest.mark.parametrize("slope", [0.0, 1.0, 5.0])
 def test_appendix_a4_optimal_losses_against_monte_carlo(x64, slope):
-    """Eqs. 34 and 35: the least loss in closed form, attained by E[x0 | x_t], and lower the larger the adapter's gain."""
+    """Eqs. 34, 35: the least loss in closed form, attained by E[x0 | x_t], and lower with the adapter."""
     s = schedule.cosine(10)
     model = toy(s, a=slope, d=-0.4).with_optimal_denoiser()
     f, b = functions(model)
@@ -200,7 +206,9 @@ def test_shapes_and_masks(x64, shape):
     f = lambda x, t: jnp.tanh(x)
     bound = losses.nelbo(s, x0, f, None, t, jax.random.key(0), mask=mask)
     assert bound.total[0] == 0.0
-    np.testing.assert_allclose(bound.total[1], losses.nelbo(s, x0, f, None, t, jax.random.key(0)).total[1], rtol=1e-12)
+    np.testing.assert_allclose(
+        bound.total[1], losses.nelbo(s, x0, f, None, t, jax.random.key(0)).total[1], rtol=1e-12
+    )
 
 
 def test_prior_is_the_kl_to_the_standard_normal(x64):
@@ -235,7 +243,9 @@ def test_log_mass_is_right_in_the_far_tail_in_float32():
     chex.assert_tree_all_finite((got, grad))
 
 
-@pytest.mark.parametrize("build", [schedule.cosine, lambda T: schedule.zero_terminal_snr(schedule.scaled_linear(T))])
+@pytest.mark.parametrize(
+    "build", [schedule.cosine, lambda T: schedule.zero_terminal_snr(schedule.scaled_linear(T))]
+)
 def test_float32_losses_and_gradients_are_finite_at_every_t(build):
     s = build(1000)
     x0 = jnp.asarray(rng.uniform(-1, 1, size=(5, 8)), jnp.float32)
@@ -246,7 +256,9 @@ def test_float32_losses_and_gradients_are_finite_at_every_t(build):
         b = lambda x0, t: schedule.gather(s.k, t, x0) * jnp.tanh(scale * x0)
         out = [losses.nelbo(s, x0, f, b, t, jax.random.key(0), variance=v).total for v in losses.VARIANCES]
         out += [losses.simple(s, x0, f(x0, t), t, weighting=w) for w in losses.WEIGHTINGS]
-        out += [losses.posterior(s, x0, f(x0, t), t, b(x0, t), b(x0, t - 1), b(f(x0, t), t), b(f(x0, t), t - 1))]
+        out += [
+            losses.posterior(s, x0, f(x0, t), t, b(x0, t), b(x0, t - 1), b(f(x0, t), t), b(f(x0, t), t - 1))
+        ]
         return sum(v.sum() for v in out), out
 
     (_, out), grad = jax.jit(jax.value_and_grad(total, has_aux=True))(0.7)

@@ -1,4 +1,4 @@
-"""Bits per dimension from the full bound of Eq. 4: prior, reconstruction and the sum over t, both shifts counted."""
+"""Bits per dimension from the full bound of Eq. 4: prior, reconstruction and sum over t, with both shifts."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -50,11 +50,13 @@ def bits_per_dim(
     data_range: tuple[float, float] = (-1.0, 1.0),
     variance: str = "beta",
 ) -> BitsPerDim:
-    """The bound for N images. Jittable as a whole, which is advisable where `f` and `b` close over large parameters.
+    """The bound for N images. Jittable as a whole, which is advisable where `f` and `b` close over large
+    parameters.
 
-    The variance of p_theta is free. With beta_t the bound is tight for an optimal denoiser of continuous data (0.001 nats
-    per dimension at T = 1000 for data of standard deviation 0.5); with var_t, the training objectives' default, it loses
-    0.3 to 0.5 nats per dimension there, whatever the denoiser, nearly all of it in the first few t.
+    The variance of p_theta is free. With beta_t the bound is tight for an optimal denoiser of continuous data
+    (0.001 nats per dimension at T = 1000 for data of standard deviation 0.5); with var_t, the training
+    objectives' default, it loses 0.3 to 0.5 nats per dimension there, whatever the denoiser, nearly all of it
+    in the first few t.
 
     Args:
         f: (x_t, t) -> x0_hat under the images' conditions; x_t [N, ...] and x0_hat in the scale [-1, 1].
@@ -62,11 +64,11 @@ def bits_per_dim(
         s: schedule.
         x0: images [N, ...] on the levels of `data_range`; integers are taken as levels 0..bins-1.
         key: for the noise and the times.
-        num_t: None sums over all t, each with its own noise; otherwise the times drawn per image, one in each of num_t
-            equal parts of 2..T and evenly spread over the images.
+        num_t: None sums over all t, each with its own noise; otherwise the times drawn per image, one in each
+            of num_t equal parts of 2..T and evenly spread over the images.
         bins: levels per dimension; None for continuous data, whose density is taken in the scale [-1, 1].
-        dequantize: bounds the levels' probability by the density of x0 plus uniform noise, instead of giving the decoder
-            bins.
+        dequantize: bounds the levels' probability by the density of x0 plus uniform noise, instead of giving
+            the decoder bins.
         data_range: the values of the first and the last level.
         variance: of p_theta, "beta" or "posterior", see `losses.reverse_variance`.
 
@@ -74,10 +76,10 @@ def bits_per_dim(
         Bits per dimension.
 
     Raises:
-        UserError: num_t, bins or data_range out of range, or no images.
+        UserError: num_t, bins, variance or data_range out of range, no images, or images outside data_range.
     """
     losses.check_bins(bins)
-    if num_t is not None and (isinstance(num_t, bool) or not isinstance(num_t, int | np.integer) or num_t < 1):
+    if num_t is not None and (type(num_t) is bool or not isinstance(num_t, int | np.integer) or num_t < 1):
         raise UserError(f"num_t={num_t!r} must be an integer of 1 or more, or None to sum over all timesteps")
     if dequantize and bins is None:
         raise UserError("dequantize=True needs the number of levels; pass bins=256 for 8-bit data")
@@ -85,10 +87,18 @@ def bits_per_dim(
         raise UserError(f"data_range={tuple(data_range)} must rise, e.g. (-1, 1) or (0, 1)")
     x0 = _to_unit_scale(x0, bins, data_range)
     if x0.ndim < 1 or x0.size == 0:
-        raise UserError(f"bits per dimension of an array of shape {x0.shape}; pass at least one image, [N, ...]")
-    nats = jax.jit(partial(_bound, f, b, num_t=num_t, bins=bins, dequantize=dequantize, variance=variance))(s, x0, key)
-    bits = jax.tree.map(lambda v: v / (np.log(2.0) * x0[0].size), nats)
-    return _summarise(bits)
+        raise UserError(f"x0 of shape {x0.shape} holds no image; pass at least one image, [N, ...]")
+    if (
+        bins is not None
+        and not isinstance(x0, jax.core.Tracer)
+        and jnp.abs(x0).max() > 1.0 + 1.0 / (bins - 1)
+    ):
+        raise UserError(
+            f"x0 leaves data_range={tuple(data_range)}; pass its range, or bins=None if continuous"
+        )
+    bound = partial(_bound, f, b, num_t=num_t, bins=bins, dequantize=dequantize, variance=variance)
+    nats = jax.jit(bound)(s, x0, key)
+    return _summarise(jax.tree.map(lambda v: v / (np.log(2.0) * x0[0].size), nats))
 
 
 def join(parts: Sequence[BitsPerDim]) -> BitsPerDim:
@@ -138,7 +148,7 @@ def _bound(
 
 
 def low_discrepancy(key: Array, T: int, num_t: int, num_images: int) -> Array:
-    """Times in 2..T, int32 [num_t, num_images]: each uniform by itself, a row per stratum, images evenly spread in it."""
+    """Times in 2..T, int32 [num_t, num_images], each uniform: a row per stratum, images spread in it."""
     u = (jax.random.uniform(key) + jnp.arange(num_images) / num_images) % 1.0
     fraction = (jnp.arange(num_t)[:, None] + u) / num_t
     return jnp.minimum(2 + jnp.floor(fraction * (T - 1)), T).astype(jnp.int32)

@@ -1,7 +1,8 @@
 """What a network predicts, and x0_hat from it.
 
 x0_hat is always computed from the raw x_t. The noise of eps- and v-networks is therefore the effective one,
-eps_eff = (x_t - sqrt(ab_t) x0) / sqrt(1 - ab_t) = eps + b_t / sqrt(1 - ab_t), and no implicit equation has to be solved.
+eps_eff = (x_t - sqrt(ab_t) x0) / sqrt(1 - ab_t) = eps + b_t / sqrt(1 - ab_t), and there is no implicit
+equation to solve.
 """
 
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ def to_x0_hat(s: Schedule, out: Array, xt: Array, t: Array, prediction: str = "x
 
 
 def target(s: Schedule, x0: Array, xt: Array, t: Array, prediction: str = "x0") -> Array:
-    """The network output for which `to_x0_hat` returns x0; the arguments are its own. eps_eff is 0 at t = 0."""
+    """The network output for which `to_x0_hat`, otherwise called alike, returns x0; eps_eff is 0 at t = 0."""
     _check(prediction)
     if prediction == "x0":
         return jnp.asarray(x0)

@@ -1,4 +1,4 @@
-"""The contextual diffusion process: noise schedules, its Gaussians (Eqs. 1-3, 18), and the charts samplers work in."""
+"""The contextual diffusion process: schedules, its Gaussians (Eqs. 1-3, 18), and charts for samplers."""
 
 from contextdiff_jax.process import chart, forward, schedule
 

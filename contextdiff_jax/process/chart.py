@@ -1,8 +1,8 @@
 """Charts: the coordinates in which every sampler is written.
 
-In y_t = x_t - b_t the contextual process is an ordinary Gaussian diffusion. Samplers step in y and never mention the
-adapter; a chart carries x in and out. The shift is anchored anew at every network call, at the current x0_hat: carrying y
-over several steps with an old one drifts.
+In y_t = x_t - b_t the contextual process is an ordinary Gaussian diffusion. Samplers step in y and never
+mention the adapter; a chart carries x in and out. The shift is anchored anew at every network call, at the
+current x0_hat: carrying y over several steps with an old one drifts.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ class Chart:
 
     Attributes:
         f: (x_t [B, ...], t) -> x0_hat [B, ...].
-        b: (x0 [B, ...], t) -> b_t [B, ...], or None for plain diffusion. If it has `pair(x0, t, s) -> (b_t, b_s)`, that
-            is used wherever both are needed, so that x0 is encoded once.
+        b: (x0 [B, ...], t) -> b_t [B, ...], or None for plain diffusion. If it has `pair(x0, t, s) -> (b_t,
+            b_s)`, that is used wherever both are needed, so that x0 is encoded once.
     """
 
     f: Denoiser

@@ -1,8 +1,9 @@
 """The Gaussians of the contextual process (Eqs. 1-3, 18).
 
-With y_t = x_t - b_t each of them is the ordinary diffusion's: the shift leaves a sample before a step and a new one joins
-it after. Throughout, ab_t is alpha_bar_t; b_t = k_t r_phi(x0, c, t) is shaped like x0 (or 0 for plain diffusion); t is an
-integer [B] or scalar. Values of t that are known before tracing are checked; traced ones are safe from 0 to T.
+With y_t = x_t - b_t each of them is the ordinary diffusion's: the shift leaves a sample before a step and a
+new one joins it after. Throughout, ab_t is alpha_bar_t; b_t = k_t r_phi(x0, c, t) is shaped like x0 (or 0 for
+plain diffusion); t is an integer [B] or scalar. Values of t that are known before tracing are checked; traced
+ones are safe from 0 to T.
 """
 
 from typing import NamedTuple
@@ -43,7 +44,7 @@ def transition(s: Schedule, x_prev: Array, b_t: Array, b_prev: Array, t: Array) 
 
 
 def posterior(s: Schedule, xt: Array, x0: Array, b_t: Array, b_prev: Array, t: Array) -> Gaussian:
-    """q(x_{t-1} | x_t, x0, c), Eq. 3; with x0_hat and its shifts in place of x0's it is a sampling step, Eq. 7.
+    """q(x_{t-1} | x_t, x0, c), Eq. 3; with x0_hat and its shifts for x0 and its, the sampling step of Eq. 7.
 
     t in 1..T. At t = 1 the variance is 0 and the mean x0.
     """
@@ -69,8 +70,8 @@ def ddim_posterior(
 ) -> Gaussian:
     """q_sigma(x_s | x_t, x0, c) of the non-Markovian family, Eq. 18, for any s < t.
 
-    eta = 0 is deterministic; eta = 1 is the ancestral step (with s = t-1: Eq. 3). All eta >= 0 keep the marginals of
-    Eq. 1: sigma^2 is capped at 1 - ab_s, which only an eta above 1 can reach.
+    eta = 0 is deterministic; eta = 1 is the ancestral step (with s = t-1: Eq. 3). All eta >= 0 keep the
+    marginals of Eq. 1: sigma^2 is capped at 1 - ab_s, which only an eta above 1 can reach.
 
     Args:
         s: schedule.
@@ -103,7 +104,10 @@ def ddim_posterior(
 
 
 def effective_noise(s: Schedule, yt: Array, x0: Array, t: Array) -> Array:
-    """(y_t - sqrt(ab_t) x0) / sqrt(1 - ab_t): eps for y_t = x_t - b_t, the effective noise for y_t = x_t; 0 at t = 0."""
+    """(y_t - sqrt(ab_t) x0) / sqrt(1 - ab_t); 0 at t = 0.
+
+    With y_t = x_t - b_t it is eps, with x_t itself the effective noise that networks predict.
+    """
     ab_t = gather(s.alpha_bar, index(s, t), yt)
     return ratio(yt - jnp.sqrt(ab_t) * x0, jnp.sqrt(1.0 - ab_t))
 

@@ -1,8 +1,9 @@
 """Noise schedules and the shift's weight k_t.
 
-Time is an integer t in 0..T; index 0 is clean data, so alpha_bar_0 = 1 and k_0 = 0. Tables are computed in double
-precision and stored in JAX's default float. Everything else is formed from differences such as alpha_bar_s - alpha_bar_t
-and 1 - alpha_bar_t, which float subtraction gets right, so float32 describes one consistent process.
+Time is an integer t in 0..T; index 0 is clean data, so alpha_bar_0 = 1 and k_0 = 0. Tables are computed in
+double precision and stored in JAX's default float. Everything else is formed from differences such as
+alpha_bar_s - alpha_bar_t and 1 - alpha_bar_t, which float subtraction gets right, so float32 describes one
+consistent process.
 """
 
 import flax.struct
@@ -53,7 +54,7 @@ class Schedule:
 
 
 def cosine(T: int, offset: float = 0.008, max_beta: float = 0.999) -> Schedule:
-    """Nichol and Dhariwal 2021: alpha_bar_t = cos^2(pi/2 (t/T + offset) / (1 + offset)), each beta_t capped."""
+    """Nichol and Dhariwal 2021: alpha_bar_t ~ cos^2(pi/2 (t/T + offset) / (1 + offset)), beta_t capped."""
     _check_T(T)
     if offset < 0:
         raise UserError(f"offset={offset} of the cosine schedule is negative; use 0 or more, e.g. 0.008")
@@ -91,7 +92,8 @@ def from_config(config: ConfigDict) -> Schedule:
     """The schedule of a config's `process` section.
 
     Args:
-        config: schedule (cosine, linear, scaled_linear), num_timesteps, beta_start, beta_end, zero_terminal_snr.
+        config: schedule (cosine, linear, scaled_linear), num_timesteps, beta_start, beta_end,
+            zero_terminal_snr.
     """
     builders = {
         "cosine": lambda: cosine(config.num_timesteps),
@@ -111,12 +113,15 @@ def index(s: Schedule, t: Array, lowest: int = 0) -> Array:
         UserError: t is not an integer, or out of range.
     """
     if not jnp.issubdtype(jnp.result_type(t), jnp.integer):
-        raise UserError(f"timestep has type {jnp.result_type(t)}; pass integers, {lowest} to {s.num_timesteps}")
+        raise UserError(
+            f"timestep of type {jnp.result_type(t)}; pass integers, {lowest} to {s.num_timesteps}"
+        )
     if isinstance(t, jax.core.Tracer):
         return t
     t = np.asarray(t)  # stays known inside jit, for further checks
     if t.size and not (lowest <= t.min() and t.max() <= s.num_timesteps):
-        raise UserError(f"timestep {t.min()} to {t.max()} is out of range; accepted: {lowest} to {s.num_timesteps}")
+        found = t.min() if t.min() < lowest else t.max()
+        raise UserError(f"timestep {found} is out of range; accepted: {lowest} to {s.num_timesteps}")
     return t
 
 
@@ -133,7 +138,9 @@ def gather(values: Array, t: Array, like: Array) -> Array:
     """
     shape, batch = jnp.shape(t), jnp.shape(like)[:1]
     if len(shape) > 1 or (shape and not batch) or (shape and 1 not in (*shape, *batch) and shape != batch):
-        raise UserError(f"timestep of shape {shape} does not match data of shape {jnp.shape(like)}; use [B] or a scalar")
+        raise UserError(
+            f"timestep of shape {shape} does not match data of shape {jnp.shape(like)}; use [B] or []"
+        )
     return values[t].reshape(shape + (1,) * (jnp.ndim(like) - 1) if shape else ())
 
 
@@ -159,6 +166,8 @@ def _from_alpha_bar(alpha_bar: np.ndarray) -> Schedule:
     stored[stored < np.finfo(dtype).tiny] = 0.0  # XLA flushes subnormal numbers
     if not np.all(np.diff(stored) < 0):
         t = 1 + int(np.argmax(np.diff(stored) >= 0))
-        raise UserError(f"alpha_bar stops falling at t={t} of {len(stored) - 1} in {dtype.name}; use another T or betas")
+        raise UserError(
+            f"alpha_bar stops falling at t={t} in {dtype.name}; change T={len(stored) - 1} or the betas"
+        )
     k = np.sqrt(alpha_bar) * (1.0 - np.sqrt(alpha_bar))
     return Schedule(alpha_bar=jnp.asarray(stored), k=jnp.asarray(k.astype(dtype)))

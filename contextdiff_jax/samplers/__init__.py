@@ -1,4 +1,4 @@
-"""Samplers: `sampler(chart, s, key, x_T, num_steps, *, spacing=...) -> x0`, each written once for any chart."""
+"""Samplers, `(chart, s, key, x_T, num_steps, *, spacing=...) -> x0`, each written once for any chart."""
 
 from collections.abc import Callable
 

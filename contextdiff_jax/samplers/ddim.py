@@ -50,9 +50,11 @@ def ddim(
 def flow(chart: Chart, s: Schedule, x: Array, x0_hat: Array, t: Array, s_index: Array) -> Array:
     """The deterministic step from t to s < t under a given x0_hat, shifts included.
 
-    It is the exact probability flow for a constant x0_hat, so the higher-order samplers are this step with a better one.
+    It is the exact probability flow for a constant x0_hat, so the higher-order samplers are this step with a
+    better one.
     """
-    return chart.carry(x, x0_hat, t, s_index, lambda y: ddim_posterior(s, y, x0_hat, 0.0, 0.0, t, s_index, 0.0).mean)
+    update = lambda y: ddim_posterior(s, y, x0_hat, 0.0, 0.0, t, s_index, 0.0).mean
+    return chart.carry(x, x0_hat, t, s_index, update)
 
 
 def ddim_invert(
@@ -60,8 +62,8 @@ def ddim_invert(
 ) -> Array:
     """The deterministic trajectory from x0 up to x_T; without a shift, diffusers' inverse DDIM.
 
-    A step from s up to t shows the network x_s but the target time t, which keeps t = 0, where 1 - alpha_bar = 0, out of
-    every denominator.
+    A step from s up to t shows the network x_s but the target time t, which keeps t = 0, where 1 - alpha_bar
+    = 0, out of every denominator.
 
     Args:
         chart: as for `ddim`.

@@ -18,7 +18,7 @@ def ddpm(
 ) -> Array:
     """Samples x0 [B, ...] from x_T by Eq. 3 with x0_hat in the place of x0.
 
-    Eq. 3 is Eq. 18 at eta = 1, where it also holds between times that are not neighbours. Arguments and errors are those
-    of `ddim`.
+    Eq. 3 is Eq. 18 at eta = 1, where it also holds between times that are not neighbours. Arguments and
+    errors are those of `ddim`.
     """
     return ddim(chart, s, key, x_T, num_steps, 1.0, spacing=spacing, steps_offset=steps_offset)

@@ -21,9 +21,9 @@ def dpmpp_2m(
 ) -> Array:
     """Samples x0 [B, ...] by the second-order multistep solver, one network evaluation per step.
 
-    The DDIM step with x0_hat extrapolated in lambda = log(alpha / sigma) from the step before, in the shifts as well:
-    with those of the plain x0_hat it would be of first order. Arguments and errors are those of `ddim`; the key has no
-    influence.
+    The DDIM step with x0_hat extrapolated in lambda = log(alpha / sigma) from the step before, in the shifts
+    as well: with those of the plain x0_hat it would be of first order. Arguments and errors are those of
+    `ddim`; the key has no influence.
     """
     grid = timesteps(s.num_timesteps, num_steps, spacing, steps_offset=steps_offset)
     log_snr = 0.5 * (jnp.log(s.alpha_bar) - jnp.log1p(-s.alpha_bar))  # lambda_t
@@ -31,7 +31,8 @@ def dpmpp_2m(
     def step(x, memory, t, s_index, key):
         x0_prev, h_prev = memory
         h = gather(log_snr, s_index, x) - gather(log_snr, t, x)
-        # First order wherever an end of the interval is infinitely far: the first step, the last, zero terminal SNR.
+        # First order wherever an end of the interval is infinitely far: the first step, the last, zero
+        # terminal SNR.
         share = jnp.where(jnp.isfinite(h) & jnp.isfinite(h_prev), h / (2.0 * h_prev), 0.0)
         x0_hat = chart.f(x, t)
         return flow(chart, s, x, x0_hat + share * (x0_hat - x0_prev), t, s_index), (x0_hat, h)

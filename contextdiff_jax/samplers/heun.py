@@ -21,10 +21,11 @@ def heun(
 ) -> Array:
     """Samples x0 [B, ...] with two network evaluations per step, one in the last.
 
-    The DDIM step to s, then the same step again with the mean of the predictions at t and at s: Heun's trapezoid on the
-    probability flow written as d(y / sigma) = x0_hat d(alpha / sigma). In this form it is finite from alpha_bar_T = 0 on;
-    the usual one, d(y / alpha) = eps_hat d(sigma / alpha), is not, and is unstable wherever alpha_bar_T is small. At s = 0
-    there is no second prediction. Arguments and errors are those of `ddim`; the key has no influence.
+    The DDIM step to s, then the same step again with the mean of the predictions at t and at s: Heun's
+    trapezoid on the probability flow written as d(y / sigma) = x0_hat d(alpha / sigma). In this form it is
+    finite from alpha_bar_T = 0 on; the usual one, d(y / alpha) = eps_hat d(sigma / alpha), is not, and is
+    unstable wherever alpha_bar_T is small. At s = 0 there is no second prediction. Arguments and errors are
+    those of `ddim`; the key has no influence.
     """
     grid = timesteps(s.num_timesteps, num_steps, spacing, steps_offset=steps_offset)
 

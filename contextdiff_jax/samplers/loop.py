@@ -24,7 +24,8 @@ def timesteps(T: int, num_steps: int, spacing: str = "uniform", *, steps_offset:
         T: number of timesteps of the process.
         num_steps: network evaluations, 1..T.
         spacing: uniform (evenly from T to 1), trailing (multiples of T / num_steps) or leading (multiples of
-            T // num_steps, plus 1). The last two are diffusers' with t = theirs + 1, since our t = 0 is clean data.
+            T // num_steps, plus 1). The last two are diffusers' with t = theirs + 1, since our t = 0 is clean
+            data.
         steps_offset: added to the times of leading spacing (Stable Diffusion: 1).
 
     Returns:
@@ -44,7 +45,7 @@ def timesteps(T: int, num_steps: int, spacing: str = "uniform", *, steps_offset:
     else:
         times = np.arange(num_steps)[::-1] * (T // num_steps) + 1 + steps_offset
         if not 0 <= steps_offset <= T - 1 - (num_steps - 1) * (T // num_steps):
-            raise UserError(f"steps_offset={steps_offset} puts {num_steps} leading steps outside 1..{T}; try 0")
+            raise UserError(f"steps_offset={steps_offset} puts {num_steps} steps outside 1..{T}; try 0")
     return np.append(np.rint(times), 0).astype(np.int32)
 
 

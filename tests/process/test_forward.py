@@ -1,5 +1,7 @@
 """Lemmas 1 and 2 and Proposition 1 against brute force on joint Gaussians, in double precision."""
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -97,7 +99,7 @@ def test_lemma_2_ddim_keeps_the_marginals(s, eta, times):
     x0, b = path(12)
     times = list(times)
     mean, var = forward.marginal(s, x0, b[times[0]], times[0])
-    for t, s_index in zip(times, times[1:]):
+    for t, s_index in itertools.pairwise(times):
         step = lambda x, t=t, s_index=s_index: forward.ddim_posterior(
             s, x, x0, b[t], b[s_index], t, s_index, eta
         )
@@ -112,7 +114,9 @@ def test_ddim_at_eta_1_between_neighbours_is_the_posterior(s):
     xt = draw(3, 2, seed=5)
     for t in range(1, 13):
         q = forward.ddim_posterior(s, xt, x0, b[t], b[t - 1], t, t - 1, 1.0)
-        chex.assert_trees_all_close(q, forward.posterior(s, xt, x0, b[t], b[t - 1], t), rtol=1e-10, atol=1e-10)
+        chex.assert_trees_all_close(
+            q, forward.posterior(s, xt, x0, b[t], b[t - 1], t), rtol=1e-10, atol=1e-10
+        )
 
 
 def test_without_a_shift_it_is_ddpm_and_ddim(x64):
@@ -125,14 +129,19 @@ def test_without_a_shift_it_is_ddpm_and_ddim(x64):
         q = forward.marginal(s, x0, 0.0, t)
         np.testing.assert_allclose(q.mean, np.sqrt(ab[t]) * x0, **EXACT)
         q = forward.posterior(s, xt, x0, 0.0, 0.0, t)
-        mean = np.sqrt(ab[t - 1]) * beta / (1 - ab[t]) * x0 + np.sqrt(1 - beta) * (1 - ab[t - 1]) / (1 - ab[t]) * xt
+        mean = (
+            np.sqrt(ab[t - 1]) * beta / (1 - ab[t]) * x0
+            + np.sqrt(1 - beta) * (1 - ab[t - 1]) / (1 - ab[t]) * xt
+        )
         np.testing.assert_allclose(q.mean, mean, **EXACT)
         np.testing.assert_allclose(q.var, np.full((3, 2), (1 - ab[t - 1]) / (1 - ab[t]) * beta), **EXACT)
         s_index = t // 2
         sigma = eta * np.sqrt((1 - ab[s_index]) / (1 - ab[t])) * np.sqrt(1 - ab[t] / ab[s_index])
         eps = (xt - np.sqrt(ab[t]) * x0) / np.sqrt(1 - ab[t])
         q = forward.ddim_posterior(s, xt, x0, 0.0, 0.0, t, s_index, eta)
-        np.testing.assert_allclose(q.mean, np.sqrt(ab[s_index]) * x0 + np.sqrt(1 - ab[s_index] - sigma**2) * eps, **EXACT)
+        np.testing.assert_allclose(
+            q.mean, np.sqrt(ab[s_index]) * x0 + np.sqrt(1 - ab[s_index] - sigma**2) * eps, **EXACT
+        )
         np.testing.assert_allclose(q.var, np.full((3, 2), sigma**2), **EXACT)
 
 
@@ -153,7 +162,9 @@ def test_every_rank_scalar_and_batched_times(x64, shape):
         for i in range(3):
             for scalar in (int(t[i]), jnp.int32(t[i])):
                 alone = call(slice(i, i + 1), scalar)
-                chex.assert_trees_all_close(jax.tree.map(lambda v, i=i: v[i : i + 1], together), alone, rtol=1e-14)
+                chex.assert_trees_all_close(
+                    jax.tree.map(lambda v, i=i: v[i : i + 1], together), alone, rtol=1e-14
+                )
 
 
 @pytest.mark.parametrize("build", [schedule.cosine, lambda T: schedule.zero_terminal_snr(schedule.cosine(T))])
@@ -175,7 +186,9 @@ def test_float32_is_finite_at_both_ends_of_time(build):
     out = everything(jnp.array([0, 1, 2, 999, 1000]))
     chex.assert_tree_all_finite(out)
     assert all((q.var >= 0).all() for q in out)
-    grad = jax.grad(lambda v: forward.ddim_posterior(s, v, v, v, v, jnp.array([1, 2, 3, 999, 1000]), 0, 0.5).mean.sum())
+    grad = jax.grad(
+        lambda v: forward.ddim_posterior(s, v, v, v, v, jnp.array([1, 2, 3, 999, 1000]), 0, 0.5).mean.sum()
+    )
     chex.assert_tree_all_finite(grad(x))
 
 

@@ -68,7 +68,9 @@ def test_zero_terminal_snr_keeps_the_first_and_clears_the_last(x64, build):
     np.testing.assert_allclose(after.alpha_bar[1], before.alpha_bar[1], rtol=1e-14)
     # Lin et al.: sqrt(alpha_bar) is an affine function of what it was.
     old, new = np.sqrt(before.alpha_bar[1:]), np.sqrt(after.alpha_bar[1:])
-    np.testing.assert_allclose((new - new[-1]) / (new[0] - new[-1]), (old - old[-1]) / (old[0] - old[-1]), atol=1e-14)
+    np.testing.assert_allclose(
+        (new - new[-1]) / (new[0] - new[-1]), (old - old[-1]) / (old[0] - old[-1]), atol=1e-14
+    )
 
 
 def test_helpers_keep_float32_precision():

@@ -44,7 +44,9 @@ def test_with_an_oracle_both_charts_walk_the_same_y(x64, name, spacing):
     y_T = noise(3, 2, seed=1)
     plain, contextual = [], []
     with jax.disable_jit():
-        out = samplers.get(name)(chart.plain(recording(lambda x, t: x0, plain)), s, KEY, y_T, 6, spacing=spacing)
+        out = samplers.get(name)(
+            chart.plain(recording(lambda x, t: x0, plain)), s, KEY, y_T, 6, spacing=spacing
+        )
         x_T = y_T + b(x0, start)
         c = chart.contextual(recording(lambda x, t: x0, contextual), b)
         out_c = samplers.get(name)(c, s, KEY, x_T, 6, spacing=spacing)
@@ -71,7 +73,11 @@ def reference(s, f, b, x, grid, eta, key):
         x0_hat = f(x, t)
         sigma = eta * np.sqrt((1 - ab[s_index]) / (1 - ab[t]) * (1 - ab[t] / ab[s_index]))
         eps_hat = (x - b(x0_hat, t) - np.sqrt(ab[t]) * x0_hat) / np.sqrt(1 - ab[t])
-        x = np.sqrt(ab[s_index]) * x0_hat + np.sqrt(max(1 - ab[s_index] - sigma**2, 0)) * eps_hat + b(x0_hat, s_index)
+        x = (
+            np.sqrt(ab[s_index]) * x0_hat
+            + np.sqrt(max(1 - ab[s_index] - sigma**2, 0)) * eps_hat
+            + b(x0_hat, s_index)
+        )
         x = x + sigma * jax.random.normal(key_z, x.shape)
     return x
 
@@ -111,12 +117,13 @@ def test_ddpm_with_the_optimal_denoiser_draws_the_data(x64):
         x0 = samplers.ddpm(chart.contextual(f, b), s, KEY, noise(20_000, 1), 100)
         mean, var = model.model_distribution()
         np.testing.assert_allclose(x0.mean(), mean, atol=5 * np.sqrt(var / 20_000))
-        np.testing.assert_allclose(x0.var(), var - 1 + s.alpha_bar[1], rtol=0.05)  # the last step is noiseless
+        noiseless_end = var - (1 - s.alpha_bar[1])
+        np.testing.assert_allclose(x0.var(), noiseless_end, rtol=0.05)
         np.testing.assert_allclose((mean, var), (model.m, model.v), rtol=0.1)
 
 
 def gaussian_flow(s, m, v, x_T):
-    """x0_hat = E[x0 | y_t] for data N(m, v), and where the probability flow takes y_T: the same quantile at t = 0."""
+    """x0_hat = E[x0 | y_t] for data N(m, v), and where the exact flow takes y_T: its quantile at t = 0."""
     spread = lambda t: jnp.sqrt(s.alpha_bar[t] * v + 1 - s.alpha_bar[t])
 
     def f(x, t):
@@ -127,13 +134,16 @@ def gaussian_flow(s, m, v, x_T):
     return f, m + np.sqrt(v) * (x_T - jnp.sqrt(s.alpha_bar[T]) * m) / spread(T)
 
 
-@pytest.mark.parametrize("name, order", [("ddim", 1), ("heun", 2), ("dpmpp_2m", 2)])
-def test_order_of_convergence_to_the_exact_flow(x64, name, order):
-    # alpha / sigma grows evenly in the logarithm, so that every step is equally long for these methods.
-    T = 640
+def log_linear(T):
+    """The logarithm of the SNR falls evenly, so that higher-order methods find all steps equally long."""
     log_snr = np.linspace(-5, 5, T)[::-1]
     alpha_bar = jnp.asarray(np.concatenate([[1.0], 1 / (1 + np.exp(-log_snr))]))
-    s = schedule.Schedule(alpha_bar, jnp.sqrt(alpha_bar) * (1 - jnp.sqrt(alpha_bar)))
+    return schedule.Schedule(alpha_bar, jnp.sqrt(alpha_bar) * (1 - jnp.sqrt(alpha_bar)))
+
+
+@pytest.mark.parametrize("name, order", [("ddim", 1), ("heun", 2), ("dpmpp_2m", 2)])
+def test_order_of_convergence_to_the_exact_flow(x64, name, order):
+    T, s = 640, log_linear(640)
     x_T = noise(50, 1)
     f, _ = gaussian_flow(s, 0.3, 0.2, x_T)
     sample = lambda n: samplers.get(name)(chart.plain(f), s, KEY, x_T, n, spacing="uniform")
@@ -154,11 +164,8 @@ def test_deterministic_samplers_end_at_the_exact_quantile(x64, name):
 
 @pytest.mark.parametrize("name", ["heun", "dpmpp_2m"])
 def test_higher_order_survives_the_shift(x64, name):
-    """The better x0_hat must enter the shifts too; otherwise a strong adapter brings first-order errors back."""
-    T = 640
-    log_snr = np.linspace(-5, 5, T)[::-1]
-    alpha_bar = jnp.asarray(np.concatenate([[1.0], 1 / (1 + np.exp(-log_snr))]))
-    s = schedule.Schedule(alpha_bar, jnp.sqrt(alpha_bar) * (1 - jnp.sqrt(alpha_bar)))
+    """The better x0_hat must enter the shifts too; otherwise the adapter brings first-order errors back."""
+    T, s = 640, log_linear(640)
     c = chart.contextual(lambda x, t: 0.8 * jnp.tanh(x), smooth_shift(s))
     sample = lambda n: samplers.get(name)(c, s, KEY, noise(50, 1), n)
     fine = sample(T)
@@ -180,7 +187,9 @@ def test_with_a_constant_noise_prediction_inversion_is_exact(x64, num_steps):
     chex.assert_shape(trajectory, (num_steps + 1, 3, 2))
     grid = samplers.timesteps(23, num_steps)[::-1]
     for x, t in zip(trajectory, grid, strict=True):
-        np.testing.assert_allclose(x, np.sqrt(s.alpha_bar[t]) * x0 + np.sqrt(1 - s.alpha_bar[t]) * eps, rtol=1e-10)
+        np.testing.assert_allclose(
+            x, np.sqrt(s.alpha_bar[t]) * x0 + np.sqrt(1 - s.alpha_bar[t]) * eps, rtol=1e-10
+        )
     back = samplers.ddim(chart.plain(f), s, KEY, trajectory[-1], num_steps)
     np.testing.assert_allclose(back, x0, rtol=1e-8)
 
@@ -205,11 +214,13 @@ def test_inversion_is_diffusers_inverse_step(x64):
     diffusers = pytest.importorskip("diffusers")
     torch = pytest.importorskip("torch")
     betas = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    theirs = diffusers.DDIMInverseScheduler(**betas, clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing")
+    theirs = diffusers.DDIMInverseScheduler(
+        **betas, clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing"
+    )
     theirs.set_timesteps(20)
     s = schedule.scaled_linear(1000)
     x0 = noise(2, 3)
-    # Their times are the targets; the sample they stand for is one stride below, alpha_bar = 1 below the first.
+    # Their times are the targets; the sample is one stride below, with alpha_bar = 1 below the first.
     x, ours_seen = torch.tensor(x0), []
     eps = lambda x: np.tanh(np.asarray(x)) + 0.2
     for t in theirs.timesteps:
@@ -227,7 +238,8 @@ def test_inversion_is_diffusers_inverse_step(x64):
 
 @pytest.mark.parametrize("name", (*ALL, "ddim_invert"))
 @pytest.mark.parametrize(
-    "T, num_steps, spacing", [(1, 1, "uniform"), (3, 2, "leading"), (33, 33, "uniform"), (1000, 9, "trailing")]
+    "T, num_steps, spacing",
+    [(1, 1, "uniform"), (3, 2, "leading"), (33, 33, "uniform"), (1000, 9, "trailing")],
 )
 def test_float32_is_finite_for_every_schedule(name, T, num_steps, spacing):
     x = noise(2, 3).astype(np.float32)
