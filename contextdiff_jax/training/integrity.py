@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from contextdiff_jax.training.sharding import leaf_name
-from contextdiff_jax.training.step import all_finite
 from contextdiff_jax.types import Array
 
 CHECKSUMS = "checksums.json"
@@ -98,19 +97,16 @@ def fingerprints(tree: Any) -> tuple[bool, dict[str, int]]:
     flipped bit changes it, and so does exchanging unequal neighbours. Collective: every process must call it.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    finite, values = _fingerprints([leaf for _, leaf in leaves])
+    # One small program per shape; a single one for hundreds of leaves takes long to compile.
+    finite, values = zip(*jax.device_get([_fingerprint(leaf) for _, leaf in leaves]), strict=True)
     names = [leaf_name(path) for path, _ in leaves]
-    return bool(finite), dict(zip(names, np.asarray(values).tolist(), strict=True))
+    return all(finite), dict(zip(names, map(int, values), strict=True))
 
 
 @jax.jit
-def _fingerprints(leaves: list[Array]) -> tuple[Array, Array]:
-    """All finite bool [], and the fingerprints uint32 [len(leaves)]."""
-    return all_finite(leaves), jnp.stack([_fingerprint(x) for x in leaves])
-
-
-def _fingerprint(x: Array) -> Array:
-    """uint32 []; no reshape, which would gather a sharded array."""
+def _fingerprint(x: Array) -> tuple[Array, Array]:
+    """All finite bool [], and the fingerprint uint32 []; no reshape, which would gather a sharded array."""
+    finite = jnp.all(jnp.isfinite(x))
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     bits = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
@@ -119,4 +115,4 @@ def _fingerprint(x: Array) -> Array:
     for axis in reversed(range(words.ndim)):
         position += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * np.uint32(stride % 2**32)
         stride *= words.shape[axis]
-    return jnp.sum(words * (2 * position + 1), dtype=jnp.uint32)
+    return finite, jnp.sum(words * (2 * position + 1), dtype=jnp.uint32)

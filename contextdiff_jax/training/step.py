@@ -19,7 +19,7 @@ Step = Callable[[TrainState, "Guard", Params, Batch], tuple[TrainState, "Guard",
 
 @flax.struct.dataclass
 class Guard:
-    """The first step whose loss, gradient or new state was not finite; from then on the state is kept.
+    """The first step whose loss or gradient was not finite; from then on the state is kept.
 
     Attributes:
         bad_step: that step, counted from 1, or 0; int32 [].
@@ -53,27 +53,23 @@ def make_step(task: Any, optimizer: optax.GradientTransformation, mesh: jax.shar
         losses, metrics, grads = accumulate(task, state.params, frozen, batch, key_loss, mesh)
         metrics = {name: jnp.mean(value) for name, value in metrics.items()}
         loss, grad_norm = jnp.mean(losses), optax.global_norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        new = TrainState(state.step + 1, params, update_ema(config.ema, state, params), opt_state)
 
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & all_finite(new)
-        seen = guard.bad_step > 0
-        new_guard = Guard(
+        def update() -> TrainState:
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            return TrainState(state.step + 1, params, update_ema(config.ema, state, params), opt_state)
+
+        finite, seen = jnp.isfinite(loss) & jnp.isfinite(grad_norm), guard.bad_step > 0
+        guard = Guard(
             bad_step=jnp.where(seen | finite, guard.bad_step, state.step + 1),
             bad_rows=jnp.where(seen | finite, guard.bad_rows, ~jnp.isfinite(losses)),
         )
-        keep = finite & ~seen
-        state = jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, state)
-        metrics |= {"loss": loss, "grad_norm": grad_norm, "lr": learning_rate(config, new.step - 1)}
-        return state, new_guard, metrics
+        lr = learning_rate(config, state.step)
+        # A branch, not a select per leaf: XLA would fuse the whole update into every one of them.
+        state = jax.lax.cond(finite & ~seen, update, lambda: state)
+        return state, guard, metrics | {"loss": loss, "grad_norm": grad_norm, "lr": lr}
 
     return step
-
-
-def all_finite(tree: Any) -> Array:
-    """Whether every number of every leaf is finite, bool []."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def update_ema(config: ConfigDict, state: TrainState, params: Params) -> Params:
