@@ -12,7 +12,7 @@ import numpy as np
 
 from contextdiff_jax import data
 from contextdiff_jax.evaluate.alignment import alignment, ceiling, chance, hits
-from contextdiff_jax.evaluate.bpd import bits_per_dim
+from contextdiff_jax.evaluate.bpd import bits_per_dim, join
 from contextdiff_jax.evaluate.recogniser import Recogniser, load_recogniser
 from contextdiff_jax.evaluate.report import write_report
 from contextdiff_jax.files import write_json
@@ -146,19 +146,10 @@ def _bits_per_dim(pipeline: Pipeline, seed: int) -> dict[str, dict]:
         run = jax.jit(partial(bound, with_adapter=with_adapter))
         keys = jax.random.split(jax.random.key(seed), len(batches))
         parts = [run(pipeline.params, task.frozen, batch, key) for batch, key in zip(batches, keys, strict=True)]
-        rows[label] = _summary(parts)
+        joined = join(parts)
+        terms = ("mean", "stderr", "prior", "reconstruction", "diffusion")
+        rows[label] = {name: float(getattr(joined, name)) for name in terms} | {"images": len(joined.per_image)}
     return rows
-
-
-def _summary(parts: list) -> dict[str, float]:
-    """Mean, standard error over images and the three terms of the bound."""
-    per_image = np.concatenate([np.asarray(part.per_image) for part in parts])
-    terms = {
-        name: float(np.mean([np.asarray(getattr(part, name)).mean() for part in parts]))
-        for name in ("prior", "reconstruction", "diffusion")
-    }
-    stderr = float(per_image.std(ddof=1) / np.sqrt(len(per_image))) if len(per_image) > 1 else float("nan")
-    return {"mean": float(per_image.mean()), "stderr": stderr, **terms, "images": len(per_image)}
 
 
 def _print(figures: dict[str, Any], out: Path) -> None:

@@ -1,0 +1,96 @@
+"""What the adapter costs: step time and memory with and without it, measured in turn in one run."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from contextdiff_jax import task as task_lib
+from contextdiff_jax.evaluate.suite import hardware
+from contextdiff_jax.files import write_json
+from contextdiff_jax.training import Setup
+
+ROUNDS, STEPS = 5, 4  # timed rounds of each variant, steps per round
+
+
+class _Variant:
+    """The compiled training step of one config with a state to run it on."""
+
+    def __init__(self, config: ConfigDict):
+        setup = Setup.of(task_lib.build(config))
+        self.batch = setup.put(next(setup.train_iterator()))
+        start = time.perf_counter()
+        self.step = setup.compile(self.batch)
+        self.compile_seconds = time.perf_counter() - start
+        self.frozen, self.state, self.guard = setup.frozen, setup.init_state(), setup.init_guard()
+        cost, memory = self.step.cost_analysis(), self.step.memory_analysis()
+        self.flops = float(cost["flops"])
+        self.bytes = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        self.seconds: list[float] = []
+
+    def run(self, steps: int) -> float:
+        """Seconds per step over `steps` steps."""
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.state, self.guard, metrics = self.step(self.state, self.guard, self.frozen, self.batch)
+        jax.block_until_ready(metrics["loss"])
+        return (time.perf_counter() - start) / steps
+
+    def figures(self, batch_size: int) -> dict[str, float]:
+        """Medians and sizes."""
+        median = float(np.median(self.seconds))
+        return dict(
+            seconds_per_step=median,
+            seconds_min=min(self.seconds),
+            seconds_max=max(self.seconds),
+            images_per_second=batch_size / median,
+            gigabytes=self.bytes / 1e9,
+            gigaflops_per_step=self.flops / 1e9,
+            compile_seconds=self.compile_seconds,
+        )
+
+
+def bench_adapter(config: ConfigDict, out: Path) -> dict[str, Any]:
+    """Times the training step with and without the adapter and writes bench.json into `out`.
+
+    The two variants run in alternating rounds, so that a machine whose speed drifts favours neither; the ratio is
+    the median over rounds. Memory is the compiler's: arguments (state, encoder, batch) plus temporaries, per device.
+
+    Returns:
+        What bench.json holds.
+    """
+    without = config.copy_and_resolve_references()
+    without.adapter.enabled = False
+    with_ = config.copy_and_resolve_references()
+    with_.adapter.enabled = True
+    variants = {"with adapter": _Variant(with_), "without adapter": _Variant(without)}
+    for variant in variants.values():
+        variant.run(2)
+    for _ in range(ROUNDS):
+        for variant in variants.values():
+            variant.seconds.append(variant.run(STEPS))
+    first, second = variants.values()
+    ratios = np.array(first.seconds) / np.array(second.seconds)
+    figures = {
+        "hardware": hardware(),
+        **{name: variant.figures(config.data.batch_size) for name, variant in variants.items()},
+        "ratio_step_time": float(np.median(ratios)),
+        "ratio_step_time_range": [float(ratios.min()), float(ratios.max())],
+        "ratio_memory": first.bytes / second.bytes,
+    }
+    write_json(figures, out / "bench.json")
+    for name, variant in variants.items():
+        row = variant.figures(config.data.batch_size)
+        print(
+            f"{name:16s} {1e3 * row['seconds_per_step']:8.1f} ms/step  {row['images_per_second']:8.1f} images/s  "
+            f"{row['gigabytes']:6.2f} GB  {row['gigaflops_per_step']:8.1f} GFLOP"
+        )
+    low, high = figures["ratio_step_time_range"]
+    print(
+        f"ratio            {figures['ratio_step_time']:.2f} x time ({low:.2f}-{high:.2f} over {ROUNDS} rounds), "
+        f"{figures['ratio_memory']:.2f} x memory; figures: {out / 'bench.json'}"
+    )
+    return figures
