@@ -86,7 +86,11 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
             if last or step % every.log_every == 0:
                 metrics.log(step)
             if last or step % every.checkpoint_every == 0:
-                checkpoints.save(state, batches)
+                with metrics.pause():
+                    try:
+                        checkpoints.save(state, batches)
+                    except FloatingPointError:
+                        watch.stop(step, "the state has become", checkpoints.newest_in_words())
             if every.preview_every and (step % every.preview_every == 0 or step == num_steps):
                 with metrics.pause():
                     _preview(setup, state, workdir / "previews" / f"step-{step:07d}.png")

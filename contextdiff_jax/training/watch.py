@@ -1,6 +1,7 @@
 """NaN and infinity in the loss: found, named, stopped."""
 
 from collections.abc import Callable
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -39,23 +40,24 @@ class Watch:
         """
         bad_step = int(self.guard.bad_step)
         if not bad_step:
-            self._indices.clear()
+            self._indices = dict(list(self._indices.items())[-1:])
             return
-        indices = self._indices[bad_step]
-        if jax.process_count() > 1:
-            indices = multihost_utils.process_allgather(indices, tiled=True)
-        rows = np.asarray(self.guard.bad_rows)
-        # Processes that share rows (tensor parallelism) gather them several times.
-        culprits = indices[: rows.size][rows]
-        what = (
-            f"the loss of records {_listed(culprits)} is"
-            if culprits.size
-            else "the gradient or the update is"
-        )
+        culprits = self._all_indices(bad_step)[np.flatnonzero(self.guard.bad_rows)]
+        what = f"the loss of records {_listed(culprits)} is" if culprits.size else "the gradient is"
+        self.stop(bad_step, what, newest_in_words())
+
+    def stop(self, step: int, what: str, newest: str) -> NoReturn:
+        """Raises NonFiniteLoss for a step that is still remembered: the last, or one since the last check."""
+        indices = np.unique(self._all_indices(step))
         raise NonFiniteLoss(
-            f"step {bad_step}: {what} NaN or infinite; batch indices {_listed(np.unique(indices))}; "
-            f"{newest_in_words()}; look at those records, or lower optim.lr or optim.clip_norm"
+            f"step {step}: {what} NaN or infinite; batch indices {_listed(indices)}; {newest}; "
+            "look at those records, or lower optim.lr or optim.clip_norm"
         )
+
+    def _all_indices(self, step: int) -> np.ndarray:
+        """Record indices of the global batch; processes that share rows repeat theirs."""
+        indices = self._indices[step]
+        return multihost_utils.process_allgather(indices, tiled=True) if jax.process_count() > 1 else indices
 
 
 def _listed(indices: np.ndarray) -> str:

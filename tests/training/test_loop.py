@@ -122,8 +122,19 @@ def test_an_infinite_gradient_of_a_finite_loss_stops_too(tmp_path):
             losses, metrics = super().loss(params, frozen, batch, key)
             return losses + jnp.sqrt(jnp.abs(params["denoiser"]["bias"]).sum() * 0.0), metrics
 
-    with pytest.raises(NonFiniteLoss, match="step 1: the gradient or the update .* no checkpoint yet"):
+    with pytest.raises(NonFiniteLoss, match="step 1: the gradient is NaN .* no checkpoint yet"):
         train(Cusp(toy_config()), tmp_path)
+    assert steps_in(tmp_path / "checkpoints") == []
+
+
+def test_parameters_that_overflow_are_not_saved(tmp_path):
+    """The loss of that step does not see them yet, so only the look before saving does."""
+    rate = {"optim.lr": 3e38, "optim.lr_multipliers": ((".*", 10.0),), "optim.warmup_steps": 0}
+    config = toy_config(**rate, **{"train.checkpoint_every": 1})
+    with pytest.raises(
+        NonFiniteLoss, match=r"step 1: the state has become NaN or infinite; batch indices \[\d+, "
+    ):
+        train(ToyTask(config), tmp_path)
     assert steps_in(tmp_path / "checkpoints") == []
 
 
