@@ -37,7 +37,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
             dropout=0.0,
             remat=False,
             dtype="auto",  # auto (bfloat16 on accelerators) | float32 | bfloat16
-            prediction="v",  # x0 | eps | v
+            prediction="x0",  # x0 | eps | v
         )
     )
     config.adapter = ConfigDict(
@@ -46,7 +46,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
     config.loss = ConfigDict(
         dict(
             objective="simple",  # simple (Eq. 6) | posterior (Eq. 5) | nelbo (Eq. 4)
-            weighting="min_snr",  # simple only: constant | snr | min_snr | p2 | vlb
+            weighting="constant",  # simple only: constant | snr | min_snr | p2 | vlb
             gamma=5.0,  # min_snr only
             cond_drop_prob=0.1,
         )
@@ -73,9 +73,10 @@ def get_config(preset: str | None = None) -> ConfigDict:
             bpd_timesteps=16,  # timesteps drawn per image; 0 sums over all T
         )
     )
-    config.data.batch_size = 64
-    config.train.num_steps = 700
-    config.train.preview_every = 350
+    config.data.batch_size = 32
+    config.ema.decay = 0.99
+    config.train.num_steps = 1000
+    config.train.preview_every = 500
     return apply_preset(config, preset, {"tiny": tiny, "small": small, "paper": paper, "folder": folder})
 
 
@@ -117,6 +118,8 @@ def small(config: ConfigDict) -> None:
     config.model.head_dim = 64
     config.adapter.width = 256
     config.adapter.patch_size = 4
+    config.model.prediction = "v"
+    config.loss.weighting = "min_snr"
     config.optim.lr = 3e-4
     config.optim.warmup_steps = 1000
     config.ema.decay = 0.9995
@@ -144,6 +147,8 @@ def paper(config: ConfigDict) -> None:
     config.model.head_dim = 64
     config.model.patch_size = 1
     config.model.remat = True
+    config.model.prediction = "v"
+    config.loss.weighting = "min_snr"
     config.adapter.width = 512
     config.adapter.patch_size = 8
     config.optim.lr = 1e-4
