@@ -1,6 +1,6 @@
 """The small CLIP that ships with the package and conditions the embedded recipes.
 
-Rebuild it (about 20 minutes on two CPU cores):
+Rebuild it (about 10 minutes on two CPU cores):
 
     python -m contextdiff_jax.main --config=configs/clip_mini.py --workdir=runs/clip_mini
     python -m contextdiff_jax.main --config=configs/clip_mini.py --workdir=runs/clip_mini \
@@ -55,6 +55,6 @@ def get_config(preset: str | None = None) -> ConfigDict:
     config.optim.weight_decay = 0.1
     config.optim.warmup_steps = 100
     config.ema.decay = 0.99
-    config.train.num_steps = 1000
+    config.train.num_steps = 500
     config.train.checkpoint_every = 250
     return common.apply_preset(config, preset, {"tiny": tiny})

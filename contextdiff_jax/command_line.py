@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib.util
+import itertools
 import sys
 import traceback
 from pathlib import Path
@@ -19,7 +20,6 @@ class Options:
     """The flags beside the config."""
 
     workdir: str
-    workdir_given: bool = True
     prompts: tuple[str, ...] = ()
     prompts_file: str = ""
     seed: int = 0
@@ -127,19 +127,38 @@ def _pipeline(config: ConfigDict, options: Options):
 
 def sample(config: ConfigDict, options: Options) -> None:
     """Draws the prompts and writes every picture, and a grid with the captions under them."""
-    from contextdiff_jax.evaluate.captions import caption_grid
+    from contextdiff_jax.pictures import caption_grid
     from contextdiff_jax.pipeline import check_prompts
 
     prompts = list(options.prompts) + read_prompts(options.prompts_file)
     check_prompts(prompts)
     pipeline = _pipeline(config, options)
-    out = Path(options.out or Path(options.workdir) / "samples" / f"step-{pipeline.step}-seed-{options.seed}")
+    default = Path(options.workdir) / "samples" / f"step-{pipeline.step}-seed-{options.seed}"
+    out = make_folder(Path(options.out) if options.out else unused(default))
     arrays = pipeline.sample_arrays(prompts, key=options.seed)
-    out.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(pipeline.to_images(arrays)):
         image.save(out / f"{i:04d}.png")
     caption_grid(arrays, prompts, out / "grid.png")
     print(f"{len(prompts)} pictures in {out}; all of them with their captions: {out / 'grid.png'}")
+
+
+def make_folder(path: Path) -> Path:
+    """Makes an output folder before the work that fills it.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output folder {str(path)!r} cannot be made ({error}); give another --out") from error
+    return path
+
+
+def unused(path: Path) -> Path:
+    """The path itself, or with -2, -3, ... behind it: earlier pictures stay."""
+    candidates = (path.with_name(f"{path.name}-{i}") for i in itertools.count(2))
+    return path if not path.exists() else next(c for c in candidates if not c.exists())
 
 
 def read_prompts(path: str) -> list[str]:
@@ -152,7 +171,10 @@ def read_prompts(path: str) -> list[str]:
         return []
     if not Path(path).is_file():
         raise UserError(f"prompts file {path!r} does not exist; give a text file with one prompt per line")
-    lines = Path(path).read_text(encoding="utf-8").rstrip().splitlines()
+    try:
+        lines = Path(path).read_text(encoding="utf-8").rstrip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompts file {path!r} cannot be read ({error}); it must be UTF-8 text") from error
     for i, line in enumerate(lines):
         if not line.strip():
             raise UserError(f"{path} line {i + 1} is empty; every line is one prompt")
@@ -174,7 +196,8 @@ def export(config: ConfigDict, options: Options) -> None:
     task = task_lib.build(config)
     if not hasattr(task, "export"):
         raise UserError(f"a run of task {config.task!r} has no export yet; Pipeline.load reads its workdir directly")
-    params, _, step = checkpoint.load_params(options.workdir, step=options.step)
+    params, saved, step = checkpoint.load_params(options.workdir, step=options.step)
+    checkpoint.check_same_run(saved, config, options.workdir)
     out = options.out or str(Path(options.workdir) / "export")
     task.export(params, out)
     print(f"step {step} exported to {out}")
@@ -182,6 +205,8 @@ def export(config: ConfigDict, options: Options) -> None:
 
 def bench(config: ConfigDict, options: Options) -> None:
     """Times the training step with and without the adapter, in turn, in one run."""
+    if config.task != "diffusion":
+        raise UserError(f"--mode=bench measures the adapter of a diffusion run; config.task is {config.task!r}")
     from contextdiff_jax.evaluate.bench import bench_adapter
 
     bench_adapter(config, Path(options.workdir))

@@ -1,5 +1,6 @@
 """Checks of a config before anything is built, and comparison of two configs."""
 
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -18,18 +19,18 @@ CHOICES = {
     "sample.spacing": ("uniform", "trailing", "leading"),
     "sample.threshold": ("none", "static", "dynamic"),
 }
-POSITIVE = (
-    "data.batch_size data.image_size process.num_timesteps model.channels model.num_blocks model.head_dim "
-    "model.patch_size adapter.depth adapter.num_heads adapter.width adapter.patch_size optim.lr optim.accum_steps "
-    "train.num_steps train.log_every train.checkpoint_every train.keep sample.num_steps sample.batch_size eval.num_samples"
-).split()
-NOT_NEGATIVE = (
-    "optim.weight_decay optim.warmup_steps optim.clip_norm adapter.bound sample.eta sample.guidance train.keep_every "
-    "train.preview_every eval.bpd_images eval.bpd_timesteps"
-).split()
-FRACTIONS = (
-    "loss.cond_drop_prob model.dropout ema.decay optim.b1 optim.b2 data.max_bad_fraction sample.rescale"
-).split()
+POSITIVE = """
+    data.batch_size data.image_size process.num_timesteps model.channels model.num_blocks model.head_dim model.patch_size
+    adapter.depth adapter.num_heads adapter.width adapter.patch_size optim.lr optim.eps optim.accum_steps train.num_steps
+    train.log_every train.checkpoint_every train.keep sample.num_steps sample.batch_size eval.num_samples
+"""
+NOT_NEGATIVE = """
+    seed data.seed loss.gamma optim.weight_decay optim.warmup_steps optim.clip_norm adapter.bound sample.eta
+    sample.guidance train.keep_every train.preview_every eval.bpd_images eval.bpd_timesteps
+"""
+FRACTIONS = """
+    loss.cond_drop_prob model.dropout ema.decay optim.b1 optim.b2 data.max_bad_fraction sample.rescale
+"""
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -66,17 +67,39 @@ def check(config: ConfigDict) -> None:
             f"config.data.batch_size={flat['data.batch_size']} is not divisible by "
             f"config.optim.accum_steps={flat['optim.accum_steps']}; choose a multiple"
         )
+    if max(config.seed, config.data.seed) >= 2**32:
+        raise UserError(
+            f"config.seed={config.seed}, config.data.seed={config.data.seed}: the largest seed is {2**32 - 1}"
+        )
     if "model" in config:
         _check_model(config)
-    if "sample" in config and config.sample.num_steps > config.process.num_timesteps:
+    if "sample" in config:
+        _check_sample(config)
+
+
+def _check_sample(config: ConfigDict) -> None:
+    """What a sampler would otherwise only find out when it is traced."""
+    low_high = tuple(config.sample.interval)
+    if len(low_high) != 2 or not 0 <= low_high[0] <= low_high[1] <= 1:
+        raise UserError(f"config.sample.interval={low_high} is not (low, high) with 0 <= low <= high <= 1")
+    if config.sample.guidance == float("inf") or config.sample.guidance != config.sample.guidance:
+        raise UserError(f"config.sample.guidance={config.sample.guidance} is not finite; 1 is none, 3 to 7.5 are usual")
+    if not 0 <= config.sample.eta <= 1:
+        raise UserError(f"config.sample.eta={config.sample.eta} is outside 0..1; 0 is deterministic DDIM")
+    if config.process.zero_terminal_snr and config.model.prediction == "eps":
+        raise UserError(
+            "config.process.zero_terminal_snr=True with config.model.prediction='eps' cannot work: at T the noise says "
+            "nothing about the image; use prediction 'v' or 'x0'"
+        )
+    if config.sample.num_steps > config.process.num_timesteps:
         raise UserError(
             f"config.sample.num_steps={config.sample.num_steps} is more than the process has; "
             f"at most config.process.num_timesteps={config.process.num_timesteps}"
         )
 
 
-def _check_range(flat: dict[str, Any], keys: list[str], holds, words: str) -> None:
-    for key in keys:
+def _check_range(flat: dict[str, Any], keys: str, holds: Callable[[Any], bool], words: str) -> None:
+    for key in keys.split():
         if key in flat and not holds(flat[key]):
             raise UserError(f"config.{key}={flat[key]!r} must be {words}")
 
@@ -84,6 +107,8 @@ def _check_range(flat: dict[str, Any], keys: list[str], holds, words: str) -> No
 def _check_model(config: ConfigDict) -> None:
     """Sizes that must divide one another."""
     size, model, adapter = config.data.image_size, config.model, config.adapter
+    if not model.multipliers:
+        raise UserError("config.model.multipliers=() leaves no level; give e.g. (1, 2, 3)")
     factor = model.patch_size * 2 ** (len(model.multipliers) - 1)
     if size % factor:
         raise UserError(
@@ -93,6 +118,8 @@ def _check_model(config: ConfigDict) -> None:
         )
     if model.channels % 16:
         raise UserError(f"config.model.channels={model.channels} must be a multiple of 16 (group normalisation)")
+    if any(not isinstance(m, int) or m < 1 for m in model.multipliers):
+        raise UserError(f"config.model.multipliers={tuple(model.multipliers)} must be whole numbers from 1")
     for key in ("self_attention_levels", "cross_attention_levels"):
         for level in model[key]:
             if not 0 <= level < len(model.multipliers):
@@ -100,15 +127,21 @@ def _check_model(config: ConfigDict) -> None:
                     f"config.model.{key}={tuple(model[key])} names level {level}; "
                     f"accepted: 0 to {len(model.multipliers) - 1}"
                 )
+            if (width := model.channels * model.multipliers[level]) % model.head_dim:
+                raise UserError(
+                    f"config.model.head_dim={model.head_dim} does not divide the {width} channels of level {level}, "
+                    f"which attends ({key}); choose a divisor"
+                )
     if not adapter.enabled:
         return
     if size % adapter.patch_size:
         raise UserError(
             f"config.data.image_size={size} is not divisible by config.adapter.patch_size={adapter.patch_size}"
         )
-    if adapter.width % adapter.num_heads:
+    if adapter.width % adapter.num_heads or adapter.width % 4:
         raise UserError(
-            f"config.adapter.width={adapter.width} is not divisible by config.adapter.num_heads={adapter.num_heads}"
+            f"config.adapter.width={adapter.width} is not divisible by config.adapter.num_heads={adapter.num_heads} "
+            "and by 4 (position code); choose a multiple of both"
         )
 
 

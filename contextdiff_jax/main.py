@@ -40,7 +40,6 @@ def main(argv: list[str]) -> None:
             CONFIG.value,
             command_line.Options(
                 workdir=WORKDIR.value or command_line.default_workdir(FLAGS["config"].config_filename, CONFIG.value),
-                workdir_given=bool(WORKDIR.value),
                 prompts=tuple(PROMPTS.value),
                 prompts_file=PROMPTS_FILE.value,
                 seed=SEED.value,

@@ -32,7 +32,8 @@ class Pipeline:
     """
 
     def __init__(self, task: DiffusionTask, params: Params, step: int):
-        self.task, self.params, self.step = task, params, step
+        self.task, self.params, self.step = task, jax.device_put(params), step
+        self._frozen = jax.device_put(task.frozen)
         self._compiled = {}
 
     @classmethod
@@ -45,18 +46,18 @@ class Pipeline:
             path: the run's workdir.
             step: training step; None takes the newest.
             ema: the exponential moving average of the parameters, or the last ones.
-            config: None takes the run's own; otherwise one that may differ from it in `sample`, `eval` and cadence.
+            config: None takes the run's own; otherwise one of the same model, whose `sample` and `eval` sections count.
 
         Raises:
-            UserError: no such folder, no checkpoint, not a diffusion run, or another run's config.
+            UserError: no such folder, no checkpoint, not a diffusion run, or another model's config.
         """
         params, saved, step = checkpoint.load_params(path, step=step, ema=ema)
         saved = ConfigDict(saved)
         if saved.task != "diffusion":
             raise UserError(f"{path} holds a run of the task {saved.task!r}; only diffusion runs can be sampled")
         if config is not None:
-            checkpoint.check_same_run(saved, config, path)
-        return cls(task_lib.build(config or saved), params, step)
+            saved = _with_sampling_of(saved, config, path)
+        return cls(task_lib.build(saved), params, step)
 
     @property
     def config(self) -> ConfigDict:
@@ -102,13 +103,13 @@ class Pipeline:
         run, batch_size = self._sampler({k: v for k, v in given.items() if v is not None} | overrides)
         # A power of two keeps the number of compilations small when the number of prompts varies.
         batch_size = min(batch_size, 1 << (len(prompts) - 1).bit_length())
-        root = jax.random.key(key) if isinstance(key, int | np.integer) else key
+        root = jax.random.key(check_seed(key)) if isinstance(key, int | np.integer) else key
         text = self.task.clip.tokenize(prompts)
         keys = jax.vmap(partial(jax.random.fold_in, root))(np.arange(len(prompts)))
         images = []
         for start in range(0, len(prompts), batch_size):
             rows = np.minimum(np.arange(start, start + batch_size), len(prompts) - 1)
-            out = run(self.params, self.task.frozen, text["tokens"][rows], text["token_mask"][rows], keys[rows])
+            out = run(self.params, self._frozen, text["tokens"][rows], text["token_mask"][rows], keys[rows])
             images.append(np.asarray(out))
         return np.concatenate(images)[: len(prompts)]
 
@@ -128,6 +129,29 @@ class Pipeline:
         if cache_key not in self._compiled:
             self._compiled[cache_key] = jax.jit(partial(self.task.sample, sample=config.sample))
         return self._compiled[cache_key], config.sample.batch_size
+
+
+# What makes a config another model; all else about a run does not matter once it is trained.
+_MODEL_KEYS = ["task", "encoder.", "process.", "model.", "adapter.", "data.source", "data.preset", "data.image_size"]
+
+
+def _with_sampling_of(saved: ConfigDict, config: ConfigDict, path: str | Path) -> ConfigDict:
+    """The run's own config with the `sample` and `eval` sections of another one for the same model."""
+    differing = [
+        line for line in config_lib.differences(saved, config) if any(line.startswith(key) for key in _MODEL_KEYS)
+    ]
+    if differing:
+        raise UserError(f"{path} holds another model than --config describes ({'; '.join(differing)}); give its own")
+    result = saved.copy_and_resolve_references()
+    result.sample, result.eval = config.sample, config.eval
+    return result
+
+
+def check_seed(seed: int) -> int:
+    """The seed; outside 0..2**32-1 different seeds would silently give the same pictures."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed {seed} is outside 0..{2**32 - 1}")
+    return int(seed)
 
 
 def check_prompts(prompts: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from contextdiff_jax.data.folder import ImageFolderSource
 from contextdiff_jax.data.openmoji import OpenMojiSource
-from contextdiff_jax.data.pipeline import build, source
+from contextdiff_jax.data.pipeline import build, held_out, source
 from contextdiff_jax.data.vocabulary import Vocabulary, captions, vocabulary
 
-__all__ = ["ImageFolderSource", "OpenMojiSource", "Vocabulary", "build", "captions", "source", "vocabulary"]
+__all__ = ["ImageFolderSource", "OpenMojiSource", "Vocabulary", "build", "captions", "held_out", "source", "vocabulary"]

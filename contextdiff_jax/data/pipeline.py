@@ -45,6 +45,16 @@ def source(cfg_data: Any, split: str) -> Source:
     raise UserError(f"data.source: {cfg_data.source!r} is unknown; accepted: {', '.join(SOURCES)}")
 
 
+def held_out(cfg_data: Any) -> tuple[str, Source]:
+    """(split, source) for evaluation: test where there is one, else val; train where a folder is too small for that."""
+    if cfg_data.source == "openmoji":
+        return "test", source(cfg_data, "test")
+    try:
+        return "val", source(cfg_data, "val")
+    except UserError:
+        return "train", source(cfg_data, "train")
+
+
 def build(
     cfg_data: Any,
     split: str,

@@ -88,14 +88,9 @@ def bits_per_dim(
     x0 = _to_unit_scale(x0, bins, data_range)
     if x0.ndim < 1 or x0.size == 0:
         raise UserError(f"x0 of shape {x0.shape} holds no image; pass at least one image, [N, ...]")
-    if (
-        bins is not None
-        and not isinstance(x0, jax.core.Tracer)
-        and jnp.abs(x0).max() > 1.0 + 1.0 / (bins - 1)
-    ):
-        raise UserError(
-            f"x0 leaves data_range={tuple(data_range)}; pass its range, or bins=None if continuous"
-        )
+    known = not isinstance(x0, jax.core.Tracer)
+    if known and bins is not None and jnp.abs(x0).max() > 1.0 + 1.0 / (bins - 1):
+        raise UserError(f"x0 leaves data_range={tuple(data_range)}; pass its range, or bins=None")
     bound = partial(_bound, f, b, num_t=num_t, bins=bins, dequantize=dequantize, variance=variance)
     nats = jax.jit(bound)(s, x0, key)
     return _summarise(jax.tree.map(lambda v: v / (np.log(2.0) * x0[0].size), nats))

@@ -11,8 +11,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
 from contextdiff_jax.evaluate.alignment import MEASURES
-from contextdiff_jax.evaluate.captions import FRAME, INK, PAD, PAPER, caption_grid, draw_grid
 from contextdiff_jax.files import atomic, write_json
+from contextdiff_jax.pictures import FRAME, INK, PAD, PAPER, caption_grid, draw_grid
 
 __all__ = ["caption_grid", "write_json", "write_report"]
 

@@ -3,6 +3,7 @@
 import itertools
 import os
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,10 @@ def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]
     }
     judge = _judge(config)
     if judge is None:
-        source = data.source(config.data, "val")
+        source = data.held_out(config.data)[1]
         captions = [source[i]["caption"] for i in range(min(GRID, len(source)))]
-        images, figures["samples_per_second"] = _timed_sample(pipeline, captions, seed)
+        images, per_second = _timed_sample(pipeline, captions, seed)
+        figures["samples_per_second"] = {"as configured": per_second}
         grids = {"samples of validation captions": (images[:GRID], captions[:GRID])}
     else:
         figures["alignment"], figures["samples_per_second"], grids = _alignment(pipeline, judge, seed)
@@ -88,6 +90,13 @@ def _timed_sample(pipeline: Pipeline, captions: list[str], seed: int, **options)
     return images, len(captions) / (time.perf_counter() - start)
 
 
+def spread(combinations: Sequence, count: int) -> list:
+    """`count` of the combinations: evenly spaced ones where there are more, all of them in turn where there are fewer."""
+    if len(combinations) >= count:
+        return [combinations[i] for i in np.linspace(0, len(combinations) - 1, count).astype(int)]
+    return list(itertools.islice(itertools.cycle(combinations), count))
+
+
 def _alignment(pipeline: Pipeline, judge: Recogniser, seed: int) -> tuple[dict, dict, dict]:
     """Rows of the alignment table, pictures per second and grids, for seen and unseen combinations."""
     config = pipeline.config
@@ -97,7 +106,7 @@ def _alignment(pipeline: Pipeline, judge: Recogniser, seed: int) -> tuple[dict, 
     rows, speed, grids = {}, {}, {}
     for label, options in settings.items():
         for group, combinations in pairs.items():
-            asked = np.array(list(itertools.islice(itertools.cycle(combinations), config.eval.num_samples)))
+            asked = np.array(spread(combinations, config.eval.num_samples))
             captions = [words.caption(int(o), int(b)) for o, b in asked]
             name = f"{group} combinations" + (f", {label}" if label else "")
             images, per_second = _timed_sample(pipeline, captions, seed, **options)
@@ -116,8 +125,7 @@ def _alignment(pipeline: Pipeline, judge: Recogniser, seed: int) -> tuple[dict, 
 def _bits_per_dim(pipeline: Pipeline, seed: int) -> dict[str, dict]:
     """The full bound (Eq. 4) on held-out images, of the trained process and with the adapter switched off."""
     task, config = pipeline.task, pipeline.config
-    split = "test" if config.data.source == "openmoji" else "val"
-    source = data.source(config.data, split)
+    split, source = data.held_out(config.data)
     count = min(config.eval.bpd_images, len(source))
     batches = data.build(
         config.data,
@@ -129,7 +137,8 @@ def _bits_per_dim(pipeline: Pipeline, seed: int) -> dict[str, dict]:
         tokenize=task.clip.tokenize,
         shuffle=False,
     )
-    batches = list(itertools.islice(batches, -(-count // config.sample.batch_size)))
+    # Whole batches only: one compilation, and no image twice.
+    batches = list(itertools.islice(batches, max(1, count // config.sample.batch_size)))
 
     num_t = config.eval.bpd_timesteps or None
 
@@ -160,5 +169,6 @@ def _print(figures: dict[str, Any], out: Path) -> None:
         print(f"{name:40s} {cells}{count}")
     for name, row in figures.get("bits_per_dim", {}).items():
         print(f"{'bits per dimension, ' + name:40s} {row['mean']:.3f} +- {row['stderr']:.3f}")
-    print(f"{'samples per second':40s} {figures['samples_per_second']}")
+    for name, value in figures["samples_per_second"].items():
+        print(f"{'samples per second, ' + name:40s} {value:.1f}")
     print(f"figures: {out / 'eval.json'}   picture: {out / 'report.png'}")

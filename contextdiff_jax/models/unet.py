@@ -48,11 +48,6 @@ class UNet(nn.Module):
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
-    @property
-    def factor(self) -> int:
-        """Image sides must be multiples of this."""
-        return self.patch_size * 2 ** (len(self.multipliers) - 1)
-
     @nn.compact
     def __call__(self, xt: Array, t: Array, context: Context, train: bool = False) -> Array:
         """Network output (x0, eps or v, see models/precond.py).
@@ -81,7 +76,7 @@ class UNet(nn.Module):
             attends = level in self.self_attention_levels, level in self.cross_attention_levels
             if any(attends):
                 attend = nn.remat(SpatialAttention) if self.remat else SpatialAttention
-                heads = max(1, width // self.head_dim)
+                heads = width // self.head_dim
                 h = attend(heads, *attends, self.dtype, name=f"{name}_attn")(h, text, context.mask)
             return h
 

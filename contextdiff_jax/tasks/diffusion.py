@@ -1,6 +1,7 @@
 """Contextual diffusion as a task: encoders, process, denoiser and adapter put together, with their loss and sampler."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any
 
 import einops
@@ -180,7 +181,7 @@ class DiffusionTask:
         b = self.shift(params, frozen, context)
         objective, num_dims = self.config.loss.objective, x0[0].size
         if objective == "nelbo":
-            bound = losses.nelbo(self.schedule, x0, f, b, t, key_bound)
+            bound = losses.nelbo(self.schedule, x0, f, b, t, key_bound, variance="beta")
             return bound.total / (num_dims * jnp.log(2.0)), {}
         if b is None:
             b_t = b_prev = jnp.zeros_like(x0)
@@ -207,7 +208,7 @@ class DiffusionTask:
     def chart(self, params: Params, frozen: Params, context: Context, sample: ConfigDict) -> chart.Chart:
         """The guided denoiser in the contextual chart, or in the plain one without an adapter."""
         f = guidance.classifier_free(
-            partial(self._denoise_both, params, frozen, context),
+            self._conditional_and_null(params, frozen, context, sample.guidance),
             self.schedule,
             sample.guidance,
             rescale=sample.rescale,
@@ -217,15 +218,19 @@ class DiffusionTask:
         b = self.shift(params, frozen, context) if sample.adapter else None
         return chart.plain(f) if b is None else chart.contextual(f, b)
 
-    def _denoise_both(
-        self, params: Params, frozen: Params, context: Context, xt: Array, t: Array
-    ) -> tuple[Array, Array]:
-        """x0_hat with and without the condition, in one network call of twice the batch."""
-        size = xt.shape[0]
-        null = self.null_context(frozen, size)
+    def _conditional_and_null(self, params: Params, frozen: Params, context: Context, scale: float) -> Callable:
+        """(x_t, t) -> (x0_hat with, x0_hat without the condition), in one network call of twice the batch."""
+        if scale == 1:
+            # Unguided: the null branch would be thrown away.
+            return lambda xt, t: (self.denoise(params, xt, t, context),) * 2
+        null = self.null_context(frozen, context.tokens.shape[0])
         both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), context, null)
-        t = jnp.broadcast_to(t, (2 * size,)) if jnp.ndim(t) == 0 else jnp.concatenate([t, t])
-        return tuple(jnp.split(self.denoise(params, jnp.concatenate([xt, xt]), t, both), 2))
+
+        def denoise_both(xt: Array, t: Array) -> tuple[Array, Array]:
+            t = jnp.tile(jnp.broadcast_to(t, xt.shape[:1]), 2)
+            return tuple(jnp.split(self.denoise(params, jnp.concatenate([xt, xt]), t, both), 2))
+
+        return denoise_both
 
     def sample(
         self, params: Params, frozen: Params, tokens: Array, token_mask: Array, keys: Array, sample: ConfigDict
@@ -256,10 +261,14 @@ class DiffusionTask:
         )
         return jnp.clip(x0, -1.0, 1.0)
 
+    @cached_property
+    def _preview_captions(self) -> list[str]:
+        source = data.held_out(self.config.data)[1]
+        return [source[i]["caption"] for i in range(min(16, len(source)))]
+
     def preview(self, params: Params, frozen: Params, key: Array) -> tuple[np.ndarray, list[str]]:
-        """A fixed set of validation captions and the pictures drawn for them, whole on every process."""
-        source = data.source(self.config.data, "val")
-        captions = [source[i]["caption"] for i in range(min(16, len(source)))]
+        """A fixed set of held-out captions and the pictures drawn for them, whole on every process."""
+        captions = self._preview_captions
         text = self.clip.tokenize(captions)
         keys = jax.random.split(key, len(captions))
         images = self._preview(params, frozen, text["tokens"], text["token_mask"], keys)

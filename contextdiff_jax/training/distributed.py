@@ -32,7 +32,13 @@ def initialize_if_needed(
     # CPUs need a library for collectives between processes; other platforms bring their own and ignore this.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if coordinator_address == "auto":
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"--coordinator=auto found no cluster to join ({error}); it works on TPU pods and under SLURM, "
+                "elsewhere give --coordinator=HOST:PORT --num_processes=N --process_id=I"
+            ) from error
         return
     if num_processes is None or process_id is None or not 0 <= process_id < num_processes:
         raise UserError(

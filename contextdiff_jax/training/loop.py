@@ -137,7 +137,7 @@ def _preview(setup: Setup, state: TrainState, path: Path) -> None:
     if drawn is None or not distributed.is_primary():
         return
     # Only here: pictures need fonts and image libraries, which a run without previews does not.
-    from contextdiff_jax.evaluate.captions import caption_grid
+    from contextdiff_jax.pictures import caption_grid
 
     try:
         caption_grid(np.asarray(drawn[0]), drawn[1], path)

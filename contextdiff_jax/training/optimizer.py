@@ -52,6 +52,10 @@ def make_optimizer(config: ConfigDict, params: Params) -> optax.GradientTransfor
 
 def _multipliers(rules: Any, params: Params) -> Params:
     """One factor per parameter."""
+    try:
+        rules = [(re.compile(pattern).pattern, factor) for pattern, factor in rules]
+    except (re.error, TypeError, ValueError) as error:
+        raise UserError(f"config.optim.lr_multipliers={rules!r} must be (regex, factor) pairs: {error}") from error
     names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for pattern, factor in rules:
         if not any(re.search(pattern, name) for name in names):

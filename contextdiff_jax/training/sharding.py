@@ -116,7 +116,10 @@ def tree_shardings(tree: Params, rules: Rules, mesh: Mesh) -> Any:
     Raises:
         UserError: unknown rules, or axes that do not divide.
     """
-    rules = [(re.compile(pattern), rule) for pattern, rule in rules]
+    try:
+        rules = [(re.compile(pattern), rule) for pattern, rule in rules]
+    except (re.error, TypeError, ValueError) as error:
+        raise UserError(f"config.sharding.rules={rules!r} must be (regex, rule) pairs: {error}") from error
 
     def sharding(path: tuple, leaf: Any) -> NamedSharding:
         name = leaf_name(path)

@@ -15,7 +15,16 @@ from contextdiff_jax import config as config_lib
 from contextdiff_jax.errors import UserError
 
 # What may differ between a saved run and its continuation: it does not reach the trained parameters.
-MAY_DIFFER = ("sample.", "eval.", "train.log_every", "train.preview_every")
+MAY_DIFFER = (
+    "sample.",
+    "eval.",
+    "train.log_every",
+    "train.preview_every",
+    "mesh.",
+    "sharding.",
+    "data.num_threads",
+    "data.prefetch",
+)
 
 
 def folder_of(workdir: str | Path) -> Path:
@@ -52,6 +61,8 @@ def check_workdir(workdir: str | Path, config: ConfigDict, *, allow_config_chang
             raise UserError(
                 f"{path} is not JSON ({error}); delete it to take the config of the command line"
             ) from error
+        if not isinstance(saved, dict):
+            raise UserError(f"{path} is not a config; delete it to take the config of the command line")
         check_same_run(saved, config, workdir)
 
 
@@ -63,7 +74,10 @@ def exclusive(workdir: str | Path) -> Iterator[None]:
         UserError: another process trains in this folder.
     """
     path = Path(workdir) / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"workdir {str(workdir)!r} cannot be made ({error}); take another --workdir") from error
     with path.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
+from contextdiff_jax import pictures as captions
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.evaluate import captions, report
+from contextdiff_jax.evaluate import report
 from contextdiff_jax.files import atomic, write_json
 
 FONT = ImageFont.load_default(size=12)

@@ -50,8 +50,8 @@ def moment(workdir: Path) -> str:
 def kill_once(command: Sequence[str], workdir: Path, rng: random.Random, total: int, left: int) -> str | None:
     """Starts the run and kills it; returns what it was doing, or None if it finished first.
 
-    The moment: in one of five kills during the first seconds; otherwise a random step, so that the kills spread
-    over the whole run, and then a random delay of the order of a few steps or a save.
+    The moment: in one of five kills during the first seconds; otherwise a random step, so that the kills
+    spread over the whole run, and then a random delay of the order of a few steps or a save.
     """
     with (workdir.parent / "killed.log").open("ab") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)

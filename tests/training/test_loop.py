@@ -66,7 +66,7 @@ def whole(tmp_path_factory):
     return workdir, jax.device_get(train(ToyTask(toy_config()), workdir))
 
 
-@pytest.mark.parametrize("at", [1, 3, 5, 10, 12])
+@pytest.mark.parametrize("at", [3, 5, 12])
 def test_a_run_that_crashed_continues_bitwise(tmp_path, whole, at):
     with pytest.raises(Crash):
         train(InterruptedTask(toy_config(), at, crash), tmp_path)
