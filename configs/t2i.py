@@ -75,8 +75,8 @@ def get_config(preset: str | None = None) -> ConfigDict:
     )
     config.data.batch_size = 32
     config.ema.decay = 0.99
-    config.train.num_steps = 1000
-    config.train.preview_every = 500
+    config.train.num_steps = 900
+    config.train.preview_every = 450
     return apply_preset(config, preset, {"tiny": tiny, "small": small, "paper": paper, "folder": folder})
 
 
