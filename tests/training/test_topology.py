@@ -16,7 +16,7 @@ import pytest
 from contextdiff_jax.training import load_params
 
 SCRIPT = Path(__file__).with_name("run_toy.py")
-STEPS = ["train.num_steps=6", "train.checkpoint_every=3", "train.preview_every=6"]
+STEPS = ["train.num_steps=6", "train.log_every=1", "train.checkpoint_every=3", "train.preview_every=6"]
 
 
 def start(workdir: Path, *options: str) -> subprocess.Popen:
