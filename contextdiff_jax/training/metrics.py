@@ -38,7 +38,9 @@ class Metrics:
             return
         self._path = Path(workdir) / "metrics.jsonl"
         drop_after(self._path, start)
-        self._tensorboard = tensorboardX.SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start + 1)
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(Path(workdir) / "tensorboard"), purge_step=start + 1
+        )
         self._tty = sys.stderr.isatty()
         self._bar = tqdm(
             total=total,
@@ -96,7 +98,8 @@ class Metrics:
             return
         left = tqdm.format_interval((self._total - step) / speed)
         self._bar.write(
-            f"step {step}/{self._total}  loss {loss}  {images} images/s  {values['step_ms']:.0f} ms/step  ETA {left}",
+            f"step {step}/{self._total}  loss {loss}  {images} images/s  "
+            f"{values['step_ms']:.0f} ms/step  ETA {left}",
             file=sys.stderr,
         )
 

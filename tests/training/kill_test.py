@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,7 +73,9 @@ def finish(command: Sequence[str], log: Path) -> None:
     with log.open("ab") as file:
         status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=file).returncode
     if status:
-        raise SystemExit(f"{' '.join(command)} ended with status {status}; see {log}:\n{log.read_text()[-3000:]}")
+        raise SystemExit(
+            f"{' '.join(command)} ended with status {status}; see {log}:\n{log.read_text()[-3000:]}"
+        )
 
 
 def arrays(workdir: Path) -> tuple[int, dict[str, np.ndarray]]:
@@ -145,14 +146,15 @@ def check(alone: Path, killed: Path) -> None:
 
 def main() -> None:
     """Command line; flags it does not know go to the training."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--config", default="configs/t2i.py:tiny")
     parser.add_argument("--workdir", help="where both runs go; default a temporary folder")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args, passed = parser.parse_known_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    warnings.filterwarnings("ignore", message="Sharding info not provided")
     command = [*MAIN, f"--config={args.config}", *passed]
     with tempfile.TemporaryDirectory() as temporary:
         hits = kill_test(command, Path(args.workdir or temporary).absolute(), args.kills, args.seed)

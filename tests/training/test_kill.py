@@ -11,7 +11,9 @@ TOY = (sys.executable, str(Path(__file__).with_name("run_toy.py")), "--slow=0.03
 
 
 def test_toy_run_killed_three_times_ends_bitwise_equal(tmp_path):
-    kill_test([*TOY, "train.num_steps=40", "train.log_every=1", "train.checkpoint_every=3"], tmp_path, kills=3)
+    kill_test(
+        [*TOY, "train.num_steps=40", "train.log_every=1", "train.checkpoint_every=3"], tmp_path, kills=3
+    )
 
 
 @pytest.mark.slow
