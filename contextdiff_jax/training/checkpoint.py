@@ -211,9 +211,7 @@ class Checkpoints:
         try:
             integrity.write_checksums(directory)
         except OSError as error:
-            logging.error(
-                "checkpoint %s was saved, but its checksums could not be written: %s", directory, error
-            )
+            logging.error("checkpoint %s was saved, but its checksums could not be written: %s", directory, error)
 
     def _report(self, step: int, error: Exception) -> None:
         """Says loudly that a save failed."""
@@ -244,9 +242,7 @@ class Checkpoints:
                 self._remove_half_written()
 
 
-def load_params(
-    workdir: str | Path, step: int | None = None, ema: bool = True
-) -> tuple[Params, dict[str, Any], int]:
+def load_params(workdir: str | Path, step: int | None = None, ema: bool = True) -> tuple[Params, dict[str, Any], int]:
     """The trained parameters of a run as host arrays, with its config and step; changes nothing on disk.
 
     Args:
@@ -260,13 +256,9 @@ def load_params(
     folder = folder_of(workdir)
     steps = steps_in(folder)
     if not steps:
-        raise UserError(
-            f"no checkpoint in {folder}; train first with --mode=train, or give another --workdir"
-        )
+        raise UserError(f"no checkpoint in {folder}; train first with --mode=train, or give another --workdir")
     if step is not None and step not in steps:
-        raise UserError(
-            f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, steps[::-1]))}"
-        )
+        raise UserError(f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, steps[::-1]))}")
     name, problems = "ema" if ema else "params", []
     for candidate in steps if step is None else [step]:
         directory = folder / str(candidate)

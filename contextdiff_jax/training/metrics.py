@@ -1,12 +1,13 @@
 """What a run tells while it runs: a bar or plain lines, metrics.jsonl, TensorBoard."""
 
+import contextlib
 import json
 import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import tensorboardX
@@ -38,9 +39,7 @@ class Metrics:
             return
         self._path = Path(workdir) / "metrics.jsonl"
         drop_after(self._path, start)
-        self._tensorboard = tensorboardX.SummaryWriter(
-            str(Path(workdir) / "tensorboard"), purge_step=start + 1
-        )
+        self._tensorboard = tensorboardX.SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start + 1)
         self._tty = sys.stderr.isatty()
         self._bar = tqdm(
             total=total,
@@ -55,9 +54,12 @@ class Metrics:
         """A new timing window."""
         self._since, self._steps = time.perf_counter(), 0
 
-    def pause(self) -> "_Pause":
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
         """A context whose duration does not count as step time."""
-        return _Pause(self)
+        entered = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - entered
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of one step; they stay on the devices until `log`."""
@@ -98,8 +100,7 @@ class Metrics:
             return
         left = tqdm.format_interval((self._total - step) / speed)
         self._bar.write(
-            f"step {step}/{self._total}  loss {loss}  {images} images/s  "
-            f"{values['step_ms']:.0f} ms/step  ETA {left}",
+            f"step {step}/{self._total}  loss {loss}  {images} images/s  {values['step_ms']:.0f} ms/step  ETA {left}",
             file=sys.stderr,
         )
 
@@ -114,19 +115,6 @@ class Metrics:
         if self._primary:
             self._bar.close()
             self._tensorboard.close()
-
-
-class _Pause:
-    """Moves the start of the timing window forward by its own duration."""
-
-    def __init__(self, metrics: Metrics):
-        self._metrics = metrics
-
-    def __enter__(self) -> None:
-        self._entered = time.perf_counter()
-
-    def __exit__(self, *_: Any) -> None:
-        self._metrics._since += time.perf_counter() - self._entered
 
 
 def drop_after(path: Path, step: int) -> None:

@@ -53,9 +53,7 @@ class Setup:
         optimizer = make_optimizer(config, params)
         shapes = state_lib.abstract_state(optimizer, params)
         places = state_lib.state_shardings(shapes, optimizer, config.sharding.rules, mesh)
-        abstract = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places
-        )
+        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
         return cls(task, mesh, optimizer, abstract)
 
     @property

@@ -141,13 +141,7 @@ def _spec(name: str, shape: tuple[int, ...], rule: Any, mesh: Mesh) -> P:
         largest = max(fitting, key=lambda axis: shape[axis])
         return P(*("fsdp" if axis == largest else None for axis in range(len(shape))))
     if isinstance(rule, str) or any(axis is not None and axis not in AXES for axis in rule):
-        raise UserError(
-            f"sharding rule {rule!r} is unknown; accepted: replicate, fsdp, or a tuple of {AXES} and None"
-        )
-    if len(rule) != len(shape) or any(
-        a and size % mesh.shape[a] for a, size in zip(rule, shape, strict=True)
-    ):
-        raise UserError(
-            f"sharding rule {tuple(rule)} does not fit {name} of shape {shape} on {dict(mesh.shape)}"
-        )
+        raise UserError(f"sharding rule {rule!r} is unknown; accepted: replicate, fsdp, or a tuple of {AXES} and None")
+    if len(rule) != len(shape) or any(a and size % mesh.shape[a] for a, size in zip(rule, shape, strict=True)):
+        raise UserError(f"sharding rule {tuple(rule)} does not fit {name} of shape {shape} on {dict(mesh.shape)}")
     return P(*rule)

@@ -36,9 +36,7 @@ def state_shardings(
     return TrainState(step=whole, params=params, ema=params, opt_state=opt_state)
 
 
-def init_state(
-    task: Any, optimizer: optax.GradientTransformation, shardings: TrainState, seed: int
-) -> TrainState:
+def init_state(task: Any, optimizer: optax.GradientTransformation, shardings: TrainState, seed: int) -> TrainState:
     """A fresh state, created in place: no device ever holds more than its part."""
     params = jax.jit(task.init, out_shardings=shardings.params)(stream(seed, "init"))
     # The average needs buffers of its own: the step donates both.

@@ -73,9 +73,7 @@ def finish(command: Sequence[str], log: Path) -> None:
     with log.open("ab") as file:
         status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=file).returncode
     if status:
-        raise SystemExit(
-            f"{' '.join(command)} ended with status {status}; see {log}:\n{log.read_text()[-3000:]}"
-        )
+        raise SystemExit(f"{' '.join(command)} ended with status {status}; see {log}:\n{log.read_text()[-3000:]}")
 
 
 def arrays(workdir: Path) -> tuple[int, dict[str, np.ndarray]]:
@@ -146,9 +144,7 @@ def check(alone: Path, killed: Path) -> None:
 
 def main() -> None:
     """Command line; flags it does not know go to the training."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--config", default="configs/t2i.py:tiny")
     parser.add_argument("--workdir", help="where both runs go; default a temporary folder")

@@ -41,9 +41,7 @@ def warnings(monkeypatch) -> list[str]:
     """What is said by logging.warning and logging.error."""
     said = []
     for level in ("warning", "error"):
-        monkeypatch.setattr(
-            logging, level, lambda text, *args, **_: said.append(text % args if args else text)
-        )
+        monkeypatch.setattr(logging, level, lambda text, *args, **_: said.append(text % args if args else text))
     return said
 
 
@@ -52,10 +50,7 @@ def everything(workdir: Path, step: int) -> dict[str, np.ndarray]:
     items = {}
     for item in ("params", "ema", "optimizer"):
         tree = ocp.PyTreeCheckpointer().restore(workdir / "checkpoints" / str(step) / item)
-        items |= {
-            item + jax.tree_util.keystr(p): np.asarray(v)
-            for p, v in jax.tree_util.tree_leaves_with_path(tree)
-        }
+        items |= {item + jax.tree_util.keystr(p): np.asarray(v) for p, v in jax.tree_util.tree_leaves_with_path(tree)}
     return items
 
 
@@ -246,9 +241,7 @@ def test_a_failed_save_is_reported_and_training_goes_on(tmp_path, monkeypatch, w
 
     async def fail(self, directory, *args, **kwargs):
         futures = await save(self, directory, *args, **kwargs)
-        if "8" not in str(
-            directory.parent.name if hasattr(directory, "parent") else directory.path.parent.name
-        ):
+        if "8" not in str(directory.parent.name if hasattr(directory, "parent") else directory.path.parent.name):
             return futures
         if not background:
             raise OSError(28, "No space left on device")
@@ -270,9 +263,7 @@ def test_a_last_save_that_fails_is_an_error(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ocp.CheckpointManager, "save", fail)
-    with pytest.raises(
-        UserError, match="could not be saved: step 12: OSError: .*No space left.*no checkpoint yet"
-    ):
+    with pytest.raises(UserError, match="could not be saved: step 12: OSError: .*No space left.*no checkpoint yet"):
         train(ToyTask(toy_config()), tmp_path)
 
 
@@ -283,9 +274,7 @@ def test_keep_policy(tmp_path):
 
 
 def test_another_config_is_refused_with_its_keys(run):
-    other = toy_config(
-        **{"optim.lr": 0.5, "data.batch_size": 8, "train.log_every": 3, "train.preview_every": 7}
-    )
+    other = toy_config(**{"optim.lr": 0.5, "data.batch_size": 8, "train.log_every": 3, "train.preview_every": 7})
     for call in (lambda: check_workdir(run, other), lambda: train(ToyTask(other), run)):
         with pytest.raises(UserError) as error:
             call()

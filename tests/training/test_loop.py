@@ -131,9 +131,7 @@ def test_parameters_that_overflow_are_not_saved(tmp_path):
     """The loss of that step does not see them yet, so only the look before saving does."""
     rate = {"optim.lr": 3e38, "optim.lr_multipliers": ((".*", 10.0),), "optim.warmup_steps": 0}
     config = toy_config(**rate, **{"train.checkpoint_every": 1})
-    with pytest.raises(
-        NonFiniteLoss, match=r"step 1: the state has become NaN or infinite; batch indices \[\d+, "
-    ):
+    with pytest.raises(NonFiniteLoss, match=r"step 1: the state has become NaN or infinite; batch indices \[\d+, "):
         train(ToyTask(config), tmp_path)
     assert steps_in(tmp_path / "checkpoints") == []
 

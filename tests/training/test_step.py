@@ -31,9 +31,7 @@ def run(config, steps: int):
 
 def test_optimizer_is_adamw_with_clipping_decay_of_matrices_and_multipliers():
     multipliers = (("adapter", 0.1), (".*", 1.0))
-    config = toy_config(
-        **{"optim.lr_multipliers": multipliers, "optim.clip_norm": 0.5, "optim.weight_decay": 0.1}
-    )
+    config = toy_config(**{"optim.lr_multipliers": multipliers, "optim.clip_norm": 0.5, "optim.weight_decay": 0.1})
     params = jax.device_get(ToyTask(config).init(jax.random.key(0)))
     optimizer = make_optimizer(config, params)
     state = optimizer.init(params)
@@ -60,13 +58,9 @@ def test_optimizer_is_adamw_with_clipping_decay_of_matrices_and_multipliers():
     chex.assert_trees_all_close(jax.device_get(params), jax.tree.map(np.float32, p), rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "schedule, expected", [("constant", [0.25, 0.5, 1, 1, 1]), ("cosine", [0.25, 0.5, 1, 0.5, 0])]
-)
+@pytest.mark.parametrize("schedule, expected", [("constant", [0.25, 0.5, 1, 1, 1]), ("cosine", [0.25, 0.5, 1, 0.5, 0])])
 def test_learning_rate(schedule, expected):
-    config = toy_config(
-        **{"optim.schedule": schedule, "optim.lr": 1.0, "optim.warmup_steps": 4, "train.num_steps": 12}
-    )
+    config = toy_config(**{"optim.schedule": schedule, "optim.lr": 1.0, "optim.warmup_steps": 4, "train.num_steps": 12})
     rates = [float(learning_rate(config, step)) for step in (0, 1, 4, 8, 12)]
     np.testing.assert_allclose(rates, expected, atol=1e-6)
 
@@ -95,9 +89,7 @@ def test_accumulation_gives_the_gradient_of_the_big_batch():
     parts = jax.jit(lambda p, b: accumulate(task, p, task.frozen, b, jax.random.key(2), mesh))(params, batch)
     chex.assert_trees_all_close(parts[0], whole[0], rtol=1e-6)
     chex.assert_trees_all_close(parts[2], whole[2], rtol=1e-5, atol=1e-6)
-    chex.assert_trees_all_close(
-        *(jax.tree.map(jnp.mean, metrics) for metrics in (parts[1], whole[1])), rtol=1e-6
-    )
+    chex.assert_trees_all_close(*(jax.tree.map(jnp.mean, metrics) for metrics in (parts[1], whole[1])), rtol=1e-6)
 
 
 def test_steps_are_deterministic_and_every_step_draws_anew():

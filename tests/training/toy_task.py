@@ -59,16 +59,12 @@ class ToyTask:
     def draw(self, batch: Any, key: jax.Array) -> Any:
         return batch | {"noise": 0.1 * jax.random.normal(key, batch["x"].shape)}
 
-    def loss(
-        self, params: Any, frozen: Any, batch: Any, key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         x = (batch["x"] + batch["noise"]) * frozen["scale"]["kernel"]
         h = jax.nn.gelu(x @ params["denoiser"]["kernel"] + params["denoiser"]["bias"])
         error = jnp.sum((h @ params["adapter"]["kernel"] - batch["y"]) ** 2, axis=-1)
         return error, {"rmse": jnp.sqrt(error), "norm": jnp.linalg.norm(params["adapter"]["kernel"])}
 
     def preview(self, params: Any, frozen: Any, key: jax.Array) -> tuple[np.ndarray, list[str]]:
-        draw = jax.jit(
-            lambda p, k: jnp.tanh(jax.random.normal(k, (2, 8, 8, 3)) + p["denoiser"]["bias"].sum())
-        )
+        draw = jax.jit(lambda p, k: jnp.tanh(jax.random.normal(k, (2, 8, 8, 3)) + p["denoiser"]["bias"].sum()))
         return np.asarray(draw(params, key)), ["one", "two"]
