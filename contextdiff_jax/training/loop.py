@@ -80,18 +80,18 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
                 queued.popleft().block_until_ready()
 
             checkpoints.poll()
-            last = step == num_steps or stop.reached(step)
-            if last or step % every.log_every == 0 or step % every.checkpoint_every == 0:
+            stopping = stop.reached(step)
+            last = stopping or step == num_steps
+            log_due, save_due = (last or step % n == 0 for n in (every.log_every, every.checkpoint_every))
+            preview_due = not stopping and every.preview_every and (last or step % every.preview_every == 0)
+            if log_due or save_due or preview_due:
                 watch.check(checkpoints.newest_in_words)
-            if last or step % every.log_every == 0:
+            if log_due:
                 metrics.log(step)
-            if last or step % every.checkpoint_every == 0:
+            if save_due:
                 with metrics.pause():
-                    try:
-                        checkpoints.save(state, batches)
-                    except FloatingPointError:
-                        watch.stop(step, "the state has become", checkpoints.newest_in_words())
-            if every.preview_every and (step % every.preview_every == 0 or step == num_steps):
+                    _save(checkpoints, state, batches, watch)
+            if preview_due:
                 with metrics.pause():
                     _preview(setup, state, workdir / "previews" / f"step-{step:07d}.png")
             if last:
@@ -113,6 +113,14 @@ def _compile(setup: Setup, batch: Batch, metrics: Metrics) -> jax.stages.Compile
     compiled = setup.compile(batch)
     metrics.say(f"compiled the training step in {time.perf_counter() - start:.0f} s")
     return compiled
+
+
+def _save(checkpoints: Checkpoints, state: TrainState, batches: Any, watch: Watch) -> None:
+    """Starts a save, unless the state went bad where the loss of its step could not show it yet."""
+    try:
+        checkpoints.save(state, batches)
+    except FloatingPointError:
+        watch.stop(int(state.step), "the state has become", checkpoints.newest_in_words())
 
 
 def _greeting(setup: Setup, first: int, num_steps: int) -> str:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -151,6 +152,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args, passed = parser.parse_known_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    warnings.filterwarnings("ignore", message="Sharding info not provided")
     command = [*MAIN, f"--config={args.config}", *passed]
     with tempfile.TemporaryDirectory() as temporary:
         hits = kill_test(command, Path(args.workdir or temporary).absolute(), args.kills, args.seed)
