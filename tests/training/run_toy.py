@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("--num_processes", type=int)
     parser.add_argument("--process_id", type=int)
     parser.add_argument("--slow", type=float, default=0.0, help="seconds that every batch takes to read")
+    parser.add_argument("--bad_index", type=int, help="a record whose target is NaN")
     parser.add_argument("--allow_config_change", action="store_true")
     parser.add_argument("overrides", nargs="*", help="config keys, e.g. train.num_steps=6")
     args = parser.parse_args()
@@ -38,7 +39,7 @@ def main() -> None:
 
     try:
         training.initialize_distributed(args.coordinator, args.num_processes, args.process_id)
-        task = SlowTask(toy_config(**overrides))
+        task = SlowTask(toy_config(**overrides), args.bad_index)
         state = training.train(task, args.workdir, allow_config_change=args.allow_config_change)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,6 +1,8 @@
 """Saving and restoring: what is damaged is noticed, what failed is said, what is intact is never lost."""
 
+import gc
 import json
+import logging as std_logging
 import os
 import resource
 import shutil
@@ -195,7 +197,7 @@ def test_load_params_gives_what_was_trained_and_changes_nothing(run, finished, w
         load_params(run / "nowhere")
 
 
-def test_a_full_disk_is_loud_within_one_step_and_later_saves_go_on(tmp_path, warnings, finished):
+def test_a_full_disk_is_loud_within_one_step_and_later_saves_go_on(tmp_path, warnings, finished, monkeypatch):
     """RLIMIT_FSIZE makes every larger write fail, as a full disk does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     heard_at = []
@@ -217,6 +219,9 @@ def test_a_full_disk_is_loud_within_one_step_and_later_saves_go_on(tmp_path, war
         train(FullDisk(toy_config(**{"train.log_every": 100})), tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        # Orbax leaves failed tasks behind, which asyncio would report at the end of all tests.
+        monkeypatch.setattr(std_logging.getLogger("asyncio"), "disabled", True)
+        gc.collect()
     assert steps_in(tmp_path / "checkpoints") == [12, 8]
     assert not list((tmp_path / "checkpoints").glob("*tmp*"))
     assert_bitwise_equal(everything(tmp_path, 12), everything(finished, 12))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from contextdiff_jax.training import load_params
+from tests.training.toy_task import ToyTask, toy_config
 
 SCRIPT = Path(__file__).with_name("run_toy.py")
 STEPS = ["train.num_steps=6", "train.log_every=1", "train.checkpoint_every=3", "train.preview_every=6"]
@@ -125,3 +126,16 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path):
     outputs = finish(*processes)
     steps = {int(output.split("final step ")[1]) for output in outputs}
     assert len(steps) == 1 and steps == {load_params(tmp_path)[2]}
+
+
+def test_nan_in_the_rows_of_one_process_is_named_by_both(tmp_path):
+    batches = ToyTask(toy_config()).train_iterator(0, 1)
+    indices = [next(batches)["index"] for _ in range(5)][-1]
+    bad = indices[-1]  # a row of the second process
+    processes = start_two(tmp_path, f"--bad_index={bad}", "train.log_every=100")
+    for process in processes:
+        output = process.communicate(timeout=120)[0]
+        assert process.returncode == 2, output
+        assert f"error: step 5: the loss of records [{bad}] is NaN or infinite" in output
+        assert f"batch indices [{', '.join(map(str, sorted(indices)))}]" in output
+        assert "last good checkpoint is of step 4" in output
