@@ -18,7 +18,15 @@ def _fused_kernel_fits(q: Array, mask: Array | None) -> bool:
     return "NVIDIA" in device.device_kind and q.shape[-1] % 8 == 0 and q.shape[-1] <= (256 if hopper else 128)
 
 
-def attention(q: Array, k: Array, v: Array, mask: Array | None = None, is_causal: bool = False) -> Array:
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None = None,
+    is_causal: bool = False,
+    bias: Array | None = None,
+    scale: float | None = None,
+) -> Array:
     """Scaled dot-product attention, softmax in float32.
 
     Args:
@@ -27,9 +35,13 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None = None, is_causal
         v: values [B, Tk, H, D].
         mask: True where a query may look, broadcastable to [B, H, Tq, Tk].
         is_causal: additionally mask the future.
+        bias: added to the logits, broadcastable to [B, H, Tq, Tk].
+        scale: of the logits before the bias; None is 1 / sqrt(D).
 
     Returns:
         [B, Tq, H, D], dtype of `q`.
     """
-    implementation = "cudnn" if _fused_kernel_fits(q, mask) else "xla"
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=is_causal, implementation=implementation)
+    implementation = "cudnn" if bias is None and _fused_kernel_fits(q, mask) else "xla"
+    return jax.nn.dot_product_attention(
+        q, k, v, bias, mask, scale=scale, is_causal=is_causal, implementation=implementation
+    )
