@@ -1,11 +1,15 @@
 """The one reader and the one writer of pretrained weights, in the Hugging Face layouts.
 
-A folder holds config.json and model.safetensors, or shards with model.safetensors.index.json. Every tensor is
-read by itself, converted, and checked against the shape that our module expects. Pickles are never opened.
+A folder holds config.json and model.safetensors (or diffusion_pytorch_model.safetensors), or shards with an index. Names
+and shapes are checked from the headers before any value is read; then tensors go one by one to where they shall live.
+Pickles are never opened.
 """
 
+import contextlib
+import dataclasses
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from contextdiff_jax.encoders.tensor_files import CODES, DTYPES, Stored, read_header, read_tensor, write_file
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import atomic, write_json
-from contextdiff_jax.types import Params
+from contextdiff_jax.types import Array, Params
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 STEMS = ("model", "diffusion_pytorch_model")  # transformers, diffusers
-NameMap = Callable[[str], str]
+NameMap = Callable[[str], str | tuple[str, ...]]
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -51,96 +54,147 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged ({error}); download it again") from error
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model: one, or the shards that an index names; one wins, as in transformers.
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """The tensors of a model by name: of one file, or of the shards that an index names; one file wins.
 
     Other files, such as `model.fp16.safetensors`, are variants and never taken by guess.
 
     Raises:
-        UserError: none, or a shard is missing; pickles are refused with the way to convert them.
+        UserError: none, damaged or missing files; pickles are refused with the way to convert them.
     """
     for stem in STEMS:
         if (folder / f"{stem}.safetensors").is_file():
-            return [folder / f"{stem}.safetensors"]
+            return read_header(folder / f"{stem}.safetensors")
         index = folder / f"{stem}.safetensors.index.json"
         if index.is_file():
-            files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
-            if missing := [f.name for f in files if not f.is_file()]:
-                names = ", ".join(missing)
-                raise UserError(f"{str(folder)!r} lacks {names}, named in {index.name}; get them")
-            return files
+            return _read_shards(index)
     if pickles := [p.name for pattern in PICKLES for p in sorted(folder.glob(pattern))]:
+        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        library, name = ("diffusers", config["_class_name"]) if "_class_name" in config else ("transformers", "AutoModel")
         raise UserError(
-            f"{str(folder)!r} has only the pickle {pickles[0]}, which runs code when opened; convert it "
-            "with PyTorch once: `from transformers import AutoModel; "
-            "AutoModel.from_pretrained(FOLDER).save_pretrained(FOLDER)`"
+            f"{str(folder)!r} has only the pickle {pickles[0]}, which runs code when opened; convert it with PyTorch "
+            f"once: `from {library} import {name}; {name}.from_pretrained(FOLDER).save_pretrained(FOLDER)`"
         )
-    found = ", ".join(sorted(p.name for p in folder.glob("*.safetensors")))
+    found = ", ".join(sorted(p.name for p in folder.glob("[!.]*.safetensors")))
     remedy = f"it has {found}: rename the one you mean" if found else "download the model's weights"
     raise UserError(f"{str(folder)!r} has no {' or '.join(f'{s}.safetensors' for s in STEMS)}; {remedy}")
 
 
-def tensors(files: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, value) one at a time; bfloat16 comes as ml_dtypes.bfloat16."""
-    for file in files:
-        try:
-            with safe_open(file, framework="numpy") as handle:
-                for name in handle.keys():  # noqa: SIM118, the handle is not a mapping
-                    yield name, handle.get_tensor(name)
-        except SafetensorError as error:
-            raise UserError(f"{file} is damaged ({error}); download it again") from error
+def _read_shards(index: Path) -> dict[str, Stored]:
+    """The tensors of all shards, each from the file in which the index places it."""
+    content = read_json(index)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise UserError(f"{index} is damaged (it has no weight_map from tensors to files); download it again")
+    files = {name: index.parent / name for name in sorted(set(places.values()))}
+    if missing := [name for name, file in files.items() if not file.is_file()]:
+        raise UserError(f"{str(index.parent)!r} lacks {', '.join(missing)}, named in {index.name}; get them")
+    headers = {name: read_header(file) for name, file in files.items()}
+    if absent := [f"{tensor} in {name}" for tensor, name in places.items() if tensor not in headers[name]]:
+        raise UserError(
+            f"{index} does not fit its shards, which lack {_some(absent)}; download the model again, all files at once"
+        )
+    return {k: v for header in headers.values() for k, v in header.items()} | {
+        tensor: headers[name][tensor] for tensor, name in places.items()
+    }
 
 
-def to_flax(value: np.ndarray, path: tuple[str, ...]) -> np.ndarray:
-    """PyTorch's axis order -> ours: dense [out, in] -> [in, out], convolution OIHW -> HWIO."""
-    if path[-1] != "kernel":
-        return value
-    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+def _some(names: list[str]) -> str:
+    """The first of many names."""
+    return ", ".join(sorted(names)[:8]) + (" and more" if len(names) > 8 else "")
 
 
-def to_torch(value: np.ndarray, path: tuple[str, ...]) -> np.ndarray:
-    """The inverse of `to_flax`."""
-    if path[-1] != "kernel":
-        return value
-    return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+def flax_axes(path: tuple[str, ...], ndim: int) -> tuple[int, ...]:
+    """PyTorch's axes in our order: dense [out, in] -> [in, out], convolution O I *space -> *space I O."""
+    return (*range(2, ndim), 1, 0) if path[-1] == "kernel" else tuple(range(ndim))
 
 
 def read_params(
-    folder: str | Path, expected: Params, name_of: NameMap, ignore: tuple[str, ...] = ()
+    folder: str | Path,
+    expected: Params,
+    name_of: NameMap,
+    ignore: tuple[str, ...] = (),
+    *,
+    shardings: Any = None,
+    dtype: Any = np.float32,
 ) -> Params:
-    """Parameters of a module, float32 numpy.
+    """Parameters of a module.
+
+    The host never holds more than one tensor, as it is stored, beside what is returned.
 
     Args:
         folder: model folder.
         expected: tree of shapes (`jax.eval_shape` of the module's init).
-        name_of: "/"-joined path of a parameter -> name of the tensor in the file.
-        ignore: endings of tensor names that are known not to be parameters.
+        name_of: "/"-joined path of a parameter -> name of the tensor in the file, or all names by which it is known.
+        ignore: regular expressions of tensor names that are known not to be parameters.
+        shardings: tree of shardings like `expected`; each tensor is put there as soon as it is read. None: the host.
+        dtype: of the result.
+
+    Returns:
+        Tree like `expected`: numpy arrays, or jax arrays where shardings are given.
 
     Raises:
-        UserError: missing, unexpected or wrongly shaped tensors, all listed.
+        UserError: missing, unexpected or wrongly shaped tensors, or dtypes other than float32, float16 and bfloat16, all
+            listed.
     """
-    flat = traverse_util.flatten_dict(expected)
-    wanted = {name_of("/".join(path)): path for path in flat}
-    found, unexpected, wrong = {}, [], []
-    for name, value in tensors(weight_files(Path(folder))):
-        if name not in wanted:
-            if not name.endswith(ignore):
-                unexpected.append(f"{name} {tuple(value.shape)}")
+    dtype = np.dtype(dtype)
+    chosen = _match(Path(folder), traverse_util.flatten_dict(expected), name_of, ignore)
+    places = {} if shardings is None else traverse_util.flatten_dict(shardings)
+    values = {}
+    for path, stored in sorted(chosen.items(), key=lambda item: (item[1].file, item[1].offset)):
+        axes = flax_axes(path, len(stored.shape))
+        if shardings is None:
+            values[path] = read_tensor(stored, axes, dtype)
+        else:
+            values[path] = _place(read_tensor(stored, axes, DTYPES[stored.code]), places[path], dtype)
+    return traverse_util.unflatten_dict(values)
+
+
+def _place(value: np.ndarray, sharding: jax.sharding.Sharding, dtype: np.dtype) -> Array:
+    """A host array on its devices; converted there, so that the host needs no second copy."""
+    array = jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+    return jax.block_until_ready(array if array.dtype == dtype else array.astype(dtype))
+
+
+def _match(
+    folder: Path, expected: dict[tuple[str, ...], Any], name_of: NameMap, ignore: tuple[str, ...]
+) -> dict[tuple[str, ...], Stored]:
+    """The stored tensor of every parameter, by the headers alone."""
+    stored, chosen, known = stored_tensors(folder), {}, set()
+    missing, wrong, foreign = [], [], []
+    for path, leaf in expected.items():
+        names = _names(name_of, path)
+        known.update(names)
+        name = next((name for name in names if name in stored), None)
+        if name is None:
+            missing.append(f"{' or '.join(names)} {tuple(leaf.shape)}")
             continue
-        path = wanted[name]
-        value = to_flax(value.astype(np.float32), path)
-        if value.shape != flat[path].shape:
-            wrong.append(f"{name} expected {tuple(flat[path].shape)} found {value.shape}")
-        found[path] = value
-    missing = [f"{name} {tuple(flat[path].shape)}" for name, path in wanted.items() if path not in found]
-    problems = [
-        f"{kind}: {', '.join(sorted(names)[:8])}{' and more' if len(names) > 8 else ''}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong))
-        if names
-    ]
-    if problems:
+        tensor = stored[name]
+        if path[-1] == "kernel" and len(leaf.shape) == 2 and tensor.shape[2:] == (1, 1):
+            tensor = dataclasses.replace(tensor, shape=tensor.shape[:2])  # a dense layer, once written as convolution
+        shape = tuple(tensor.shape[axis] for axis in flax_axes(path, len(tensor.shape)))
+        if shape != tuple(leaf.shape):
+            wrong.append(f"{name} expected {tuple(leaf.shape)} found {shape}")
+        elif tensor.code not in DTYPES:
+            foreign.append(f"{name} {tensor.code}")
+        chosen[path] = tensor
+    skipped = re.compile("|".join(f"(?:{pattern})" for pattern in ignore) or r"(?!)")
+    unexpected = [f"{n} {t.shape}" for n, t in stored.items() if n not in known and not skipped.search(n)]
+    kinds = {"missing": missing, "unexpected": unexpected, "wrong shape": wrong}
+    if problems := [f"{kind}: {_some(names)}" for kind, names in kinds.items() if names]:
         raise UserError(f"weights in {str(folder)!r} do not fit config.json; " + "; ".join(problems))
-    return traverse_util.unflatten_dict(found)
+    if foreign:
+        raise UserError(
+            f"weights in {str(folder)!r} have types that cannot be read: {_some(foreign)}; "
+            f"convert them to one of {', '.join(DTYPES)}"
+        )
+    return chosen
+
+
+def _names(name_of: NameMap, path: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of a parameter's tensor; the first is the one that is written."""
+    names = name_of("/".join(path))
+    return (names,) if isinstance(names, str) else names
 
 
 def write_params(
@@ -150,26 +204,101 @@ def write_params(
     config: dict[str, Any],
     dtype: Any = np.float32,
     stem: str = "model",
+    max_shard_bytes: int | None = None,
 ) -> None:
-    """Writes config.json and the weights as one safetensors file; the inverse of `read_params`.
+    """Writes config.json and the weights; the inverse of `read_params`.
+
+    Killed at any moment it leaves the old model, the new one, or a folder that has no weights to a reader; never a
+    mixture. The host holds one tensor at a time.
 
     Args:
-        folder: made when absent; each file is replaced atomically.
+        folder: made when absent; what an earlier write left there is replaced.
         params: tree of arrays.
-        name_of: "/"-joined path of a parameter -> name of its tensor.
-        config: content of config.json; the dtype is added.
-        dtype: of the stored tensors.
+        name_of: as for `read_params`.
+        config: content of config.json; transformers' gets the dtype too.
+        dtype: of the stored tensors: float32, float16 or bfloat16.
         stem: one of `STEMS`.
+        max_shard_bytes: size from which another file is begun; None writes one file.
+
+    Raises:
+        UserError: another dtype, or values that it cannot hold.
     """
-    folder = Path(folder)
-    flat = traverse_util.flatten_dict(jax.device_get(params))
-    named = {
-        name_of("/".join(path)): np.array(to_torch(np.asarray(value), path), dtype, order="C")
-        for path, value in flat.items()
-    }
-    with atomic(folder / f"{stem}.safetensors") as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file(named, temporary, metadata={"format": "pt"})
-        temporary.chmod(mode)  # safetensors makes files that only their owner may read
-    write_json(config | {"dtype": jnp.dtype(dtype).name}, folder / "config.json")
+    folder, dtype = Path(folder), np.dtype(dtype)
+    if dtype not in CODES:
+        raise UserError(f"weights cannot be written as {dtype.name}; choose {', '.join(d.name for d in CODES)}")
+    flat = {_names(name_of, path)[0]: (path, v) for path, v in traverse_util.flatten_dict(params).items()}
+    config = config | ({"dtype": dtype.name} if stem == "model" else {})
+    shards = _split({n: v.size * dtype.itemsize for n, (_, v) in flat.items()}, max_shard_bytes)
+    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    numbered = [folder / f"{stem}-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    files = [single] if len(shards) == 1 else numbered
+    with contextlib.ExitStack() as renamed_on_exit:
+        for file, names in zip(files, shards, strict=True):
+            part = {name: flat[name] for name in names}
+            _write_shard(renamed_on_exit.enter_context(atomic(file)), part, dtype)
+        for old in (single, index):
+            if [old] != files or not _holds(folder / "config.json", config):  # else it is replaced in one step
+                old.unlink(missing_ok=True)
+        write_json(config, folder / "config.json")
+    if len(shards) > 1:
+        places = {name: file.name for file, names in zip(files, shards, strict=True) for name in names}
+        total = sum(value.size for _, value in flat.values()) * dtype.itemsize
+        write_json({"metadata": {"total_size": total}, "weight_map": places}, index)
+    for old in folder.glob(f"{stem}-*-of-*.safetensors"):
+        if old not in files:
+            old.unlink()
+
+
+def _holds(path: Path, value: Any) -> bool:
+    """Whether a JSON file has this content."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) == value
+    except (OSError, ValueError):
+        return False
+
+
+def _split(sizes: dict[str, int], limit: int | None) -> list[list[str]]:
+    """Names in their order, cut where a part would grow over the limit; one tensor is never cut."""
+    parts, size = [[]], 0
+    for name, more in sizes.items():
+        if limit is not None and parts[-1] and size + more > limit:
+            parts.append([])
+            size = 0
+        parts[-1].append(name)
+        size += more
+    return parts
+
+
+def _write_shard(path: Path, part: dict[str, tuple[tuple[str, ...], Array]], dtype: np.dtype) -> None:
+    """One file; `part` has (path, value) by tensor name."""
+    order = lambda name: np.argsort(flax_axes(part[name][0], part[name][1].ndim)).astype(int)
+
+    def value_of(name: str) -> np.ndarray:
+        value = part[name][1]
+        if isinstance(value, jax.Array):
+            value = jax.device_get(jnp.copy(value))  # a jax array keeps the host's copy as long as it lives itself
+        value = np.asarray(value).transpose(order(name))
+        out = np.array(value, dtype, order="C")
+        if value.dtype != dtype and not np.isfinite(out).all() and np.isfinite(value).all():
+            largest = float(np.abs(value).max())
+            raise UserError(f"{name} has values up to {largest:.3g}, too large for {dtype.name}; write bfloat16")
+        return out
+
+    with np.errstate(over="ignore"):
+        write_file(path, {name: tuple(part[name][1].shape[a] for a in order(name)) for name in part}, dtype, value_of)
+
+
+def write_model_card(
+    folder: str | Path,
+    text: str,
+    *,
+    license: str | None = None,
+    library_name: str | None = None,
+    tags: tuple[str, ...] = (),
+    base_model: str | None = None,
+) -> None:
+    """Writes README.md: front matter in YAML, as the hub reads it, and the text in Markdown."""
+    fields = dict(license=license, library_name=library_name, tags=list(tags), base_model=base_model)
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items() if value]
+    with atomic(Path(folder) / "README.md") as temporary:
+        temporary.write_text("\n".join(["---", *lines, "---", "", text.strip(), ""]), encoding="utf-8")
