@@ -1,8 +1,26 @@
-"""Captioned images: the embedded OpenMoji scenes, folders of the user's own, and the batches made of them."""
+"""Captioned and labelled images: where they come from, and the batches made of them."""
 
+from contextdiff_jax.data.base import Description, ImageSource
+from contextdiff_jax.data.cifar10 import Cifar10Source
+from contextdiff_jax.data.digits import DigitsSource
 from contextdiff_jax.data.folder import ImageFolderSource
 from contextdiff_jax.data.openmoji import OpenMojiSource
-from contextdiff_jax.data.pipeline import build, held_out, source
+from contextdiff_jax.data.pipeline import build
+from contextdiff_jax.data.sources import describe, held_out, source
 from contextdiff_jax.data.vocabulary import Vocabulary, captions, vocabulary
 
-__all__ = ["ImageFolderSource", "OpenMojiSource", "Vocabulary", "build", "captions", "held_out", "source", "vocabulary"]
+__all__ = [
+    "Cifar10Source",
+    "Description",
+    "DigitsSource",
+    "ImageFolderSource",
+    "ImageSource",
+    "OpenMojiSource",
+    "Vocabulary",
+    "build",
+    "captions",
+    "describe",
+    "held_out",
+    "source",
+    "vocabulary",
+]

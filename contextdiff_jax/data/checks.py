@@ -19,6 +19,16 @@ def image_size(value: Any) -> int:
     return int(value)
 
 
+def only_image_size(value: Any, only: int, source: str) -> None:
+    """Refuses every image size but the one that the source has.
+
+    Raises:
+        UserError: another size.
+    """
+    if value != only:
+        raise UserError(f"data.image_size: {value!r} is refused; {source} has {only} x {only} images, set it to {only}")
+
+
 def split(value: str, accepted: Sequence[str], source: str) -> str:
     """The name of a split.
 

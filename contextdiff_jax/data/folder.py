@@ -18,6 +18,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from contextdiff_jax.data import captions_on_disk, checks
+from contextdiff_jax.data.base import ImageSource
 from contextdiff_jax.errors import UserError
 
 SPLITS = ("train", "val")
@@ -28,7 +29,7 @@ _NAMED = 10  # names that a message lists before "and N more"
 _SCAN_THREADS = 8
 
 
-class ImageFolderSource:
+class ImageFolderSource(ImageSource):
     """Random-access captioned images of one folder, center-cropped and resized (Lanczos) to squares.
 
     Every image of the split is decoded once at the start; what cannot be read is left out, counted in one
@@ -77,8 +78,7 @@ class ImageFolderSource:
         Raises:
             UserError: the file changed since the start and cannot be read any more.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {self!r}, which has {len(self)}")
+        self.check_index(index)
         name = self.names[index]
         try:
             image = read_image(self.path / name, self.image_size)

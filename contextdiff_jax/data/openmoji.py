@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from contextdiff_jax.data import checks, scenes
-from contextdiff_jax.data.vocabulary import SPLITS, Vocabulary, captions, presets_of, vocabulary
+from contextdiff_jax.data.base import Description, ImageSource
+from contextdiff_jax.data.vocabulary import SPLITS, Vocabulary, captions, class_names, presets_of, vocabulary
 
 __all__ = ["OpenMojiSource", "Vocabulary", "captions", "vocabulary"]
 
@@ -19,7 +20,7 @@ _LENGTHS = {
 }
 
 
-class OpenMojiSource:
+class OpenMojiSource(ImageSource):
     """Random-access scenes: record i depends on preset, split, seed and i only, in any process and at any
     size.
 
@@ -43,6 +44,7 @@ class OpenMojiSource:
         self.image_size = checks.image_size(image_size)
         self.seed = int(seed)
         self.vocabulary = vocabulary(preset)
+        self.description = Description(class_names=class_names(preset))
         self._vocabularies = tuple(vocabulary(part) for part in self.presets)
         self._lengths = tuple(_LENGTHS[part][split] for part in self.presets)
 
@@ -55,8 +57,7 @@ class OpenMojiSource:
 
     def scene(self, index: int) -> scenes.Scene:
         """Record `index` as integers, before drawing."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {self!r}, which has {len(self)}")
+        self.check_index(index)
         inner, part = divmod(int(index), len(self.presets))
         inner %= self._lengths[part]
         return scenes.draw_scene(self.presets[part], self._vocabularies[part], self.split, self.seed, inner)
@@ -65,7 +66,8 @@ class OpenMojiSource:
         """Record `index`.
 
         Returns:
-            image uint8 [H, W, 3]; caption str; index int; object, background int (the first object's);
+            image uint8 [H, W, 3]; caption str; index int; object, background int (the first object's); label int:
+            object * backgrounds + background for demo, the first object for every other preset;
             objects int32 [2], -1 where there is only one; boxes float32 [2, 4] xyxy in 0..1 of the side, zero
             where there is only one; relation int into RELATIONS, -1 for one object alone.
         """
@@ -78,7 +80,13 @@ class OpenMojiSource:
             "index": int(index),
             "object": scene.objects[0],
             "background": scene.background,
+            "label": self._label(scene),
             "objects": objects,
             "boxes": scene.boxes(self.vocabulary),
             "relation": scene.relation,
         }
+
+    def _label(self, scene: scenes.Scene) -> int:
+        """Position in `class_names`."""
+        combined = self.num_classes > len(self.vocabulary.objects)
+        return scene.objects[0] * len(self.vocabulary.backgrounds) + scene.background if combined else scene.objects[0]

@@ -6,53 +6,16 @@ number of processes, skipping ahead reads nothing, and an iterator's state is on
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import grain
 import numpy as np
 
-from contextdiff_jax.data.folder import ImageFolderSource
-from contextdiff_jax.data.openmoji import OpenMojiSource
+from contextdiff_jax.data.sources import source
 from contextdiff_jax.errors import UserError
 
 Tokenize = Callable[[list[str]], dict[str, np.ndarray]]
-SOURCES = ("openmoji", "folder")
-_INTEGERS = ("index", "object", "background")
-
-
-class Source(Protocol):
-    """What the pipeline reads: a length, and records with at least `image`, `caption` and `index`."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-
-
-def source(cfg_data: Any, split: str) -> Source:
-    """The random-access source that a config's `data` section describes.
-
-    Raises:
-        UserError: unknown source, preset or split, bad image size, unreadable folder.
-    """
-    if cfg_data.source == "openmoji":
-        if cfg_data.horizontal_flip:
-            raise UserError("data.horizontal_flip: openmoji captions say left and right; set it to False")
-        return OpenMojiSource(cfg_data.preset, split, cfg_data.image_size, cfg_data.seed)
-    if cfg_data.source == "folder":
-        return ImageFolderSource(
-            cfg_data.path, split, cfg_data.image_size, max_bad_fraction=cfg_data.max_bad_fraction
-        )
-    raise UserError(f"data.source: {cfg_data.source!r} is unknown; accepted: {', '.join(SOURCES)}")
-
-
-def held_out(cfg_data: Any) -> tuple[str, Source]:
-    """(split, source) for evaluation: test where there is one, else val; train where a folder is too small for that."""
-    if cfg_data.source == "openmoji":
-        return "test", source(cfg_data, "test")
-    try:
-        return "val", source(cfg_data, "val")
-    except UserError:
-        return "train", source(cfg_data, "train")
+_INTEGERS = ("index", "label", "object", "background")
 
 
 def build(
@@ -63,7 +26,7 @@ def build(
     seed: int,
     process_index: int,
     process_count: int,
-    tokenize: Tokenize,
+    tokenize: Tokenize | None,
     repeat: bool = True,
     shuffle: bool = True,
 ) -> grain.DatasetIterator:
@@ -74,14 +37,15 @@ def build(
 
     Args:
         cfg_data: the config's `data` section.
-        split: train or val; openmoji also has test, unseen and recogniser.
+        split: train, or one of the source's others.
         batch_size: B, of all processes together; divisible by process_count.
         seed: of the order of records (and of flips); the records' own seed is cfg_data.seed.
-        tokenize: n captions -> {"tokens": int32 [n, L], "token_mask": bool [n, L]}.
+        tokenize: n captions -> {"tokens": int32 [n, L], "token_mask": bool [n, L]}; None leaves both out.
 
     Returns:
-        Iterator of numpy dicts: image float32 [b, H, W, 3] in [-1, 1], tokens, token_mask, index int32 [b],
-        and for openmoji object, background int32 [b].
+        Iterator of numpy dicts: image float32 [b, H, W, C], the first level at -1 and the last at 1; tokens,
+        token_mask; index int32 [b]; label int32 [b] where the source has classes; and for openmoji object,
+        background int32 [b].
 
     Raises:
         UserError: bad batch size, or what `source` raises.
@@ -103,7 +67,7 @@ def build(
 
     def read(step: int, global_rows: np.ndarray) -> dict[str, np.ndarray]:
         rows, indices = local_rows(global_rows)
-        batch = collate([records[int(i)] for i in indices], tokenize)
+        batch = collate([records[int(i)] for i in indices], tokenize, records.levels)
         if flip:
             flipped = _coin_tosses(seed, step, len(global_rows))[rows]
             batch["image"][flipped] = batch["image"][flipped, :, ::-1]
@@ -119,11 +83,12 @@ def build(
     return iter(batches.to_iter_dataset(options))
 
 
-def collate(records: Sequence[dict[str, Any]], tokenize: Tokenize) -> dict[str, np.ndarray]:
-    """Stacks records: images uint8 0..255 become float32 in [-1, 1], captions become tokens."""
+def collate(records: Sequence[dict[str, Any]], tokenize: Tokenize | None, levels: int = 256) -> dict[str, np.ndarray]:
+    """Stacks records: images uint8 0..levels-1 become float32 in [-1, 1], captions become tokens."""
     images = np.stack([record["image"] for record in records])
-    batch = {"image": images.astype(np.float32) / np.float32(127.5) - np.float32(1.0)}
-    batch.update(tokenize([record["caption"] for record in records]))
+    batch = {"image": images.astype(np.float32) / np.float32((levels - 1) / 2) - np.float32(1.0)}
+    if tokenize is not None:
+        batch.update(tokenize([record["caption"] for record in records]))
     for name in _INTEGERS:
         if name in records[0]:
             batch[name] = np.array([record[name] for record in records], np.int32)

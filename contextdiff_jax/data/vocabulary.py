@@ -203,6 +203,14 @@ def captions(preset: str) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def class_names(preset: str) -> tuple[str, ...]:
+    """What a record's `label` counts: for demo the captions (object and background), otherwise the objects.
+
+    The thousands of objects of the other presets with all their backgrounds would be too many classes to learn.
+    """
+    return captions(preset) if presets_of(preset) == ("demo",) else vocabulary(preset).objects
+
+
 def _named_emoji() -> dict[str, str]:
     """Code -> name of every emoji that has an English name and a drawing, without skin-tone variants."""
     import emoji

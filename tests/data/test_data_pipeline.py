@@ -61,6 +61,19 @@ def test_black_and_white_are_exactly_minus_one_and_one():
     assert image[0, 0, 0, 0] == -1 and image[0, 0, 0, 1] == 1 and image.dtype == np.float32
 
 
+def test_first_and_last_level_are_exactly_minus_one_and_one_for_any_levels():
+    for levels in (2, 17, 256):
+        record = {"image": np.arange(levels, dtype=np.uint8).reshape(1, levels, 1), "caption": "a", "index": 0}
+        image = collate([record], tokenize, levels)["image"].ravel()
+        assert image[0] == -1 and image[-1] == 1
+        np.testing.assert_allclose(image, np.linspace(-1, 1, levels), rtol=0, atol=1e-7)
+
+
+def test_no_tokenizer_leaves_tokens_out():
+    record = {"image": np.zeros((1, 1, 3), np.uint8), "caption": "a", "index": 4}
+    assert set(collate([record], None)) == {"image", "index"}
+
+
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("flip", [False, True])
 def test_global_batch_is_the_same_for_any_number_of_processes(count, flip, folder):
@@ -152,14 +165,14 @@ def test_flips_are_half_of_the_training_images_only(folder):
 
 def test_mixture_through_the_pipeline():
     batch = next(_build(config(preset="demo+single+pairs"), batch_size=32))
-    assert set(batch) == {"image", "tokens", "token_mask", "index", "object", "background"}
+    assert set(batch) == {"image", "tokens", "token_mask", "index", "label", "object", "background"}
     assert (batch["object"] >= 12).any() and set(batch["index"] % 3) == {0, 1, 2}
 
 
 @pytest.mark.parametrize(
     "changes, options, message",
     [
-        ({"source": "web"}, {}, "data.source: 'web' is unknown; accepted: openmoji, folder"),
+        ({"source": "web"}, {}, "data.source: 'web' is unknown; accepted: openmoji, folder, digits, cifar10"),
         ({"preset": "demos"}, {}, "data.preset: 'demos'"),
         ({}, {"split": "dev"}, "split 'dev'"),
         ({}, {"batch_size": 9, "process": (0, 2)}, "data.batch_size: 9"),

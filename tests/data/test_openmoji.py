@@ -240,3 +240,14 @@ def test_a_warm_scene_takes_less_than_150_microseconds():
         times.append((time.perf_counter() - start) / 400)
     assert min(times) < 0.15e-3
     assert raster._CACHE._bytes < raster._CACHE._max_bytes
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, "demo+pairs"])
+def test_label_names_what_is_shown(preset):
+    source = OpenMojiSource(preset, "train", 16)
+    assert source.channels == 3 and source.levels == 256 and source.num_classes == len(source.class_names)
+    for i in range(40):
+        record = source[i]
+        shown = source.class_names[record["label"]]
+        assert shown == record["caption"] if preset == "demo" else shown == source.vocabulary.objects[record["object"]]
+    assert source.num_classes == (72 if preset == "demo" else len(vocabulary(preset).objects))

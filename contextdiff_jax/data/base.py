@@ -1,0 +1,64 @@
+"""What every source of images offers."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a source's images and labels are.
+
+    Attributes:
+        channels: C of the images.
+        levels: values a pixel can take, 0..levels-1; bits per dimension depend on it.
+        class_names: one for each value of a record's `label`; empty where records have none.
+    """
+
+    channels: int = 3
+    levels: int = 256
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are; 0 where records have no label."""
+        return len(self.class_names)
+
+
+class ImageSource:
+    """Random-access records with at least image (uint8 [H, W, channels]), caption (str) and index (int).
+
+    Where there are classes, records also have label (int, 0..num_classes-1).
+    """
+
+    description = Description()
+
+    @property
+    def channels(self) -> int:
+        """C of the images."""
+        return self.description.channels
+
+    @property
+    def levels(self) -> int:
+        """Values a pixel can take."""
+        return self.description.levels
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One for each label; empty where records have none."""
+        return self.description.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """0 where records have no label."""
+        return self.description.num_classes
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def check_index(self, index: int) -> None:
+        """IndexError outside 0..len-1 (no counting from the end: a negative index is a mistake here)."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {self!r}, which has {len(self)}")

@@ -1,0 +1,129 @@
+"""CIFAR-10, from the files of its binary version in a folder or through tensorflow_datasets."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from contextdiff_jax.data import checks
+from contextdiff_jax.data.base import Description, ImageSource
+from contextdiff_jax.data.vocabulary import noun_phrase
+from contextdiff_jax.errors import UserError
+
+SPLITS = ("train", "test")
+SIZE = 32
+_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_FILES = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
+_FOLDER = "cifar-10-batches-bin"  # what the archive unpacks to
+_RECORD_BYTES = 1 + 3 * SIZE * SIZE  # label, then the red, the green and the blue plane
+_RECORDS_PER_FILE = 10_000
+_ARCHIVE = "the binary version, cifar-10-binary.tar.gz of https://www.cs.toronto.edu/~kriz/cifar.html"
+
+
+class Cifar10Source(ImageSource):
+    """Random-access CIFAR-10: image uint8 [32, 32, 3], label, caption ("a photo of a frog") and index.
+
+    Args:
+        path: folder of the binary version (data_batch_1.bin, ..., test_batch.bin, or cifar-10-batches-bin/ with
+            them); empty: tensorflow_datasets, which downloads and prepares the set once, in TFDS_DATA_DIR or its
+            own default. Where several processes share that folder, prepare it with one of them beforehand.
+        split: train (50,000) or test (10,000).
+        image_size: 32, the only size there is.
+
+    Raises:
+        UserError: unknown split, another image size, missing or damaged files, tensorflow_datasets missing.
+    """
+
+    description = Description(class_names=_CLASSES)
+
+    def __init__(self, path: str, split: str, image_size: int = SIZE):
+        self.split = checks.split(split, SPLITS, "cifar10")
+        checks.only_image_size(image_size, SIZE, "cifar10")
+        self.path = path
+        self._read, self._length = _from_files(path, split) if path else _from_tfds(split)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __repr__(self) -> str:
+        return f"Cifar10Source({self.path!r}, {self.split!r})"
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Record `index`: image uint8 [32, 32, 3], caption str, index int, label int."""
+        self.check_index(index)
+        image, label = self._read(int(index))
+        caption = f"a photo of {noun_phrase(_CLASSES[label])}"
+        return {"image": image, "caption": caption, "index": int(index), "label": label}
+
+
+Reader = Callable[[int], tuple[np.ndarray, int]]
+
+
+def _from_files(path: str, split: str) -> tuple[Reader, int]:
+    """Reader of the records in the binary files, and their number."""
+    folder = _folder_of_files(path)
+    records = np.concatenate([_read_file(folder / name) for name in _FILES[split]])
+    images = records[:, 1:].reshape(-1, 3, SIZE, SIZE).transpose(0, 2, 3, 1)  # planes to channels last
+
+    def read(index: int) -> tuple[np.ndarray, int]:
+        return np.ascontiguousarray(images[index]), int(records[index, 0])
+
+    return read, len(records)
+
+
+def _folder_of_files(path: str) -> pathlib.Path:
+    """The folder that holds the binary files: `path`, or the archive's own folder in it."""
+    folder = pathlib.Path(path).expanduser()
+    first = _FILES["train"][0]
+    for candidate in (folder, folder / _FOLDER):
+        if (candidate / first).is_file():
+            return candidate
+    for candidate in (folder, folder / "cifar-10-batches-py"):
+        if (candidate / "data_batch_1").is_file():
+            raise UserError(f"data.path: {candidate} holds CIFAR-10 as pickles, which are not read; get {_ARCHIVE}")
+    if not folder.is_dir():
+        raise UserError(f"data.path: {folder} is no folder; unpack {_ARCHIVE}, and give the folder it makes")
+    raise UserError(f"data.path: neither {folder} nor {_FOLDER} in it holds {first}; unpack {_ARCHIVE}, there")
+
+
+def _read_file(path: pathlib.Path) -> np.ndarray:
+    """The records of one file, uint8 [10000, 3073]."""
+    if not path.is_file():
+        raise UserError(f"data.path: {path} is missing; unpack {_ARCHIVE}, again")
+    expected = _RECORDS_PER_FILE * _RECORD_BYTES
+    if (size := path.stat().st_size) != expected:
+        raise UserError(f"data.path: {path} has {size} bytes instead of {expected}; unpack {_ARCHIVE}, again")
+    records = np.fromfile(path, np.uint8).reshape(-1, _RECORD_BYTES)
+    if (label := records[:, 0].max()) >= len(_CLASSES):
+        raise UserError(f"data.path: {path} has the label {label}, which CIFAR-10 has not; unpack {_ARCHIVE}, again")
+    return records
+
+
+def _from_tfds(split: str) -> tuple[Reader, int]:
+    """Reader of tensorflow_datasets' records (ArrayRecord, random access), and their number."""
+    try:
+        import tensorflow_datasets
+    except ImportError:
+        raise UserError(
+            "data.source: cifar10 without data.path needs tensorflow_datasets; pip install -r requirements-tfds.txt, "
+            f"or unpack {_ARCHIVE}, and give its folder as data.path"
+        ) from None
+    try:
+        builder = tensorflow_datasets.builder("cifar10")
+        if not builder.is_prepared():
+            builder = tensorflow_datasets.builder("cifar10", file_format="array_record")
+            builder.download_and_prepare()
+        if builder.info.file_format == tensorflow_datasets.core.FileFormat.ARRAY_RECORD:
+            records = builder.as_data_source(split=split)
+            return (lambda i: (records[i]["image"], int(records[i]["label"]))), len(records)
+        # Prepared earlier as TFRecord, their default, which has no random access: all of it into memory.
+        every = tensorflow_datasets.as_numpy(builder.as_dataset(split=split, batch_size=-1))
+    except Exception as error:  # a download and a conversion: almost anything can be raised
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(
+            f"data.source: tensorflow_datasets cannot provide cifar10 ({reason}); "
+            f"or unpack {_ARCHIVE}, and give its folder as data.path"
+        ) from error
+
+    return (lambda i: (every["image"][i], int(every["label"][i]))), len(every["label"])

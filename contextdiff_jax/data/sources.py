@@ -1,0 +1,61 @@
+"""The source that a config's `data` section names."""
+
+from typing import Any
+
+from contextdiff_jax.data.base import Description, ImageSource
+from contextdiff_jax.data.cifar10 import Cifar10Source
+from contextdiff_jax.data.digits import DigitsSource
+from contextdiff_jax.data.folder import ImageFolderSource
+from contextdiff_jax.data.openmoji import OpenMojiSource
+from contextdiff_jax.data.vocabulary import class_names
+from contextdiff_jax.errors import UserError
+
+SOURCES = {
+    "openmoji": OpenMojiSource,
+    "folder": ImageFolderSource,
+    "digits": DigitsSource,
+    "cifar10": Cifar10Source,
+}
+_NOT_TO_FLIP = {"openmoji": "its captions say left and right", "digits": "a mirrored digit is none"}
+
+
+def source(cfg_data: Any, split: str) -> ImageSource:
+    """The random-access source that a config's `data` section describes.
+
+    Raises:
+        UserError: unknown source, preset or split, bad image size, unreadable files.
+    """
+    name, path, size = _known(cfg_data.source), cfg_data.path, cfg_data.image_size
+    if cfg_data.horizontal_flip and name in _NOT_TO_FLIP:
+        raise UserError(f"data.horizontal_flip: {name} is not to be flipped, {_NOT_TO_FLIP[name]}; set it to False")
+    if name == "openmoji":
+        return OpenMojiSource(cfg_data.preset, split, size, cfg_data.seed)
+    if name == "folder":
+        return ImageFolderSource(path, split, size, max_bad_fraction=cfg_data.max_bad_fraction)
+    return DigitsSource(split, size) if name == "digits" else Cifar10Source(path, split, size)
+
+
+def describe(cfg_data: Any) -> Description:
+    """Channels, levels and classes of the images, from the config alone: nothing is read or downloaded.
+
+    Raises:
+        UserError: unknown source or preset.
+    """
+    name = _known(cfg_data.source)
+    return Description(class_names=class_names(cfg_data.preset)) if name == "openmoji" else SOURCES[name].description
+
+
+def held_out(cfg_data: Any) -> tuple[str, ImageSource]:
+    """(split, source) for evaluation: test where there is one, else val; train where a folder is too small for that."""
+    if cfg_data.source != "folder":
+        return "test", source(cfg_data, "test")
+    try:
+        return "val", source(cfg_data, "val")
+    except UserError:
+        return "train", source(cfg_data, "train")
+
+
+def _known(name: str) -> str:
+    if name not in SOURCES:
+        raise UserError(f"data.source: {name!r} is unknown; accepted: {', '.join(SOURCES)}")
+    return name
