@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from contextdiff_jax.models.blocks import Attention, TimeEmbedding, depth_to_space, sinusoidal_grid, zeros
+from contextdiff_jax.layers import Attention, zeros
+from contextdiff_jax.models.blocks import TimeEmbedding, depth_to_space, sinusoidal_grid
 from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.types import Array, Context
 

@@ -1,13 +1,11 @@
-"""Building blocks that the networks share."""
+"""Building blocks of the pixel networks."""
 
 import einops
 import flax.linen as nn
 import jax.numpy as jnp
 
-from contextdiff_jax.attention import attention
+from contextdiff_jax.layers import Attention, zeros
 from contextdiff_jax.types import Array
-
-zeros = nn.initializers.zeros_init()
 
 
 def sinusoidal_embedding(t: Array, dim: int, max_period: float = 10_000.0) -> Array:
@@ -41,49 +39,6 @@ class TimeEmbedding(nn.Module):
         return nn.Dense(self.dim, dtype=self.dtype, name="out")(h)
 
 
-class Attention(nn.Module):
-    """Multi-head attention of `x` over `kv`; self-attention when `kv` is None."""
-
-    num_heads: int
-    dtype: jnp.dtype
-    out_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
-
-    @nn.compact
-    def __call__(self, x: Array, kv: Array | None = None, kv_mask: Array | None = None) -> Array:
-        """x [B, Tq, D], kv [B, Tk, E], kv_mask bool [B, Tk] -> [B, Tq, D]."""
-        dim = x.shape[-1]
-        kv = x if kv is None else kv.astype(self.dtype)
-        split = lambda h: einops.rearrange(h, "b t (h d) -> b t h d", h=self.num_heads)
-        q = split(nn.Dense(dim, use_bias=False, dtype=self.dtype, name="query")(x))
-        k = split(nn.Dense(dim, use_bias=False, dtype=self.dtype, name="key")(kv))
-        v = split(nn.Dense(dim, use_bias=False, dtype=self.dtype, name="value")(kv))
-        mask = None if kv_mask is None else kv_mask[:, None, None, :]
-        h = einops.rearrange(attention(q, k, v, mask=mask), "b t h d -> b t (h d)")
-        return nn.Dense(dim, dtype=self.dtype, kernel_init=self.out_init, name="out")(h)
-
-
-class ResBlock(nn.Module):
-    """Residual block of ADM: two 3x3 convolutions, FiLM by the embedding between them, the second zero-initialised."""
-
-    channels: int
-    dropout: float
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Array, emb: Array, train: bool) -> Array:
-        """x [B, H, W, C], emb [B, E] -> [B, H, W, channels]."""
-        h = nn.silu(group_norm(self.dtype, "norm_1")(x))
-        h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_1")(h)
-        film = nn.Dense(2 * self.channels, dtype=self.dtype, name="film")(nn.silu(emb))
-        scale, shift = jnp.split(film[:, None, None, :], 2, axis=-1)
-        h = nn.silu(group_norm(self.dtype, "norm_2")(h) * (1 + scale) + shift)
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=zeros, name="conv_2")(h)
-        if x.shape[-1] != self.channels:
-            x = nn.Dense(self.channels, dtype=self.dtype, name="skip")(x)
-        return x + h
-
-
 class SpatialAttention(nn.Module):
     """Self-attention over the positions of a feature map, then cross-attention to the text; both start as identity."""
 
@@ -103,11 +58,6 @@ class SpatialAttention(nn.Module):
             normed = nn.LayerNorm(dtype=self.dtype, name="norm_cross")(h)
             h = h + Attention(self.num_heads, self.dtype, zeros, name="cross")(normed, text, text_mask)
         return h.reshape(x.shape)
-
-
-def group_norm(dtype: jnp.dtype, name: str) -> nn.GroupNorm:
-    """Group normalisation with groups of 16 channels; statistics in float32."""
-    return nn.GroupNorm(num_groups=None, group_size=16, epsilon=1e-5, dtype=dtype, name=name)
 
 
 def space_to_depth(x: Array, p: int) -> Array:

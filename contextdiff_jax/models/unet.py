@@ -5,15 +5,8 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from contextdiff_jax.models.blocks import (
-    ResBlock,
-    SpatialAttention,
-    TimeEmbedding,
-    depth_to_space,
-    group_norm,
-    space_to_depth,
-    zeros,
-)
+from contextdiff_jax.layers import ResBlock, group_norm, zeros
+from contextdiff_jax.models.blocks import SpatialAttention, TimeEmbedding, depth_to_space, space_to_depth
 from contextdiff_jax.types import Array, Context
 
 
