@@ -1,10 +1,9 @@
-"""Frozen encoders of conditions and images, read from the Hugging Face layouts."""
+"""Frozen encoders of texts and images, read from the Hugging Face layouts."""
 
 import dataclasses
-import functools
-import re
-import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import flax.struct
 import jax
@@ -13,7 +12,9 @@ import numpy as np
 
 from contextdiff_jax.encoders import clip as clip_lib
 from contextdiff_jax.encoders import pretrained
-from contextdiff_jax.encoders.tokenizers import Tokenize, load_tokenizer
+from contextdiff_jax.encoders import t5 as t5_lib
+from contextdiff_jax.encoders.text import T5, ClipText, TextEncoder
+from contextdiff_jax.encoders.tokenizers import has_tokenizer, trained_length
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.types import Array, Context, Params
 
@@ -21,14 +22,7 @@ ASSETS = Path(__file__).parent.parent / "assets"
 BUILTIN = "builtin:"
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
+T5_LENGTH = 512  # of the texts that T5 was trained with
 
 
 @flax.struct.dataclass
@@ -47,12 +41,12 @@ class ImageFeatures:
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip:
+class Clip(TextEncoder):
     """A CLIP model with its parameters beside it: every function takes the parameters as an argument.
 
     Attributes:
         config: sizes.
-        params: float32 numpy tree.
+        params: tree of arrays.
         tokenizer_dir: folder of the tokenizer.
         mean, std: of the image normalisation.
         dtype: type of the computation.
@@ -65,11 +59,19 @@ class Clip:
     std: tuple[float, ...] = OPENAI_STD
     dtype: jnp.dtype = jnp.float32
 
+    names = staticmethod(clip_lib.tensor_name)
+    ignore = ("position_ids$",)
+
     @classmethod
     def create(cls, config: clip_lib.CLIPConfig, key: Array, tokenizer_dir: str | Path) -> "Clip":
         """A freshly initialised model."""
         model = cls(config, None, Path(tokenizer_dir))
         return dataclasses.replace(model, params=jax.device_get(jax.jit(model.init)(key)))
+
+    @property
+    def max_length(self) -> int:
+        """Tokens per text."""
+        return self.config.max_position_embeddings
 
     @property
     def module(self) -> clip_lib.CLIPModel:
@@ -88,15 +90,6 @@ class Clip:
         size = self.config.image_size
         return self.module.init(key, tokens, jnp.zeros((1, size, size, 3)))["params"]
 
-    @functools.cached_property
-    def tokenize(self) -> Tokenize:
-        """texts -> {"tokens": int32 [n, L], "token_mask": bool [n, L]}."""
-        return load_tokenizer(self.tokenizer_dir, self.config.max_position_embeddings)
-
-    def null_tokens(self) -> dict[str, np.ndarray]:
-        """The empty text, [1, L]."""
-        return self.tokenize([""])
-
     def encode_text(self, params: Params, tokens: Array, token_mask: Array) -> Context:
         """tokens int32 [B, L], token_mask bool [B, L] -> Context (last layer, normed; projected end)."""
         features, pooled = self.module.apply({"params": params}, tokens, method="encode_text")
@@ -108,10 +101,9 @@ class Clip:
         hidden, pooled = self.module.apply({"params": params}, pixels, method="encode_image")
         return ImageFeatures(tokens=hidden[:, 1:], pooled=pooled, grid=self.grid)
 
-    def save(self, folder: str | Path, params: Params, dtype: jnp.dtype = np.float32) -> None:
+    def save(self, folder: str | Path, params: Params, dtype: Any = np.float32) -> None:
         """Writes the model in the Hugging Face layout: weights, config, tokenizer and image preprocessing."""
-        folder = Path(folder)
-        pretrained.write_params(folder, params, tensor_name, self.config.to_dict(), dtype)
+        super().save(folder, params, dtype)
         size = {"height": self.config.image_size, "width": self.config.image_size}
         preprocessor = dict(
             image_processor_type="CLIPImageProcessor",
@@ -121,18 +113,7 @@ class Clip:
             image_std=self.std,
             resample=3,
         )
-        pretrained.write_json(preprocessor, folder / "preprocessor_config.json")
-        for name in TOKENIZER_FILES:
-            if (self.tokenizer_dir / name).is_file() and self.tokenizer_dir != folder:
-                shutil.copyfile(self.tokenizer_dir / name, folder / name)
-
-
-def tensor_name(path: str) -> str:
-    """Our parameter path -> the name in a CLIP checkpoint."""
-    name = re.sub(r"/layers_(\d+)/", r"/encoder/layers/\1/", path)
-    name = re.sub(r"^(\w+)/((token|position|patch|class)_embedding)", r"\1/embeddings/\2", name)
-    name = re.sub(r"/(kernel|embedding|scale)$", "/weight", name)
-    return name.replace("/", ".")
+        pretrained.write_json(preprocessor, Path(folder) / "preprocessor_config.json")
 
 
 def _builtin(name: str) -> Path:
@@ -144,12 +125,19 @@ def _builtin(name: str) -> Path:
     return ASSETS / name
 
 
-def load_clip(path: str | Path, dtype: jnp.dtype = jnp.float32) -> Clip:
-    """Reads a CLIP model.
+def load_clip(
+    path: str | Path,
+    dtype: jnp.dtype = jnp.float32,
+    tokenizer_dir: str | Path | None = None,
+    *,
+    shardings: Callable[[Params], Any] | None = None,
+    param_dtype: Any = np.float32,
+) -> Clip:
+    """Reads a CLIP model of both towers.
 
     Args:
         path: a folder in the Hugging Face layout, or "builtin:NAME" for one that ships with the package.
-        dtype: type of the computation.
+        dtype, tokenizer_dir, shardings, param_dtype: as for `load_text_encoder`.
 
     Raises:
         UserError: no such folder, not a CLIP model, weights that do not fit.
@@ -157,14 +145,63 @@ def load_clip(path: str | Path, dtype: jnp.dtype = jnp.float32) -> Clip:
     name = str(path)
     folder = _builtin(name.removeprefix(BUILTIN)) if name.startswith(BUILTIN) else Path(path)
     config = clip_lib.CLIPConfig.from_dict(pretrained.read_config(folder))
-    model = Clip(config, None, folder, dtype=dtype)
-    expected = jax.eval_shape(model.init, jax.random.key(0))
-    params = pretrained.read_params(folder, expected, tensor_name, ignore=("position_ids",))
+    model = Clip(config, None, Path(tokenizer_dir or folder), dtype=dtype).read(folder, shardings, param_dtype)
     preprocessor = folder / "preprocessor_config.json"
     image = pretrained.read_json(preprocessor) if preprocessor.is_file() else {}
     return dataclasses.replace(
         model,
-        params=params,
         mean=tuple(image.get("image_mean", OPENAI_MEAN)),
         std=tuple(image.get("image_std", OPENAI_STD)),
     )
+
+
+def load_text_encoder(
+    path: str | Path,
+    dtype: jnp.dtype = jnp.float32,
+    tokenizer_dir: str | Path | None = None,
+    *,
+    max_length: int | None = None,
+    shardings: Callable[[Params], Any] | None = None,
+    param_dtype: Any = np.float32,
+) -> TextEncoder:
+    """Reads a text encoder: CLIP, CLIP's text tower alone, or the encoder of T5, as config.json says.
+
+    Args:
+        path: a folder in the Hugging Face layout, or "builtin:NAME" for a CLIP that ships with the package.
+        dtype: type of the computation.
+        tokenizer_dir: folder of the tokenizer. None takes `path`, or for the `text_encoder` of a pipeline its `tokenizer`.
+        max_length: tokens per text, for T5 only. None takes the tokenizer's own, or 512.
+        shardings: from a tree of shapes to a tree of shardings, where the parameters go as they are read. None gives
+            numpy arrays.
+        param_dtype: type of the parameters.
+
+    Raises:
+        UserError: no such folder, another kind of model, weights that do not fit, or a length that cannot be.
+    """
+    if str(path).startswith(BUILTIN):
+        kind = "clip"
+    else:
+        config = pretrained.read_config(path)
+        kind = config.get("model_type")
+        tokenizer_dir = Path(tokenizer_dir) if tokenizer_dir else _find_tokenizer(Path(path))
+    if max_length is not None and (kind != "t5" or max_length < 1):
+        raise UserError(f"max_length={max_length}: only T5 has a choice, and it takes 1 or more; leave it out")
+    if kind == "clip":
+        return load_clip(path, dtype, tokenizer_dir, shardings=shardings, param_dtype=param_dtype)
+    if kind == "clip_text_model":
+        model = ClipText(clip_lib.CLIPTextConfig.from_dict(config), None, tokenizer_dir, dtype)
+    elif kind == "t5":
+        length = max_length or trained_length(tokenizer_dir) or T5_LENGTH
+        model = T5(t5_lib.T5Config.from_dict(config), None, tokenizer_dir, length, dtype)
+    else:
+        raise UserError(
+            f"{str(path)!r} holds a model of type {kind!r}; text encoders are clip, clip_text_model (the text_encoder "
+            "folder of a pipeline) and t5"
+        )
+    return model.read(Path(path), shardings, param_dtype)
+
+
+def _find_tokenizer(folder: Path) -> Path:
+    """The folder itself, or beside `text_encoder` or `text_encoder_2` the folder `tokenizer` or `tokenizer_2`."""
+    beside = folder.resolve().parent / folder.resolve().name.replace("text_encoder", "tokenizer")
+    return beside if not has_tokenizer(folder) and has_tokenizer(beside) else folder

@@ -1,10 +1,10 @@
-"""CLIP (Radford et al. 2021) in Linen: image tower and text tower, faithful to transformers' `CLIPModel`.
+"""CLIP (Radford et al. 2021) in Linen: image tower and text tower, faithful to transformers' `CLIPModel`, and the text
+tower alone, faithful to `CLIPTextModel` and `CLIPTextModelWithProjection`.
 
 Module and parameter names follow the hub's checkpoints, so the name map in `pretrained.py` is a single rule.
 """
 
-import dataclasses
-from typing import Any
+import re
 
 import einops
 import flax.linen as nn
@@ -12,116 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from contextdiff_jax.attention import attention
-from contextdiff_jax.errors import UserError
+from contextdiff_jax.encoders.clip_config import ACTIVATIONS, CLIPConfig, CLIPTextConfig, TowerConfig
 from contextdiff_jax.types import Array
-
-ACTIVATIONS = {
-    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
-    "gelu": lambda x: nn.gelu(x, approximate=False),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class TowerConfig:
-    """One transformer tower; the names are those of config.json."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-
-
-@dataclasses.dataclass(frozen=True)
-class CLIPConfig:
-    """A CLIP model as config.json describes it."""
-
-    text: TowerConfig
-    vision: TowerConfig
-    projection_dim: int
-    vocab_size: int
-    max_position_embeddings: int
-    eos_token_id: int
-    image_size: int
-    patch_size: int
-    bos_token_id: int = 0  # this and the next are only carried from file to file; as `train_bpe` numbers them
-    pad_token_id: int = 1
-
-    def __post_init__(self):
-        for name, tower in (("text", self.text), ("vision", self.vision)):
-            if tower.hidden_act not in ACTIVATIONS:
-                accepted = ", ".join(ACTIVATIONS)
-                raise UserError(f"CLIP {name} hidden_act={tower.hidden_act!r} is unknown; use {accepted}")
-            if tower.hidden_size % tower.num_attention_heads:
-                raise UserError(
-                    f"CLIP {name} width {tower.hidden_size} is not divisible by its "
-                    f"{tower.num_attention_heads} heads; choose a multiple"
-                )
-        if self.image_size % self.patch_size:
-            raise UserError(
-                f"CLIP image_size={self.image_size} is not divisible by patch_size={self.patch_size}; "
-                "choose a multiple"
-            )
-
-    @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> "CLIPConfig":
-        """From config.json's content; absent keys take transformers' defaults.
-
-        Raises:
-            UserError: not a CLIP model, or sizes or an activation that cannot work.
-        """
-        if config.get("model_type") != "clip":
-            found = config.get("model_type")
-            raise UserError(f"config.json has model_type={found!r}; give the folder of a CLIP model ('clip')")
-        # Old files hold the sections a second time as *_config_dict, which wins.
-        section = lambda name: (config.get(name) or {}) | (config.get(f"{name}_dict") or {})
-        text, vision = section("text_config"), section("vision_config")
-        return cls(
-            text=_tower(text, TowerConfig(512, 2048, num_hidden_layers=12, num_attention_heads=8)),
-            vision=_tower(vision, TowerConfig(768, 3072, num_hidden_layers=12, num_attention_heads=12)),
-            projection_dim=config.get("projection_dim", 512),
-            vocab_size=text.get("vocab_size", 49408),
-            max_position_embeddings=text.get("max_position_embeddings", 77),
-            eos_token_id=text.get("eos_token_id", 49407),
-            image_size=vision.get("image_size", 224),
-            patch_size=vision.get("patch_size", 32),
-            bos_token_id=text.get("bos_token_id", 49406),
-            pad_token_id=text.get("pad_token_id", 1),
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of config.json, as transformers reads it."""
-        text, vision = dataclasses.asdict(self.text), dataclasses.asdict(self.vision)
-        text |= dict(
-            vocab_size=self.vocab_size,
-            max_position_embeddings=self.max_position_embeddings,
-            eos_token_id=self.eos_token_id,
-            bos_token_id=self.bos_token_id,
-            pad_token_id=self.pad_token_id,
-            projection_dim=self.projection_dim,
-            model_type="clip_text_model",
-        )
-        vision |= dict(
-            image_size=self.image_size,
-            patch_size=self.patch_size,
-            projection_dim=self.projection_dim,
-            model_type="clip_vision_model",
-        )
-        return dict(
-            architectures=["CLIPModel"],
-            model_type="clip",
-            projection_dim=self.projection_dim,
-            text_config=text,
-            vision_config=vision,
-        )
-
-
-def _tower(section: dict[str, Any], defaults: TowerConfig) -> TowerConfig:
-    """The keys of one section of config.json that matter to a tower, over transformers' defaults."""
-    names = {field.name for field in dataclasses.fields(TowerConfig)}
-    return dataclasses.replace(defaults, **{k: v for k, v in section.items() if k in names})
-
 
 def residual_std(config: TowerConfig) -> float:
     """Initial standard deviation of what enters the residual stream, as OpenAI has it."""
@@ -190,13 +82,13 @@ class CLIPLayer(nn.Module):
 class CLIPTextTower(nn.Module):
     """Causal text transformer."""
 
-    config: CLIPConfig
+    config: CLIPTextConfig
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, tokens: Array) -> Array:
         """tokens int32 [B, L] -> features after the final layer norm [B, L, D]."""
-        text = self.config.text
+        text = self.config.tower
         table = nn.Embed(
             self.config.vocab_size,
             text.hidden_size,
@@ -257,6 +149,38 @@ class CLIPVisionTower(nn.Module):
         return x, norm("post_layernorm")(x[:, 0])
 
 
+def projection(width_in: int, width_out: int, dtype: jnp.dtype) -> nn.Dense:
+    """From a tower's width to the common one."""
+    init = nn.initializers.normal(width_in**-0.5)
+    return nn.Dense(width_out, use_bias=False, dtype=dtype, kernel_init=init)
+
+
+def end_features(x: Array, tokens: Array, eos_token_id: int) -> Array:
+    """The feature of the first end token: x [B, L, D], tokens int32 [B, L] -> [B, D]."""
+    # Configs from before eos_token_id was corrected carry 2; for them the end token is the largest id.
+    end = jnp.argmax(tokens if eos_token_id == 2 else tokens == eos_token_id, axis=1)
+    return x[jnp.arange(x.shape[0]), end]
+
+
+class CLIPTextModel(nn.Module):
+    """The text tower alone, with or without its projection."""
+
+    config: CLIPTextConfig
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        config = self.config
+        self.text_model = CLIPTextTower(config, self.dtype)
+        if config.has_projection:
+            self.text_projection = projection(config.tower.hidden_size, config.projection_dim, self.dtype)
+
+    def __call__(self, tokens: Array) -> tuple[Array, Array]:
+        """tokens int32 [B, L] -> (token features [B, L, D], feature of the end token [B, P], or [B, D] unprojected)."""
+        x = self.text_model(tokens)
+        pooled = end_features(x, tokens, self.config.eos_token_id)
+        return x, self.text_projection(pooled) if self.config.has_projection else pooled
+
+
 class CLIPModel(nn.Module):
     """Both towers, their projections and the logit scale."""
 
@@ -265,25 +189,16 @@ class CLIPModel(nn.Module):
 
     def setup(self):
         config = self.config
-        self.text_model = CLIPTextTower(config, self.dtype)
+        self.text_model = CLIPTextTower(config.text_part, self.dtype)
         self.vision_model = CLIPVisionTower(config, self.dtype)
-        init = lambda width: nn.initializers.normal(width**-0.5)
-        projection = lambda width: nn.Dense(
-            config.projection_dim, use_bias=False, dtype=self.dtype, kernel_init=init(width)
-        )
-        self.text_projection = projection(config.text.hidden_size)
-        self.visual_projection = projection(config.vision.hidden_size)
+        self.text_projection = projection(config.text.hidden_size, config.projection_dim, self.dtype)
+        self.visual_projection = projection(config.vision.hidden_size, config.projection_dim, self.dtype)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.6592), ())
 
     def encode_text(self, tokens: Array) -> tuple[Array, Array]:
         """tokens int32 [B, L] -> (token features [B, L, D], projected feature of the end token [B, P])."""
         x = self.text_model(tokens)
-        # Configs from before eos_token_id was corrected carry 2; for them the end token is the largest id.
-        if self.config.eos_token_id == 2:
-            end = jnp.argmax(tokens, axis=1)
-        else:
-            end = jnp.argmax(tokens == self.config.eos_token_id, axis=1)
-        return x, self.text_projection(x[jnp.arange(x.shape[0]), end])
+        return x, self.text_projection(end_features(x, tokens, self.config.eos_token_id))
 
     def encode_image(self, pixels: Array) -> tuple[Array, Array]:
         """Normalised pixels [B, S, S, 3] -> (hidden states [B, 1 + N, D], projected class feature [B, P])."""
@@ -302,3 +217,16 @@ def preprocess(images: Array, config: CLIPConfig, mean: Array, std: Array) -> Ar
     if (height, width) != (size, size):
         images = jax.image.resize(images, (batch, size, size, channels), "cubic", antialias=True)
     return ((images + 1.0) / 2.0 - mean) / std
+
+
+def tensor_name(path: str) -> str:
+    """Our parameter path -> the name in a CLIP checkpoint."""
+    name = re.sub(r"/layers_(\d+)/", r"/encoder/layers/\1/", path)
+    name = re.sub(r"^(\w+)/((token|position|patch|class)_embedding)", r"\1/embeddings/\2", name)
+    return re.sub(r"/(kernel|embedding|scale)$", "/weight", name).replace("/", ".")
+
+
+def text_tensor_names(path: str) -> tuple[str, ...]:
+    """The names where the text tower is alone: transformers 5 also writes them without their first part."""
+    name = tensor_name(path)
+    return tuple(dict.fromkeys((name, name.removeprefix("text_model."))))

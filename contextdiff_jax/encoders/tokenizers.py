@@ -3,20 +3,63 @@
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from absl import logging
+from tokenizers import (
+    AddedToken,
+    Encoding,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from contextdiff_jax.encoders.pretrained import read_json
+from contextdiff_jax.encoders.spiece import read_spiece
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import write_json
 
+if TYPE_CHECKING:
+    import transformers
+
 Tokenize = Callable[[list[str]], dict[str, np.ndarray]]
 START, END = "<|startoftext|>", "<|endoftext|>"
+T5_PAD = "<pad>"
+JSON, BPE, SPIECE = LAYOUTS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+SHOWN = 200  # characters of a text in a warning
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether there are files that `load_tokenizer` can read."""
+    return any(all((folder / name).is_file() for name in names) for names in LAYOUTS)
+
+
+def trained_length(folder: Path) -> int | None:
+    """The number of tokens that tokenizer_config.json names as the model's limit; None where it names none."""
+    path = folder / "tokenizer_config.json"
+    length = read_json(path).get("model_max_length") if path.is_file() else None
+    return length if isinstance(length, int) and length < 10**9 else None  # transformers writes 1e30 for "no limit"
 
 
 def load_tokenizer(folder: str | Path, max_length: int) -> Tokenize:
-    """The tokenizer of a CLIP folder: tokenizer.json, or vocab.json with merges.txt.
+    """The tokenizer of a CLIP or T5 folder: tokenizer.json, or vocab.json with merges.txt, or spiece.model.
+
+    The first text that is too long is logged, with the part that was cut.
 
     Returns:
         texts -> {"tokens": int32 [n, max_length], "token_mask": bool [n, max_length]}: padded and truncated;
@@ -25,21 +68,81 @@ def load_tokenizer(folder: str | Path, max_length: int) -> Tokenize:
     Raises:
         UserError: the folder has no tokenizer, or a damaged one.
     """
-    folder = Path(folder)
-    has = lambda *names: all((folder / name).is_file() for name in names)
-    if has("tokenizer.json"):
-        encode = _fast(read_tokenizer(folder), _pad_token(folder), max_length)
-    elif has("vocab.json", "merges.txt"):
-        encode = _by_transformers(folder, max_length)
-    else:
-        raise UserError(f"{str(folder)!r} has no tokenizer; needs tokenizer.json or vocab.json, merges.txt")
+    tokenizer, pad = _open(Path(folder))
+    if tokenizer.token_to_id(pad) is None:
+        raise UserError(f"padding token {pad!r} of {str(folder)!r} has no id; correct its tokenizer_config.json")
+    tokenizer.add_special_tokens([pad])  # as transformers does; in a text it is the padding token as well
+    tokenizer.enable_truncation(max_length)
+    tokenizer.enable_padding(length=max_length, pad_token=pad, pad_id=tokenizer.token_to_id(pad))
+    warned = False
 
     def tokenize(texts: list[str]) -> dict[str, np.ndarray]:
-        tokens, mask = encode(list(texts))
-        table = lambda rows, dtype: np.asarray(rows, dtype).reshape(-1, max_length)
-        return dict(tokens=table(tokens, np.int32), token_mask=table(mask, bool))
+        nonlocal warned
+        texts = list(texts)
+        encodings = tokenizer.encode_batch(texts)
+        cut = next((i for i, encoding in enumerate(encodings) if encoding.overflowing), None)
+        if cut is not None and not warned:
+            warned = True
+            _warn(texts[cut], encodings[cut], max_length)
+        table = lambda name, dtype: np.asarray([getattr(e, name) for e in encodings], dtype).reshape(-1, max_length)
+        return dict(tokens=table("ids", np.int32), token_mask=table("attention_mask", bool))
 
     return tokenize
+
+
+def _warn(text: str, encoding: Encoding, max_length: int) -> None:
+    """Says what of a text is lost."""
+    real = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+    end = max((stop for (_, stop), special in real if not special), default=0)
+    short = lambda s: s if len(s) <= SHOWN else f"{s[:SHOWN]}..."
+    logging.warning(
+        "the text %r is longer than the text encoder's %d tokens; this part is cut: %r (later texts are cut silently)",
+        short(text),
+        max_length,
+        short(text[end:].strip()),
+    )
+
+
+def _open(folder: Path) -> tuple[Tokenizer, str]:
+    """A folder's tokenizer and its padding token."""
+    has = lambda names: all((folder / name).is_file() for name in names)
+    if has(JSON):
+        tokenizer = read_tokenizer(folder)
+        return tokenizer, _pad_token(folder) or (T5_PAD if tokenizer.token_to_id(END) is None else END)
+    try:
+        if has(BPE):
+            from transformers import CLIPTokenizer
+
+            slow = CLIPTokenizer.from_pretrained(folder)
+        elif has(SPIECE):
+            slow = _t5_tokenizer(folder)
+        else:
+            needed = ", or ".join(" with ".join(names) for names in LAYOUTS)
+            raise UserError(f"{str(folder)!r} has no tokenizer; needs {needed}")
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise no narrower type
+        raise UserError(f"the tokenizer in {str(folder)!r} is damaged ({error}); download it again") from error
+    return slow.backend_tokenizer, slow.pad_token
+
+
+def _t5_tokenizer(folder: Path) -> "transformers.T5Tokenizer":
+    """As transformers makes it from spiece.model, for which it would need the sentencepiece library."""
+    from transformers import T5Tokenizer
+
+    spiece = read_spiece(folder / "spiece.model")
+    path = folder / "tokenizer_config.json"
+    extra_ids = read_json(path).get("extra_ids", 100) if path.is_file() else 100
+    sentinels = [f"<extra_id_{i}>" for i in reversed(range(extra_ids))]
+    return T5Tokenizer(
+        vocab=[*spiece.vocab, *((sentinel, 0.0) for sentinel in sentinels)],
+        _spm_precompiled_charsmap=spiece.charsmap or None,
+        extra_ids=extra_ids,
+        additional_special_tokens=[
+            *(AddedToken(piece, normalized=False, special=control) for piece, control in spiece.added),
+            *sentinels,
+        ],
+    )
 
 
 def read_tokenizer(folder: str | Path) -> Tokenizer:
@@ -55,41 +158,14 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
         raise UserError(f"{path} is damaged ({error}); download or build it again") from error
 
 
-def _pad_token(folder: Path) -> str:
-    """The padding token that tokenizer_config.json or special_tokens_map.json names, else CLIP's own."""
+def _pad_token(folder: Path) -> str | None:
+    """The padding token that tokenizer_config.json or special_tokens_map.json names."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
             pad = read_json(folder / name).get("pad_token")
             if pad:
                 return pad["content"] if isinstance(pad, dict) else pad
-    return END
-
-
-def _fast(tokenizer: Tokenizer, pad: str, max_length: int) -> Callable:
-    """Encoder by tokenizer.json itself."""
-    if tokenizer.token_to_id(pad) is None:
-        raise UserError(f"padding token {pad!r} is not in tokenizer.json; correct tokenizer_config.json")
-    tokenizer.enable_truncation(max_length)
-    tokenizer.enable_padding(length=max_length, pad_token=pad, pad_id=tokenizer.token_to_id(pad))
-
-    def encode(texts: list[str]) -> tuple[list, list]:
-        encodings = tokenizer.encode_batch(texts)
-        return [e.ids for e in encodings], [e.attention_mask for e in encodings]
-
-    return encode
-
-
-def _by_transformers(folder: Path, max_length: int) -> Callable:
-    """Encoder by transformers, for folders that have only vocab.json and merges.txt."""
-    from transformers import CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(folder)
-
-    def encode(texts: list[str]) -> tuple[list, list]:
-        out = tokenizer(texts, padding="max_length", truncation=True, max_length=max_length)
-        return out["input_ids"], out["attention_mask"]
-
-    return encode
+    return None
 
 
 def train_bpe(captions: Iterable[str], vocab_size: int, max_length: int, out_dir: str | Path) -> None:
