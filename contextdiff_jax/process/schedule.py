@@ -78,13 +78,24 @@ def scaled_linear(
     return _from_betas(np.linspace(beta_start**0.5, beta_end**0.5, T) ** 2)
 
 
-def zero_terminal_snr(s: Schedule) -> Schedule:
-    """Lin et al. 2024, Algorithm 1: the same schedule with alpha_bar_T = 0 exactly and alpha_bar_1 kept."""
+def from_betas(betas: np.ndarray) -> Schedule:
+    """The schedule of beta_1..beta_T, [T], each strictly between 0 and 1."""
+    betas = np.asarray(betas, np.float64)
+    if betas.ndim != 1 or not betas.size or not np.all((betas > 0) & (betas < 1)):
+        raise UserError(f"betas of shape {betas.shape} must be one row of numbers strictly between 0 and 1")
+    return _from_betas(betas)
+
+
+def zero_terminal_snr(s: Schedule, terminal: float = 0.0) -> Schedule:
+    """Lin et al. 2024, Algorithm 1: the same schedule with alpha_bar_T = 0 exactly and alpha_bar_1 kept.
+
+    `terminal` is written over that alpha_bar_T = 0 afterwards, for peers that store a tiny number there.
+    """
     root = np.sqrt(np.asarray(s.alpha_bar, np.float64))
     first, last = root[1], root[-1]
     if s.num_timesteps > 1:
         root[1:] = (root[1:] - last) * (first / (first - last))
-    root[-1] = 0.0
+    root[-1] = terminal**0.5
     return _from_alpha_bar(root**2)
 
 

@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from contextdiff_jax.process.chart import Chart
 from contextdiff_jax.process.forward import check_eta, ddim_posterior, effective_noise
 from contextdiff_jax.process.schedule import Schedule, gather
-from contextdiff_jax.samplers.loop import run, timesteps
+from contextdiff_jax.samplers.loop import moves, run
 from contextdiff_jax.types import Array
 
 
@@ -18,7 +19,7 @@ def ddim(
     num_steps: int,
     eta: float = 0.0,
     *,
-    spacing: str = "uniform",
+    spacing: str | np.ndarray = "uniform",
     steps_offset: int = 0,
 ) -> Array:
     """Samples x0 [B, ...] from x_T by Eq. 18 with x0_hat in the place of x0.
@@ -30,21 +31,22 @@ def ddim(
         x_T: standard normal noise [B, ...].
         num_steps: network evaluations, 1..T.
         eta: 0 is deterministic, 1 the ancestral sampler.
-        spacing: uniform, trailing or leading; see `samplers.timesteps`.
+        spacing: uniform, trailing or leading, see `samplers.timesteps`; or the times themselves, see
+            `samplers.moves`.
         steps_offset: of leading spacing.
 
     Raises:
         UserError: num_steps, eta or spacing out of range.
     """
     check_eta(eta)
-    grid = timesteps(s.num_timesteps, num_steps, spacing, steps_offset=steps_offset)
+    rows = moves(s.num_timesteps, num_steps, spacing, steps_offset=steps_offset)
 
     def step(x, memory, t, s_index, key):
         update = lambda y, x0_hat: ddim_posterior(s, y, x0_hat, 0.0, 0.0, t, s_index, eta).sample(key)
         x, _ = chart.move(x, t, s_index, update)
         return x, memory
 
-    return run(step, key, x_T, grid, s)
+    return run(step, key, x_T, rows, s)
 
 
 def flow(chart: Chart, s: Schedule, x: Array, x0_hat: Array, t: Array, s_index: Array) -> Array:
@@ -58,12 +60,19 @@ def flow(chart: Chart, s: Schedule, x: Array, x0_hat: Array, t: Array, s_index: 
 
 
 def ddim_invert(
-    chart: Chart, s: Schedule, x0: Array, num_steps: int, *, spacing: str = "uniform", steps_offset: int = 0
+    chart: Chart,
+    s: Schedule,
+    x0: Array,
+    num_steps: int,
+    *,
+    spacing: str | np.ndarray = "uniform",
+    steps_offset: int = 0,
 ) -> Array:
-    """The deterministic trajectory from x0 up to x_T; without a shift, diffusers' inverse DDIM.
+    """The deterministic trajectory from x0 up to x_T; without a shift and for eps-networks, diffusers' inverse DDIM.
 
     A step from s up to t shows the network x_s but the target time t, which keeps t = 0, where 1 - alpha_bar
-    = 0, out of every denominator.
+    = 0, out of every denominator. What it answers is read at the level of noise that it was told; diffusers reads it
+    at that of x_s, which for x0- and v-networks is another thing.
 
     Args:
         chart: as for `ddim`.
@@ -76,16 +85,16 @@ def ddim_invert(
     Returns:
         [num_steps + 1, B, ...], x0 first.
     """
-    grid = timesteps(s.num_timesteps, num_steps, spacing, steps_offset=steps_offset)[::-1].copy()
+    rows = moves(s.num_timesteps, num_steps, spacing, steps_offset=steps_offset)[::-1]
     x0 = jnp.asarray(x0, jnp.result_type(x0, s.alpha_bar))
 
     def body(x, times):
-        s_index, t = (jnp.full(x.shape[:1], i) for i in times)
+        t, s_index = (jnp.full(x.shape[:1], i) for i in times)
         x0_hat = chart.f(x, t)
         new = chart.carry(x, x0_hat, s_index, t, lambda y: _ascend(s, y, x0_hat, s_index, t)).astype(x.dtype)
         return new, new
 
-    _, trajectory = jax.lax.scan(body, x0, (jnp.asarray(grid[:-1]), jnp.asarray(grid[1:])))
+    _, trajectory = jax.lax.scan(body, x0, jnp.asarray(rows))
     return jnp.concatenate([x0[None], trajectory])
 
 

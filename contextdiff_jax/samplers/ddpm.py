@@ -1,5 +1,7 @@
 """Ancestral sampling: Eq. 7."""
 
+import numpy as np
+
 from contextdiff_jax.process.chart import Chart
 from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.samplers.ddim import ddim
@@ -13,7 +15,7 @@ def ddpm(
     x_T: Array,
     num_steps: int,
     *,
-    spacing: str = "uniform",
+    spacing: str | np.ndarray = "uniform",
     steps_offset: int = 0,
 ) -> Array:
     """Samples x0 [B, ...] from x_T by Eq. 3 with x0_hat in the place of x0.

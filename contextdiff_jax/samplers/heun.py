@@ -1,11 +1,12 @@
 """Heun's second-order method, in any chart."""
 
 import jax
+import numpy as np
 
 from contextdiff_jax.process.chart import Chart
 from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.samplers.ddim import flow
-from contextdiff_jax.samplers.loop import run, timesteps
+from contextdiff_jax.samplers.loop import moves, run
 from contextdiff_jax.types import Array
 
 
@@ -16,7 +17,7 @@ def heun(
     x_T: Array,
     num_steps: int,
     *,
-    spacing: str = "uniform",
+    spacing: str | np.ndarray = "uniform",
     steps_offset: int = 0,
 ) -> Array:
     """Samples x0 [B, ...] with two network evaluations per step, one in the last.
@@ -27,7 +28,7 @@ def heun(
     unstable wherever alpha_bar_T is small. At s = 0 there is no second prediction. Arguments and errors are
     those of `ddim`; the key has no influence.
     """
-    grid = timesteps(s.num_timesteps, num_steps, spacing, steps_offset=steps_offset)
+    rows = moves(s.num_timesteps, num_steps, spacing, steps_offset=steps_offset)
 
     def step(x, memory, t, s_index, key):
         x0_hat = chart.f(x, t)
@@ -38,4 +39,4 @@ def heun(
 
         return jax.lax.cond(s_index[0] > 0, correct, lambda x_s: x_s, x_s), memory
 
-    return run(step, key, x_T, grid, s)
+    return run(step, key, x_T, rows, s)

@@ -1,4 +1,4 @@
-"""What the samplers share: the grid of times and the scan over it."""
+"""What the samplers share: the times they visit and the scan over them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,12 +20,13 @@ Step = Callable[[Array, Any, Array, Array, Array], tuple[Array, Any]]
 def timesteps(T: int, num_steps: int, spacing: str = "uniform", *, steps_offset: int = 0) -> np.ndarray:
     """The times that sampling visits, falling from T (or near it) to 0.
 
+    All three spacings are diffusers' with t = theirs + 1, since our t = 0 is clean data, down to how they round.
+
     Args:
         T: number of timesteps of the process.
         num_steps: network evaluations, 1..T.
-        spacing: uniform (evenly from T to 1), trailing (multiples of T / num_steps) or leading (multiples of
-            T // num_steps, plus 1). The last two are diffusers' with t = theirs + 1, since our t = 0 is clean
-            data.
+        spacing: uniform (evenly from T to 1; their linspace), trailing (multiples of T / num_steps) or leading
+            (multiples of T // num_steps, plus 1).
         steps_offset: added to the times of leading spacing (Stable Diffusion: 1).
 
     Returns:
@@ -34,14 +35,15 @@ def timesteps(T: int, num_steps: int, spacing: str = "uniform", *, steps_offset:
     Raises:
         UserError: num_steps, spacing or steps_offset out of range.
     """
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int | np.integer) or not 1 <= num_steps <= T:
-        raise UserError(f"num_steps={num_steps!r} must be an integer from 1 to the process's T={T}")
+    check_num_steps(T, num_steps)
     if spacing not in SPACINGS:
         raise UserError(f"spacing {spacing!r} is unknown; accepted: {', '.join(SPACINGS)}")
     if spacing == "uniform":
-        times = np.linspace(T, 1, num_steps)
+        # Counted from below, which decides where a half is rounded to; a single step starts at T.
+        times = np.rint(np.linspace(0, T - 1, num_steps))[::-1] + 1 if num_steps > 1 else [T]
     elif spacing == "trailing":
-        times = T - T / num_steps * np.arange(num_steps)
+        # arange may add a zero at the end by rounding
+        times = np.arange(T, 0, -T / num_steps)[:num_steps]
     else:
         times = np.arange(num_steps)[::-1] * (T // num_steps) + 1 + steps_offset
         if not 0 <= steps_offset <= T - 1 - (num_steps - 1) * (T // num_steps):
@@ -49,19 +51,54 @@ def timesteps(T: int, num_steps: int, spacing: str = "uniform", *, steps_offset:
     return np.append(np.rint(times), 0).astype(np.int32)
 
 
-def run(step: Step, key: Array, x_T: Array, grid: np.ndarray, s: Schedule, memory: Any = None) -> Array:
-    """Scans `step` over the grid.
+def check_num_steps(T: int, num_steps: int) -> None:
+    """Refuses what is not a number of steps from 1 to T."""
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int | np.integer) or not 1 <= num_steps <= T:
+        raise UserError(f"num_steps={num_steps!r} must be an integer from 1 to the process's T={T}")
+
+
+def moves(T: int, num_steps: int, spacing: str | np.ndarray = "uniform", *, steps_offset: int = 0) -> np.ndarray:
+    """Where each step of a sampler starts and ends, rows (t, s), int32 [num_steps, 2].
+
+    Args:
+        T: number of timesteps of the process.
+        num_steps: network evaluations.
+        spacing: a name, see `timesteps`; or falling times [num_steps + 1]; or the rows themselves.
+        steps_offset: of leading spacing.
+
+    Raises:
+        UserError: as `timesteps`; times of another shape or type, or out of order.
+    """
+    check_num_steps(T, num_steps)
+    if isinstance(spacing, str):
+        times = timesteps(T, num_steps, spacing, steps_offset=steps_offset)
+    else:
+        times = np.asarray(spacing)
+        if not np.issubdtype(times.dtype, np.integer) or times.shape not in ((num_steps + 1,), (num_steps, 2)):
+            raise UserError(
+                f"spacing is an array of {times.dtype}, shape {times.shape}; pass a name ({', '.join(SPACINGS)}), "
+                f"integer times [{num_steps + 1}] or rows (t, s) [{num_steps}, 2]"
+            )
+    rows = times if times.ndim == 2 else np.stack([times[:-1], times[1:]], axis=1)
+    t, s = rows.T
+    if not (np.all(np.diff(t) < 0) and np.all((0 <= s) & (s <= t)) and 1 <= t[-1] and t[0] <= T):
+        raise UserError(f"spacing holds times out of order: each step goes from t in 1..{T}, falling, to s in 0..t")
+    return rows.astype(np.int32)
+
+
+def run(step: Step, key: Array, x_T: Array, rows: np.ndarray, s: Schedule, memory: Any = None) -> Array:
+    """Scans `step` over the moves.
 
     Args:
         step: one move from t to s.
         key: split into one per step.
         x_T: start [B, ...].
-        grid: times [n + 1].
+        rows: moves [n, 2].
         s: schedule; x is carried in its precision or better.
         memory: initial value of whatever the sampler remembers, a pytree.
 
     Returns:
-        x at the last time of the grid.
+        x at the end of the last move.
     """
     x_T = jnp.asarray(x_T, jnp.result_type(x_T, s.alpha_bar))
 
@@ -72,6 +109,6 @@ def run(step: Step, key: Array, x_T: Array, grid: np.ndarray, s: Schedule, memor
         # Networks may answer in another precision; the carried one stays.
         return jax.tree.map(lambda n, old: jnp.asarray(n, old.dtype), new, carry), None
 
-    keys = jax.random.split(key, len(grid) - 1)
-    (x, _), _ = jax.lax.scan(body, (x_T, memory), (jnp.asarray(grid[:-1]), jnp.asarray(grid[1:]), keys))
+    keys = jax.random.split(key, len(rows))
+    (x, _), _ = jax.lax.scan(body, (x_T, memory), (jnp.asarray(rows[:, 0]), jnp.asarray(rows[:, 1]), keys))
     return x

@@ -135,3 +135,16 @@ def test_from_config_names_every_schedule():
     config.schedule = "sine"
     with pytest.raises(UserError, match="cosine, linear, scaled_linear"):
         schedule.from_config(config)
+
+
+def test_from_betas_and_a_terminal_above_zero(x64):
+    betas = [0.1, 0.3, 0.2]
+    s = schedule.from_betas(betas)
+    np.testing.assert_allclose(s.alpha_bar, product_of_alphas(betas), rtol=1e-14)
+    chex.assert_trees_all_close(schedule.from_betas(np.linspace(1e-3, 0.3, 7)), schedule.linear(7, 1e-3, 0.3))
+    zero, tiny = schedule.zero_terminal_snr(s), schedule.zero_terminal_snr(s, 2.0**-24)
+    assert zero.alpha_bar[-1] == 0.0 and tiny.alpha_bar[-1] == 2.0**-24
+    np.testing.assert_array_equal(zero.alpha_bar[:-1], tiny.alpha_bar[:-1])
+    for bad in ([], [0.1, 1.0], [0.1, 0.0], [[0.1]], [np.nan]):
+        with pytest.raises(UserError, match="strictly between 0 and 1"):
+            schedule.from_betas(bad)
