@@ -1,4 +1,4 @@
-"""Tokenisation against transformers' CLIPTokenizer, and the BPE that the mini CLIP is trained with."""
+"""Tokenisation against transformers' own for CLIP and T5, and the BPE that the mini CLIP is trained with."""
 
 import json
 import subprocess
@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import transformers
 
+from transformers.convert_slow_tokenizer import import_protobuf
+
 from contextdiff_jax.data import captions
+from contextdiff_jax.encoders.spiece import read_spiece
 from contextdiff_jax.encoders.tokenizers import END, START, load_tokenizer, train_bpe
 from contextdiff_jax.errors import UserError
 
@@ -29,6 +32,9 @@ TEXTS = [
     "word " * 500,
     "x" * 3000,
     "\u200bzero\u200d width \x00 control",
+    "MiXeD CaSe  with  double  spaces ",
+    "</s> hi</s> <pad> <unk> <extra_id_0> <extra_id_99><extra_id_100> ▁a",
+    "Ａ１ ﬃ x²",
 ]
 
 
@@ -81,12 +87,126 @@ def test_folder_saved_by_transformers(openai_style, tmp_path):
     assert_same(tmp_path, tokenizer)
 
 
-def test_another_padding_token(openai_style, tmp_path):
-    """Stable Diffusion 2 pads with "!"."""
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(openai_style, pad_token="!")
-    tokenizer.save_pretrained(tmp_path)
+@pytest.mark.parametrize("layout", ["tokenizer.json", "vocab.json", "only named in the config"])
+def test_another_padding_token(openai_style, tmp_path, layout):
+    """Stable Diffusion 2 pads with "!", which is then special in a text as well."""
+    pad = {} if layout == "only named in the config" else dict(pad_token="!")
+    transformers.CLIPTokenizer.from_pretrained(openai_style, **pad).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | dict(pad_token="!")))
+    if layout == "vocab.json":
+        (tmp_path / "tokenizer.json").unlink()
+        for name in ("vocab.json", "merges.txt"):
+            (tmp_path / name).write_bytes((openai_style / name).read_bytes())
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(tmp_path)
     assert_same(tmp_path, tokenizer)
     assert load_tokenizer(tmp_path, LENGTH)([""])["tokens"][0, -1] == tokenizer.convert_tokens_to_ids("!")
+
+
+@pytest.fixture(scope="module")
+def unigram():
+    """(piece, log probability) of T5's kind: control pieces first, then words and letters."""
+    words = [f"▁{word}" for caption in captions("demo") for word in caption.split()]
+    words += ["▁", *"abcdefghijklmnopqrstuvwxyzA.,!ﬁé½²", "fi", "▁fi", "只", "红色", "猫", "😀", "ing", "▁it", "'s"]
+    scored = [(word, -1.0 - 0.01 * i - 1 / len(word)) for i, word in enumerate(dict.fromkeys(words))]
+    return [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *scored]
+
+
+@pytest.fixture(scope="module")
+def t5_tokenizer(unigram):
+    return transformers.T5Tokenizer(vocab=[*unigram, *((f"<extra_id_{i}>", 0.0) for i in range(99, -1, -1))])
+
+
+def test_t5_from_tokenizer_json(t5_tokenizer, tmp_path):
+    t5_tokenizer.save_pretrained(tmp_path)
+    assert (tmp_path / "tokenizer.json").is_file()
+    assert_same(tmp_path, transformers.AutoTokenizer.from_pretrained(tmp_path))
+    assert_same(tmp_path, t5_tokenizer)
+    assert list(load_tokenizer(tmp_path, LENGTH)([""])["tokens"][0, :3]) == [1, 0, 0]
+
+
+def spiece_file(unigram, **trainer) -> bytes:
+    """spiece.model by Google's own description of the format."""
+    proto = import_protobuf().ModelProto()
+    kinds = {"<pad>": 3, "</s>": 3, "<unk>": 2}  # control, control, unknown; all others are normal
+    for piece, score in unigram:
+        proto.pieces.add(piece=piece, score=score, type=kinds.get(piece, 1))
+    for name, value in (dict(model_type=1, unk_id=2, vocab_size=len(unigram)) | trainer).items():
+        setattr(proto.trainer_spec, name, value)
+    proto.normalizer_spec.name = "identity"
+    return proto.SerializeToString()
+
+
+def test_t5_from_spiece_model(unigram, t5_tokenizer, tmp_path):
+    (tmp_path / "spiece.model").write_bytes(spiece_file(unigram))
+    assert_same(tmp_path, t5_tokenizer)
+    read = read_spiece(tmp_path / "spiece.model")
+    assert [piece for piece, _ in read.vocab] == [piece for piece, _ in unigram]
+    np.testing.assert_array_equal(*(np.float32([score for _, score in vocab]) for vocab in (read.vocab, unigram)))
+    assert read.added == [("<pad>", True), ("</s>", True)]
+
+
+def test_number_of_sentinels_comes_from_the_config(unigram, tmp_path):
+    (tmp_path / "spiece.model").write_bytes(spiece_file(unigram))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(dict(extra_ids=3)))
+    tokens = load_tokenizer(tmp_path, LENGTH)(["<extra_id_2> <extra_id_0>", "<extra_id_3>"])["tokens"]
+    assert list(tokens[0, :2]) == [len(unigram), len(unigram) + 2]
+    assert tokens[1].max() < len(unigram)
+
+
+def test_spiece_model_equals_transformers_with_sentencepiece(tmp_path):
+    """Trained by the library itself, with its table of characters and symbols of the user's."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    (tmp_path / "texts").write_text("\n".join(["red ﬁ ２ ½ é 猫 😀", *captions("demo")] * 9), "utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "texts"),
+        model_prefix=str(tmp_path / "spiece"),
+        vocab_size=150,
+        hard_vocab_limit=False,
+        user_defined_symbols=["red", "<tag>"],
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    assert len(read_spiece(tmp_path / "spiece.model").charsmap) > 1000
+    assert_same(tmp_path, transformers.T5Tokenizer.from_pretrained(tmp_path))
+
+
+def test_damaged_spiece_models_are_one_line_errors(unigram, tmp_path):
+    whole = spiece_file(unigram)
+    for content in (b"", b"not a message", whole[: len(whole) // 2], b"\xff" * 50):
+        (tmp_path / "spiece.model").write_bytes(content)
+        with pytest.raises(UserError, match="spiece.model is damaged") as error:
+            load_tokenizer(tmp_path, LENGTH)
+        assert "\n" not in str(error.value)
+    (tmp_path / "spiece.model").write_bytes(spiece_file(unigram, model_type=2))
+    with pytest.raises(UserError, match="spiece.model is not a unigram vocabulary"):
+        load_tokenizer(tmp_path, LENGTH)
+
+
+@pytest.mark.parametrize(
+    "text, lost",
+    [
+        ("A red apple On a " + "Blue " * 17 + "Background, 😀 at night", "Background, 😀 at night"),
+        ("a red apple on a blue background", None),
+    ],
+)
+def test_what_is_cut_is_logged_once(trained, caplog, text, lost):
+    tokenize = load_tokenizer(trained, LENGTH)
+    for _ in range(2):
+        tokenize(["short", text])
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == (lost is not None)
+    if lost:
+        assert repr(text) in warnings[0] and f"cut: {lost!r}" in warnings[0]
+
+
+def test_what_t5_cuts_is_logged(t5_tokenizer, tmp_path, caplog):
+    t5_tokenizer.save_pretrained(tmp_path)
+    load_tokenizer(tmp_path, 4)(["a red apple on a blue background"])
+    assert "cut: 'on a blue background'" in caplog.text
 
 
 def test_mask_covers_start_words_and_end(trained):
@@ -140,6 +260,7 @@ def test_any_text_survives_in_bytes(trained):
         ({}, "no tokenizer"),
         ({"vocab.json": "{}"}, "no tokenizer"),
         ({"tokenizer.json": "{"}, "tokenizer.json is damaged"),
+        ({"vocab.json": "{", "merges.txt": ""}, "the tokenizer in .* is damaged"),
     ],
 )
 def test_unusable_folders(tmp_path, files, words):
