@@ -274,11 +274,8 @@ def _write_shard(path: Path, part: dict[str, tuple[tuple[str, ...], Array]], dty
     order = lambda name: np.argsort(flax_axes(part[name][0], part[name][1].ndim)).astype(int)
 
     def value_of(name: str) -> np.ndarray:
-        value = part[name][1]
-        if isinstance(value, jax.Array):
-            value = jax.device_get(jnp.copy(value))  # a jax array keeps the host's copy as long as it lives itself
-        value = np.asarray(value).transpose(order(name))
-        out = np.array(value, dtype, order="C")
+        value = _on_host(part[name][1]).transpose(order(name))
+        out = np.ascontiguousarray(value, dtype)
         if value.dtype != dtype and not np.isfinite(out).all() and np.isfinite(value).all():
             largest = float(np.abs(value).max())
             raise UserError(f"{name} has values up to {largest:.3g}, too large for {dtype.name}; write bfloat16")
@@ -286,6 +283,13 @@ def _write_shard(path: Path, part: dict[str, tuple[tuple[str, ...], Array]], dty
 
     with np.errstate(over="ignore"):
         write_file(path, {name: tuple(part[name][1].shape[a] for a in order(name)) for name in part}, dtype, value_of)
+
+
+def _on_host(value: Array) -> np.ndarray:
+    """The value, without leaving a copy in the host's memory: an array on a device keeps what was fetched of it."""
+    if isinstance(value, jax.Array) and any(device.platform != "cpu" for device in value.devices()):
+        value = jnp.copy(value)
+    return np.asarray(jax.device_get(value))
 
 
 def write_model_card(

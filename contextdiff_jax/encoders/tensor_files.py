@@ -7,6 +7,7 @@ memory, and its writer wants all tensors at once. Layout: 8 bytes with the lengt
 import dataclasses
 import json
 import math
+import mmap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-CHUNK = 1 << 24  # bytes that are read at once where values are converted
+CHUNK = 1 << 22  # bytes that are read at once where values are converted
+OWN_PAGES = 1 << 20  # bytes from which an array has pages of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,7 @@ def read_header(file: Path) -> dict[str, Stored]:
 def read_tensor(stored: Stored, axes: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """The values of a tensor, with its axes in the order `axes`; needs `CHUNK` bytes beside the result."""
     source, dtype = DTYPES[stored.code], np.dtype(dtype)
-    out = np.empty([stored.shape[axis] for axis in axes], dtype)
+    out = _empty([stored.shape[axis] for axis in axes], dtype)
     with open(stored.file, "rb") as handle:
         handle.seek(stored.offset)
         if dtype == source and axes == tuple(range(len(axes))):
@@ -85,6 +87,17 @@ def read_tensor(stored: Stored, axes: tuple[int, ...], dtype: np.dtype) -> np.nd
             handle.readinto(_bytes(chunk))
             view[start : start + rows] = chunk
     return out
+
+
+def _empty(shape: list[int], dtype: np.dtype) -> np.ndarray:
+    """An array to be filled.
+
+    Large ones are pages of their own, which go back to the system at once when freed, unlike malloc's; and they are
+    aligned, so that jax on a CPU takes them over without a copy.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    memory = mmap.mmap(-1, size) if size >= OWN_PAGES else np.empty(size, np.uint8)
+    return np.frombuffer(memory, np.uint8).view(dtype).reshape(shape)
 
 
 def write_file(
