@@ -62,6 +62,7 @@ def base(task: str) -> ConfigDict:
             keep=3,
             keep_every=0,
             preview_every=0,
+            trainable=(".*",),  # regular expressions of parameter names; what none is found in stays as it is
         )
     )
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))

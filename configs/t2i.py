@@ -5,6 +5,8 @@
     python -m contextdiff_jax.main --config=configs/t2i.py:small      # 64 x 64, every named emoji, one GPU, an hour
     python -m contextdiff_jax.main --config=configs/t2i.py:paper      # Table 7 of the paper, a pod
     python -m contextdiff_jax.main --config=configs/t2i.py:folder --config.data.path=DIR   # your captioned images
+    python -m contextdiff_jax.main --config=configs/t2i.py:sd --config.model.pretrained=SD_FOLDER \\
+        --config.data.path=DIR --config.space.latents=LATENTS --mode=encode   # once; then the same without --mode
 """
 
 from ml_collections import ConfigDict
@@ -16,6 +18,20 @@ def get_config(preset: str | None = None) -> ConfigDict:
     """The demo, or the preset named after the colon."""
     config = base("diffusion")
     config.encoder = ConfigDict(dict(clip="builtin:clip_mini"))
+    config.condition = ConfigDict(
+        dict(
+            kind="text",  # text | class | none
+            encoder="",  # folder of a CLIP or T5; empty: Stable Diffusion's own, else the text tower of encoder.clip
+        )
+    )
+    config.space = ConfigDict(
+        dict(
+            kind="pixels",  # pixels | latents (of the autoencoder in model.pretrained)
+            latents="",  # folder that --mode=encode fills
+            precomputed=True,  # train on its latents; False encodes the images in every step
+            rgb="linear",  # what the adapter's CLIP sees of latents: linear (map fitted by --mode=encode) | decode
+        )
+    )
     config.process = ConfigDict(
         dict(
             schedule="cosine",  # cosine | linear | scaled_linear
@@ -27,6 +43,8 @@ def get_config(preset: str | None = None) -> ConfigDict:
     )
     config.model = ConfigDict(
         dict(
+            backbone="unet",  # unet | vdm | sd
+            pretrained="",  # sd: a Stable Diffusion folder in the diffusers layout
             channels=64,
             multipliers=(1, 2, 3),
             num_blocks=1,
@@ -41,7 +59,15 @@ def get_config(preset: str | None = None) -> ConfigDict:
         )
     )
     config.adapter = ConfigDict(
-        dict(enabled=True, depth=4, num_heads=8, width=64, patch_size=4, bound=1.0)  # bound 0: free
+        dict(
+            enabled=True,
+            features="clip",  # clip (image tokens of encoder.clip) | patches (the sample's own)
+            depth=4,
+            num_heads=8,
+            width=64,
+            patch_size=4,
+            bound=1.0,  # 0: free
+        )
     )
     config.loss = ConfigDict(
         dict(
@@ -77,7 +103,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
     config.ema.decay = 0.99
     config.train.num_steps = 900
     config.train.preview_every = 450
-    return apply_preset(config, preset, {"tiny": tiny, "small": small, "paper": paper, "folder": folder})
+    return apply_preset(config, preset, {"tiny": tiny, "small": small, "paper": paper, "folder": folder, "sd": sd})
 
 
 def tiny(config: ConfigDict) -> None:
@@ -172,3 +198,36 @@ def folder(config: ConfigDict) -> None:
     config.data.preset = ""
     config.data.batch_size = 64
     config.data.horizontal_flip = True
+
+
+def sd(config: ConfigDict) -> None:
+    """The adapter on top of Stable Diffusion 1.x or 2.x (a folder in the diffusers layout), on captioned images.
+
+    Trained: `train.trainable`; ("^adapter/",) the adapter alone, (".*",) everything. For photographs give the adapter a
+    CLIP that knows them: --config.encoder.clip=FOLDER (ViT-B/32 in the paper).
+    """
+    config.model.backbone = "sd"
+    config.model.prediction = "pretrained"
+    config.model.remat = True
+    config.process.schedule = "pretrained"
+    config.space.kind = "latents"
+    config.data.source = "folder"
+    config.data.preset = ""
+    config.data.image_size = 512
+    config.data.batch_size = 4
+    config.adapter.width = 512
+    config.adapter.patch_size = 2
+    config.loss.weighting = "snr"  # the loss of the effective noise
+    config.train.trainable = ("^adapter/", "/attn2/")
+    config.train.num_steps = 2000
+    config.train.preview_every = 500
+    config.optim.lr = 1e-5
+    config.optim.b2 = 0.999
+    config.optim.schedule = "constant"
+    config.ema.decay = 0.999
+    config.sample.num_steps = 50
+    config.sample.spacing = "pretrained"
+    config.sample.guidance = 7.5
+    config.sample.threshold = "none"
+    config.sample.batch_size = 4
+    config.eval.bpd_images = 0  # a bound on the latents' likelihood says nothing about the images'

@@ -21,10 +21,13 @@ class Options:
 
     workdir: str
     prompts: tuple[str, ...] = ()
+    num_samples: int = 0
     prompts_file: str = ""
     seed: int = 0
     step: int | None = None
     out: str = ""
+    image: str = ""
+    strength: float = 0.8
     allow_config_change: bool = False
     coordinator: str = ""
     num_processes: int | None = None
@@ -128,18 +131,36 @@ def _pipeline(config: ConfigDict, options: Options):
 def sample(config: ConfigDict, options: Options) -> None:
     """Draws the prompts and writes every picture, and a grid with the captions under them."""
     from contextdiff_jax.pictures import caption_grid
-    from contextdiff_jax.pipeline import check_prompts
-
-    prompts = list(options.prompts) + read_prompts(options.prompts_file)
-    check_prompts(prompts)
+    prompts = asked_for(config, options)
     pipeline = _pipeline(config, options)
     default = Path(options.workdir) / "samples" / f"step-{pipeline.step}-seed-{options.seed}"
     out = make_folder(Path(options.out) if options.out else unused(default))
-    arrays = pipeline.sample_arrays(prompts, key=options.seed)
+    start = dict(image=options.image, strength=options.strength) if options.image else {}
+    arrays = pipeline.sample_arrays(prompts, key=options.seed, **start)
+    captions = prompts if isinstance(prompts, list) else [f"{i}" for i in range(prompts)]
     for i, image in enumerate(pipeline.to_images(arrays)):
         image.save(out / f"{i:04d}.png")
-    caption_grid(arrays, prompts, out / "grid.png")
-    print(f"{len(prompts)} pictures in {out}; all of them with their captions: {out / 'grid.png'}")
+    caption_grid(arrays, captions, out / "grid.png")
+    print(f"{len(captions)} pictures in {out}; all of them with their captions: {out / 'grid.png'}")
+
+
+def asked_for(config: ConfigDict, options: Options) -> list[str] | int:
+    """Every prompt as often as asked; for a model that takes no prompt, how many pictures.
+
+    Raises:
+        UserError: no prompt, an empty one, a negative number, or prompts where none are taken.
+    """
+    from contextdiff_jax.pipeline import check_prompts
+
+    if options.num_samples < 0:
+        raise UserError(f"--num_samples={options.num_samples} is negative; give how many pictures of each prompt")
+    prompts = list(options.prompts) + read_prompts(options.prompts_file)
+    if config.condition.kind != "none":
+        check_prompts(prompts)
+        return [prompt for prompt in prompts for _ in range(options.num_samples or 1)]
+    if prompts:
+        raise UserError("--prompt is given, but config.condition.kind='none' takes none; use --num_samples=16 instead")
+    return options.num_samples or 16
 
 
 def make_folder(path: Path) -> Path:
@@ -190,17 +211,36 @@ def evaluate(config: ConfigDict, options: Options) -> None:
 
 def export(config: ConfigDict, options: Options) -> None:
     """Writes what a user keeps of a training into --out."""
+    out = options.out or str(Path(options.workdir) / "export")
+    if config.task == "diffusion":
+        from contextdiff_jax import export as export_lib
+
+        pipeline = _pipeline(config, options)
+        export_lib.write(pipeline.config, pipeline.params, pipeline.step, out)
+        print(f"step {pipeline.step} exported to {out}; read it with contextdiff_jax.Pipeline.load({out!r})")
+        return
     from contextdiff_jax import task as task_lib
     from contextdiff_jax.training import checkpoint
 
     task = task_lib.build(config)
-    if not hasattr(task, "export"):
-        raise UserError(f"a run of task {config.task!r} has no export yet; Pipeline.load reads its workdir directly")
     params, saved, step = checkpoint.load_params(options.workdir, step=options.step)
     checkpoint.check_same_run(saved, config, options.workdir)
-    out = options.out or str(Path(options.workdir) / "export")
     task.export(params, out)
     print(f"step {step} exported to {out}")
+
+
+def encode(config: ConfigDict, options: Options) -> None:
+    """Encodes the images of a latent model's data to disk, once."""
+    if config.task != "diffusion" or config.space.kind != "latents":
+        raise UserError("--mode=encode is for latent diffusion (config.space.kind='latents'), e.g. configs/t2i.py:sd")
+    if not config.space.latents:
+        raise UserError("config.space.latents is empty; name the folder for the latents: --config.space.latents=FOLDER")
+    from contextdiff_jax import training
+    from contextdiff_jax.encoders.precompute import encode as encode_data
+    from contextdiff_jax.tasks.parts import latent_space
+
+    training.initialize_distributed(options.coordinator, options.num_processes, options.process_id)
+    encode_data(config, latent_space(config), Path(config.space.latents))
 
 
 def bench(config: ConfigDict, options: Options) -> None:
@@ -212,4 +252,4 @@ def bench(config: ConfigDict, options: Options) -> None:
     bench_adapter(config, Path(options.workdir))
 
 
-MODES = {"train": train, "sample": sample, "eval": evaluate, "export": export, "bench": bench}
+MODES = {"train": train, "sample": sample, "eval": evaluate, "export": export, "bench": bench, "encode": encode}

@@ -8,15 +8,20 @@ from ml_collections import ConfigDict
 from contextdiff_jax.errors import UserError
 
 CHOICES = {
-    "data.source": ("openmoji", "folder"),
-    "process.schedule": ("cosine", "linear", "scaled_linear"),
+    "data.source": ("openmoji", "folder", "digits", "cifar10"),
+    "condition.kind": ("text", "class", "none"),
+    "space.kind": ("pixels", "latents"),
+    "space.rgb": ("linear", "decode"),
+    "model.backbone": ("unet", "vdm", "sd"),
+    "adapter.features": ("clip", "patches"),
+    "process.schedule": ("cosine", "linear", "scaled_linear", "pretrained"),
     "model.dtype": ("auto", "float32", "bfloat16"),
-    "model.prediction": ("x0", "eps", "v"),
+    "model.prediction": ("x0", "eps", "v", "pretrained"),
     "loss.objective": ("simple", "posterior", "nelbo"),
     "loss.weighting": ("constant", "snr", "min_snr", "p2", "vlb"),
     "optim.schedule": ("constant", "cosine"),
     "sample.sampler": ("ddpm", "ddim", "heun", "dpmpp_2m"),
-    "sample.spacing": ("uniform", "trailing", "leading"),
+    "sample.spacing": ("uniform", "trailing", "leading", "pretrained"),
     "sample.threshold": ("none", "static", "dynamic"),
 }
 POSITIVE = """
@@ -86,6 +91,11 @@ def _check_sample(config: ConfigDict) -> None:
         raise UserError(f"config.sample.guidance={config.sample.guidance} is not finite; 1 is none, 3 to 7.5 are usual")
     if not 0 <= config.sample.eta <= 1:
         raise UserError(f"config.sample.eta={config.sample.eta} is outside 0..1; 0 is deterministic DDIM")
+    if config.condition.kind == "none" and config.sample.guidance != 1:
+        raise UserError(
+            f"config.sample.guidance={config.sample.guidance:g} needs a condition to guide by; with "
+            "config.condition.kind='none' it must be 1"
+        )
     if config.process.zero_terminal_snr and config.model.prediction == "eps":
         raise UserError(
             "config.process.zero_terminal_snr=True with config.model.prediction='eps' cannot work: at T the noise says "
@@ -107,6 +117,23 @@ def _check_range(flat: dict[str, Any], keys: str, holds: Callable[[Any], bool], 
 def _check_model(config: ConfigDict) -> None:
     """Sizes that must divide one another."""
     size, model, adapter = config.data.image_size, config.model, config.adapter
+    if (config.space.kind == "latents" or model.backbone == "sd") and not model.pretrained:
+        raise UserError(
+            "config.model.pretrained is empty; give the folder of a Stable Diffusion model in the diffusers layout"
+        )
+    for key in ("process.schedule", "model.prediction", "sample.spacing"):
+        section, name = key.split(".")
+        if config[section][name] == "pretrained" and not model.pretrained:
+            raise UserError(f"config.{key}='pretrained' needs config.model.pretrained, a folder in the diffusers layout")
+    if model.backbone == "unet":
+        _check_unet(config)
+    if adapter.enabled:
+        _check_adapter(config)
+
+
+def _check_unet(config: ConfigDict) -> None:
+    """Sizes of the pixel U-Net."""
+    size, model = config.data.image_size, config.model
     if not model.multipliers:
         raise UserError("config.model.multipliers=() leaves no level; give e.g. (1, 2, 3)")
     factor = model.patch_size * 2 ** (len(model.multipliers) - 1)
@@ -132,9 +159,12 @@ def _check_model(config: ConfigDict) -> None:
                     f"config.model.head_dim={model.head_dim} does not divide the {width} channels of level {level}, "
                     f"which attends ({key}); choose a divisor"
                 )
-    if not adapter.enabled:
-        return
-    if size % adapter.patch_size:
+
+
+def _check_adapter(config: ConfigDict) -> None:
+    """Sizes of the adapter."""
+    size, adapter = config.data.image_size, config.adapter
+    if config.space.kind == "pixels" and size % adapter.patch_size:
         raise UserError(
             f"config.data.image_size={size} is not divisible by config.adapter.patch_size={adapter.patch_size}"
         )

@@ -1,6 +1,6 @@
 """Command line: flags and mode dispatch.
 
-    python -m contextdiff_jax.main --config=configs/t2i.py[:preset] --workdir=DIR --mode=train|sample|eval|export|bench
+    python -m contextdiff_jax.main --config=configs/t2i.py[:preset] --workdir=DIR --mode=train|sample|eval|export|bench|encode
 """
 
 import sys
@@ -17,9 +17,12 @@ WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<c
 MODE = flags.DEFINE_enum("mode", "train", sorted(command_line.MODES), "What to do.")
 PROMPTS = flags.DEFINE_multi_string("prompt", [], "sample: what to draw; repeatable.")
 PROMPTS_FILE = flags.DEFINE_string("prompts_file", "", "sample: file with one prompt per line.")
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", 0, "sample: pictures of each prompt (1), or in all without prompts (16).")
 SEED = flags.DEFINE_integer("seed", 0, "sample, eval: seed of the pictures.")
 STEP = flags.DEFINE_integer("step", None, "sample, eval, export: checkpoint step; default the newest intact one.")
 OUT = flags.DEFINE_string("out", "", "sample, export: where the result goes; default inside the workdir.")
+IMAGE = flags.DEFINE_string("image", "", "sample: picture to start from.")
+STRENGTH = flags.DEFINE_float("strength", 0.8, "sample: how far --image is noised first, above 0 to 1.")
 ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
     "allow_config_change", False, "train: continue a run although its saved config differs."
 )
@@ -42,9 +45,12 @@ def main(argv: list[str]) -> None:
                 workdir=WORKDIR.value or command_line.default_workdir(FLAGS["config"].config_filename, CONFIG.value),
                 prompts=tuple(PROMPTS.value),
                 prompts_file=PROMPTS_FILE.value,
+                num_samples=NUM_SAMPLES.value,
                 seed=SEED.value,
                 step=STEP.value,
                 out=OUT.value,
+                image=IMAGE.value,
+                strength=STRENGTH.value,
                 allow_config_change=ALLOW_CONFIG_CHANGE.value,
                 coordinator=COORDINATOR.value,
                 num_processes=NUM_PROCESSES.value,

@@ -78,10 +78,11 @@ def draw_grid(
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """[N, H, W, 3] float in [-1, 1] -> uint8, clipped, NaN grey; uint8 passes through."""
+    """[N, H, W, 3 or 1] float in [-1, 1] -> uint8 [N, H, W, 3], clipped, NaN grey; uint8 keeps its values."""
     images = np.asarray(images)
-    if images.ndim != 4 or images.shape[-1] != 3:
-        raise UserError(f"images have shape {images.shape}; give [N, height, width, 3]")
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise UserError(f"images have shape {images.shape}; give [N, height, width, 3], or 1 for grey")
+    images = np.broadcast_to(images, (*images.shape[:-1], 3))
     if images.dtype == np.uint8:
         return images
     images = np.nan_to_num(images.astype(np.float32), nan=0.0)

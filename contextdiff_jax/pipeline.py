@@ -12,11 +12,19 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from contextdiff_jax import config as config_lib
+from contextdiff_jax import export, trees
 from contextdiff_jax import task as task_lib
+from contextdiff_jax.data.folder import read_image, square
+from contextdiff_jax.encoders.pretrained import read_config
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.training import checkpoint
+from contextdiff_jax.training.state import initial_params, stream
 from contextdiff_jax.types import Array, Params
+
+
+Picture = Image.Image | str | Path | np.ndarray
 
 
 class Pipeline:
@@ -28,92 +36,133 @@ class Pipeline:
     Attributes:
         task: the assembled model.
         params: {"denoiser", "adapter"}, the averaged ones unless asked otherwise.
+        frozen: the encoders' parameters.
         step: the training step they come from.
     """
 
     def __init__(self, task: DiffusionTask, params: Params, step: int):
         self.task, self.params, self.step = task, jax.device_put(params), step
-        self._frozen = jax.device_put(task.frozen)
+        self.frozen = jax.device_put(task.frozen)
         self._compiled = {}
 
     @classmethod
     def load(
         cls, path: str | Path, *, step: int | None = None, ema: bool = True, config: ConfigDict | None = None
     ) -> "Pipeline":
-        """Reads the newest intact checkpoint (or that of `step`) of a training run.
+        """Reads a trained model: a run's newest intact checkpoint (or that of `step`), an export, or a Stable Diffusion
+        1.x or 2.x folder in the diffusers layout as it is.
 
         Args:
-            path: the run's workdir.
+            path: the run's workdir, or the folder.
             step: training step; None takes the newest.
-            ema: the exponential moving average of the parameters, or the last ones.
+            ema: the exponential moving average of the parameters, or the last ones (an export holds one of them).
             config: None takes the run's own; otherwise one of the same model, whose `sample` and `eval` sections count.
 
         Raises:
             UserError: no such folder, no checkpoint, not a diffusion run, or another model's config.
         """
-        params, saved, step = checkpoint.load_params(path, step=step, ema=ema)
-        saved = ConfigDict(saved)
+        if export.is_export(path):
+            saved, step = export.read_config(path)
+            read = partial(export.read_networks, path, saved)
+        elif export.is_diffusers_pipeline(path):
+            saved, step, read = stable_diffusion_config(path), 0, lambda expected: {}
+        else:
+            params, saved, step = checkpoint.load_params(path, step=step, ema=ema)
+            saved, read = ConfigDict(saved), lambda expected: params
         if saved.task != "diffusion":
             raise UserError(f"{path} holds a run of the task {saved.task!r}; only diffusion runs can be sampled")
         if config is not None:
             saved = _with_sampling_of(saved, config, path)
-        return cls(task_lib.build(saved), params, step)
+        task = task_lib.build(saved)
+        expected = jax.eval_shape(task.init, stream(saved.seed, "init"))
+        return cls(task, _with_untrained(task, expected, read(expected)), step)
 
     @property
     def config(self) -> ConfigDict:
         """The config of the training run."""
         return self.task.config
 
-    def sample(self, prompts: str | Sequence[str], **options: Any) -> list[Image.Image]:
+    def sample(self, prompts: str | int | Sequence[str], **options: Any) -> list[Image.Image]:
         """One picture per prompt; the options are those of `sample_arrays`."""
         return self.to_images(self.sample_arrays(prompts, **options))
 
     @staticmethod
     def to_images(arrays: np.ndarray) -> list[Image.Image]:
-        """Pictures from [N, H, W, 3] in [-1, 1]."""
-        pixels = np.clip(np.rint((arrays + 1.0) * 127.5), 0, 255).astype(np.uint8)
-        return [Image.fromarray(p) for p in pixels]
+        """Pictures from [N, H, W, 3] or [N, H, W, 1] in [-1, 1]."""
+        return [Image.fromarray(pixels) for pixels in to_uint8(arrays)]
 
     def sample_arrays(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | int | Sequence[str],
         *,
         key: int | Array = 0,
         steps: int | None = None,
         guidance: float | None = None,
         sampler: str | None = None,
+        image: Picture | Sequence[Picture] | None = None,
+        strength: float = 0.8,
         **overrides: Any,
     ) -> np.ndarray:
-        """Pictures as float32 [N, H, W, 3] in [-1, 1].
+        """Pictures as float32 [N, H, W, C] in [-1, 1].
 
         Args:
-            prompts: one or several captions.
+            prompts: one or several captions, or classes; how many pictures, where the model takes no prompt.
             key: seed or jax key; picture i uses fold_in(key, i).
             steps: sampling steps; None takes config.sample.num_steps.
             guidance: guidance scale, 1 for none; None takes config.sample.guidance.
             sampler: ddpm, ddim, heun or dpmpp_2m; None takes config.sample.sampler.
+            image: start from this picture (PIL, path, or array uint8 or float in [-1, 1]), or from one per prompt, cropped
+                to the centre and resized: img2img.
+            strength: how far it is noised first, by the contextual forward process: the share of the steps taken.
             **overrides: any other key of the config's `sample` section, e.g. adapter=False, eta=1.0, batch_size=16.
 
         Raises:
             UserError: empty prompts, unknown options, more steps than the process has.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        check_prompts(prompts)
+        prompts = self.check_prompts(prompts)
         given = dict(num_steps=steps, guidance=guidance, sampler=sampler)
-        run, batch_size = self._sampler({k: v for k, v in given.items() if v is not None} | overrides)
+        given = {k: v for k, v in given.items() if v is not None} | overrides
+        starts = None if image is None else self._pictures(image, len(prompts))
+        run, batch_size = self._sampler(given, None if starts is None else strength)
         # A power of two keeps the number of compilations small when the number of prompts varies.
         batch_size = min(batch_size, 1 << (len(prompts) - 1).bit_length())
         root = jax.random.key(check_seed(key)) if isinstance(key, int | np.integer) else key
-        text = self.task.clip.tokenize(prompts)
+        condition = self.task.parts.condition.read(prompts)
         keys = jax.vmap(partial(jax.random.fold_in, root))(np.arange(len(prompts)))
         images = []
         for start in range(0, len(prompts), batch_size):
             rows = np.minimum(np.arange(start, start + batch_size), len(prompts) - 1)
-            out = run(self.params, self._frozen, text["tokens"][rows], text["token_mask"][rows], keys[rows])
+            part, start_from = {k: v[rows] for k, v in condition.items()}, None if starts is None else starts[rows]
+            out = run(self.params, self.frozen, part, keys[rows], start_from)
             images.append(np.asarray(out))
         return np.concatenate(images)[: len(prompts)]
 
-    def _sampler(self, overrides: dict[str, Any]):
+    def check_prompts(self, prompts: str | int | Sequence[str]) -> list[str]:
+        """The prompts as a list, one per picture.
+
+        Raises:
+            UserError: none, empty ones, or prompts for a model that takes none.
+        """
+        if self.task.parts.condition.takes_prompts:
+            prompts = [prompts] if isinstance(prompts, str) else prompts
+            if isinstance(prompts, int):
+                raise UserError(f"prompts={prompts}: this model draws what it is asked for; pass one or several texts")
+            check_prompts(list(prompts))
+            return list(prompts)
+        if not isinstance(prompts, int | np.integer) or prompts < 1:
+            raise UserError(f"prompts={prompts!r}: this model takes no prompt; pass how many pictures, e.g. 16")
+        return [""] * int(prompts)
+
+    def _pictures(self, image: Picture | Sequence[Picture], count: int) -> np.ndarray:
+        """Pictures to start from, float32 [count, H, W, 3] in [-1, 1]."""
+        images = [image] if isinstance(image, str | Path | Image.Image) or np.ndim(image) == 3 else list(image)
+        if len(images) not in (1, count):
+            raise UserError(f"{len(images)} images for {count} prompts; give one for all, or one for each")
+        size = self.config.data.image_size
+        arrays = np.stack([as_array(picture, size) for picture in images])
+        return np.broadcast_to(arrays, (count, *arrays.shape[1:]))
+
+    def _sampler(self, overrides: dict[str, Any], strength: float | None = None):
         """The jitted sampler under these overrides of config.sample, and its batch size."""
         config = ConfigDict(self.config.to_dict())
         for name, value in overrides.items():
@@ -125,14 +174,28 @@ class Pipeline:
             except TypeError as error:
                 raise UserError(f"sampling option {name}={value!r} has the wrong type: {error}") from error
         config_lib.check(config)
-        cache_key = json.dumps(config.sample.to_dict(), sort_keys=True)
+        if strength is not None and not 1 <= config.sample.num_steps * strength <= config.sample.num_steps:
+            least = 1 / config.sample.num_steps
+            raise UserError(f"strength={strength} of {config.sample.num_steps} steps; accepted: {least:.3g} to 1")
+        cache_key = json.dumps([config.sample.to_dict(), strength], sort_keys=True)
         if cache_key not in self._compiled:
-            self._compiled[cache_key] = jax.jit(partial(self.task.sample, sample=config.sample))
+            run = partial(self.task.sample, sample=config.sample, strength=strength)
+            self._compiled[cache_key] = jax.jit(run)
         return self._compiled[cache_key], config.sample.batch_size
 
 
 # What makes a config another model; all else about a run does not matter once it is trained.
-_MODEL_KEYS = ["task", "encoder.", "process.", "model.", "adapter.", "data.source", "data.preset", "data.image_size"]
+_MODEL_KEYS = """
+    task encoder. condition. space.kind process. model. adapter. data.source data.preset data.image_size train.trainable
+""".split()
+
+
+def _with_untrained(task: DiffusionTask, expected: Params, params: Params) -> Params:
+    """Parameters that were read together with those that training left as they were."""
+    have = set(trees.names(params))
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    places = jax.tree.map(lambda _: place, trees.select(expected, lambda name: name not in have))
+    return trees.merge(initial_params(task, places, task.config.seed) if places else {}, params)
 
 
 def _with_sampling_of(saved: ConfigDict, config: ConfigDict, path: str | Path) -> ConfigDict:
@@ -145,6 +208,62 @@ def _with_sampling_of(saved: ConfigDict, config: ConfigDict, path: str | Path) -
     result = saved.copy_and_resolve_references()
     result.sample, result.eval = config.sample, config.eval
     return result
+
+
+def stable_diffusion_config(folder: str | Path) -> ConfigDict:
+    """The config of a Stable Diffusion folder as it is, without an adapter: everything from its own files."""
+    folder = Path(folder)
+    unet, vae = read_config(folder / "unet"), read_config(folder / "vae")
+    side = unet.get("sample_size", 64) * 2 ** (len(vae.get("block_out_channels", (0,))) - 1)
+    return ConfigDict(
+        dict(
+            task="diffusion",
+            seed=0,
+            data=dict(source="folder", preset="", path="", image_size=side, seed=0),
+            encoder=dict(clip=""),
+            condition=dict(kind="text", encoder=""),
+            space=dict(kind="latents", latents="", precomputed=False, rgb="linear"),
+            process=dict(schedule="pretrained", num_timesteps=1000, zero_terminal_snr=False),
+            model=dict(
+                backbone="sd", pretrained=str(folder), prediction="pretrained", dtype="auto", remat=False, dropout=0.0
+            ),
+            adapter=dict(enabled=False),
+            sample=dict(
+                sampler="ddim",
+                num_steps=50,
+                spacing="pretrained",
+                eta=0.0,
+                guidance=7.5,
+                rescale=0.0,
+                interval=(0.0, 1.0),
+                threshold="none",
+                adapter=False,
+                batch_size=4,
+            ),
+            train=dict(trainable=(".*",)),
+        )
+    )
+
+
+def as_array(picture: Picture, size: int) -> np.ndarray:
+    """A picture as float32 [size, size, 3] in [-1, 1], cropped to the centre and resized.
+
+    Raises:
+        UserError: a file that is not there or no image; an array of another shape or range.
+    """
+    if isinstance(picture, str | Path):
+        try:
+            return read_image(Path(picture), size).astype(np.float32) / 127.5 - 1.0
+        except OSError as error:
+            raise UserError(f"image {str(picture)!r} cannot be read ({error}); give a picture file") from error
+    if not isinstance(picture, Image.Image):
+        array = np.asarray(picture)
+        if array.ndim != 3 or array.shape[-1] not in (1, 3):
+            raise UserError(f"image of shape {array.shape}; give [height, width, 3]")
+        if array.dtype != np.uint8 and (not np.isfinite(array).all() or np.abs(array).max() > 1.001):
+            raise UserError(f"image with values from {array.min():g} to {array.max():g}; give uint8, or floats in [-1, 1]")
+        picture = Image.fromarray(to_uint8(array[None])[0])
+    return square(picture, size).astype(np.float32) / 127.5 - 1.0
 
 
 def check_seed(seed: int) -> int:

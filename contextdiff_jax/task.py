@@ -21,6 +21,8 @@ class Task(Protocol):
     def init(self, key: Array) -> Params:
         """Fresh float32 parameters; pure."""
 
+    # Optional: load(shardings) -> Params, whatever of these parameters is pretrained.
+
     def draw(self, batch: Batch, key: Array) -> Batch:
         """The global batch with the step's per-example randomness added; pure."""
 

@@ -107,9 +107,13 @@ def read_image(path: pathlib.Path, image_size: int) -> np.ndarray:
     with PIL.Image.open(path) as image:
         # JPEG only: decode at a fraction of the size where that still leaves twice the pixels needed.
         image.draft("RGB", (2 * image_size, 2 * image_size))
-        upright = PIL.ImageOps.exif_transpose(image)
-        square = PIL.ImageOps.fit(to_rgb(upright), (image_size, image_size), PIL.Image.Resampling.LANCZOS)
-    return np.asarray(square)
+        return square(image, image_size)
+
+
+def square(image: PIL.Image.Image, image_size: int) -> np.ndarray:
+    """An image as uint8 [image_size, image_size, 3]: upright, flattened on white, center-cropped."""
+    upright = PIL.ImageOps.exif_transpose(image)
+    return np.asarray(PIL.ImageOps.fit(to_rgb(upright), (image_size, image_size), PIL.Image.Resampling.LANCZOS))
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -11,6 +11,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from contextdiff_jax.data.base import ImageSource
 from contextdiff_jax.data.sources import source
 from contextdiff_jax.errors import UserError
 
@@ -29,6 +30,7 @@ def build(
     tokenize: Tokenize | None,
     repeat: bool = True,
     shuffle: bool = True,
+    records: ImageSource | None = None,
 ) -> grain.DatasetIterator:
     """This process's rows of every global batch, as a checkpointable iterator (`get_state`, `set_state`).
 
@@ -41,10 +43,11 @@ def build(
         batch_size: B, of all processes together; divisible by process_count.
         seed: of the order of records (and of flips); the records' own seed is cfg_data.seed.
         tokenize: n captions -> {"tokens": int32 [n, L], "token_mask": bool [n, L]}; None leaves both out.
+        records: what to read instead of the config's source, e.g. its stored latents.
 
     Returns:
-        Iterator of numpy dicts: image float32 [b, H, W, C], the first level at -1 and the last at 1; tokens,
-        token_mask; index int32 [b]; label int32 [b] where the source has classes; and for openmoji object,
+        Iterator of numpy dicts: image float32 [b, H, W, C], the first level at -1 and the last at 1, or
+        latent float32 [b, h, w, 2 C]; tokens, token_mask; index int32 [b]; label int32 [b] where the source has classes; and for openmoji object,
         background int32 [b].
 
     Raises:
@@ -57,7 +60,7 @@ def build(
     for name in ("num_threads", "prefetch"):
         if cfg_data[name] < 0:
             raise UserError(f"data.{name}: {cfg_data[name]} is negative; accepted: whole numbers from 0")
-    records = source(cfg_data, split)
+    records = source(cfg_data, split) if records is None else records
     flip = cfg_data.horizontal_flip and split == "train"
 
     def local_rows(global_rows: np.ndarray) -> tuple[slice, np.ndarray]:
@@ -85,8 +88,11 @@ def build(
 
 def collate(records: Sequence[dict[str, Any]], tokenize: Tokenize | None, levels: int = 256) -> dict[str, np.ndarray]:
     """Stacks records: images uint8 0..levels-1 become float32 in [-1, 1], captions become tokens."""
-    images = np.stack([record["image"] for record in records])
-    batch = {"image": images.astype(np.float32) / np.float32((levels - 1) / 2) - np.float32(1.0)}
+    if "latent" in records[0]:
+        batch = {"latent": np.stack([record["latent"] for record in records]).astype(np.float32)}
+    else:
+        images = np.stack([record["image"] for record in records])
+        batch = {"image": images.astype(np.float32) / np.float32((levels - 1) / 2) - np.float32(1.0)}
     if tokenize is not None:
         batch.update(tokenize([record["caption"] for record in records]))
     for name in _INTEGERS:

@@ -46,12 +46,13 @@ def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]
     if judge is None:
         source = data.held_out(config.data)[1]
         captions = [source[i]["caption"] for i in range(min(GRID, len(source)))]
-        images, per_second = _timed_sample(pipeline, captions, seed)
+        asked = captions if pipeline.task.parts.condition.takes_prompts else len(captions)
+        images, per_second = _timed_sample(pipeline, asked, seed)
         figures["samples_per_second"] = {"as configured": per_second}
         grids = {"samples of validation captions": (images[:GRID], captions[:GRID])}
     else:
         figures["alignment"], figures["samples_per_second"], grids = _alignment(pipeline, judge, seed)
-    if config.eval.bpd_images:
+    if config.eval.bpd_images and config.space.kind == "pixels":
         figures["bits_per_dim"] = _bits_per_dim(pipeline, seed)
     write_json(figures, out / "eval.json")
     write_report(figures, grids, out / "report.png")
@@ -81,12 +82,12 @@ def _judge(config) -> Recogniser | None:
     return load_recogniser(config.data.preset)
 
 
-def _timed_sample(pipeline: Pipeline, captions: list[str], seed: int) -> tuple[np.ndarray, float]:
+def _timed_sample(pipeline: Pipeline, prompts: list[str] | int, seed: int) -> tuple[np.ndarray, float]:
     """Pictures and pictures per second, compilation apart."""
-    pipeline.sample_arrays(captions[: pipeline.config.sample.batch_size], key=seed)
+    pipeline.sample_arrays(prompts, key=seed)
     start = time.perf_counter()
-    images = pipeline.sample_arrays(captions, key=seed)
-    return images, len(captions) / (time.perf_counter() - start)
+    images = pipeline.sample_arrays(prompts, key=seed)
+    return images, len(images) / (time.perf_counter() - start)
 
 
 def spread(combinations: Sequence, count: int) -> list:
@@ -135,19 +136,19 @@ def _bits_per_dim(pipeline: Pipeline, seed: int) -> dict[str, dict]:
         seed=seed,
         process_index=0,
         process_count=1,
-        tokenize=task.clip.tokenize,
+        tokenize=task.parts.condition.tokenize,
         shuffle=False,
     )
     # Whole batches only: one compilation, and no image twice.
     batches = list(itertools.islice(batches, max(1, count // config.sample.batch_size)))
 
-    num_t = config.eval.bpd_timesteps or None
+    num_t, levels = config.eval.bpd_timesteps or None, data.describe(config.data).levels
 
     def bound(params: Params, frozen: Params, batch: dict, key: jax.Array, with_adapter: bool):
-        context = task.encode(frozen, batch["tokens"], batch["token_mask"])
+        context = task.encode(frozen, batch)
         f = partial(task.denoise, params, context=context)
         b = task.shift(params, frozen, context) if with_adapter else None
-        return bits_per_dim(f, b, task.schedule, batch["image"], key, num_t=num_t)
+        return bits_per_dim(f, b, task.schedule, batch["image"], key, num_t=num_t, bins=levels)
 
     rows = {}
     for label, with_adapter in {"adapter on": True, "adapter off": False}.items():
@@ -155,7 +156,7 @@ def _bits_per_dim(pipeline: Pipeline, seed: int) -> dict[str, dict]:
             continue
         run = jax.jit(partial(bound, with_adapter=with_adapter))
         keys = jax.random.split(jax.random.key(seed), len(batches))
-        parts = [run(pipeline.params, task.frozen, batch, key) for batch, key in zip(batches, keys, strict=True)]
+        parts = [run(pipeline.params, pipeline.frozen, batch, key) for batch, key in zip(batches, keys, strict=True)]
         joined = join(parts)
         terms = ("mean", "stderr", "prior", "reconstruction", "diffusion")
         rows[label] = {name: float(getattr(joined, name)) for name in terms} | {"images": len(joined.per_image)}

@@ -11,64 +11,43 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from contextdiff_jax import data, encoders, guidance, losses, samplers
-from contextdiff_jax.models import precond
+from contextdiff_jax import data, guidance, losses, samplers
+from contextdiff_jax.models import backbones, precond
 from contextdiff_jax.models.adapter import Adapter, Shift
-from contextdiff_jax.models.unet import UNet
-from contextdiff_jax.process import chart, forward, schedule
+from contextdiff_jax.process import chart, forward
+from contextdiff_jax.samplers.scheduler_config import from_scheduler_config
+from contextdiff_jax.tasks.parts import PRETRAINED, Parts, source
 from contextdiff_jax.types import Array, Batch, Context, Params
 
 
-def compute_dtype(name: str) -> jnp.dtype:
-    """bfloat16 on accelerators and float32 on CPUs for "auto"; otherwise the type of that name."""
-    if name == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    return jnp.dtype(name)
-
-
 class DiffusionTask:
-    """Pixel diffusion with text conditions, with or without the contextual shift.
+    """Diffusion in pixels or latents, under texts or classes, with or without the contextual shift.
 
     Attributes:
         config: the whole config.
-        frozen: {"clip": parameters} of the frozen encoder; an argument of every jitted function, never trained.
+        parts: the frozen surroundings: condition, space, the adapter's view of x0, schedule.
+        frozen: their parameters, {"condition", "space", "features"}; an argument of every jitted function, never trained.
         schedule: the noise schedule.
         sample_shape: (H, W, C) of x0.
     """
 
     def __init__(self, config: ConfigDict):
         self.config = config
-        self.schedule = schedule.from_config(config.process)
-        self.sample_shape = (config.data.image_size, config.data.image_size, 3)
-        dtype = compute_dtype(config.model.dtype)
-        self.clip = encoders.load_clip(config.encoder.clip, dtype)
-        self.frozen = {"clip": self.clip.params}
-        num_timesteps = config.process.num_timesteps
-        model, adapter = config.model, config.adapter
-        self.unet = UNet(
-            channels=model.channels,
-            multipliers=tuple(model.multipliers),
-            num_blocks=model.num_blocks,
-            self_attention_levels=tuple(model.self_attention_levels),
-            cross_attention_levels=tuple(model.cross_attention_levels),
-            head_dim=model.head_dim,
-            patch_size=model.patch_size,
-            num_timesteps=num_timesteps,
-            dropout=model.dropout,
-            remat=model.remat,
-            dtype=dtype,
-        )
+        self.parts = parts = Parts.of(config)
+        self.frozen = parts.params
+        self.schedule, self.sample_shape = parts.schedule, parts.space.shape
+        self.backbone = backbones.build(config, parts.dtype)
         self._preview = jax.jit(partial(self.sample, sample=config.sample))
         self.adapter = None
-        if adapter.enabled:
+        if config.adapter.enabled:
             self.adapter = Adapter(
-                depth=adapter.depth,
-                num_heads=adapter.num_heads,
-                width=adapter.width,
-                patch_size=adapter.patch_size,
-                bound=adapter.bound,
-                num_timesteps=num_timesteps,
-                dtype=dtype,
+                depth=config.adapter.depth,
+                num_heads=config.adapter.num_heads,
+                width=config.adapter.width,
+                patch_size=config.adapter.patch_size,
+                bound=config.adapter.bound,
+                num_timesteps=config.process.num_timesteps,
+                dtype=parts.dtype,
             )
 
     # Data and parameters.
@@ -82,7 +61,8 @@ class DiffusionTask:
             seed=self.config.seed,
             process_index=process_index,
             process_count=process_count,
-            tokenize=self.clip.tokenize,
+            tokenize=self.parts.condition.tokenize,
+            records=source(self.config, self.parts, "train"),
         )
 
     def init(self, key: Array) -> Params:
@@ -90,53 +70,53 @@ class DiffusionTask:
         key_denoiser, key_adapter = jax.random.split(key)
         x0 = jax.ShapeDtypeStruct((1, *self.sample_shape), jnp.float32)
         t = jax.ShapeDtypeStruct((1,), jnp.int32)
-        # From shapes alone: a forward pass on dummy data would be folded by the compiler, weight by weight, for minutes.
         context = jax.eval_shape(partial(self.null_context, batch_size=1), self.frozen)
-        params = {"denoiser": self.unet.lazy_init(key_denoiser, x0, t, context)["params"]}
+        params = {"denoiser": self.backbone.init(key_denoiser, x0, t, context)}
         if self.adapter is not None:
-            tokens = jax.eval_shape(self.clip.encode_image, self.frozen["clip"], x0).tokens
-            adapter = partial(self.adapter.lazy_init, grid=self.clip.grid, sample_shape=self.sample_shape)
+            features = self.parts.features
+            tokens = jax.eval_shape(partial(self._features, self.frozen), x0)
+            adapter = partial(self.adapter.lazy_init, grid=features.grid, sample_shape=self.sample_shape)
             params["adapter"] = adapter(key_adapter, tokens, t=t, context=context)["params"]
         return params
 
+    def load(self, shardings: Params) -> Params:
+        """Whatever of these parameters is pretrained, each tensor read onto its sharding; {} where nothing is."""
+        denoiser = self.backbone.load(shardings["denoiser"]) if "denoiser" in shardings else None
+        return {} if denoiser is None else {"denoiser": denoiser}
+
     # Conditions, the network as x0_hat, and the shift.
 
-    def encode(self, frozen: Params, tokens: Array, token_mask: Array) -> Context:
-        """Text features of tokens int32 [B, L], float32."""
-        context = self.clip.encode_text(frozen["clip"], tokens, token_mask)
-        return context.replace(
-            tokens=context.tokens.astype(jnp.float32), pooled=context.pooled.astype(jnp.float32)
-        )
+    def encode(self, frozen: Params, batch: Batch) -> Context:
+        """The condition of each example."""
+        return self.parts.condition.encode(frozen["condition"], batch)
 
     def null_context(self, frozen: Params, batch_size: int) -> Context:
-        """The empty prompt, encoded once and repeated."""
-        null = self.clip.null_tokens()
-        context = self.encode(frozen, jnp.asarray(null["tokens"]), jnp.asarray(null["token_mask"]))
-        return jax.tree.map(lambda v: jnp.broadcast_to(v, (batch_size, *v.shape[1:])), context)
+        """The empty condition."""
+        return self.parts.condition.null(frozen["condition"], batch_size)
 
     def denoise(
         self, params: Params, xt: Array, t: Array, context: Context, dropout_key: Array | None = None
     ) -> Array:
         """x0_hat = f_theta(x_t, c, t) from the raw x_t [B, H, W, C], t int32 [B] or scalar."""
         t = jnp.broadcast_to(t, xt.shape[:1])
-        rngs = None if dropout_key is None else {"dropout": dropout_key}
-        out = self.unet.apply({"params": params["denoiser"]}, xt, t, context, train=rngs is not None, rngs=rngs)
-        return precond.to_x0_hat(self.schedule, out, xt, t, self.config.model.prediction)
+        out = self.backbone(params["denoiser"], xt, t, context, dropout_key)
+        return precond.to_x0_hat(self.schedule, out, xt, t, self.parts.prediction)
+
+    def _features(self, frozen: Params, x0: Array) -> Array:
+        return self.parts.features.encode(frozen["features"], frozen["space"], x0)
 
     def shift(self, params: Params, frozen: Params, context: Context) -> Shift | None:
         """b(x0, t) under these conditions, or None without an adapter."""
         if self.adapter is None:
             return None
+        variables, grid = {"params": params["adapter"]}, self.parts.features.grid
 
         def relate(features: Array, t: Array) -> Array:
             copies = features.shape[0] // context.tokens.shape[0]
             stacked = jax.tree.map(lambda v: einops.repeat(v, "b ... -> (n b) ...", n=copies), context)
-            return self.adapter.apply(
-                {"params": params["adapter"]}, features, self.clip.grid, t, stacked, self.sample_shape
-            )
+            return self.adapter.apply(variables, features, grid, t, stacked, self.sample_shape)
 
-        encode = lambda x0: self.clip.encode_image(frozen["clip"], x0).tokens
-        return Shift(self.schedule, features=encode, relate=relate)
+        return Shift(self.schedule, features=partial(self._features, frozen), relate=relate)
 
     # Training.
 
@@ -147,13 +127,14 @@ class DiffusionTask:
         the loss. Drawing for the whole batch at once keeps the step independent of how it is split.
         """
         key_t, key_eps, key_drop = jax.random.split(key, 3)
-        size = batch["image"].shape[0]
+        key_space = jax.random.fold_in(key, 1)
+        size = len(jax.tree.leaves(batch)[0])
         u = (jax.random.uniform(key_t) + jnp.arange(size) / size) % 1.0
         num_timesteps = self.schedule.num_timesteps
         t = 1 + jnp.minimum(jnp.floor(u * num_timesteps), num_timesteps - 1).astype(jnp.int32)
-        eps = jax.random.normal(key_eps, batch["image"].shape)
+        eps = jax.random.normal(key_eps, (size, *self.sample_shape))
         drop_cond = jax.random.bernoulli(key_drop, self.config.loss.cond_drop_prob, (size,))
-        return batch | {"t": t, "eps": eps, "drop_cond": drop_cond}
+        return batch | {"t": t, "eps": eps, "drop_cond": drop_cond} | self.parts.space.draw(batch, key_space)
 
     def loss(self, params: Params, frozen: Params, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         """Joint objective of theta and phi through the reparameterised contextual sample.
@@ -164,15 +145,16 @@ class DiffusionTask:
         Args:
             params: {"denoiser", "adapter"}.
             frozen: encoder parameters.
-            batch: image, tokens, token_mask and what `draw` added.
+            batch: the fields of space and condition, and what `draw` added.
             key: for dropout and, with the nelbo objective, its own noise.
 
         Returns:
             loss [B] and metrics.
         """
-        x0, t, eps = batch["image"], batch["t"], batch["eps"]
+        x0 = self.parts.space.encode(frozen["space"], batch)
+        t, eps = batch["t"], batch["eps"]
         key_dropout, key_bound = jax.random.split(key)
-        context = self.encode(frozen, batch["tokens"], batch["token_mask"])
+        context = self.encode(frozen, batch)
         null = self.null_context(frozen, x0.shape[0])
         dropped = jax.tree.map(
             lambda c, n: jnp.where(batch["drop_cond"].reshape(-1, *(1,) * (c.ndim - 1)), n, c), context, null
@@ -233,43 +215,73 @@ class DiffusionTask:
         return denoise_both
 
     def sample(
-        self, params: Params, frozen: Params, tokens: Array, token_mask: Array, keys: Array, sample: ConfigDict
+        self,
+        params: Params,
+        frozen: Params,
+        condition: Batch,
+        keys: Array,
+        image: Array | None = None,
+        *,
+        sample: ConfigDict,
+        strength: float = 1.0,
     ) -> Array:
-        """Images for tokenised prompts; pure and jittable, one compilation per batch shape and `sample` section.
+        """Images under conditions; pure and jittable, one compilation per batch shape and `sample` section.
 
         Args:
-            tokens: int32 [B, L].
-            token_mask: bool [B, L].
+            condition: fields of `parts.condition.read`.
             keys: one key per image [B] for its initial noise, so that with a deterministic sampler a picture does
                 not depend on the batch it came in.
+            image: images [B, H, W, C] in [-1, 1] to start from, noised by the contextual forward process; None starts
+                from noise.
             sample: the config's `sample` section.
+            strength: share of the steps that is taken from `image`, above 0 to 1.
 
         Returns:
-            [B, H, W, 3] in [-1, 1].
+            [B, H, W, C] in [-1, 1].
         """
-        context = self.encode(frozen, tokens, token_mask)
-        x_T = jax.vmap(lambda key: jax.random.normal(key, self.sample_shape))(keys)
-        options = {"eta": sample.eta} if sample.sampler == "ddim" else {}
+        context = self.encode(frozen, condition)
+        x = jax.vmap(lambda key: jax.random.normal(key, self.sample_shape))(keys)
+        options = self._steps(sample)
+        if image is not None:
+            # Strength as diffusers counts it: the share of the steps that is taken.
+            options["spacing"] = options["spacing"][-int(sample.num_steps * strength) :]
+            x = self._noised(params, frozen, context, image, int(options["spacing"][0, 0]), x, sample)
         x0 = samplers.get(sample.sampler)(
             self.chart(params, frozen, context, sample),
             self.schedule,
             jax.random.fold_in(keys[0], 1),
-            x_T,
-            sample.num_steps,
-            spacing=sample.spacing,
+            x,
+            len(options["spacing"]),
             **options,
         )
-        return jnp.clip(x0, -1.0, 1.0)
+        return self.parts.space.decode(frozen["space"], x0)
+
+    def _steps(self, sample: ConfigDict) -> dict[str, Any]:
+        """Keyword arguments of the sampler: its moves (t, s), and what else it takes."""
+        if sample.spacing == PRETRAINED:
+            options = from_scheduler_config(self.parts.scheduler, sample.sampler).options(sample.num_steps)
+        else:
+            options = {"spacing": samplers.moves(self.schedule.num_timesteps, sample.num_steps, sample.spacing)}
+        return options | ({"eta": sample.eta} if sample.sampler == "ddim" else {})
+
+    def _noised(
+        self, params: Params, frozen: Params, context: Context, image: Array, t: int, eps: Array, sample: ConfigDict
+    ) -> Array:
+        """x_t of given images by Eq. 1, their shift included."""
+        x0 = self.parts.space.encode(frozen["space"], {"image": image})
+        b = self.shift(params, frozen, context) if sample.adapter else None
+        b_t = jnp.zeros_like(x0) if b is None else b(x0, jnp.asarray(t))
+        q = forward.marginal(self.schedule, x0, b_t, jnp.asarray(t))
+        return q.mean + jnp.sqrt(q.var) * eps
 
     @cached_property
     def _preview_captions(self) -> list[str]:
-        source = data.held_out(self.config.data)[1]
-        return [source[i]["caption"] for i in range(min(16, len(source)))]
+        records = source(self.config, self.parts, None)
+        return [records[i]["caption"] for i in range(min(16, len(records)))]
 
     def preview(self, params: Params, frozen: Params, key: Array) -> tuple[np.ndarray, list[str]]:
         """A fixed set of held-out captions and the pictures drawn for them, whole on every process."""
         captions = self._preview_captions
-        text = self.clip.tokenize(captions)
         keys = jax.random.split(key, len(captions))
-        images = self._preview(params, frozen, text["tokens"], text["token_mask"], keys)
+        images = self._preview(params, frozen, self.parts.condition.read(captions), keys)
         return multihost_utils.process_allgather(images, tiled=True), captions

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from contextdiff_jax import trees
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import write_json
 from contextdiff_jax.training import distributed
@@ -141,7 +142,8 @@ def _farewell(step: int, num_steps: int, workdir: Path) -> str:
 
 def _preview(setup: Setup, state: TrainState, path: Path) -> None:
     """Captioned pictures of the averaged parameters, from the same noise every time: grids compare."""
-    drawn = setup.task.preview(state.ema, setup.frozen, stream(setup.task.config.seed, "preview"))
+    params = trees.merge(setup.frozen.get("fixed", {}), state.ema)
+    drawn = setup.task.preview(params, setup.frozen, stream(setup.task.config.seed, "preview"))
     if drawn is None or not distributed.is_primary():
         return
     # Only here: pictures need fonts and image libraries, which a run without previews does not.

@@ -1,5 +1,6 @@
 """A task on a mesh: everything that is known before the first array is made, and the compiled step."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from contextdiff_jax import trees
+from contextdiff_jax.errors import UserError
 from contextdiff_jax.training import sharding
 from contextdiff_jax.training import state as state_lib
 from contextdiff_jax.training.optimizer import make_optimizer
@@ -32,12 +35,14 @@ class Setup:
         mesh: the devices.
         optimizer: the update rule.
         abstract: shapes and shardings of the state.
+        fixed_places: shardings of the parameters that `train.trainable` leaves out.
     """
 
     task: Any
     mesh: Mesh
     optimizer: optax.GradientTransformation
     abstract: TrainState
+    fixed_places: Params
 
     @classmethod
     def of(cls, task: Any) -> "Setup":
@@ -49,12 +54,13 @@ class Setup:
         config = task.config
         mesh = sharding.make_mesh(config.mesh)
         sharding.data_shard(mesh, config.data.batch_size, config.optim.accum_steps)
-        params = jax.eval_shape(task.init, state_lib.stream(config.seed, "init"))
+        everything = jax.eval_shape(task.init, state_lib.stream(config.seed, "init"))
+        params, fixed = _split(everything, config.train.trainable)
         optimizer = make_optimizer(config, params)
         shapes = state_lib.abstract_state(optimizer, params)
         places = state_lib.state_shardings(shapes, optimizer, config.sharding.rules, mesh)
         abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
-        return cls(task, mesh, optimizer, abstract)
+        return cls(task, mesh, optimizer, abstract, sharding.tree_shardings(fixed, config.sharding.rules, mesh))
 
     @property
     def shardings(self) -> TrainState:
@@ -63,13 +69,19 @@ class Setup:
 
     @cached_property
     def frozen(self) -> Params:
-        """The frozen parameters, on the devices by the same rules as the trained ones."""
+        """The frozen parameters on the devices, by the same rules as the trained ones: the encoders', and under "fixed"
+        those of the networks that are not trained."""
         places = sharding.tree_shardings(self.task.frozen, self.task.config.sharding.rules, self.mesh)
-        return sharding.put_tree(self.task.frozen, places)
+        frozen = sharding.put_tree(self.task.frozen, places)
+        if not self.fixed_places:
+            return frozen
+        return frozen | {"fixed": state_lib.initial_params(self.task, self.fixed_places, self.task.config.seed)}
 
     def init_state(self) -> TrainState:
         """The state at step 0."""
-        return state_lib.init_state(self.task, self.optimizer, self.shardings, self.task.config.seed)
+        places = self.shardings
+        params = state_lib.initial_params(self.task, places.params, self.task.config.seed)
+        return state_lib.init_state(params, self.optimizer, places)
 
     def init_guard(self) -> Guard:
         """A guard that has seen nothing."""
@@ -95,3 +107,25 @@ class Setup:
             out_shardings=(self.shardings, whole, whole),
         )
         return step.lower(self.abstract, self.init_guard(), self.frozen, batch).compile()
+
+
+def _split(params: Params, patterns: Any) -> tuple[Params, Params]:
+    """(trained parameters, the others) by the regular expressions of `train.trainable`.
+
+    Raises:
+        UserError: a pattern that is none, or that matches no parameter.
+    """
+    names = trees.names(params)
+    for pattern in patterns:
+        try:
+            found = any(re.search(pattern, name) for name in names)
+        except (re.error, TypeError) as error:
+            raise UserError(f"config.train.trainable: {pattern!r} is no regular expression: {error}") from error
+        if not found:
+            raise UserError(
+                f"config.train.trainable: {pattern!r} matches no parameter; names are like {names[0]} and {names[-1]}"
+            )
+    trained, fixed = trees.split(params, patterns)
+    if not trained:
+        raise UserError("config.train.trainable is empty; ('.*',) trains everything")
+    return trained, fixed

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from contextdiff_jax import trees
 from contextdiff_jax.training import sharding
 from contextdiff_jax.training.sharding import Rules
-from contextdiff_jax.types import Array, TrainState
+from contextdiff_jax.types import Array, Params, TrainState
 
 
 def stream(seed: int, name: str) -> Array:
@@ -36,9 +37,26 @@ def state_shardings(
     return TrainState(step=whole, params=params, ema=params, opt_state=opt_state)
 
 
-def init_state(task: Any, optimizer: optax.GradientTransformation, shardings: TrainState, seed: int) -> TrainState:
-    """A fresh state, created in place: no device ever holds more than its part."""
-    params = jax.jit(task.init, out_shardings=shardings.params)(stream(seed, "init"))
+def initial_params(task: Any, places: Params, seed: int) -> Params:
+    """Parameters at the start, created in place: no device ever holds more than its part.
+
+    Args:
+        task: what is trained; its `load`, where it has one, gives what is pretrained.
+        places: shardings of the wanted leaves; what is not in it is not made.
+        seed: of the fresh ones.
+    """
+    loaded = task.load(places) if hasattr(task, "load") else {}
+    have = set(trees.names(loaded))
+    fresh_places = trees.select(places, lambda name: name not in have)
+    if not fresh_places:
+        return loaded
+    wanted = set(trees.names(fresh_places))
+    init = lambda key: trees.select(task.init(key), wanted.__contains__)
+    return trees.merge(loaded, jax.jit(init, out_shardings=fresh_places)(stream(seed, "init")))
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
+    """The state at step 0; it takes the parameters' buffers for itself."""
     # The average needs buffers of its own: the step donates both.
     ema = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.ema)(params)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)

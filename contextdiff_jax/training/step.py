@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from contextdiff_jax import trees
 from contextdiff_jax.training import sharding
 from contextdiff_jax.training.optimizer import learning_rate
 from contextdiff_jax.training.state import stream
@@ -88,8 +89,10 @@ def accumulate(
     """
     num = task.config.optim.accum_steps
 
+    fixed = frozen.get("fixed", {})
+
     def loss_fn(params: Params, part: Batch, key: Array) -> tuple[Array, tuple[Array, dict[str, Array]]]:
-        losses, metrics = task.loss(params, frozen, part, key)
+        losses, metrics = task.loss(trees.merge(fixed, params), frozen, part, key)
         losses = losses.astype(jnp.float32)
         return jnp.mean(losses), (losses, metrics)
 

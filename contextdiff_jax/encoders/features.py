@@ -1,0 +1,54 @@
+"""What the adapter sees of x0: the image tokens of a frozen CLIP, or the plain patches of the sample."""
+
+from typing import Protocol
+
+import einops
+
+from contextdiff_jax.encoders.spaces import Latents, Pixels
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.types import Array, Params
+
+
+class Features(Protocol):
+    """Image features of x0.
+
+    Attributes:
+        params: of the frozen encoder; {} where there is none.
+        grid: (h, w) of the tokens.
+    """
+
+    params: Params
+    grid: tuple[int, int]
+
+    def encode(self, params: Params, space_params: Params, x0: Array) -> Array:
+        """x0 [B, ...] -> tokens [B, h * w, D]."""
+
+
+class ClipFeatures:
+    """Patch tokens of a CLIP image tower (paper, section 4.1)."""
+
+    def __init__(self, clip, space: Pixels | Latents):
+        self._clip, self._space = clip, space
+        self.params, self.grid = clip.params, clip.grid
+
+    def encode(self, params: Params, space_params: Params, x0: Array) -> Array:
+        """[B, h * w, D]; differentiable in x0."""
+        return self._clip.encode_image(params, self._space.to_rgb(space_params, x0)).tokens
+
+
+class PatchFeatures:
+    """The values of each patch of x0 themselves, for data that no CLIP has seen."""
+
+    params: Params = {}
+
+    def __init__(self, shape: tuple[int, int, int], patch_size: int):
+        height, width, _ = shape
+        if height % patch_size or width % patch_size:
+            raise UserError(f"samples of {height} x {width} have no whole patches of adapter.patch_size={patch_size}")
+        self._patch_size = patch_size
+        self.grid = height // patch_size, width // patch_size
+
+    def encode(self, params: Params, space_params: Params, x0: Array) -> Array:
+        """[B, h * w, patch * patch * C]."""
+        p = self._patch_size
+        return einops.rearrange(x0, "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p)

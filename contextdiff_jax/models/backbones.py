@@ -1,0 +1,113 @@
+"""The denoising network that a config names, behind one signature: (params, x_t, t, context) -> output."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.models.unet import UNet
+from contextdiff_jax.types import Array, Context, Params
+
+
+class Backbone(Protocol):
+    """A network that predicts x0, eps or v (models/precond.py)."""
+
+    def init(self, key: Array, xt: Any, t: Any, context: Any) -> Params:
+        """Fresh float32 parameters, from shapes alone."""
+
+    def load(self, shardings: Params) -> Params | None:
+        """Pretrained parameters, each read onto its sharding; None where there are none."""
+
+    def __call__(
+        self, params: Params, xt: Array, t: Array, context: Context, dropout_key: Array | None = None
+    ) -> Array:
+        """Output [B, H, W, C] for t int32 [B] in 1..T."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelBackbone:
+    """A network of this library's own, trained from scratch."""
+
+    module: nn.Module
+
+    def init(self, key: Array, xt: Any, t: Any, context: Any) -> Params:
+        """Fresh parameters. A forward pass on dummy data would be folded by the compiler, weight by weight."""
+        return self.module.lazy_init(key, xt, t, context)["params"]
+
+    def load(self, shardings: Params) -> None:
+        """Nothing is pretrained."""
+
+    def __call__(
+        self, params: Params, xt: Array, t: Array, context: Context, dropout_key: Array | None = None
+    ) -> Array:
+        """The network's output."""
+        rngs = None if dropout_key is None else {"dropout": dropout_key}
+        return self.module.apply({"params": params}, xt, t, context, train=rngs is not None, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True)
+class StableDiffusionBackbone:
+    """The U-Net of a Stable Diffusion folder; its time counts from 0, so ours less one."""
+
+    folder: Path
+    module: nn.Module
+
+    def init(self, key: Array, xt: Any, t: Any, context: Any) -> Params:
+        """Random parameters of the same shapes; training starts from `load`."""
+        return self.module.lazy_init(key, xt, t, context.tokens)["params"]
+
+    def load(self, shardings: Params) -> Params:
+        """The folder's weights."""
+        from contextdiff_jax.models.sd_unet import read_sd_unet
+
+        return read_sd_unet(self.folder, shardings)
+
+    def __call__(
+        self, params: Params, xt: Array, t: Array, context: Context, dropout_key: Array | None = None
+    ) -> Array:
+        """The network's output; all 77 text tokens are attended to, padding included, as the original does."""
+        return self.module.apply({"params": params}, xt, jnp.maximum(t - 1, 0), context.tokens)
+
+
+def build(config: ConfigDict, dtype: jnp.dtype) -> Backbone:
+    """The backbone of a config's `model` section.
+
+    Raises:
+        UserError: an unknown name, or a folder that cannot be read.
+    """
+    model, num_timesteps = config.model, config.process.num_timesteps
+    shared = dict(
+        num_timesteps=num_timesteps, num_blocks=model.num_blocks, dropout=model.dropout, remat=model.remat, dtype=dtype
+    )
+    match model.backbone:
+        case "unet":
+            return PixelBackbone(
+                UNet(
+                    channels=model.channels,
+                    multipliers=tuple(model.multipliers),
+                    self_attention_levels=tuple(model.self_attention_levels),
+                    cross_attention_levels=tuple(model.cross_attention_levels),
+                    head_dim=model.head_dim,
+                    patch_size=model.patch_size,
+                    **shared,
+                )
+            )
+        case "vdm":
+            from contextdiff_jax.models.vdm_unet import VDMUNet
+
+            return PixelBackbone(
+                VDMUNet(
+                    channels=model.channels, head_dim=model.head_dim, fourier_bands=tuple(model.fourier_bands), **shared
+                )
+            )
+        case "sd":
+            from contextdiff_jax.models.sd_unet import SDUNet, UNetConfig, read_unet_config
+
+            folder = Path(model.pretrained) / "unet"
+            return StableDiffusionBackbone(folder, SDUNet(read_unet_config(folder), dtype=dtype, remat=model.remat))
+    raise UserError(f"config.model.backbone={model.backbone!r} is unknown; accepted: unet, vdm, sd")

@@ -1,0 +1,153 @@
+"""What surrounds the trained networks of a diffusion task: all that is frozen, chosen by the config."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from contextdiff_jax import data, encoders
+from contextdiff_jax.data import latents
+from contextdiff_jax.data.base import ImageSource
+from contextdiff_jax.data.latents import LatentSource
+from contextdiff_jax.encoders.conditions import ClassCondition, Condition, TextCondition
+from contextdiff_jax.encoders.features import ClipFeatures, Features, PatchFeatures
+from contextdiff_jax.encoders.spaces import Latents, Pixels, read_rgb_map
+from contextdiff_jax.encoders.pretrained import read_json
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.process import schedule
+from contextdiff_jax.samplers.scheduler_config import from_scheduler_config
+from contextdiff_jax.types import Params
+
+PRETRAINED = "pretrained"  # as a value of the config: what the pretrained folder says
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """bfloat16 on accelerators and float32 on CPUs for "auto"; otherwise the type of that name."""
+    if name == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """The frozen surroundings.
+
+    Attributes:
+        dtype: type of the computation inside networks.
+        schedule: the noise schedule.
+        prediction: x0, eps or v.
+        scheduler: content of the pretrained folder's scheduler_config.json; {} without one.
+        condition: what c is.
+        space: where x0 lives.
+        features: what the adapter sees of x0; None without an adapter.
+    """
+
+    dtype: jnp.dtype
+    schedule: schedule.Schedule
+    prediction: str
+    scheduler: dict[str, Any]
+    condition: Condition
+    space: Pixels | Latents
+    features: Features | None
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> "Parts":
+        """Reads whatever the config names.
+
+        Raises:
+            UserError: something that is not there, or does not fit.
+        """
+        dtype = compute_dtype(config.model.dtype)
+        # One CLIP may serve as text encoder and as the adapter's eye; it is read once.
+        clip = None
+        if _needs_clip(config):
+            clip = encoders.load_clip(config.encoder.clip, dtype)
+        space = _space(config)
+        scheduler = _scheduler(config)
+        s, prediction = _process(config, scheduler)
+        condition = _condition(config, clip, dtype)
+        return cls(dtype, s, prediction, scheduler, condition, space, _features(config, clip, space))
+
+    @property
+    def params(self) -> dict[str, Params]:
+        """Parameters of the three."""
+        features = {} if self.features is None else self.features.params
+        return {"condition": self.condition.params, "space": self.space.params, "features": features}
+
+
+def _needs_clip(config: ConfigDict) -> bool:
+    reads_text = config.condition.kind == "text" and not config.condition.encoder and config.model.backbone != "sd"
+    return reads_text or (config.adapter.enabled and config.adapter.features == "clip")
+
+
+def _scheduler(config: ConfigDict) -> dict[str, Any]:
+    """scheduler_config.json of the pretrained folder, where something is to be taken from it."""
+    if PRETRAINED not in (config.process.schedule, config.model.prediction, config.sample.spacing):
+        return {}
+    path = Path(config.model.pretrained) / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; name schedule, prediction and spacing instead of {PRETRAINED!r}")
+    return read_json(path)
+
+
+def _process(config: ConfigDict, scheduler: dict[str, Any]) -> tuple[schedule.Schedule, str]:
+    """Schedule and prediction; "pretrained" takes those of the folder's scheduler."""
+    s, prediction = None, config.model.prediction
+    if PRETRAINED in (config.process.schedule, prediction):
+        found = from_scheduler_config(scheduler, config.sample.sampler)
+        prediction = found.prediction if prediction == PRETRAINED else prediction
+        s = found.schedule if config.process.schedule == PRETRAINED else None
+    s = schedule.from_config(config.process) if s is None else s
+    if s.num_timesteps != config.process.num_timesteps:
+        raise UserError(
+            f"config.process.num_timesteps={config.process.num_timesteps}, but the pretrained schedule has "
+            f"{s.num_timesteps}; set it to that"
+        )
+    return s, prediction
+
+
+def _condition(config: ConfigDict, clip: encoders.Clip | None, dtype: jnp.dtype) -> Condition:
+    if config.condition.kind == "class":
+        return ClassCondition(data.describe(config.data).class_names)
+    if config.condition.kind == "none":
+        return ClassCondition(())
+    if config.condition.encoder:
+        return TextCondition(encoders.load_text_encoder(config.condition.encoder, dtype))
+    if config.model.backbone == "sd":
+        folder = Path(config.model.pretrained)
+        return TextCondition(encoders.load_text_encoder(folder / "text_encoder", dtype, folder / "tokenizer"))
+    return TextCondition(clip)
+
+
+def _space(config: ConfigDict) -> Pixels | Latents:
+    if config.space.kind == "pixels":
+        return Pixels(config.data.image_size, data.describe(config.data).channels)
+    return latent_space(config)
+
+
+def latent_space(config: ConfigDict) -> Latents:
+    """The latents of the pretrained folder's autoencoder."""
+    from contextdiff_jax.encoders.vae import load_vae
+
+    vae = load_vae(Path(config.model.pretrained) / "vae", compute_dtype(config.model.dtype))
+    return Latents(vae, config.data.image_size, config.space.rgb, read_rgb_map(config.space.latents))
+
+
+def _features(config: ConfigDict, clip: encoders.Clip | None, space: Pixels | Latents) -> Features | None:
+    if not config.adapter.enabled:
+        return None
+    if config.adapter.features == "patches":
+        return PatchFeatures(space.shape, config.adapter.patch_size)
+    return ClipFeatures(clip, space)
+
+
+def source(config: ConfigDict, parts: Parts, split: str | None) -> ImageSource:
+    """The records of a split, of the held-out one for None: stored latents where they are to be used, else the images."""
+    if config.space.kind == "latents" and config.space.precomputed:
+        description = data.describe(config.data)
+        split = split or latents.held_out(config.space.latents)
+        return LatentSource(config.space.latents, split, parts.space.shape, description)
+    return data.held_out(config.data)[1] if split is None else data.source(config.data, split)

@@ -1,0 +1,38 @@
+"""Nested dicts of parameters, split by name and put together again."""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from flax import traverse_util
+
+
+def merge(*trees: dict) -> dict:
+    """One nested dict of all leaves; of leaves with the same name the last one counts."""
+    flat = {}
+    for tree in trees:
+        flat |= traverse_util.flatten_dict(tree)
+    return traverse_util.unflatten_dict(flat)
+
+
+def select(tree: dict, wanted: Callable[[str], bool]) -> dict:
+    """The leaves whose "/"-joined name is wanted; branches without any disappear."""
+    flat = traverse_util.flatten_dict(tree, sep="/")
+    return traverse_util.unflatten_dict({name: leaf for name, leaf in flat.items() if wanted(name)}, sep="/")
+
+
+def split(tree: dict, patterns: Iterable[str]) -> tuple[dict, dict]:
+    """(leaves in whose name one of the regular expressions is found, all others)."""
+    found = matcher(patterns)
+    return select(tree, found), select(tree, lambda name: not found(name))
+
+
+def matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
+    """Whether one of the regular expressions is found in a name."""
+    compiled = [re.compile(pattern) for pattern in patterns]
+    return lambda name: any(pattern.search(name) for pattern in compiled)
+
+
+def names(tree: Any) -> list[str]:
+    """The "/"-joined names of all leaves."""
+    return list(traverse_util.flatten_dict(tree, sep="/"))
