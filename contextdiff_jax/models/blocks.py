@@ -8,12 +8,18 @@ from contextdiff_jax.layers import Attention, zeros
 from contextdiff_jax.types import Array
 
 
-def sinusoidal_embedding(t: Array, dim: int, max_period: float = 10_000.0) -> Array:
-    """Sines and cosines of `t` (float or int [B]) at `dim // 2` frequencies from 1 to 1 / max_period: [B, dim]."""
+def sinusoidal_embedding(
+    t: Array, dim: int, max_period: float = 10_000.0, freq_shift: float = 0.0, sin_first: bool = False
+) -> Array:
+    """Cosines and sines of `t` (float or int [B]) at `dim // 2` frequencies that fall from 1: [B, dim].
+
+    The frequency after the last would be 1 / max_period; with `freq_shift` 1 the last one is.
+    """
     half = dim // 2
-    freqs = jnp.exp(-jnp.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    freqs = jnp.exp(-jnp.log(max_period) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
     angles = t.astype(jnp.float32)[:, None] * freqs
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    parts = [jnp.cos(angles), jnp.sin(angles)]
+    return jnp.concatenate(parts[::-1] if sin_first else parts, axis=-1)
 
 
 def sinusoidal_grid(height: int, width: int, dim: int) -> Array:

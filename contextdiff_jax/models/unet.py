@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from contextdiff_jax.layers import ResBlock, group_norm, zeros
+from contextdiff_jax.layers import GroupNorm, ResBlock, upsample, zeros
 from contextdiff_jax.models.blocks import SpatialAttention, TimeEmbedding, depth_to_space, space_to_depth
 from contextdiff_jax.types import Array, Context
 
@@ -89,8 +89,7 @@ class UNet(nn.Module):
             for i in range(self.num_blocks + 1):
                 h = stage(jnp.concatenate([h, skips.pop()], axis=-1), level, f"up_{level}_{i}")
             if level > 0:
-                h = jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2)
-                h = nn.Conv(h.shape[-1], (3, 3), dtype=self.dtype, name=f"up_{level}")(h)
-        h = nn.silu(group_norm(self.dtype, "out_norm")(h))
+                h = nn.Conv(h.shape[-1], (3, 3), dtype=self.dtype, name=f"up_{level}")(upsample(h))
+        h = nn.silu(GroupNorm(self.dtype, name="out_norm")(h))
         h = nn.Conv(out_channels, (3, 3), dtype=self.dtype, kernel_init=zeros, name="out")(h)
         return depth_to_space(h, self.patch_size).astype(jnp.float32)
