@@ -1,7 +1,7 @@
 """Figures of merit: bits per dimension from the full bound, alignment by an independent judge, the report."""
 
 from contextdiff_jax.evaluate.alignment import alignment, alignment_by_group, ceiling, chance, hits, summarise
-from contextdiff_jax.evaluate.bpd import BitsPerDim, bits_per_dim
+from contextdiff_jax.evaluate.bpd import BitsPerDim, bits_per_dim, difference, join
 from contextdiff_jax.evaluate.recogniser import Recogniser, load_recogniser, save_recogniser
 from contextdiff_jax.evaluate.report import caption_grid, write_report
 from contextdiff_jax.files import write_json
@@ -15,7 +15,9 @@ __all__ = [
     "caption_grid",
     "ceiling",
     "chance",
+    "difference",
     "hits",
+    "join",
     "load_recogniser",
     "save_recogniser",
     "summarise",

@@ -121,13 +121,26 @@ def test_uniform_8_bit_noise_under_an_uninformative_model_has_8_bits(dequantize)
     assert 8.0 - 3 * bound.stderr < bound.mean < 8.05, bound
     assert bound.stderr < 0.015
 
-    # Neither the scale [0, 1] nor raw bytes change anything.
+
+@pytest.mark.parametrize("dequantize", [False, True])
+def test_no_convention_of_pixels_changes_a_bit(dequantize):
+    levels = np.random.default_rng(0).permutation(256).reshape(4, 8, 8, 1)
+    f, s = lambda x, t: jnp.tanh(x), schedule.cosine(9)
     measure = lambda x, **options: bits_per_dim(
-        f, None, s, x, jax.random.key(0), dequantize=dequantize, num_t=9, **options
+        f, None, s, x, jax.random.key(0), dequantize=dequantize, num_t=3, **options
     )
-    expected = measure(x0.astype(np.float32)).per_image
-    np.testing.assert_allclose(measure(levels / 255, data_range=(0.0, 1.0)).per_image, expected, rtol=1e-3)
-    np.testing.assert_allclose(measure(levels.astype(np.uint8)).per_image, expected, rtol=1e-3)
+    with jax.disable_jit():
+        expected = measure(levels.astype(np.uint8)).per_image
+        for convention, options in [
+            (levels * (2 / 255) - 1, {}),
+            (np.float32(levels) / np.float32(127.5) - 1, {}),
+            (levels / 255, dict(data_range=(0.0, 1.0))),
+            (np.float32(levels) / np.float32(255), dict(data_range=(0.0, 1.0))),
+            (levels.astype(np.float32), dict(data_range=(0.0, 255.0))),
+            (levels, {}),
+        ]:
+            np.testing.assert_array_equal(measure(convention, **options).per_image, expected)
+        assert np.all(measure(255 - levels).per_image != expected)
 
 
 def test_bits_are_nats_over_dimensions_and_the_terms_add_up(x64):
