@@ -169,7 +169,7 @@ def load_text_encoder(
     Args:
         path: a folder in the Hugging Face layout, or "builtin:NAME" for a CLIP that ships with the package.
         dtype: type of the computation.
-        tokenizer_dir: folder of the tokenizer. None takes `path`, or for the `text_encoder` of a pipeline its `tokenizer`.
+        tokenizer_dir: folder of the tokenizer. None takes `path`, or for a pipeline's `text_encoder` its `tokenizer`.
         max_length: tokens per text, for T5 only. None takes the tokenizer's own, or 512.
         shardings: from a tree of shapes to a tree of shardings, where the parameters go as they are read. None gives
             numpy arrays.

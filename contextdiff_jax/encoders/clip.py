@@ -15,6 +15,7 @@ from contextdiff_jax.attention import attention
 from contextdiff_jax.encoders.clip_config import ACTIVATIONS, CLIPConfig, CLIPTextConfig, TowerConfig
 from contextdiff_jax.types import Array
 
+
 def residual_std(config: TowerConfig) -> float:
     """Initial standard deviation of what enters the residual stream, as OpenAI has it."""
     return (2 * config.num_hidden_layers * config.hidden_size) ** -0.5
@@ -36,9 +37,7 @@ class CLIPAttention(nn.Module):
     def __call__(self, x: Array) -> Array:
         """x [B, T, D] -> [B, T, D]."""
         width = self.config.hidden_size
-        dense = lambda name, std: nn.Dense(
-            width, dtype=self.dtype, kernel_init=nn.initializers.normal(std), name=name
-        )
+        dense = lambda name, std: nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.normal(std), name=name)
         heads = lambda h: einops.rearrange(h, "b t (h d) -> b t h d", h=self.config.num_attention_heads)
         q, k, v = (heads(dense(name, width**-0.5)(x)) for name in ("q_proj", "k_proj", "v_proj"))
         out = einops.rearrange(attention(q, k, v, is_causal=self.is_causal), "b t h d -> b t (h d)")

@@ -101,8 +101,7 @@ class CLIPConfig:
         self.vision.check("vision")
         if self.image_size % self.patch_size:
             raise UserError(
-                f"CLIP image_size={self.image_size} is not divisible by patch_size={self.patch_size}; "
-                "choose a multiple"
+                f"CLIP image_size={self.image_size} is not divisible by patch_size={self.patch_size}; choose a multiple"
             )
 
     @property

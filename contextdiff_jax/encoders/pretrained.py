@@ -1,8 +1,8 @@
 """The one reader and the one writer of pretrained weights, in the Hugging Face layouts.
 
-A folder holds config.json and model.safetensors (or diffusion_pytorch_model.safetensors), or shards with an index. Names
-and shapes are checked from the headers before any value is read; then tensors go one by one to where they shall live.
-Pickles are never opened.
+A folder holds config.json and model.safetensors (or diffusion_pytorch_model.safetensors), or shards with an index.
+Names and shapes are checked from the headers before any value is read; then tensors go one by one to where they shall
+live. Pickles are never opened.
 """
 
 import contextlib
@@ -70,7 +70,8 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
             return _read_shards(index)
     if pickles := [p.name for pattern in PICKLES for p in sorted(folder.glob(pattern))]:
         config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-        library, name = ("diffusers", config["_class_name"]) if "_class_name" in config else ("transformers", "AutoModel")
+        name = config.get("_class_name", "AutoModel")  # only diffusers' have a class name
+        library = "diffusers" if "_class_name" in config else "transformers"
         raise UserError(
             f"{str(folder)!r} has only the pickle {pickles[0]}, which runs code when opened; convert it with PyTorch "
             f"once: `from {library} import {name}; {name}.from_pretrained(FOLDER).save_pretrained(FOLDER)`"
@@ -127,15 +128,16 @@ def read_params(
         expected: tree of shapes (`jax.eval_shape` of the module's init).
         name_of: "/"-joined path of a parameter -> name of the tensor in the file, or all names by which it is known.
         ignore: regular expressions of tensor names that are known not to be parameters.
-        shardings: tree of shardings like `expected`; each tensor is put there as soon as it is read. None: the host.
+        shardings: tree of shardings like `expected`, or of a part of it, to which the result is then limited; each tensor
+            is put there as soon as it is read. None: the host.
         dtype: of the result.
 
     Returns:
         Tree like `expected`: numpy arrays, or jax arrays where shardings are given.
 
     Raises:
-        UserError: missing, unexpected or wrongly shaped tensors, or dtypes other than float32, float16 and bfloat16, all
-            listed.
+        UserError: missing, unexpected or wrongly shaped tensors, or dtypes other than float32, float16 and bfloat16,
+            all listed.
     """
     dtype = np.dtype(dtype)
     chosen = _match(Path(folder), traverse_util.flatten_dict(expected), name_of, ignore)
@@ -145,7 +147,7 @@ def read_params(
         axes = flax_axes(path, len(stored.shape))
         if shardings is None:
             values[path] = read_tensor(stored, axes, dtype)
-        else:
+        elif path in places:
             values[path] = _place(read_tensor(stored, axes, DTYPES[stored.code]), places[path], dtype)
     return traverse_util.unflatten_dict(values)
 

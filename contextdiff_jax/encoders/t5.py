@@ -81,8 +81,8 @@ class T5Config:
 def position_buckets(length: int, num_buckets: int, max_distance: int) -> np.ndarray:
     """Which entry of the bias table a query takes for a key, int [query, key].
 
-    Half of the buckets are for keys behind the query, half for keys before it. The nearest half of each has a bucket for
-    every distance; beyond, buckets grow logarithmically up to `max_distance`, from where on all share the last.
+    Half of the buckets are for keys behind the query, half for keys before it. The nearest half of each has a bucket
+    for every distance; beyond, buckets grow logarithmically up to `max_distance`, from where on all share the last.
     """
     distance = np.arange(length)[None] - np.arange(length)[:, None]
     half = num_buckets // 2
@@ -102,7 +102,7 @@ class T5Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mask: Array, position_bias: Array | None) -> tuple[Array, Array]:
-        """x [B, T, D], mask bool [B, T], bias [1, H, T, T] -> ([B, T, D], the bias); makes the bias if None is given."""
+        """x [B, T, D], mask bool [B, T], bias [1, H, T, T] or None, then it is made -> ([B, T, D], the bias)."""
         config = self.config
         width = config.num_heads * config.d_kv
         dense = lambda name, size: nn.Dense(size, use_bias=False, dtype=self.dtype, name=name)
@@ -111,9 +111,7 @@ class T5Attention(nn.Module):
             buckets = position_buckets(
                 x.shape[1], config.relative_attention_num_buckets, config.relative_attention_max_distance
             )
-            table = nn.Embed(
-                config.relative_attention_num_buckets, config.num_heads, name="relative_attention_bias"
-            )
+            table = nn.Embed(config.relative_attention_num_buckets, config.num_heads, name="relative_attention_bias")
             position_bias = einops.rearrange(table(buckets).astype(jnp.float32), "q k h -> 1 h q k")
         q, k, v = (heads(dense(name, width)(x)) for name in "qkv")
         out = attention(q, k, v, mask[:, None, None], bias=position_bias, scale=1.0)

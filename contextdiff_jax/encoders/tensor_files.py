@@ -1,7 +1,8 @@
 """Safetensors files, read by offset and written as a stream: one tensor at a time is in memory.
 
 The library `safetensors` checks every file; its readers map a whole file, whose pages then count as this process's
-memory, and its writer wants all tensors at once. Layout: 8 bytes with the length n of the header, n bytes of JSON, data.
+memory, and its writer wants all tensors at once. Layout: 8 bytes with the length n of the header, n bytes of JSON,
+data.
 """
 
 import dataclasses

@@ -94,7 +94,7 @@ class ClipText(TextEncoder):
         return self.module.init(key, jnp.zeros((1, self.max_length), jnp.int32))["params"]
 
     def encode_text(self, params: Params, tokens: Array, token_mask: Array) -> Context:
-        """tokens int32 [B, L], token_mask bool [B, L] -> Context (last layer, normed; end token, projected if it can)."""
+        """tokens int32 [B, L], token_mask bool [B, L] -> Context (last layer, normed; the end token's)."""
         features, pooled = self.module.apply({"params": params}, tokens)
         return Context(tokens=features, pooled=pooled, mask=token_mask)
 

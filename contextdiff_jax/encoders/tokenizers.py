@@ -66,11 +66,13 @@ def load_tokenizer(folder: str | Path, max_length: int) -> Tokenize:
         the mask covers start, words and end.
 
     Raises:
-        UserError: the folder has no tokenizer, or a damaged one.
+        UserError: the folder has no tokenizer, or a damaged one; max_length is too small for any text.
     """
     tokenizer, pad = _open(Path(folder))
     if tokenizer.token_to_id(pad) is None:
         raise UserError(f"padding token {pad!r} of {str(folder)!r} has no id; correct its tokenizer_config.json")
+    if max_length < (least := tokenizer.num_special_tokens_to_add(is_pair=False)):
+        raise UserError(f"texts of {max_length} tokens have no room for their start and end; take at least {least}")
     tokenizer.add_special_tokens([pad])  # as transformers does; in a text it is the padding token as well
     tokenizer.enable_truncation(max_length)
     tokenizer.enable_padding(length=max_length, pad_token=pad, pad_id=tokenizer.token_to_id(pad))

@@ -155,9 +155,7 @@ def texts(shape: str, seed: int = 0) -> np.ndarray:
     return tokens
 
 
-def torch_outputs(
-    model: transformers.CLIPModel, tokens: np.ndarray, pixels: np.ndarray
-) -> dict[str, np.ndarray]:
+def torch_outputs(model: transformers.CLIPModel, tokens: np.ndarray, pixels: np.ndarray) -> dict[str, np.ndarray]:
     """What PyTorch says of tokens [B, L] and normalised pixels [B, S, S, 3]."""
     with torch.no_grad():
         text = model.text_model(torch.tensor(tokens, dtype=torch.long))

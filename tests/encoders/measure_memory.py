@@ -48,19 +48,23 @@ def measured(call: Callable[[], Any], arrays: int) -> tuple[Any, int]:
     return result, peak - start - arrays
 
 
-def main(folder: Path, dtype: str) -> None:
-    shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes())
+def write(folder: Path, dtype: str) -> tuple[dict, int]:
+    """(some of the values that were written, what writing took)."""
     params = jax.tree.map(lambda s: jax.random.normal(jax.random.key(s.shape[0]), s.shape), shapes())
     jax.block_until_ready(params)
-    total = sum(value.nbytes for value in jax.tree.leaves(params))
-    write = lambda: pretrained.write_params(folder, params, names, {}, dtype, max_shard_bytes=SHARD)
-    _, writing = measured(write, 0)
-    exact = jax.tree.map(lambda value: np.asarray(value[::512]).astype(dtype), params)
-    del params
+    call = lambda: pretrained.write_params(folder, params, names, {}, dtype, max_shard_bytes=SHARD)
+    _, writing = measured(call, 0)
+    return jax.tree.map(lambda value: np.asarray(value[::512]).astype(dtype), params), writing
+
+
+def main(folder: Path, dtype: str) -> None:
+    exact, writing = write(folder, dtype)
+    shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes())
+    total = sum(4 * np.prod(s.shape) for s in jax.tree.leaves(shapes()))
     read, reading = measured(lambda: pretrained.read_params(folder, shapes(), names, shardings=shardings), total)
     jax.tree.map(lambda ours, theirs: np.testing.assert_array_equal(ours[::512], theirs), read, exact)
     shard = max(file.stat().st_size for file in folder.glob("*.safetensors"))
-    print(json.dumps(dict(writing=writing, reading=reading, shard=shard, total=total)))
+    print(json.dumps(dict(writing=writing, reading=int(reading), shard=shard, total=int(total))))
 
 
 if __name__ == "__main__":

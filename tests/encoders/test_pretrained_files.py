@@ -30,9 +30,10 @@ def names(path: str) -> str:
 
 def some_params(value: float = 1.0) -> dict:
     """Five tensors, 180 bytes of float32."""
-    return {"a": {"kernel": np.full((3, 4), value), "bias": np.full(4, value)}, **{
-        f"b{i}": {"bias": np.full(n, value)} for i, n in enumerate((10, 9, 10))
-    }}
+    return {
+        "a": {"kernel": np.full((3, 4), value), "bias": np.full(4, value)},
+        **{f"b{i}": {"bias": np.full(n, value)} for i, n in enumerate((10, 9, 10))},
+    }
 
 
 def read_some(folder: Path, **how):
@@ -57,9 +58,7 @@ def test_host_memory_is_bounded_by_a_shard(tmp_path, dtype):
 def test_shards_are_read_by_transformers_and_by_us(tmp_path):
     original = saved_clip(tmp_path / "theirs")
     read = load_clip(tmp_path / "theirs")
-    pretrained.write_params(
-        tmp_path / "ours", read.params, read.names, read.config.to_dict(), max_shard_bytes=40_000
-    )
+    pretrained.write_params(tmp_path / "ours", read.params, read.names, read.config.to_dict(), max_shard_bytes=40_000)
     files = sorted(path.name for path in (tmp_path / "ours").glob("*.safetensors"))
     assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
     sizes = [sum(v.nbytes for v in load_file(tmp_path / "ours" / name).values()) for name in files]
@@ -82,7 +81,8 @@ def test_a_write_replaces_the_one_before_and_leaves_nothing_of_it(tmp_path, befo
     pretrained.write_params(tmp_path, some_params(2), names, {"new": True}, max_shard_bytes=after)
     jax.tree.map(np.testing.assert_array_equal, read_some(tmp_path), some_params(2))
     shards = {None: 0, 100: 3, 60: 4}[after]
-    files = [f"model-{i:05}-of-{shards:05}.safetensors" for i in range(1, shards + 1)] + [INDEX] if shards else [WEIGHTS]
+    numbered = [f"model-{i:05}-of-{shards:05}.safetensors" for i in range(1, shards + 1)]
+    files = [*numbered, INDEX] if shards else [WEIGHTS]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["config.json", *files])
 
 
@@ -99,7 +99,7 @@ def test_a_killed_write_never_leaves_a_mixture(tmp_path, monkeypatch, before, af
         pretrained.write_params(folder, some_params(1), names, {"depth": 1}, max_shard_bytes=before)
         count = 0
 
-        def counted(original):
+        def counted(original, kill=kill):
             def change(*args, **kwargs):
                 nonlocal count
                 count += 1
@@ -209,7 +209,7 @@ def test_a_tensor_may_have_several_names(tmp_path):
 @pytest.mark.parametrize(
     "spoil, words",
     [
-        (lambda index: index["weight_map"].update(ghost="model-00001-of-00003.safetensors"), "lack ghost in model-00001"),
+        (lambda index: index["weight_map"].update(ghost="model-00001-of-00003.safetensors"), "lack ghost in model-"),
         (lambda index: index.pop("weight_map"), "no weight_map"),
         (lambda index: index["weight_map"].update(ghost=3), "no weight_map"),
     ],

@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 import transformers
-
 from transformers.convert_slow_tokenizer import import_protobuf
 
 from contextdiff_jax.data import captions
@@ -215,6 +214,12 @@ def test_mask_covers_start_words_and_end(trained):
     ends = [np.flatnonzero(mask)[-1] for mask in out["token_mask"]]
     assert [out["tokens"][i, end] for i, end in enumerate(ends)] == [1, 1, 1]
     assert ends[1:] == [1, LENGTH - 1] and 2 < ends[0] < LENGTH - 1
+
+
+def test_no_room_for_start_and_end(trained):
+    assert load_tokenizer(trained, 2)(["a red apple"])["tokens"].tolist() == [[0, 1]]
+    with pytest.raises(UserError, match="texts of 1 tokens .* at least 2"):
+        load_tokenizer(trained, 1)
 
 
 def test_no_texts_have_the_right_shape(trained):
