@@ -17,7 +17,7 @@ from contextdiff_jax.process.chart import Denoiser, Shift
 from contextdiff_jax.process.schedule import Schedule, gather, index
 from contextdiff_jax.types import Array
 
-WEIGHTINGS = ("constant", "snr", "min_snr", "p2", "vlb")
+WEIGHTINGS = ("constant", "snr", "min_snr", "p2", "vlb", "lemma4")
 VARIANCES = ("posterior", "beta")
 
 
@@ -43,6 +43,7 @@ def simple(
     *,
     weighting: str = "constant",
     gamma: float = 5.0,
+    lipschitz: Array | float | None = None,
     mask: Array | None = None,
 ) -> Array:
     """Eq. 6: lambda_t times the mean squared error of x0_hat.
@@ -53,24 +54,36 @@ def simple(
         x0_hat: its estimate from x_t.
         t: integer [B] or scalar, 1..T.
         weighting: constant (1), snr (the eps-loss), min_snr (min(snr, gamma)), p2 (snr / (1 + snr)), vlb (the
-            exact factor of the bound without a shift, per unit of squared error).
+            exact factor of the bound without a shift, per unit of squared error), lemma4 (the factor with which this
+            is at least Eq. 5 over the number of elements, if `lipschitz` is what it says).
         gamma: ceiling of min_snr.
+        lipschitz: C_t of r_phi(., c, t) for lemma4: a number, or [T+1].
         mask: True where an element counts.
 
     Returns:
         [B]; 0 for an example without any unmasked element.
     """
-    lambda_t = weight(s, t, x0, weighting, gamma)
+    lambda_t = weight(s, t, x0, weighting, gamma, lipschitz)
     counted = jnp.broadcast_to(_expand(mask, x0), jnp.shape(x0))
     total = _sum(lambda_t * _masked(x0_hat - x0, mask) ** 2)
     return total / jnp.maximum(_sum(counted), 1)
 
 
-def weight(s: Schedule, t: Array, like: Array, weighting: str, gamma: float = 5.0) -> Array:
+def weight(
+    s: Schedule,
+    t: Array,
+    like: Array,
+    weighting: str,
+    gamma: float = 5.0,
+    lipschitz: Array | float | None = None,
+) -> Array:
     """lambda_t of Eq. 6, broadcastable to `like`; see `simple`."""
     if weighting not in WEIGHTINGS:
         raise UserError(f"weighting {weighting!r} is unknown; accepted: {', '.join(WEIGHTINGS)}")
     t = index(s, t, lowest=1)
+    if weighting == "lemma4":
+        c = _lipschitz_table(s, lipschitz)
+        return lipschitz_weight(s, t, like, gather(c, t, like), gather(c, jnp.maximum(t - 1, 0), like))
     ab_t = gather(s.alpha_bar, t, like)
     snr_t = forward.ratio(ab_t, 1.0 - ab_t)
     if weighting == "vlb":
@@ -100,6 +113,15 @@ def lipschitz_weight(s: Schedule, t: Array, like: Array, c_t: Array, c_prev: Arr
     k_t, k_prev = gather(s.k, t, like), gather(s.k, jnp.maximum(t - 1, 0), like)
     # Lemma 4:  |mismatch| <= (A_t + B_t k_t C_t + k_{t-1} C_{t-1}) |x0_hat - x0|
     return forward.ratio((A_t + B_t * k_t * c_t + k_prev * c_prev) ** 2, 2.0 * reverse_variance(s, t, like))
+
+
+def _lipschitz_table(s: Schedule, lipschitz: Array | float | None) -> Array:
+    """C_0..C_T, [T+1]."""
+    size = s.num_timesteps + 1
+    if lipschitz is None or jnp.shape(lipschitz) not in ((), (size,)):
+        found = "None" if lipschitz is None else f"an array of shape {jnp.shape(lipschitz)}"
+        raise UserError(f"weighting 'lemma4' with lipschitz={found}; pass C_t as a number or as an array [{size}]")
+    return jnp.broadcast_to(jnp.asarray(lipschitz, s.alpha_bar.dtype), (size,))
 
 
 def posterior(

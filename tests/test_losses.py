@@ -137,6 +137,32 @@ def test_lemma_4_bounds_eq_5_for_smooth_adapters(x64):
     assert np.all(left <= (losses.lipschitz_weight(s, t, x0, c, c) * (x0_hat - x0) ** 2).sum(1))
 
 
+def test_lemma_4_as_a_weighting_of_eq_6(x64):
+    """Per element: Eq. 6 is then Eq. 5's ceiling, with a constant for each t, and reached by r = -C_t x, C_{t-1} x."""
+    s = schedule.cosine(50)
+    x0, x0_hat = rng.normal(size=(2, 50, 5))
+    t = np.arange(1, 51)
+    c = rng.uniform(0.1, 3, size=51)
+    signs = np.where(np.arange(51) % 2 == 0, 1.0, -1.0)  # neighbours differ, so that at odd t all parts align
+    shift = lambda x, t: schedule.gather(s.k, t, x) * schedule.gather(signs * c, t, x) * x
+    left = losses.posterior(
+        s, x0, x0_hat, t, shift(x0, t), shift(x0, t - 1), shift(x0_hat, t), shift(x0_hat, t - 1)
+    )
+    right = losses.simple(s, x0, x0_hat, t, weighting="lemma4", lipschitz=c)
+    assert np.all(left / 5 <= right * (1 + 1e-12))
+    np.testing.assert_allclose(left[::2] / 5, right[::2], rtol=1e-10)
+    most = losses.simple(s, x0, x0_hat, t, weighting="lemma4", lipschitz=c.max())
+    assert np.all(most >= right)
+    np.testing.assert_allclose(
+        losses.simple(s, x0, x0_hat, t, weighting="lemma4", lipschitz=0.0)[1:],
+        losses.simple(s, x0, x0_hat, t, weighting="vlb")[1:],
+        rtol=1e-10,
+    )
+    for bad, words in [(None, "lipschitz=None.*number or as an array .51"), (c[1:], "50")]:
+        with pytest.raises(UserError, match=words):
+            losses.simple(s, x0, x0_hat, t, weighting="lemma4", lipschitz=bad)
+
+
 @pytest.mark.parametrize("slope", [0.0, 1.0, 5.0])
 def test_appendix_a4_optimal_losses_against_monte_carlo(x64, slope):
     """Eqs. 34, 35: the least loss in closed form, attained by E[x0 | x_t], and lower with the adapter."""
@@ -255,7 +281,7 @@ def test_float32_losses_and_gradients_are_finite_at_every_t(build):
         f = lambda x, t: jnp.tanh(scale * x)
         b = lambda x0, t: schedule.gather(s.k, t, x0) * jnp.tanh(scale * x0)
         out = [losses.nelbo(s, x0, f, b, t, jax.random.key(0), variance=v).total for v in losses.VARIANCES]
-        out += [losses.simple(s, x0, f(x0, t), t, weighting=w) for w in losses.WEIGHTINGS]
+        out += [losses.simple(s, x0, f(x0, t), t, weighting=w, lipschitz=scale) for w in losses.WEIGHTINGS]
         out += [
             losses.posterior(s, x0, f(x0, t), t, b(x0, t), b(x0, t - 1), b(f(x0, t), t), b(f(x0, t), t - 1))
         ]
