@@ -34,7 +34,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
     )
     config.process = ConfigDict(
         dict(
-            schedule="cosine",  # cosine | linear | scaled_linear
+            schedule="cosine",  # cosine | linear | scaled_linear | pretrained (as its scheduler says)
             num_timesteps=1000,
             beta_start=1e-4,  # linear and scaled_linear only
             beta_end=2e-2,
@@ -52,10 +52,11 @@ def get_config(preset: str | None = None) -> ConfigDict:
             cross_attention_levels=(1, 2),
             head_dim=32,
             patch_size=2,
+            fourier_bands=(6, 7),  # vdm: n of the features sin and cos of 2^n pi x_t, for 8-bit data; () for none
             dropout=0.0,
             remat=False,
             dtype="auto",  # auto (bfloat16 on accelerators) | float32 | bfloat16
-            prediction="x0",  # x0 | eps | v
+            prediction="x0",  # x0 | eps | v | pretrained (as its scheduler says)
         )
     )
     config.adapter = ConfigDict(
@@ -67,12 +68,15 @@ def get_config(preset: str | None = None) -> ConfigDict:
             width=64,
             patch_size=4,
             bound=1.0,  # 0: free
+            spectral_norm=0.0,  # cap on the largest singular value of every kernel; 0: off
+            self_attention=False,  # among the sample's patches, before the condition is looked at
+            track_lipschitz=False,  # log the largest |r(x0) - r(x0_hat)| / |x0 - x0_hat| of each batch
         )
     )
     config.loss = ConfigDict(
         dict(
             objective="simple",  # simple (Eq. 6) | posterior (Eq. 5) | nelbo (Eq. 4)
-            weighting="constant",  # simple only: constant | snr | min_snr | p2 | vlb
+            weighting="constant",  # simple only: constant | snr | min_snr | p2 | vlb | lemma4
             gamma=5.0,  # min_snr only
             cond_drop_prob=0.1,
         )
@@ -81,7 +85,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
         dict(
             sampler="ddim",  # ddpm | ddim | heun | dpmpp_2m
             num_steps=25,
-            spacing="trailing",  # uniform | trailing | leading
+            spacing="trailing",  # uniform | trailing | leading | pretrained (as its scheduler says)
             eta=0.0,  # ddim only
             guidance=3.0,
             rescale=0.0,

@@ -18,7 +18,7 @@ CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.prediction": ("x0", "eps", "v", "pretrained"),
     "loss.objective": ("simple", "posterior", "nelbo"),
-    "loss.weighting": ("constant", "snr", "min_snr", "p2", "vlb"),
+    "loss.weighting": ("constant", "snr", "min_snr", "p2", "vlb", "lemma4"),
     "optim.schedule": ("constant", "cosine"),
     "sample.sampler": ("ddpm", "ddim", "heun", "dpmpp_2m"),
     "sample.spacing": ("uniform", "trailing", "leading", "pretrained"),
@@ -30,7 +30,7 @@ POSITIVE = """
     train.log_every train.checkpoint_every train.keep sample.num_steps sample.batch_size eval.num_samples
 """
 NOT_NEGATIVE = """
-    seed data.seed loss.gamma optim.weight_decay optim.warmup_steps optim.clip_norm adapter.bound sample.eta
+    seed data.seed adapter.spectral_norm loss.gamma optim.weight_decay optim.warmup_steps optim.clip_norm adapter.bound sample.eta
     sample.guidance train.keep_every train.preview_every eval.bpd_images eval.bpd_timesteps
 """
 FRACTIONS = """

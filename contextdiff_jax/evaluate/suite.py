@@ -142,7 +142,7 @@ def _bits_per_dim(pipeline: Pipeline, seed: int) -> dict[str, dict]:
     # Whole batches only: one compilation, and no image twice.
     batches = list(itertools.islice(batches, max(1, count // config.sample.batch_size)))
 
-    num_t, levels = config.eval.bpd_timesteps or None, data.describe(config.data).levels
+    num_t, levels = config.eval.bpd_timesteps or None, task.parts.levels
 
     def bound(params: Params, frozen: Params, batch: dict, key: jax.Array, with_adapter: bool):
         context = task.encode(frozen, batch)

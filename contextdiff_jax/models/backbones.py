@@ -80,9 +80,13 @@ def build(config: ConfigDict, dtype: jnp.dtype) -> Backbone:
     Raises:
         UserError: an unknown name, or a folder that cannot be read.
     """
-    model, num_timesteps = config.model, config.process.num_timesteps
-    shared = dict(
-        num_timesteps=num_timesteps, num_blocks=model.num_blocks, dropout=model.dropout, remat=model.remat, dtype=dtype
+    model = config.model
+    common = lambda: dict(
+        num_timesteps=config.process.num_timesteps,
+        num_blocks=model.num_blocks,
+        dropout=model.dropout,
+        remat=model.remat,
+        dtype=dtype,
     )
     match model.backbone:
         case "unet":
@@ -94,7 +98,7 @@ def build(config: ConfigDict, dtype: jnp.dtype) -> Backbone:
                     cross_attention_levels=tuple(model.cross_attention_levels),
                     head_dim=model.head_dim,
                     patch_size=model.patch_size,
-                    **shared,
+                    **common(),
                 )
             )
         case "vdm":
@@ -102,7 +106,10 @@ def build(config: ConfigDict, dtype: jnp.dtype) -> Backbone:
 
             return PixelBackbone(
                 VDMUNet(
-                    channels=model.channels, head_dim=model.head_dim, fourier_bands=tuple(model.fourier_bands), **shared
+                    channels=model.channels,
+                    head_dim=model.head_dim,
+                    fourier_bands=tuple(model.fourier_bands),
+                    **common(),
                 )
             )
         case "sd":

@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from contextdiff_jax import data, guidance, losses, samplers
-from contextdiff_jax.models import backbones, precond
+from contextdiff_jax.models import backbones, lipschitz, precond
 from contextdiff_jax.models.adapter import Adapter, Shift
 from contextdiff_jax.process import chart, forward
 from contextdiff_jax.samplers.scheduler_config import from_scheduler_config
@@ -46,6 +46,8 @@ class DiffusionTask:
                 width=config.adapter.width,
                 patch_size=config.adapter.patch_size,
                 bound=config.adapter.bound,
+                spectral_norm=config.adapter.spectral_norm,
+                self_attention=config.adapter.self_attention,
                 num_timesteps=config.process.num_timesteps,
                 dtype=parts.dtype,
             )
@@ -161,29 +163,41 @@ class DiffusionTask:
         )
         f = partial(self.denoise, params, context=dropped, dropout_key=key_dropout)
         b = self.shift(params, frozen, context)
-        objective, num_dims = self.config.loss.objective, x0[0].size
-        if objective == "nelbo":
-            bound = losses.nelbo(self.schedule, x0, f, b, t, key_bound, variance="beta")
-            return bound.total / (num_dims * jnp.log(2.0)), {}
-        if b is None:
-            b_t = b_prev = jnp.zeros_like(x0)
-        elif objective == "posterior":
-            b_t, b_prev = b.pair(x0, t, t - 1)
+        if self.config.loss.objective == "nelbo":
+            bound = losses.nelbo(self.schedule, x0, f, b, t, key_bound, bins=self.parts.levels, variance="beta")
+            return bound.total / (x0[0].size * jnp.log(2.0)), {}
+        return self._denoising_loss(x0, f, b, t, eps)
+
+    def _denoising_loss(
+        self, x0: Array, f: chart.Denoiser, b: Shift | None, t: Array, eps: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """Eq. 6 or Eq. 5 at one x_t per example, [B], and metrics."""
+        config, s = self.config.loss, self.schedule
+        both_shifts = config.objective == "posterior" or config.weighting == "lemma4"
+        shifts = lambda x: chart.pair(b, x, t, t - 1)
+        if both_shifts:
+            b_t, b_prev = shifts(x0)
         else:
-            b_t = b(x0, t)
-        q = forward.marginal(self.schedule, x0, b_t, t)  # Eq. 1, reparameterised
-        xt = q.mean + jnp.sqrt(q.var) * eps
-        x0_hat = f(xt, t)
-        rms = lambda h: jnp.sqrt(jnp.mean(h**2, axis=(1, 2, 3)))
+            b_t = jnp.zeros_like(x0) if b is None else b(x0, t)
+        q = forward.marginal(s, x0, b_t, t)  # Eq. 1, reparameterised
+        x0_hat = f(q.mean + jnp.sqrt(q.var) * eps, t)
+        rms = lambda h: jnp.sqrt(jnp.mean(h**2, axis=tuple(range(1, h.ndim))))
         metrics = {"x0_rmse": rms(x0_hat - x0), "shift_rms": rms(b_t)}
-        if objective == "simple":
-            config = self.config.loss
-            return losses.simple(
-                self.schedule, x0, x0_hat, t, weighting=config.weighting, gamma=config.gamma
-            ), metrics
-        b_t_hat, b_prev_hat = (b_t, b_prev) if b is None else b.pair(x0_hat, t, t - 1)
-        nats = losses.posterior(self.schedule, x0, x0_hat, t, b_t, b_prev, b_t_hat, b_prev_hat)
-        return nats / num_dims, metrics
+        if not both_shifts:
+            if b is not None and self.config.adapter.track_lipschitz:
+                fixed = jax.lax.stop_gradient(x0_hat)
+                metrics["lipschitz"] = lipschitz.secant_of_shifts(s, b_t, b(fixed, t), x0, fixed, t).max()
+            return losses.simple(s, x0, x0_hat, t, weighting=config.weighting, gamma=config.gamma), metrics
+        b_t_hat, b_prev_hat = shifts(x0_hat)
+        secant = lambda b_x, b_y, at: lipschitz.secant_of_shifts(s, b_x, b_y, x0, x0_hat, at)
+        c_t, c_prev = secant(b_t, b_t_hat, t), secant(b_prev, b_prev_hat, t - 1)
+        metrics["lipschitz"] = jnp.maximum(c_t, c_prev).max()
+        if config.objective == "posterior":
+            nats = losses.posterior(s, x0, x0_hat, t, b_t, b_prev, b_t_hat, b_prev_hat)
+            return nats / x0[0].size, metrics
+        # Lemma 4 with the constants of this very pair x0, x0_hat: never below Eq. 5, and the adapter feels their growth.
+        lambda_t = losses.lipschitz_weight(s, t, x0, _like(c_t, x0), _like(c_prev, x0))
+        return jnp.mean(lambda_t * (x0_hat - x0) ** 2, axis=tuple(range(1, x0.ndim))), metrics
 
     # Sampling.
 
@@ -259,7 +273,8 @@ class DiffusionTask:
     def _steps(self, sample: ConfigDict) -> dict[str, Any]:
         """Keyword arguments of the sampler: its moves (t, s), and what else it takes."""
         if sample.spacing == PRETRAINED:
-            options = from_scheduler_config(self.parts.scheduler, sample.sampler).options(sample.num_steps)
+            with jax.ensure_compile_time_eval():  # the steps are known before anything is traced
+                options = from_scheduler_config(self.parts.scheduler, sample.sampler).options(sample.num_steps)
         else:
             options = {"spacing": samplers.moves(self.schedule.num_timesteps, sample.num_steps, sample.spacing)}
         return options | ({"eta": sample.eta} if sample.sampler == "ddim" else {})
@@ -285,3 +300,8 @@ class DiffusionTask:
         keys = jax.random.split(key, len(captions))
         images = self._preview(params, frozen, self.parts.condition.read(captions), keys)
         return multihost_utils.process_allgather(images, tiled=True), captions
+
+
+def _like(per_example: Array, x: Array) -> Array:
+    """[B] with the axes of x."""
+    return per_example.reshape(-1, *(1,) * (x.ndim - 1))

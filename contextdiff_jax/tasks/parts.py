@@ -42,6 +42,7 @@ class Parts:
         scheduler: content of the pretrained folder's scheduler_config.json; {} without one.
         condition: what c is.
         space: where x0 lives.
+        levels: values that an element of x0 can take; None where x0 is continuous.
         features: what the adapter sees of x0; None without an adapter.
     """
 
@@ -51,6 +52,7 @@ class Parts:
     scheduler: dict[str, Any]
     condition: Condition
     space: Pixels | Latents
+    levels: int | None
     features: Features | None
 
     @classmethod
@@ -69,7 +71,8 @@ class Parts:
         scheduler = _scheduler(config)
         s, prediction = _process(config, scheduler)
         condition = _condition(config, clip, dtype)
-        return cls(dtype, s, prediction, scheduler, condition, space, _features(config, clip, space))
+        levels = data.describe(config.data).levels if config.space.kind == "pixels" else None
+        return cls(dtype, s, prediction, scheduler, condition, space, levels, _features(config, clip, space))
 
     @property
     def params(self) -> dict[str, Params]:

@@ -1,0 +1,208 @@
+"""configs/t2i.py:sd on a tiny Stable Diffusion folder: encode, train, resume, sample, export, reload, img2img."""
+
+import json
+
+import diffusers
+import jax
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import contextdiff_jax as cdx
+from configs import t2i
+from contextdiff_jax import command_line
+from contextdiff_jax.errors import UserError
+from tests import stable_diffusion_helpers as helpers
+from tests.diffusers_helpers import relative_error
+
+PROMPTS = ("a frog on a blue background", "a red apple on a white background")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The pretrained pipeline's folder, the pipeline itself, and a folder of pictures."""
+    root = tmp_path_factory.mktemp("sd")
+    pipeline = helpers.save_pipeline(root / "tiny-sd")
+    helpers.save_pictures(root / "pictures")
+    return root, pipeline
+
+
+def config_of(root):
+    config = t2i.get_config("sd")
+    config.model.pretrained = str(root / "tiny-sd")
+    config.data.path = str(root / "pictures")
+    config.data.image_size = 16
+    config.space.latents = str(root / "latents")
+    config.adapter.depth, config.adapter.width, config.adapter.num_heads = 1, 16, 2
+    config.train.update(num_steps=20, checkpoint_every=10, log_every=1, preview_every=0)
+    config.optim.lr, config.optim.warmup_steps = 1e-3, 1
+    config.sample.num_steps = 5
+    return config
+
+
+def run(mode, config, workdir, **options):
+    command_line.run(mode, config, command_line.Options(workdir=str(workdir), **options))
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    """Encoded, trained 20 steps in two halves."""
+    root, _ = folder
+    config, workdir = config_of(root), root / "run"
+    run("encode", config, workdir)
+    config.train.num_steps = 10
+    run("train", config, workdir)
+    config.train.num_steps = 20
+    command_line.run("train", config, command_line.Options(workdir=str(workdir), allow_config_change=True))
+    return config, workdir
+
+
+def test_a_folder_as_it_is_draws_what_diffusers_draws(folder):
+    """The whole path: tokenizer, text encoder, guidance, scheduler, U-Net, autoencoder, from the same noise."""
+    root, reference = folder
+    pipe = cdx.Pipeline.load(root / "tiny-sd")
+    assert pipe.task.sample_shape == (8, 8, 4)
+    for sampler, scheduler in {"ddim": diffusers.DDIMScheduler, "dpmpp_2m": diffusers.DPMSolverMultistepScheduler}.items():
+        ours = pipe.sample_arrays(PROMPTS, key=3, steps=7, guidance=4.0, sampler=sampler)
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(3), i))(np.arange(2))
+        noise = np.asarray(jax.vmap(lambda key: jax.random.normal(key, (8, 8, 4)))(keys))
+        reference.scheduler = scheduler.from_config(reference.scheduler.config)
+        theirs = reference(
+            list(PROMPTS),
+            latents=torch.tensor(noise).permute(0, 3, 1, 2),
+            num_inference_steps=7,
+            guidance_scale=4.0,
+            output_type="np",
+        ).images
+        assert relative_error(ours, theirs * 2 - 1) < 1e-4, sampler
+
+
+def test_encoding_stores_latents_a_colour_map_and_a_picture_and_continues(trained, folder, capsys):
+    config, _ = trained
+    latents = folder[0] / "latents"
+    contents = json.loads((latents / "latents.json").read_text())
+    assert contents["shape"] == [8, 8, 8] and contents["splits"]["train"] + contents["splits"].get("val", 0) == 40
+    assert Image.open(latents / "reconstructions.png").width > 100
+    shard = latents / "train" / "00000.array_record"
+    before = shard.read_bytes()
+    (latents / "val" / "00000.array_record").unlink()
+    run("encode", config, folder[0] / "run")
+    assert shard.read_bytes() == before and (latents / "val" / "00000.array_record").is_file()
+    other = config_of(folder[0])
+    other.data.image_size = 32
+    with pytest.raises(UserError, match="image_size: there 16, now 32"):
+        run("encode", other, folder[0] / "run")
+
+
+def test_stored_latents_are_the_autoencoder_s(trained, folder):
+    _, reference = folder
+    source = cdx.Pipeline.load(trained[1]).task.parts
+    from contextdiff_jax.tasks.parts import source as records_of
+
+    records = records_of(trained[0], source, "train")
+    images = helpers.data.source(trained[0].data, "train")
+    image = torch.tensor(images[3]["image"] / 127.5 - 1.0, dtype=torch.float32).permute(2, 0, 1)[None]
+    posterior = reference.vae.encode(image).latent_dist
+    expected = torch.cat([posterior.mean, posterior.std], dim=1)[0].permute(1, 2, 0) * reference.vae.config.scaling_factor
+    assert relative_error(records[3]["latent"], expected.detach().numpy()) < 2e-3  # stored in float16
+    assert records[3]["caption"] == images[3]["caption"]
+
+
+def test_only_the_subset_is_trained_and_resuming_continues(trained):
+    config, workdir = trained
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 21))
+    pipe = cdx.Pipeline.load(workdir, ema=False)
+    start = cdx.Pipeline.load(config.model.pretrained)
+    moved = {
+        "/".join(str(k.key) for k in path): bool(np.any(np.asarray(a) != np.asarray(b)))
+        for (path, a), b in zip(
+            jax.tree_util.tree_leaves_with_path(pipe.params["denoiser"]),
+            jax.tree.leaves(start.params["denoiser"]),
+            strict=True,
+        )
+    }
+    assert all(moved[name] == ("/attn2/" in f"/{name}") for name in moved) and any(moved.values())
+    assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(pipe.params["adapter"]["out"])), "adapter moved"
+
+
+def test_export_loads_in_diffusers_and_here(trained, tmp_path, folder):
+    config, workdir = trained
+    out = tmp_path / "export"
+    run("export", config, workdir, out=str(out))
+    card = (out / "README.md").read_text()
+    assert card.startswith("---") and "tiny-sd" in card
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(out)
+    again = cdx.Pipeline.load(out)
+    ours = cdx.Pipeline.load(workdir)
+    xt = np.random.default_rng(0).normal(size=(2, 8, 8, 4)).astype(np.float32)
+    tokens = np.random.default_rng(1).normal(size=(2, 16, 24)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs.unet(torch.tensor(xt).permute(0, 3, 1, 2), 500, torch.tensor(tokens)).sample
+    from contextdiff_jax.types import Context
+
+    context = Context(tokens=tokens, pooled=tokens[:, 0], mask=np.ones((2, 16), bool))
+    got = ours.task.backbone(ours.params["denoiser"], xt, np.full(2, 501), context)
+    assert relative_error(got, expected.permute(0, 2, 3, 1).numpy()) < 1e-4
+    a, b = (pipe.sample_arrays(PROMPTS, key=1, steps=3) for pipe in (ours, again))
+    np.testing.assert_array_equal(a, b)
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore((out / "orbax").absolute())
+    np.testing.assert_array_equal(restored["adapter"]["out"]["kernel"], np.asarray(ours.params["adapter"]["out"]["kernel"]))
+    with pytest.raises(UserError, match="no export"):
+        run("export", config, workdir, out=str(workdir))
+
+
+def test_img2img_starts_from_the_picture(trained):
+    _, workdir = trained
+    pipe = cdx.Pipeline.load(workdir)
+    picture = Image.fromarray(helpers.data.OpenMojiSource("demo", "train", 24)[5]["image"])
+    options = dict(key=0, steps=10, guidance=1.0)
+    near, far = (pipe.sample_arrays(PROMPTS[:1], image=picture, strength=s, **options) for s in (0.1, 0.9))
+    mean = pipe.task.parts.space
+    x0 = mean.encode(pipe.frozen["space"], {"image": cdx.pipeline.as_array(picture, 16)[None]})
+    decoded = np.asarray(mean.decode(pipe.frozen["space"], x0))
+    assert np.abs(near - decoded).mean() < np.abs(far - decoded).mean()
+    with pytest.raises(UserError, match="strength=0.01"):
+        pipe.sample(PROMPTS[0], image=picture, strength=0.01, steps=10)
+    with pytest.raises(UserError, match="nowhere.png"):
+        pipe.sample(PROMPTS[0], image="nowhere.png")
+
+
+def test_sampling_from_the_command_line(trained, tmp_path):
+    config, workdir = trained
+    start = tmp_path / "start.png"
+    Image.new("RGB", (40, 30), "red").save(start)
+    run("sample", config, workdir, prompts=PROMPTS, num_samples=2, out=str(tmp_path / "out"), image=str(start))
+    assert len(list((tmp_path / "out").glob("0*.png"))) == 4
+    assert Image.open(tmp_path / "out" / "0000.png").size == (16, 16)
+
+
+def test_training_from_images_instead_of_stored_latents(folder, tmp_path):
+    config = config_of(folder[0])
+    config.space.precomputed, config.space.rgb = False, "decode"
+    config.space.latents = ""
+    config.train.num_steps, config.train.checkpoint_every = 2, 2
+    config.train.trainable = (".*",)
+    run("train", config, tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"model.pretrained": ""}, "config.model.pretrained is empty"),
+        ({"model.pretrained": "nowhere"}, "nowhere"),
+        ({"space.latents": ""}, "space.latents"),
+        ({"data.image_size": 17}, "factor 2"),
+        ({"train.trainable": ("^adaptor/",)}, "matches no parameter"),
+    ],
+)
+def test_clear_errors(trained, folder, tmp_path, changes, words):
+    config = config_of(folder[0])
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=words):
+        run("train", config, tmp_path)
