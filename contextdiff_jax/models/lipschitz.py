@@ -121,8 +121,9 @@ def _stretch(t: Array, count: int, num_timesteps: int) -> Array:
 
 
 def _norm(v: Array) -> Array:
-    """Euclidean norm of each example, [B]."""
-    return jnp.sqrt(jnp.sum(v**2, axis=tuple(range(1, v.ndim))))
+    """Euclidean norm of each example, [B]; its gradient at 0 is 0."""
+    square = jnp.sum(v**2, axis=tuple(range(1, v.ndim)))
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
 
 def _unit(v: Array) -> Array:
