@@ -1,0 +1,154 @@
+"""Likelihood: bits per dimension from the full bound of Eq. 4, with or without the adapter.
+
+    python -m contextdiff_jax.main --config=configs/cifar10_nll.py           # or :digits, 8 x 8: two CPU cores, minutes
+    python -m contextdiff_jax.main --config=configs/cifar10_nll.py:emoji16   # drawn scenes, 16 x 16: one GPU, minutes
+    python -m contextdiff_jax.main --config=configs/cifar10_nll.py:ddpm      # CIFAR-10, U-Net of Ho et al. 2020: one GPU
+    python -m contextdiff_jax.main --config=configs/cifar10_nll.py:vdm       # CIFAR-10, full resolution: one GPU
+    python -m contextdiff_jax.main --config=configs/cifar10_nll.py:cifar10   # the same, as deep as Kingma et al. 2021
+    python -m contextdiff_jax.main --config=configs/cifar10_nll.py:tiny      # seconds: for tests
+
+CIFAR-10 comes through tensorflow_datasets (pip install -r requirements-tfds.txt) or, with --config.data.path=FOLDER, from
+the files of its binary version. The same three presets train on the embedded scenes with --config.data.source=openmoji.
+
+To compare: --config.adapter.enabled=False, --config.loss.objective=simple|posterior|nelbo, --config.condition.kind=none.
+A bound under a class says how well the model codes an image whose class is known already: compare it with others of the
+same kind.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, t2i
+
+
+def get_config(preset: str | None = None) -> ConfigDict:
+    """The digits, or the preset named after the colon."""
+    config = t2i.get_config()
+    config.condition.kind = "class"
+    config.model.backbone = "vdm"
+    config.model.patch_size = 1
+    config.model.prediction = "v"  # with little noise x0_hat is x_t and a small correction: exact to the last bit
+    config.adapter.features = "patches"
+    config.loss.objective = "posterior"
+    config.loss.cond_drop_prob = 0.0  # the bound is that of the model with its condition
+    config.sample.guidance = 1.0
+    config.sample.num_steps = 100
+    config.eval.bpd_timesteps = 64
+    presets = {"digits": digits, "emoji16": emoji16, "ddpm": ddpm, "vdm": vdm, "cifar10": cifar10, "tiny": tiny}
+    return common.apply_preset(config, preset or "digits", presets)
+
+
+def digits(config: ConfigDict) -> None:
+    """Scikit-learn's digits, 8 x 8 with 17 levels."""
+    config.data.source = "digits"
+    config.data.image_size = 8
+    config.data.batch_size = 64
+    config.model.channels = 32
+    config.model.num_blocks = 3
+    config.model.head_dim = 16
+    config.model.fourier_bands = (2, 3)
+    config.adapter.depth = 2
+    config.adapter.num_heads = 4
+    config.adapter.width = 32
+    config.adapter.patch_size = 2
+    config.optim.lr = 2e-3
+    config.train.num_steps = 2000
+    config.train.checkpoint_every = 1000
+    config.train.preview_every = 1000
+    config.sample.batch_size = 60
+    config.eval.bpd_images = 180  # all of the test split
+
+
+def tiny(config: ConfigDict) -> None:
+    """The smallest run that uses every part."""
+    digits(config)
+    config.data.batch_size = 8
+    config.process.num_timesteps = 50
+    config.model.channels = 16
+    config.model.num_blocks = 1
+    config.adapter.depth = 1
+    config.adapter.width = 16
+    config.adapter.num_heads = 2
+    config.optim.warmup_steps = 1
+    config.train.num_steps = 4
+    config.train.log_every = 1
+    config.train.checkpoint_every = 2
+    config.train.preview_every = 0
+    config.sample.num_steps = 4
+    config.sample.batch_size = 8
+    config.eval.num_samples = 8
+    config.eval.bpd_images = 16
+    config.eval.bpd_timesteps = 4
+
+
+def emoji16(config: ConfigDict) -> None:
+    """The drawn scenes at 16 x 16; a class is an object on a background."""
+    config.data.image_size = 16
+    config.data.batch_size = 128
+    config.data.num_threads = 16
+    config.model.channels = 64
+    config.model.num_blocks = 6
+    config.model.head_dim = 64
+    config.adapter.patch_size = 4
+    config.optim.lr = 5e-4
+    config.optim.warmup_steps = 500
+    config.ema.decay = 0.999
+    config.train.num_steps = 20_000
+    config.train.log_every = 100
+    config.train.checkpoint_every = 5000
+    config.train.preview_every = 5000
+    config.eval.bpd_images = 1024
+
+
+def _cifar10(config: ConfigDict) -> None:
+    """What the presets for CIFAR-10 share. No flips: they make the train set larger than the one that is coded."""
+    config.data.source = "cifar10"
+    config.data.image_size = 32
+    config.data.batch_size = 128
+    config.data.num_threads = 16
+    config.adapter.width = 128
+    config.adapter.patch_size = 4
+    config.model.channels = 128
+    config.model.dropout = 0.1
+    config.optim.lr = 2e-4
+    config.optim.warmup_steps = 1000
+    config.optim.schedule = "constant"
+    config.ema.decay = 0.9999
+    config.train.num_steps = 200_000
+    config.train.log_every = 100
+    config.train.checkpoint_every = 5000
+    config.train.preview_every = 10_000
+    config.sample.num_steps = 1000
+    config.sample.sampler = "ddpm"
+    config.eval.bpd_images = 10_000  # all of the test split
+
+
+def ddpm(config: ConfigDict) -> None:
+    """The U-Net, schedule and noise prediction of Ho et al. 2020."""
+    _cifar10(config)
+    config.model.backbone = "unet"
+    config.model.multipliers = (1, 2, 2, 2)
+    config.model.num_blocks = 2
+    config.model.self_attention_levels = (1,)
+    config.model.cross_attention_levels = (1,)
+    config.model.head_dim = 128
+    config.model.prediction = "eps"
+    config.process.schedule = "linear"
+
+
+def vdm(config: ConfigDict) -> None:
+    """The full-resolution network at a quarter of the paper's depth."""
+    _cifar10(config)
+    config.model.num_blocks = 8
+    config.model.head_dim = 128
+
+
+def cifar10(config: ConfigDict) -> None:
+    """Depth, width, dropout and batch of Kingma et al. 2021, who trained for 10 million steps.
+
+    Their noise schedule is learned and their time continuous; here T = 1000 steps of the cosine schedule.
+    """
+    vdm(config)
+    config.model.num_blocks = 32
+    config.train.num_steps = 10_000_000
+    config.train.checkpoint_every = 20_000
+    config.train.preview_every = 100_000

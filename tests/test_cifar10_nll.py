@@ -1,0 +1,76 @@
+"""The likelihood recipes: every preset traces, and the tiny one trains, is measured and draws."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import cifar10_nll, t2i
+from contextdiff_jax import command_line
+from contextdiff_jax import config as config_lib
+from contextdiff_jax import task as task_lib
+from contextdiff_jax.training import Setup
+from contextdiff_jax.training.step import make_step
+
+PRESETS = ("digits", "emoji16", "ddpm", "vdm", "cifar10", "tiny")
+
+
+def embedded(preset):
+    """The preset, on embedded data where CIFAR-10 would be a download."""
+    config = cifar10_nll.get_config(preset)
+    if config.data.source == "cifar10":
+        config.data.source = "openmoji"
+    return config
+
+
+def size(preset):
+    params = Setup.of(task_lib.build(embedded(preset))).abstract.params
+    return sum(v.size for v in jax.tree.leaves(params["denoiser"]))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_have_the_keys_of_every_diffusion_config_and_pass_its_checks(preset):
+    config = cifar10_nll.get_config(preset)
+    config_lib.check(config)
+    assert config_lib.leaves(config).keys() == config_lib.leaves(t2i.get_config()).keys()
+
+
+def test_the_digits_are_the_default():
+    default, digits = cifar10_nll.get_config(), cifar10_nll.get_config("digits")
+    assert config_lib.leaves(default) == config_lib.leaves(digits)
+
+
+@pytest.mark.parametrize(
+    "preset, kind", [("tiny", "none"), ("digits", "class"), ("emoji16", "class"), ("ddpm", "none"), ("vdm", "class")]
+)
+def test_the_training_step_traces(preset, kind):
+    config = embedded(preset)
+    config.condition.kind = kind
+    config.data.batch_size = 8
+    setup = Setup.of(task_lib.build(config))
+    rows = next(setup.train_iterator())
+    batch = {key: jax.ShapeDtypeStruct(value.shape, value.dtype) for key, value in rows.items()}
+    step = make_step(setup.task, setup.optimizer, setup.mesh)
+    state, _, _ = jax.eval_shape(step, setup.abstract, setup.init_guard(), setup.task.frozen, batch)
+    assert jax.tree.map(lambda v: v.shape, state.params) == jax.tree.map(lambda v: v.shape, setup.abstract.params)
+
+
+def test_sizes_are_those_of_the_papers():
+    """Ho et al. 2020 give 35.7 million; the other network has 67 blocks of 128 channels, 33 of them on 256 inputs."""
+    assert 30e6 < size("ddpm") < 45e6
+    convolutions = 9 * 128 * 128 * (2 * 34 + 3 * 33)
+    assert convolutions < size("cifar10") < 1.5 * convolutions
+
+
+def test_tiny_trains_measures_and_draws(tmp_path):
+    config = cifar10_nll.get_config("tiny")
+    options = command_line.Options(workdir=str(tmp_path), prompts=("7", "the digit 3"))
+    for mode in ("train", "eval", "sample"):
+        command_line.run(mode, config, options)
+    bits = json.loads((tmp_path / "eval.json").read_text())["bits_per_dim"]
+    for row in ("adapter on", "adapter off"):
+        assert bits[row]["images"] == 16 and np.isfinite([bits[row]["mean"], bits[row]["stderr"]]).all()
+    drawn = sorted(next((tmp_path / "samples").iterdir()).glob("0*.png"))
+    assert len(drawn) == 2 and Image.open(drawn[0]).size == (8, 8)
