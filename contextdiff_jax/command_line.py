@@ -131,6 +131,7 @@ def _pipeline(config: ConfigDict, options: Options):
 def sample(config: ConfigDict, options: Options) -> None:
     """Draws the prompts and writes every picture, and a grid with the captions under them."""
     from contextdiff_jax.pictures import caption_grid
+
     prompts = asked_for(config, options)
     pipeline = _pipeline(config, options)
     default = Path(options.workdir) / "samples" / f"step-{pipeline.step}-seed-{options.seed}"
@@ -216,7 +217,7 @@ def export(config: ConfigDict, options: Options) -> None:
         from contextdiff_jax import export as export_lib
 
         pipeline = _pipeline(config, options)
-        export_lib.write(pipeline.config, pipeline.params, pipeline.step, out)
+        export_lib.write(pipeline.task, pipeline.params, pipeline.step, out)
         print(f"step {pipeline.step} exported to {out}; read it with contextdiff_jax.Pipeline.load({out!r})")
         return
     from contextdiff_jax import task as task_lib

@@ -116,7 +116,7 @@ def _check_range(flat: dict[str, Any], keys: str, holds: Callable[[Any], bool], 
 
 def _check_model(config: ConfigDict) -> None:
     """Sizes that must divide one another."""
-    size, model, adapter = config.data.image_size, config.model, config.adapter
+    model = config.model
     if (config.space.kind == "latents" or model.backbone == "sd") and not model.pretrained:
         raise UserError(
             "config.model.pretrained is empty; give the folder of a Stable Diffusion model in the diffusers layout"
@@ -124,10 +124,12 @@ def _check_model(config: ConfigDict) -> None:
     for key in ("process.schedule", "model.prediction", "sample.spacing"):
         section, name = key.split(".")
         if config[section][name] == "pretrained" and not model.pretrained:
-            raise UserError(f"config.{key}='pretrained' needs config.model.pretrained, a folder in the diffusers layout")
+            raise UserError(
+                f"config.{key}='pretrained' needs config.model.pretrained, a folder in the diffusers layout"
+            )
     if model.backbone == "unet":
         _check_unet(config)
-    if adapter.enabled:
+    if config.adapter.enabled:
         _check_adapter(config)
 
 

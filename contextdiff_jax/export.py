@@ -1,28 +1,29 @@
 """A trained diffusion model as a folder that stands alone: written by `--mode=export`, read by `Pipeline.load`.
 
-    <folder>/contextdiff.json       the config, with paths inside the folder
-    <folder>/README.md              model card
-    <folder>/denoiser/              config.json, model.safetensors; for Stable Diffusion instead the whole pipeline in
-                                    the diffusers layout: unet/ (trained), vae/ text_encoder/ tokenizer/ scheduler/
-    <folder>/adapter/               config.json, model.safetensors
-    <folder>/image_encoder/         the CLIP that the adapter looks through, where it does not ship with the package
-    <folder>/condition_encoder/     likewise the text encoder, where it is another model
-    <folder>/latent_rgb.json        the adapter's map from latents to colours, where it has one
-    <folder>/orbax/                 the same parameters as an Orbax checkpoint
+<folder>/contextdiff.json       the config, with paths inside the folder
+<folder>/README.md              model card
+<folder>/denoiser/              config.json, model.safetensors; for Stable Diffusion instead the whole pipeline in
+                                the diffusers layout: unet/ (trained), vae/ text_encoder/ tokenizer/ scheduler/
+<folder>/adapter/               config.json, model.safetensors
+<folder>/image_encoder/         the CLIP that the adapter looks through, where it does not ship with the package
+<folder>/condition_encoder/     likewise the text encoder, where it is another model
+<folder>/latent_rgb.json        the adapter's map from latents to colours, where it has one
+<folder>/orbax/                 the same parameters as an Orbax checkpoint
 """
 
 import shutil
 from pathlib import Path
 
-import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from contextdiff_jax import __version__, encoders
 from contextdiff_jax.encoders import pretrained
-from contextdiff_jax.encoders.spaces import RGB_MAP, read_rgb_map, write_rgb_map
+from contextdiff_jax.encoders.spaces import read_rgb_map, write_rgb_map
+from contextdiff_jax.encoders.text import TextEncoder
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import write_json
+from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.types import Params
 
 CONFIG = "contextdiff.json"
@@ -30,11 +31,11 @@ PIPELINE_INDEX = "model_index.json"
 _PARTS_OF_SD = ("vae", "text_encoder", "tokenizer", "scheduler", "feature_extractor")
 
 
-def write(config: ConfigDict, params: Params, step: int, out: str | Path) -> None:
+def write(task: DiffusionTask, params: Params, step: int, out: str | Path) -> None:
     """Writes the model.
 
     Args:
-        config: of the run.
+        task: of the run.
         params: all parameters, {"denoiser", "adapter"}.
         step: the training step they come from.
         out: the folder; refused if it holds something that is no export.
@@ -42,7 +43,7 @@ def write(config: ConfigDict, params: Params, step: int, out: str | Path) -> Non
     Raises:
         UserError: a folder with other content.
     """
-    out = Path(out)
+    config, out = task.config, Path(out)
     if out.is_dir() and any(out.iterdir()) and not (out / CONFIG).is_file():
         raise UserError(f"{out} holds something that is no export; give an empty --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -57,9 +58,10 @@ def write(config: ConfigDict, params: Params, step: int, out: str | Path) -> Non
     if "adapter" in params:
         _write_network(out / "adapter", params["adapter"], config.adapter)
         if config.adapter.features == "clip":
-            portable.encoder.clip = _copy_model(config.encoder.clip, out / "image_encoder")
+            portable.encoder.clip = _write_encoder(config.encoder.clip, task.parts.features.clip, out / "image_encoder")
     if config.condition.kind == "text" and config.condition.encoder:
-        portable.condition.encoder = _copy_model(config.condition.encoder, out / "condition_encoder")
+        encoder = task.parts.condition.encoder
+        portable.condition.encoder = _write_encoder(config.condition.encoder, encoder, out / "condition_encoder")
     if config.space.kind == "latents" and (rgb_map := read_rgb_map(config.space.latents)):
         write_rgb_map(rgb_map, out)
         portable.space.latents = "."
@@ -95,7 +97,9 @@ def read_networks(folder: str | Path, config: ConfigDict, expected: Params) -> P
     """
     folder = Path(folder)
     names = ["adapter"] if config.model.backbone == "sd" else ["denoiser", "adapter"]
-    return {name: pretrained.read_params(folder / name, expected[name], _tensor_name) for name in names if name in expected}
+    return {
+        name: pretrained.read_params(folder / name, expected[name], _tensor_name) for name in names if name in expected
+    }
 
 
 def _tensor_name(path: str) -> str:
@@ -116,14 +120,14 @@ def _write_sd(config: ConfigDict, params: Params, out: Path) -> None:
             shutil.copytree(source / name, out / name, dirs_exist_ok=True)
     if (source / PIPELINE_INDEX).is_file():
         shutil.copyfile(source / PIPELINE_INDEX, out / PIPELINE_INDEX)
-    save_sd_unet(out / "unet", read_unet_config(source / "unet"), jax.device_get(params))
+    save_sd_unet(out / "unet", read_unet_config(source / "unet"), params)
 
 
-def _copy_model(path: str, folder: Path) -> str:
-    """Copies a model folder into the export; returns its name there. What ships with the package stays there."""
+def _write_encoder(path: str, encoder: TextEncoder, folder: Path) -> str:
+    """Writes an encoder into the export; returns its name there. What ships with the package stays there."""
     if path.startswith(encoders.BUILTIN):
         return path
-    shutil.copytree(path, folder, dirs_exist_ok=True)
+    encoder.save(folder, encoder.params)
     return folder.name
 
 
@@ -145,7 +149,11 @@ def _write_card(config: ConfigDict, step: int, out: Path) -> None:
         f"- process: {process}; the network predicts {config.model.prediction}",
         f"- shift of the forward process: {shift}",
         f"- trained for {step} steps of batch {config.data.batch_size}, objective `{config.loss.objective}`",
-        *([f"- trained parameters: `{list(config.train.trainable)}`"] if tuple(config.train.trainable) != (".*",) else []),
+        *(
+            [f"- trained parameters: `{list(config.train.trainable)}`"]
+            if tuple(config.train.trainable) != (".*",)
+            else []
+        ),
         "```python\nimport contextdiff_jax as cdx\n\n"
         f'images = cdx.Pipeline.load("{out.name}").sample({_example(config)})\n```',
     ]
@@ -158,7 +166,12 @@ def _write_card(config: ConfigDict, step: int, out: Path) -> None:
         out,
         "\n\n".join(lines),
         library_name="contextdiff_jax",
-        tags=("diffusion", "contextdiff", "jax", "text-to-image" if config.condition.kind == "text" else "image-generation"),
+        tags=(
+            "diffusion",
+            "contextdiff",
+            "jax",
+            "text-to-image" if config.condition.kind == "text" else "image-generation",
+        ),
         base_model=base,
     )
 

@@ -1,6 +1,8 @@
 """Command line: flags and mode dispatch.
 
-    python -m contextdiff_jax.main --config=configs/t2i.py[:preset] --workdir=DIR --mode=train|sample|eval|export|bench|encode
+    python -m contextdiff_jax.main --config=configs/t2i.py[:preset] --workdir=DIR --mode=MODE
+
+with MODE one of train, sample, eval, export, bench, encode.
 """
 
 import sys
@@ -17,7 +19,7 @@ WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<c
 MODE = flags.DEFINE_enum("mode", "train", sorted(command_line.MODES), "What to do.")
 PROMPTS = flags.DEFINE_multi_string("prompt", [], "sample: what to draw; repeatable.")
 PROMPTS_FILE = flags.DEFINE_string("prompts_file", "", "sample: file with one prompt per line.")
-NUM_SAMPLES = flags.DEFINE_integer("num_samples", 0, "sample: pictures of each prompt (1), or in all without prompts (16).")
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", 0, "sample: pictures of each prompt, or in all.")
 SEED = flags.DEFINE_integer("seed", 0, "sample, eval: seed of the pictures.")
 STEP = flags.DEFINE_integer("step", None, "sample, eval, export: checkpoint step; default the newest intact one.")
 OUT = flags.DEFINE_string("out", "", "sample, export: where the result goes; default inside the workdir.")

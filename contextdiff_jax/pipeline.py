@@ -23,7 +23,6 @@ from contextdiff_jax.training import checkpoint
 from contextdiff_jax.training.state import initial_params, stream
 from contextdiff_jax.types import Array, Params
 
-
 Picture = Image.Image | str | Path | np.ndarray
 
 
@@ -185,9 +184,19 @@ class Pipeline:
 
 
 # What makes a config another model; all else about a run does not matter once it is trained.
-_MODEL_KEYS = """
-    task encoder. condition. space.kind process. model. adapter. data.source data.preset data.image_size train.trainable
-""".split()
+_MODEL_KEYS = [
+    "task",
+    "encoder.",
+    "condition.",
+    "space.kind",
+    "process.",
+    "model.",
+    "adapter.",
+    "data.source",
+    "data.preset",
+    "data.image_size",
+    "train.trainable",
+]
 
 
 def _with_untrained(task: DiffusionTask, expected: Params, params: Params) -> Params:
@@ -261,7 +270,9 @@ def as_array(picture: Picture, size: int) -> np.ndarray:
         if array.ndim != 3 or array.shape[-1] not in (1, 3):
             raise UserError(f"image of shape {array.shape}; give [height, width, 3]")
         if array.dtype != np.uint8 and (not np.isfinite(array).all() or np.abs(array).max() > 1.001):
-            raise UserError(f"image with values from {array.min():g} to {array.max():g}; give uint8, or floats in [-1, 1]")
+            raise UserError(
+                f"image with values from {array.min():g} to {array.max():g}; give uint8, or floats in [-1, 1]"
+            )
         picture = Image.fromarray(to_uint8(array[None])[0])
     return square(picture, size).astype(np.float32) / 127.5 - 1.0
 

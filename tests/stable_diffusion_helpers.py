@@ -46,8 +46,15 @@ SCHEDULER = dict(
 )
 
 
-def save_pipeline(folder: Path) -> diffusers.StableDiffusionPipeline:
-    """Writes a pipeline of 16 x 16 pictures (8 x 8 latents) in the hub's layout, and returns it."""
+TEXT = dict(
+    hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=16
+)
+
+
+def save_pipeline(
+    folder: Path, unet: dict = UNET, vae: dict = VAE, text: dict = TEXT, max_length: int = 16, randomise: bool = True
+) -> diffusers.StableDiffusionPipeline:
+    """Writes a pipeline, by default of 16 x 16 pictures (8 x 8 latents), in the hub's layout, and returns it."""
     shipped = ASSETS / "clip_mini"
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(shipped / "tokenizer.json"),
@@ -55,24 +62,18 @@ def save_pipeline(folder: Path) -> diffusers.StableDiffusionPipeline:
         eos_token="<|endoftext|>",
         pad_token="<|endoftext|>",
         unk_token="<|endoftext|>",
-        model_max_length=16,
+        model_max_length=max_length,
     )
-    text = transformers.CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=24,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=16,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+    special = dict(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
+    config = transformers.CLIPTextConfig(**(dict(vocab_size=len(tokenizer)) | special | text))
+    changed = randomised if randomise else lambda model, seed: model.eval()
     torch.manual_seed(0)
     pipeline = diffusers.StableDiffusionPipeline(
-        vae=randomised(diffusers.AutoencoderKL(**VAE), 1),
-        unet=randomised(diffusers.UNet2DConditionModel(**UNET), 2),
-        text_encoder=randomised(transformers.CLIPTextModel(text), 3),
+        vae=changed(diffusers.AutoencoderKL(**vae), 1),
+        unet=changed(diffusers.UNet2DConditionModel(**unet), 2),
+        text_encoder=changed(transformers.CLIPTextModel(config), 3),
         tokenizer=tokenizer,
         scheduler=diffusers.DDIMScheduler(**SCHEDULER),
         safety_checker=None,

@@ -63,7 +63,10 @@ def test_a_folder_as_it_is_draws_what_diffusers_draws(folder):
     root, reference = folder
     pipe = cdx.Pipeline.load(root / "tiny-sd")
     assert pipe.task.sample_shape == (8, 8, 4)
-    for sampler, scheduler in {"ddim": diffusers.DDIMScheduler, "dpmpp_2m": diffusers.DPMSolverMultistepScheduler}.items():
+    for sampler, scheduler in {
+        "ddim": diffusers.DDIMScheduler,
+        "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
+    }.items():
         ours = pipe.sample_arrays(PROMPTS, key=3, steps=7, guidance=4.0, sampler=sampler)
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(3), i))(np.arange(2))
         noise = np.asarray(jax.vmap(lambda key: jax.random.normal(key, (8, 8, 4)))(keys))
@@ -104,7 +107,9 @@ def test_stored_latents_are_the_autoencoder_s(trained, folder):
     images = helpers.data.source(trained[0].data, "train")
     image = torch.tensor(images[3]["image"] / 127.5 - 1.0, dtype=torch.float32).permute(2, 0, 1)[None]
     posterior = reference.vae.encode(image).latent_dist
-    expected = torch.cat([posterior.mean, posterior.std], dim=1)[0].permute(1, 2, 0) * reference.vae.config.scaling_factor
+    expected = (
+        torch.cat([posterior.mean, posterior.std], dim=1)[0].permute(1, 2, 0) * reference.vae.config.scaling_factor
+    )
     assert relative_error(records[3]["latent"], expected.detach().numpy()) < 2e-3  # stored in float16
     assert records[3]["caption"] == images[3]["caption"]
 
@@ -151,7 +156,9 @@ def test_export_loads_in_diffusers_and_here(trained, tmp_path, folder):
 
     with ocp.StandardCheckpointer() as checkpointer:
         restored = checkpointer.restore((out / "orbax").absolute())
-    np.testing.assert_array_equal(restored["adapter"]["out"]["kernel"], np.asarray(ours.params["adapter"]["out"]["kernel"]))
+    np.testing.assert_array_equal(
+        restored["adapter"]["out"]["kernel"], np.asarray(ours.params["adapter"]["out"]["kernel"])
+    )
     with pytest.raises(UserError, match="no export"):
         run("export", config, workdir, out=str(workdir))
 

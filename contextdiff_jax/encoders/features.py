@@ -28,12 +28,12 @@ class ClipFeatures:
     """Patch tokens of a CLIP image tower (paper, section 4.1)."""
 
     def __init__(self, clip, space: Pixels | Latents):
-        self._clip, self._space = clip, space
+        self.clip, self._space = clip, space
         self.params, self.grid = clip.params, clip.grid
 
     def encode(self, params: Params, space_params: Params, x0: Array) -> Array:
         """[B, h * w, D]; differentiable in x0."""
-        return self._clip.encode_image(params, self._space.to_rgb(space_params, x0)).tokens
+        return self.clip.encode_image(params, self._space.to_rgb(space_params, x0)).tokens
 
 
 class PatchFeatures:

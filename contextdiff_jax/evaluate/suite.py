@@ -119,7 +119,9 @@ def _alignment(pipeline: Pipeline, judge: Recogniser, seed: int) -> tuple[dict, 
                 correct = hits(images[shown], asked[shown, 0], asked[shown, 1], judge)["both"]
                 grids[name] = (images[shown], [captions[i] for i in shown], correct)
     for group, split in {"seen": "test", "unseen": "unseen"}.items():
-        rows[f"ceiling: real renders, {group}"] = ceiling(data.source(config.data, split), judge, config.eval.num_samples)
+        rows[f"ceiling: real renders, {group}"] = ceiling(
+            data.source(config.data, split), judge, config.eval.num_samples
+        )
     rows["chance"] = chance(len(words.objects), len(words.backgrounds))
     return rows, speed, grids
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -113,7 +112,7 @@ def build(config: ConfigDict, dtype: jnp.dtype) -> Backbone:
                 )
             )
         case "sd":
-            from contextdiff_jax.models.sd_unet import SDUNet, UNetConfig, read_unet_config
+            from contextdiff_jax.models.sd_unet import SDUNet, read_unet_config
 
             folder = Path(model.pretrained) / "unet"
             return StableDiffusionBackbone(folder, SDUNet(read_unet_config(folder), dtype=dtype, remat=model.remat))

@@ -43,9 +43,7 @@ class ContrastiveTask:
             raise UserError(f"config.optim.accum_steps={config.optim.accum_steps} changes the loss; use 1")
         self.config = config
         sizes = config.clip
-        tower = lambda width, layers, heads: clip.TowerConfig(
-            width, 4 * width, layers, heads, sizes.activation
-        )
+        tower = lambda width, layers, heads: clip.TowerConfig(width, 4 * width, layers, heads, sizes.activation)
         model = clip.CLIPConfig(
             text=tower(sizes.text_width, sizes.text_layers, sizes.text_heads),
             vision=tower(sizes.vision_width, sizes.vision_layers, sizes.vision_heads),
@@ -93,9 +91,7 @@ class ContrastiveTask:
         del key
         return batch
 
-    def loss(
-        self, params: Params, frozen: Params, batch: Batch, key: Array
-    ) -> tuple[Array, dict[str, Array]]:
+    def loss(self, params: Params, frozen: Params, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         """Contrastive loss [B] and how often the nearest caption of an image is its own."""
         del frozen, key
         text = self.clip.encode_text(params, batch["tokens"], batch["token_mask"]).pooled

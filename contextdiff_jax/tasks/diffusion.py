@@ -96,9 +96,7 @@ class DiffusionTask:
         """The empty condition."""
         return self.parts.condition.null(frozen["condition"], batch_size)
 
-    def denoise(
-        self, params: Params, xt: Array, t: Array, context: Context, dropout_key: Array | None = None
-    ) -> Array:
+    def denoise(self, params: Params, xt: Array, t: Array, context: Context, dropout_key: Array | None = None) -> Array:
         """x0_hat = f_theta(x_t, c, t) from the raw x_t [B, H, W, C], t int32 [B] or scalar."""
         t = jnp.broadcast_to(t, xt.shape[:1])
         out = self.backbone(params["denoiser"], xt, t, context, dropout_key)

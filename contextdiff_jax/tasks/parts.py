@@ -14,8 +14,8 @@ from contextdiff_jax.data.base import ImageSource
 from contextdiff_jax.data.latents import LatentSource
 from contextdiff_jax.encoders.conditions import ClassCondition, Condition, TextCondition
 from contextdiff_jax.encoders.features import ClipFeatures, Features, PatchFeatures
-from contextdiff_jax.encoders.spaces import Latents, Pixels, read_rgb_map
 from contextdiff_jax.encoders.pretrained import read_json
+from contextdiff_jax.encoders.spaces import Latents, Pixels, read_rgb_map
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.process import schedule
 from contextdiff_jax.samplers.scheduler_config import from_scheduler_config

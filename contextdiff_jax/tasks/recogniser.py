@@ -46,9 +46,7 @@ class RecogniserTask:
         """The batch with its images augmented."""
         return batch | {"image": augment(batch["image"], key, **self.config.recogniser.augment)}
 
-    def loss(
-        self, params: Params, frozen: Params, batch: Batch, key: Array
-    ) -> tuple[Array, dict[str, Array]]:
+    def loss(self, params: Params, frozen: Params, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         """Sum of both heads' cross-entropies, nats [B], and whether each head is right, 0 or 1 [B]."""
         del frozen, key
         object_logits, background_logits = self.net.apply({"params": params}, batch["image"])
@@ -112,7 +110,5 @@ def gaussian_blur(images: Array, sigma: Array) -> Array:
         pad = [(BLUR_REACH, BLUR_REACH) if a == axis else (0, 0) for a in range(4)]
         padded = jnp.pad(images, pad, mode="edge")
         size = images.shape[axis]
-        images = sum(
-            jax.lax.slice_in_dim(padded, i, i + size, axis=axis) * (w / total) for i, w in enumerate(weights)
-        )
+        images = sum(jax.lax.slice_in_dim(padded, i, i + size, axis=axis) * (w / total) for i, w in enumerate(weights))
     return images

@@ -1,0 +1,64 @@
+"""The real step, U-Net, adapter and CLIP, from the command line: one device, eight devices, two processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import numpy as np
+import pytest
+
+from contextdiff_jax.training.checkpoint import load_params
+
+ROOT = Path(__file__).resolve().parents[2]
+# Adam divides by the gradient's size: with its usual eps the rounding of a vanishing gradient would become a whole step.
+OVERRIDES = ("train.num_steps=3", "train.checkpoint_every=3", "optim.eps=0.001", "optim.warmup_steps=1")
+
+
+def start(workdir: Path, devices: int, *flags: str) -> subprocess.Popen:
+    """A training run of configs/t2i.py:tiny on some simulated devices."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+    }
+    command = [sys.executable, "-m", "contextdiff_jax.main", "--config=configs/t2i.py:tiny", f"--workdir={workdir}"]
+    command += [f"--config.{override}" for override in OVERRIDES] + list(flags)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """Workdirs of the same training on three topologies."""
+    root = tmp_path_factory.mktemp("topologies")
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    mesh = ("--config.mesh.data=4", "--config.mesh.fsdp=2")
+    cluster = (f"--coordinator=localhost:{port}", "--num_processes=2", "--config.mesh.fsdp=2")
+    processes = [
+        start(root / "one", 1),
+        start(root / "eight", 8, *mesh),
+        *(start(root / "two", 2, *cluster, f"--process_id={i}") for i in range(2)),
+    ]
+    for process in processes:
+        output = process.communicate(timeout=600)[0]
+        assert process.returncode == 0, output
+    return {name: root / name for name in ("one", "eight", "two")}
+
+
+@pytest.mark.parametrize("other", ["eight", "two"])
+def test_the_topology_makes_no_difference_but_rounding(runs, other):
+    losses = [
+        np.array([json.loads(line)["loss"] for line in (runs[name] / "metrics.jsonl").read_text().splitlines()])
+        for name in ("one", other)
+    ]
+    assert len(losses[0]) == 3
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    one, several = (load_params(runs[name], ema=False)[0] for name in ("one", other))
+    chex.assert_trees_all_close(one, several, rtol=1e-4, atol=2e-6)
+    moved = max(float(np.abs(leaf).max()) for leaf in one["adapter"]["out"].values())
+    assert moved > 1e-5, "a training that moves nothing would agree as well"
