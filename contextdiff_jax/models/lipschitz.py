@@ -38,7 +38,8 @@ def slope(r: Relation, x0: Array, t: Array, key: Array, *, num_iterations: int =
     """The largest singular value of d r / d x0 at each example, [B], by power iteration from below.
 
     Args:
-        r: (x0, t) -> r, without any influence of one example on another.
+        r: (x0, t) -> r, without any influence of one example on another. It should compute in float32: the fused
+            attention kernel of 16 bits has no forward derivative.
         x0: points [B, ...].
         t: int32 [B] or scalar.
         key: for the first directions.
