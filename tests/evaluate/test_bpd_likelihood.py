@@ -212,7 +212,7 @@ def test_random_adapters_over_two_dimensions_of_known_levels(x64, dequantize):
 @pytest.mark.parametrize("num_t, most", [(1, 1.7), (None, 1.06)])
 def test_the_standard_error_covers_what_it_says(x64, num_t, most):
     """Many evaluations of fresh data: their spread is what each announces, or less where times are drawn evenly."""
-    s, images = schedule.cosine(40), 24
+    s, images = schedule.cosine(25), 24
     model = toy(s, a=1.0, d=0.3).with_optimal_denoiser()
     f, b = functions(model)
 
@@ -222,7 +222,7 @@ def test_the_standard_error_covers_what_it_says(x64, num_t, most):
         bound = bits_per_dim(f, b, s, x0, key, bins=None, num_t=num_t)
         return bound.mean, bound.stderr
 
-    mean, stderr = jax.jit(jax.vmap(measure))(jax.random.split(jax.random.key(0), 1500))
+    mean, stderr = jax.jit(jax.vmap(measure))(jax.random.split(jax.random.key(0), 1200))
     announced, spread = np.sqrt((stderr**2).mean()), mean.std()
     assert 0.94 * spread < announced < most * spread, (announced, spread)
 
@@ -239,8 +239,7 @@ def test_repeats_average_and_show_the_monte_carlo_share(x64):
     assert first.stderr > first.monte_carlo > 0
     both = join([first, second])
     np.testing.assert_allclose(both.monte_carlo, np.hypot(first.monte_carlo, second.monte_carlo) / 2, rtol=1e-12)
-    once = measure(jax.random.key(0))
-    assert once.monte_carlo is None and join([once, first]).monte_carlo is None
+    assert join([first.replace(monte_carlo=None), second]).monte_carlo is None
     with pytest.raises(UserError, match="repeats=0"):
         measure(jax.random.key(0), repeats=0)
 
@@ -249,6 +248,7 @@ def test_the_difference_of_two_models_is_paired(x64):
     s, x0 = schedule.cosine(10), np.random.default_rng(0).normal(size=(50, 4)) * np.arange(1, 51)[:, None] / 10
     measure = jax.jit(lambda c: bits_per_dim(lambda x, t: c * x, None, s, x0, jax.random.key(0), bins=None))
     first, second = measure(0.5), measure(0.51)
+    assert first.monte_carlo is None  # one estimate says nothing of its noise
     mean, stderr = difference(first, second)
     np.testing.assert_allclose(mean, first.mean - second.mean, rtol=1e-9)
     assert 0 < stderr < 0.2 * first.stderr

@@ -83,9 +83,7 @@ def start(dtype=np.float32):
     "spacing, num_steps, prediction, to_one, eta",
     [
         ("leading", 50, "eps", False, 0.0),
-        ("leading", 50, "eps", True, 1.0),
-        ("leading", 30, "v", True, 0.0),
-        ("leading", 7, "x0", False, 1.0),
+        ("leading", 30, "x0", True, 1.0),
         ("leading", 501, "v", True, 0.0),
         ("trailing", 20, "v", True, 0.0),
         ("trailing", 30, "eps", False, 0.0),
