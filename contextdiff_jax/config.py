@@ -25,13 +25,14 @@ CHOICES = {
     "sample.threshold": ("none", "static", "dynamic"),
 }
 POSITIVE = """
-    data.batch_size data.image_size process.num_timesteps model.channels model.num_blocks model.head_dim model.patch_size
-    adapter.depth adapter.num_heads adapter.width adapter.patch_size optim.lr optim.eps optim.accum_steps train.num_steps
-    train.log_every train.checkpoint_every train.keep sample.num_steps sample.batch_size eval.num_samples
+    data.batch_size data.image_size process.num_timesteps model.channels model.num_blocks model.head_dim
+    model.patch_size adapter.depth adapter.num_heads adapter.width adapter.patch_size optim.lr optim.eps
+    optim.accum_steps train.num_steps train.log_every train.checkpoint_every train.keep sample.num_steps
+    sample.batch_size eval.num_samples
 """
 NOT_NEGATIVE = """
-    seed data.seed adapter.spectral_norm loss.gamma optim.weight_decay optim.warmup_steps optim.clip_norm adapter.bound sample.eta
-    sample.guidance train.keep_every train.preview_every eval.bpd_images eval.bpd_timesteps
+    seed data.seed adapter.spectral_norm adapter.bound loss.gamma optim.weight_decay optim.warmup_steps optim.clip_norm
+    sample.eta sample.guidance train.keep_every train.preview_every eval.bpd_images eval.bpd_timesteps
 """
 FRACTIONS = """
     loss.cond_drop_prob model.dropout ema.decay optim.b1 optim.b2 data.max_bad_fraction sample.rescale

@@ -110,8 +110,8 @@ class Pipeline:
             steps: sampling steps; None takes config.sample.num_steps.
             guidance: guidance scale, 1 for none; None takes config.sample.guidance.
             sampler: ddpm, ddim, heun or dpmpp_2m; None takes config.sample.sampler.
-            image: start from this picture (PIL, path, or array uint8 or float in [-1, 1]), or from one per prompt, cropped
-                to the centre and resized: img2img.
+            image: start from this picture (PIL, path, or array uint8 or float in [-1, 1]), or from one per prompt,
+                cropped to the centre and resized: img2img.
             strength: how far it is noised first, by the contextual forward process: the share of the steps taken.
             **overrides: any other key of the config's `sample` section, e.g. adapter=False, eta=1.0, batch_size=16.
 

@@ -1,4 +1,4 @@
-"""What the condition c of a sample may be: a text, a class, or nothing. Each turns the fields of a batch into a Context."""
+"""What the condition c of a sample may be: a text, a class, or nothing. Each turns fields of a batch into a Context."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol

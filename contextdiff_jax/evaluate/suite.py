@@ -91,7 +91,7 @@ def _timed_sample(pipeline: Pipeline, prompts: list[str] | int, seed: int) -> tu
 
 
 def spread(combinations: Sequence, count: int) -> list:
-    """`count` of the combinations: evenly spaced ones where there are more, all of them in turn where there are fewer."""
+    """`count` of the combinations: evenly spaced where there are more, all of them in turn where there are fewer."""
     if len(combinations) >= count:
         return [combinations[i] for i in np.linspace(0, len(combinations) - 1, count).astype(int)]
     return list(itertools.islice(itertools.cycle(combinations), count))
@@ -144,13 +144,13 @@ def _bits_per_dim(pipeline: Pipeline, seed: int) -> dict[str, dict]:
     # Whole batches only: one compilation, and no image twice.
     batches = list(itertools.islice(batches, max(1, count // config.sample.batch_size)))
 
-    num_t, levels = config.eval.bpd_timesteps or None, task.parts.levels
+    num_t, levels, dequantize = config.eval.bpd_timesteps or None, task.parts.levels, config.eval.bpd_dequantize
 
     def bound(params: Params, frozen: Params, batch: dict, key: jax.Array, with_adapter: bool):
         context = task.encode(frozen, batch)
         f = partial(task.denoise, params, context=context)
         b = task.shift(params, frozen, context) if with_adapter else None
-        return bits_per_dim(f, b, task.schedule, batch["image"], key, num_t=num_t, bins=levels)
+        return bits_per_dim(f, b, task.schedule, batch["image"], key, num_t=num_t, bins=levels, dequantize=dequantize)
 
     rows = {}
     for label, with_adapter in {"adapter on": True, "adapter off": False}.items():

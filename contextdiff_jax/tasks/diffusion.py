@@ -26,7 +26,7 @@ class DiffusionTask:
     Attributes:
         config: the whole config.
         parts: the frozen surroundings: condition, space, the adapter's view of x0, schedule.
-        frozen: their parameters, {"condition", "space", "features"}; an argument of every jitted function, never trained.
+        frozen: their parameters, {"condition", "space", "features"}; an argument of every jitted function.
         schedule: the noise schedule.
         sample_shape: (H, W, C) of x0.
     """
@@ -193,7 +193,7 @@ class DiffusionTask:
         if config.objective == "posterior":
             nats = losses.posterior(s, x0, x0_hat, t, b_t, b_prev, b_t_hat, b_prev_hat)
             return nats / x0[0].size, metrics
-        # Lemma 4 with the constants of this very pair x0, x0_hat: never below Eq. 5, and the adapter feels their growth.
+        # Lemma 4 with the constants of this very pair x0, x0_hat: never below Eq. 5, and phi feels their growth.
         lambda_t = losses.lipschitz_weight(s, t, x0, _like(c_t, x0), _like(c_prev, x0))
         return jnp.mean(lambda_t * (x0_hat - x0) ** 2, axis=tuple(range(1, x0.ndim))), metrics
 

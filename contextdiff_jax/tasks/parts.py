@@ -148,7 +148,7 @@ def _features(config: ConfigDict, clip: encoders.Clip | None, space: Pixels | La
 
 
 def source(config: ConfigDict, parts: Parts, split: str | None) -> ImageSource:
-    """The records of a split, of the held-out one for None: stored latents where they are to be used, else the images."""
+    """The records of a split, of the held-out one for None: stored latents where they are to be used, or images."""
     if config.space.kind == "latents" and config.space.precomputed:
         description = data.describe(config.data)
         split = split or latents.held_out(config.space.latents)
