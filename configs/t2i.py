@@ -101,7 +101,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
             recogniser="",  # folder of a trained recogniser; empty: the shipped one, where there is one
             bpd_images=64,  # 0 leaves bits per dimension out
             bpd_timesteps=16,  # timesteps drawn per image; 0 sums over all T
-            bpd_dequantize=False,  # True: density of uniformly dequantised images, as the paper; False: decoder with bins
+            bpd_dequantize=False,  # True: density of uniformly dequantised images; False: decoder with bins
         )
     )
     config.data.batch_size = 32

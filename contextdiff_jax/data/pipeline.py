@@ -47,8 +47,8 @@ def build(
 
     Returns:
         Iterator of numpy dicts: image float32 [b, H, W, C], the first level at -1 and the last at 1, or
-        latent float32 [b, h, w, 2 C]; tokens, token_mask; index int32 [b]; label int32 [b] where the source has classes; and for openmoji object,
-        background int32 [b].
+        latent float32 [b, h, w, 2 C]; tokens, token_mask; index int32 [b]; label int32 [b] where the source has
+        classes; and for openmoji object, background int32 [b].
 
     Raises:
         UserError: bad batch size, or what `source` raises.

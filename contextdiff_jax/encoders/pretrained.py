@@ -128,8 +128,8 @@ def read_params(
         expected: tree of shapes (`jax.eval_shape` of the module's init).
         name_of: "/"-joined path of a parameter -> name of the tensor in the file, or all names by which it is known.
         ignore: regular expressions of tensor names that are known not to be parameters.
-        shardings: tree of shardings like `expected`, or of a part of it, to which the result is then limited; each tensor
-            is put there as soon as it is read. None: the host.
+        shardings: tree of shardings like `expected`, or of a part of it, to which the result is then limited; each
+            tensor is put there as soon as it is read. None: the host.
         dtype: of the result.
 
     Returns:
