@@ -1,4 +1,4 @@
-"""A small random Stable Diffusion pipeline, saved by diffusers and transformers themselves, and pictures to train on."""
+"""A small random Stable Diffusion pipeline, saved by diffusers itself, and pictures to train on."""
 
 import shutil
 from pathlib import Path

@@ -14,7 +14,7 @@ import pytest
 from contextdiff_jax.training.checkpoint import load_params
 
 ROOT = Path(__file__).resolve().parents[2]
-# Adam divides by the gradient's size: with its usual eps the rounding of a vanishing gradient would become a whole step.
+# Adam divides by the gradient's size: with its usual eps the rounding of a vanishing gradient would be a whole step.
 OVERRIDES = ("train.num_steps=3", "train.checkpoint_every=3", "optim.eps=0.001", "optim.warmup_steps=1")
 
 
