@@ -1,0 +1,266 @@
+"""Two-dimensional data with a known likelihood: the Gaussian of Appendix A.4 and mixtures under classes.
+
+Process, objectives, training step, samplers and bound are the library's; only data and networks are made here.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+from ml_collections import ConfigDict
+
+from configs import cifar10_nll
+from contextdiff_jax.encoders.conditions import ClassCondition
+from contextdiff_jax.layers import zeros
+from contextdiff_jax.models.backbones import PixelBackbone
+from contextdiff_jax.models.blocks import TimeEmbedding
+from contextdiff_jax.process import schedule
+from contextdiff_jax.tasks.diffusion import DiffusionTask
+from contextdiff_jax.tasks.parts import Parts
+from contextdiff_jax.training.optimizer import make_optimizer
+from contextdiff_jax.training.state import stream
+from contextdiff_jax.training.step import Guard, make_step
+from contextdiff_jax.types import Array, Batch, Context, Params, TrainState
+from docs.study import measure
+from docs.study.variants import Variant
+
+DIM = 2
+NATS = DIM * float(np.log(2.0))  # nats in a bit per dimension
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Equally likely classes, each of equally likely round Gaussians.
+
+    Attributes:
+        means: [classes, components, 2].
+        std: of every component.
+    """
+
+    means: np.ndarray
+    std: float
+
+    def sample(self, key: Array, label: Array) -> Array:
+        """Points [N, 2] of the classes [N]."""
+        key_component, key_noise = jax.random.split(key)
+        component = jax.random.randint(key_component, label.shape, 0, self.means.shape[1])
+        noise = jax.random.normal(key_noise, (len(label), DIM))
+        return jnp.asarray(self.means, jnp.float32)[label, component] + self.std * noise
+
+    def negative_log_density(self, x: Array, label: Array) -> Array:
+        """-log p(x | label) in nats, [N]."""
+        squares = jnp.sum((x[:, None] - jnp.asarray(self.means, jnp.float32)[label]) ** 2, axis=-1) / self.std**2
+        log_norm = DIM * np.log(self.std * np.sqrt(2 * np.pi)) + np.log(self.means.shape[1])
+        return log_norm - logsumexp(-0.5 * squares, axis=-1)
+
+
+def _ring() -> np.ndarray:
+    """Four classes of two components that lie opposite one another, on a circle of radius 0.75."""
+    angle = np.pi * (np.arange(4)[:, None] / 4 + np.arange(2))
+    return 0.75 * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+
+
+DATA = {
+    "gaussian": Mixture(np.array([[[0.3, 0.3]]]), 0.5),  # Appendix A.4
+    "mixture": Mixture(_ring(), 0.08),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is trained and measured."""
+
+    num_steps: int = 3000
+    batch_size: int = 128
+    width: int = 64
+    num_test: int = 512
+    num_t: int = 200
+    num_samples: int = 500  # per class
+    sampling_steps: int = 100
+
+
+class Mlp(nn.Module):
+    """Three hidden layers modulated by time and class; the output starts at zero, as in the library's networks."""
+
+    width: int
+    num_timesteps: int
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, context: Context, train: bool = False) -> Array:
+        """x [B, 2], t int32 [B] -> [B, 2]."""
+        emb = TimeEmbedding(self.width, self.num_timesteps, jnp.float32, name="time")(t)
+        emb = nn.silu(emb + nn.Dense(self.width, name="class")(context.pooled))
+        h = x
+        for i in range(3):
+            scale, shift = jnp.split(nn.Dense(2 * self.width, name=f"film_{i}")(emb), 2, axis=-1)
+            h = nn.silu(nn.Dense(self.width, name=f"dense_{i}")(h) * (1 + scale) + shift)
+        return nn.Dense(DIM, kernel_init=zeros, name="out")(h)
+
+
+class MlpAdapter(nn.Module):
+    """r by the same network, bounded as the library's adapter is."""
+
+    width: int
+    num_timesteps: int
+    bound: float
+
+    @nn.compact
+    def __call__(self, x0: Array, grid: Any, t: Array, context: Context, sample_shape: Any) -> Array:
+        """r [B, 2]."""
+        r = Mlp(self.width, self.num_timesteps)(x0, t, context)
+        return self.bound * jnp.tanh(r / self.bound) if self.bound > 0 else r
+
+
+class Plane:
+    """x0 is the point itself, and also what the adapter sees."""
+
+    params: Params = {}
+    shape, grid = (DIM,), ()
+
+    def draw(self, batch: Batch, key: Array) -> Batch:
+        return {}
+
+    def encode(self, params: Params, batch: Batch) -> Array:
+        return batch["image"]
+
+    def decode(self, params: Params, x0: Array) -> Array:
+        return x0
+
+
+class ToyTask(DiffusionTask):
+    """The library's task, its loss and sampler included, on points instead of images."""
+
+    def __init__(self, config: ConfigDict, data: Mixture, size: Size):
+        plane, T = Plane(), config.process.num_timesteps
+        names = [str(i) for i in range(len(data.means))]
+        self.config, self.data = config, data
+        self.schedule, self.sample_shape = schedule.from_config(config.process), plane.shape
+        self.parts = Parts(
+            jnp.float32, self.schedule, config.model.prediction, {}, ClassCondition(names), plane, None, plane
+        )
+        self.frozen = self.parts.params
+        self.backbone = PixelBackbone(Mlp(size.width, T))
+        self.adapter = MlpAdapter(size.width, T, config.adapter.bound) if config.adapter.enabled else None
+
+    def init(self, key: Array) -> Params:
+        """As the library's; networks of this size are made outright."""
+        key_denoiser, key_adapter = jax.random.split(key)
+        x0, t, context = jnp.zeros((1, DIM)), jnp.zeros(1, jnp.int32), self.null_context(self.frozen, 1)
+        params = {"denoiser": self.backbone.module.init(key_denoiser, x0, t, context)["params"]}
+        if self.adapter is not None:
+            params["adapter"] = self.adapter.init(key_adapter, x0, (), t, context, DIM)["params"]
+        return params
+
+    def _features(self, frozen: Params, x0: Array) -> Array:
+        return x0
+
+    def batch(self, key: Array, size: int) -> Batch:
+        """Fresh points of all classes in turn."""
+        label = jnp.arange(size, dtype=jnp.int32) % len(self.data.means)
+        return {"image": self.data.sample(key, label), "label": label}
+
+
+def config_of(size: Size) -> ConfigDict:
+    """The library's likelihood config, its optimizer included, at this study's size."""
+    config = cifar10_nll.get_config("digits")
+    config.data.batch_size = size.batch_size
+    config.train.num_steps = size.num_steps
+    config.sample.update(sampler="ddpm", num_steps=size.sampling_steps, threshold="none")
+    return config
+
+
+def train(task: ToyTask, seeds: Array) -> tuple[Params, Array]:
+    """Averaged parameters of all seeds at once, stacked, and the training losses [seeds, steps]."""
+    config = task.config
+    size, steps = config.data.batch_size, config.train.num_steps
+    optimizer = make_optimizer(config, jax.eval_shape(task.init, jax.random.key(0)))
+    step = make_step(measure.Seeded(task), optimizer, None)
+
+    def one(seed: Array) -> tuple[Params, Array]:
+        params, key = task.init(stream(seed, "init")), stream(seed, "data")
+        state = TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
+
+        def body(carry, i):
+            batch = task.batch(jax.random.fold_in(key, i), size) | {"run": jnp.full(size, seed, jnp.int32)}
+            state, guard, metrics = step(*carry, task.frozen, batch)
+            return (state, guard), metrics["loss"]
+
+        (state, _), losses = jax.lax.scan(body, (state, Guard.clear(size)), jnp.arange(steps))
+        return state.ema, losses
+
+    return jax.jit(jax.vmap(one))(seeds)
+
+
+def run(name: str, variant: Variant, seeds: list[int], size: Size) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Trains and measures one variant under several seeds at once."""
+    task = ToyTask(variant.apply(config_of(size)), DATA[name], size)
+    start = time.perf_counter()
+    params, losses = jax.block_until_ready(train(task, jnp.asarray(seeds, jnp.int32)))
+    seconds = (time.perf_counter() - start) / len(seeds)
+    test = task.batch(stream(0, "test"), size.num_test)
+    times = jnp.asarray(measure.times(task.schedule.num_timesteps))
+    key = stream(0, "measure")
+    figure = jax.jit(lambda p: measure.bound(task, p, task.frozen, test, key, size.num_t))
+    curves = jax.jit(lambda p: measure.over_time(task, p, task.frozen, test, key, times))
+    draw = jax.jit(partial(_draw, task, size=size))
+    for i, seed in enumerate(seeds):
+        of_seed = jax.tree.map(lambda v, i=i: v[i], params)
+        points = np.asarray(draw(of_seed))
+        yield seed, measure.record(figure(of_seed), curves(of_seed), NATS) | {
+            "quality": {"energy": _energy(task.data, points)},
+            "points": points[:, :80].round(3).tolist(),
+            "last_loss": float(losses[i, -100:].mean()),
+            "seconds": round(seconds, 1),
+        }
+
+
+def _draw(task: ToyTask, params: Params, *, size: Size) -> Array:
+    """Samples [classes, N, 2]."""
+    label = jnp.repeat(jnp.arange(len(task.data.means), dtype=jnp.int32), size.num_samples)
+    keys = jax.random.split(stream(0, "sample"), len(label))
+    points = task.sample(params, task.frozen, {"label": label}, keys, sample=task.config.sample)
+    return points.reshape(-1, size.num_samples, DIM)
+
+
+def _energy(data: Mixture, points: np.ndarray) -> float | None:
+    """Energy distance to held-out points, the mean of the classes; None where sampling diverged."""
+    if not np.isfinite(points).all():
+        return None
+    held_out = _held_out(data, points.shape[1], "held out")
+    return float(np.mean([measure.energy_distance(x, y) for x, y in zip(points, held_out, strict=True)]))
+
+
+def _held_out(data: Mixture, count: int, name: str) -> np.ndarray:
+    label = jnp.repeat(jnp.arange(len(data.means)), count)
+    return np.asarray(data.sample(stream(0, name), label)).reshape(-1, count, DIM)
+
+
+def reference(name: str, size: Size) -> dict[str, Any]:
+    """What no model can beat: the exact likelihood of the test points, and how far real points lie from real points."""
+    data = DATA[name]
+    task = ToyTask(config_of(size), data, size)
+    test = task.batch(stream(0, "test"), size.num_test)
+    exact = data.negative_log_density(test["image"], test["label"])
+    others = [_energy(data, _held_out(data, size.num_samples, f"floor {i}")) for i in range(5)]
+    times = measure.times(task.schedule.num_timesteps)
+    return {
+        "exact": [float(f"{v:.5g}") for v in np.asarray(exact)],
+        "floor": {"energy": float(np.mean(others)), "energy_std": float(np.std(others, ddof=1))},
+        "points": _held_out(data, 80, "held out").round(3).tolist(),
+        "times": times.tolist(),
+        "k": np.asarray(task.schedule.k)[times].tolist(),
+        "unit": "nats",
+        "size": vars(size),
+    }
+
+
+def quick(size: Size) -> Size:
+    """The same in a second or two, for tests."""
+    return replace(size, num_steps=5, batch_size=16, width=16, num_test=8, num_t=4, num_samples=40, sampling_steps=4)
