@@ -1,4 +1,8 @@
-"""Handwritten digits, 8 x 8 with 17 levels of grey, that come with scikit-learn (UCI optdigits, its test part)."""
+"""Handwritten digits, 8 x 8 with 17 levels of grey, that come with scikit-learn.
+
+They are the test part of E. Alpaydin and C. Kaynak's Optical Recognition of Handwritten Digits, UCI Machine Learning
+Repository, CC BY 4.0.
+"""
 
 import functools
 from typing import Any

@@ -1,4 +1,4 @@
-"""The likelihood network of Kingma et al. 2021 (Variational Diffusion Models, appendix B): full resolution throughout."""
+"""The likelihood network of Kingma et al. 2021 (Variational Diffusion Models, appendix B), at full resolution."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from contextdiff_jax.types import Array, Context
 def fourier_features(z: Array, bands: Sequence[int]) -> Array:
     """sin(2^n pi z) and cos(2^n pi z) for n in bands, [B, H, W, C] -> [B, H, W, 2 * len(bands) * C], float32.
 
-    Levels 2 / (levels - 1) apart differ by half a period of the band 2^n = (levels - 1) / 2: fine details that decide the
+    Levels lie 2 / (levels - 1) apart, half a period of the band 2^n = (levels - 1) / 2: fine details that decide the
     last bits become large differences. For 8-bit data n = 6, 7 (the paper's), for the digits' 17 levels n = 2, 3.
     """
     angles = jnp.pi * z.astype(jnp.float32)[..., None] * 2.0 ** jnp.asarray(bands, jnp.float32)
@@ -25,9 +25,9 @@ def fourier_features(z: Array, bands: Sequence[int]) -> Array:
 class VDMUNet(nn.Module):
     """Residual blocks of equal width without any down-sampling, a way in and a way out joined by skips.
 
-    On the way in `num_blocks` blocks, in the middle a block, self-attention and a block, on the way out `num_blocks + 1`
-    blocks, each on its input and the matching output of the way in. Time and the pooled condition act by FiLM in every
-    block; the condition's tokens by cross-attention in the middle. The output starts at exactly zero.
+    On the way in `num_blocks` blocks, in the middle a block, self-attention and a block, on the way out
+    `num_blocks + 1` blocks, each on its input and the matching output of the way in. Time and the pooled condition act
+    by FiLM in every block, the condition's tokens by cross-attention in the middle. The output starts at exactly zero.
 
     Attributes:
         channels: width of all blocks (paper: 128), a multiple of 16.
