@@ -36,10 +36,10 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", zeros, (channels,))
 
         def group_mean(v: Array) -> Array:
-            mean = v.mean(range(1, x.ndim - 1)).reshape(-1, groups, channels // groups).mean(-1)
+            mean = v.mean(tuple(range(1, x.ndim - 1))).reshape(-1, groups, channels // groups).mean(-1)
             return jnp.repeat(mean, channels // groups, axis=-1).reshape(-1, *(1,) * (x.ndim - 2), channels)
 
-        x = x.astype(jnp.float32)
+        x = jnp.asarray(x, jnp.float32)
         centred = x - group_mean(x)
         inverse = jax.lax.rsqrt(group_mean(centred**2) + self.epsilon)
         return (centred * (inverse * scale) + bias).astype(self.dtype)

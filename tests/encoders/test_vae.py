@@ -1,5 +1,6 @@
 """The autoencoder in Linen against diffusers' AutoencoderKL."""
 
+import copy
 import dataclasses
 import functools
 import json
@@ -11,10 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers_helpers import assert_loads_exactly, config_of, randomised, relative_error, to_numpy, to_torch
+from diffusers_helpers import (
+    assert_loads_exactly,
+    config_of,
+    quick_jit,
+    randomised,
+    relative_error,
+    to_numpy,
+    to_torch,
+)
 from safetensors.torch import load_file, save_file
 
-from contextdiff_jax.encoders.vae import Vae, VAEConfig, load_vae
+from contextdiff_jax.encoders.vae import MidBlock, Vae, VAEConfig, load_vae
 from contextdiff_jax.errors import UserError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -43,8 +52,8 @@ class Saved:
     vae: Vae
 
     def __post_init__(self):
-        self.moments = functools.partial(jax.jit(self.vae.moments), self.vae.params)
-        self.decode = functools.partial(jax.jit(self.vae.decode), self.vae.params)
+        self.moments = functools.partial(quick_jit(self.vae.moments), self.vae.params)
+        self.decode = functools.partial(quick_jit(self.vae.decode), self.vae.params)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +104,24 @@ def test_decoding_equals_pytorch(saved):
     assert relative_error(ours, theirs) < 1e-5
 
 
+def test_epsilons_show_in_faint_features(small):
+    """Features of variance 1e-6 tell an epsilon of 1e-6 from 1e-5; zeroed convolutions carry them from norm to norm."""
+    block = copy.deepcopy(small.model.encoder.mid_block)
+    params = copy.deepcopy(small.vae.params["encoder"]["mid_block"])
+    x = 1e-3 * np.random.default_rng(2).normal(size=(2, 4, 3, 6)).astype(np.float32)
+    for theirs, ours in (
+        (block.resnets[0].conv2, params["resnets_0"]["conv_2"]),
+        (block.attentions[0].to_out[0], params["attentions_0"]["out"]),
+    ):
+        with torch.no_grad():
+            expected = to_numpy(block(to_torch(x)))
+            found = MidBlock(small.vae.config, jnp.float32).apply({"params": params}, x)
+            assert relative_error(found, expected) < 1e-5
+            theirs.weight.zero_()
+            theirs.bias.zero_()
+        ours["kernel"][:], ours["bias"][:] = 0, 0
+
+
 def test_what_we_write_pytorch_reads_back_exactly(saved, tmp_path):
     model, folder, vae = saved.model, saved.folder, saved.vae
     vae.save(tmp_path, vae.params)
@@ -132,7 +159,7 @@ def test_old_attention_names_are_read(small, tmp_path, as_convolutions):
 def test_samples_follow_the_posterior(small):
     vae, images = small.vae, images_for(small.vae)
     mean, std = small.moments(images)
-    encode = jax.jit(vae.encode)
+    encode = quick_jit(vae.encode)
     np.testing.assert_allclose(encode(vae.params, images), mean, atol=1e-6)
     draws = np.stack([encode(vae.params, images, jax.random.key(seed)) for seed in range(50)])
     standard = (draws - np.asarray(mean)) / np.asarray(std)
@@ -151,8 +178,8 @@ def test_log_variance_is_clipped(small):
 
 def test_bfloat16_stays_near_float32_and_returns_float32(small):
     half, images = load_vae(small.folder, jnp.bfloat16), images_for(small.vae)
-    mean, std = jax.jit(half.moments)(half.params, images)
-    decoded = jax.jit(half.decode)(half.params, mean)
+    mean, std = quick_jit(half.moments)(half.params, images)
+    decoded = quick_jit(half.decode)(half.params, mean)
     assert mean.dtype == std.dtype == decoded.dtype == jnp.float32
     full = small.moments(images)[0]
     assert 0 < relative_error(mean, np.asarray(full)) < 0.05

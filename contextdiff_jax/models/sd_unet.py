@@ -1,0 +1,118 @@
+"""The U-Net of Stable Diffusion 1.x and 2.x in Linen, faithful to diffusers' `UNet2DConditionModel`."""
+
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from contextdiff_jax.encoders import pretrained
+from contextdiff_jax.encoders.diffusers_format import STEM, tensor_name
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.layers import GroupNorm, zeros
+from contextdiff_jax.models.sd_blocks import MidStage, Stage, TimeEmbedding
+from contextdiff_jax.models.sd_config import UNetConfig
+from contextdiff_jax.types import Array, Params
+
+
+class SDUNet(nn.Module):
+    """U-Net over latents with text cross-attention.
+
+    Attributes:
+        config: sizes.
+        dtype: type of the computation; parameters are float32.
+        remat: recompute residual blocks and transformers in the backward pass to save memory.
+    """
+
+    config: UNetConfig
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, xt: Array, t: Array, tokens: Array, mask: Array | None = None) -> Array:
+        """Network output, eps or v as the checkpoint was trained.
+
+        Args:
+            xt: noisy latents [B, h, w, in_channels].
+            t: timestep as diffusers counts, int or float [B] or scalar, in 0..T-1 with 0 the least noisy.
+            tokens: text features [B, L, cross_attention_dim].
+            mask: True where a token may be looked at, bool [B, L]; None (as Stable Diffusion is trained) for all.
+
+        Returns:
+            [B, h, w, out_channels] float32.
+
+        Raises:
+            UserError: sides that are not multiples of the config's factor, or other channels than the config's.
+        """
+        config, widths = self.config, self.config.block_out_channels
+        self._check(xt, tokens)
+        emb = TimeEmbedding(config, self.dtype, name="time_embedding")(jnp.broadcast_to(t, xt.shape[:1]))
+        given = (emb, tokens.astype(self.dtype), mask)
+        conv = lambda channels, name, **how: nn.Conv(channels, (3, 3), dtype=self.dtype, name=name, **how)
+
+        def stage(level: int, block_type: str, num_layers: int, resample: str, name: str) -> Stage:
+            heads = config.heads(level) if block_type.startswith("CrossAttn") else 0
+            return Stage(config, widths[level], heads, num_layers, resample, self.dtype, self.remat, name=name)
+
+        h = conv(widths[0], "conv_in")(xt.astype(self.dtype))
+        skips, last = [h], len(widths) - 1
+        for level, block_type in enumerate(config.down_block_types):
+            resample = "down" if level < last else ""
+            down = stage(level, block_type, config.layers_per_block, resample, f"down_blocks_{level}")
+            skips.extend(down(skips[-1], *given))
+        h = MidStage(config, self.dtype, self.remat, name="mid_block")(skips[-1], *given)
+        for i, block_type in enumerate(config.up_block_types):
+            resample, num_layers = "up" if i < last else "", config.layers_per_block + 1
+            up = stage(last - i, block_type, num_layers, resample, f"up_blocks_{i}")
+            h = up(h, *given, tuple(skips.pop() for _ in range(num_layers)))[-1]
+        h = nn.silu(GroupNorm(self.dtype, config.norm_num_groups, config.norm_eps, name="conv_norm_out")(h))
+        return conv(config.out_channels, "conv_out", kernel_init=zeros)(h).astype(jnp.float32)
+
+    def _check(self, xt: Array, tokens: Array) -> None:
+        """Raises for inputs that do not fit."""
+        config, (height, width, channels) = self.config, xt.shape[1:]
+        if height % config.factor or width % config.factor:
+            raise UserError(f"latents of {height} x {width} cannot be halved as often; give multiples of {config.factor}")
+        if channels != config.in_channels:
+            raise UserError(f"the U-Net takes in_channels={config.in_channels}, but the latents have {channels}")
+        if tokens.shape[-1] != config.cross_attention_dim:
+            raise UserError(
+                f"the U-Net takes text features of cross_attention_dim={config.cross_attention_dim}, but these have "
+                f"{tokens.shape[-1]}; give the text encoder that belongs to it"
+            )
+
+
+def read_unet_config(folder: str | Path) -> UNetConfig:
+    """The config of a U-Net's folder.
+
+    Raises:
+        UserError: no such folder, another kind of model, or values that are not supported.
+    """
+    return UNetConfig.from_dict(pretrained.read_config(folder))
+
+
+def read_sd_unet(folder: str | Path, shardings: Params | None = None) -> Params:
+    """Parameters of a U-Net, float32.
+
+    Args:
+        folder: in the layout of diffusers, `unet` of a pipeline's folder.
+        shardings: tree of shardings, as `pretrained.read_params` takes it.
+
+    Raises:
+        UserError: no such folder, another kind of model, weights that do not fit.
+    """
+    config = read_unet_config(folder)
+    latents = jnp.zeros((1, config.factor, config.factor, config.in_channels))
+    args = latents, jnp.zeros(1), jnp.zeros((1, 1, config.cross_attention_dim))
+    expected = jax.eval_shape(SDUNet(config).init, jax.random.key(0), *args)["params"]
+    return pretrained.read_params(folder, expected, tensor_name, shardings=shardings)
+
+
+def load_sd_unet(folder: str | Path, dtype: jnp.dtype = jnp.float32) -> tuple[SDUNet, Params]:
+    """Reads a U-Net: the module, computing in `dtype`, and its float32 parameters; errors as above."""
+    return SDUNet(read_unet_config(folder), dtype), read_sd_unet(folder)
+
+
+def save_sd_unet(folder: str | Path, config: UNetConfig, params: Params, dtype: jnp.dtype = jnp.float32) -> None:
+    """Writes a U-Net in the layout of diffusers, which loads it unchanged; `dtype` is that of the stored tensors."""
+    pretrained.write_params(folder, params, tensor_name, config.to_dict(), dtype, STEM)
