@@ -29,6 +29,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
             kind="pixels",  # pixels | latents (of the autoencoder in model.pretrained)
             latents="",  # folder that --mode=encode fills
             precomputed=True,  # train on its latents; False encodes the images in every step
+            rgb_map="",  # folder of the map from latents to colours; empty: `latents`
             rgb="linear",  # what the adapter's CLIP sees of latents: linear (map fitted by --mode=encode) | decode
         )
     )

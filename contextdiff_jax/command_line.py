@@ -131,12 +131,17 @@ def _pipeline(config: ConfigDict, options: Options):
 def sample(config: ConfigDict, options: Options) -> None:
     """Draws the prompts and writes every picture, and a grid with the captions under them."""
     from contextdiff_jax.pictures import caption_grid
+    from contextdiff_jax.pipeline import as_array, check_strength
 
     prompts = asked_for(config, options)
+    start = {}
+    if options.image:
+        as_array(options.image, config.data.image_size)
+        check_strength(options.strength, config.sample.num_steps)
+        start = dict(image=options.image, strength=options.strength)
     pipeline = _pipeline(config, options)
     default = Path(options.workdir) / "samples" / f"step-{pipeline.step}-seed-{options.seed}"
     out = make_folder(Path(options.out) if options.out else unused(default))
-    start = dict(image=options.image, strength=options.strength) if options.image else {}
     arrays = pipeline.sample_arrays(prompts, key=options.seed, **start)
     captions = prompts if isinstance(prompts, list) else [f"{i}" for i in range(prompts)]
     for i, image in enumerate(pipeline.to_images(arrays)):
@@ -238,10 +243,11 @@ def encode(config: ConfigDict, options: Options) -> None:
         raise UserError("config.space.latents is empty; name the folder for the latents: --config.space.latents=FOLDER")
     from contextdiff_jax import training
     from contextdiff_jax.encoders.precompute import encode as encode_data
+    from contextdiff_jax.models import backbones
     from contextdiff_jax.tasks.parts import latent_space
 
     training.initialize_distributed(options.coordinator, options.num_processes, options.process_id)
-    encode_data(config, latent_space(config), Path(config.space.latents))
+    encode_data(config, latent_space(config), Path(config.space.latents), factor=backbones.factor(config))
 
 
 def bench(config: ConfigDict, options: Options) -> None:

@@ -128,6 +128,17 @@ def _check_model(config: ConfigDict) -> None:
             raise UserError(
                 f"config.{key}='pretrained' needs config.model.pretrained, a folder in the diffusers layout"
             )
+    if model.backbone == "sd" and (config.space.kind != "latents" or config.condition.kind != "text"):
+        raise UserError(
+            f"config.model.backbone='sd' works on latents and text, not on config.space.kind={config.space.kind!r} "
+            f"with config.condition.kind={config.condition.kind!r}"
+        )
+    if config.space.kind == "latents" and config.sample.threshold != "none":
+        raise UserError(
+            f"config.sample.threshold={config.sample.threshold!r} is for pixels in [-1, 1]; latents need 'none'"
+        )
+    if config.space.kind == "latents" and config.space.precomputed and config.data.get("horizontal_flip"):
+        raise UserError("config.data.horizontal_flip=True cannot act on stored latents; set it to False")
     if model.backbone == "unet":
         _check_unet(config)
     if config.adapter.enabled:
@@ -140,7 +151,7 @@ def _check_unet(config: ConfigDict) -> None:
     if not model.multipliers:
         raise UserError("config.model.multipliers=() leaves no level; give e.g. (1, 2, 3)")
     factor = model.patch_size * 2 ** (len(model.multipliers) - 1)
-    if size % factor:
+    if config.space.kind == "pixels" and size % factor:
         raise UserError(
             f"config.data.image_size={size} is not divisible by the U-Net's factor {factor} "
             f"(model.patch_size={model.patch_size} x 2^{len(model.multipliers) - 1} levels); "
@@ -176,6 +187,39 @@ def _check_adapter(config: ConfigDict) -> None:
             f"config.adapter.width={adapter.width} is not divisible by config.adapter.num_heads={adapter.num_heads} "
             "and by 4 (position code); choose a multiple of both"
         )
+
+
+# Keys that came after the first runs were saved, with the values that describe those.
+_LATER = {
+    "condition.kind": "text",
+    "condition.encoder": "",
+    "space.kind": "pixels",
+    "space.latents": "",
+    "space.precomputed": True,
+    "space.rgb_map": "",
+    "space.rgb": "linear",
+    "model.backbone": "unet",
+    "model.pretrained": "",
+    "model.fourier_bands": (6, 7),
+    "adapter.features": "clip",
+    "adapter.spectral_norm": 0.0,
+    "adapter.self_attention": False,
+    "adapter.track_lipschitz": False,
+    "train.trainable": (".*",),
+    "eval.bpd_dequantize": False,
+}
+
+
+def complete(saved: ConfigDict) -> ConfigDict:
+    """A saved config with the keys that an older version did not have."""
+    result = saved.copy_and_resolve_references()
+    for key, value in _LATER.items():
+        section, name = key.split(".")
+        if section not in result and section in ("condition", "space") and saved.get("task") == "diffusion":
+            result[section] = ConfigDict()
+        if section in result and name not in result[section]:
+            result[section][name] = value
+    return result
 
 
 def differences(saved: ConfigDict, now: ConfigDict, ignore: tuple[str, ...] = ()) -> list[str]:

@@ -3,23 +3,27 @@
 <folder>/contextdiff.json       the config, with paths inside the folder
 <folder>/README.md              model card
 <folder>/denoiser/              config.json, model.safetensors; for Stable Diffusion instead the whole pipeline in
-                                the diffusers layout: unet/ (trained), vae/ text_encoder/ tokenizer/ scheduler/
+                                the diffusers layout: unet/ (trained), and all that model_index.json names
 <folder>/adapter/               config.json, model.safetensors
-<folder>/image_encoder/         the CLIP that the adapter looks through, where it does not ship with the package
+<folder>/vae/ scheduler/        of the pretrained folder, where diffusion is in latents
+<folder>/image_encoder/         the CLIP of config.encoder.clip, where it does not ship with the package
 <folder>/condition_encoder/     likewise the text encoder, where it is another model
 <folder>/latent_rgb.json        the adapter's map from latents to colours, where it has one
 <folder>/orbax/                 the same parameters as an Orbax checkpoint
 """
 
+import os
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from contextdiff_jax import __version__, encoders
 from contextdiff_jax.encoders import pretrained
-from contextdiff_jax.encoders.spaces import read_rgb_map, write_rgb_map
+from contextdiff_jax.encoders.spaces import Latents, write_rgb_map
 from contextdiff_jax.encoders.text import TextEncoder
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import write_json
@@ -28,46 +32,72 @@ from contextdiff_jax.types import Params
 
 CONFIG = "contextdiff.json"
 PIPELINE_INDEX = "model_index.json"
-_PARTS_OF_SD = ("vae", "text_encoder", "tokenizer", "scheduler", "feature_extractor")
+PATHS = (("model", "pretrained"), ("encoder", "clip"), ("condition", "encoder"), ("space", "latents"))
+_KEPT = (".json", ".txt", ".model")  # of a pretrained folder's parts, beside the weights that we read ourselves
 
 
 def write(task: DiffusionTask, params: Params, step: int, out: str | Path) -> None:
-    """Writes the model.
+    """Writes the model, whole or not at all: it is put together beside `out` and renamed.
 
     Args:
         task: of the run.
         params: all parameters, {"denoiser", "adapter"}.
         step: the training step they come from.
-        out: the folder; refused if it holds something that is no export.
+        out: the folder; an earlier export there is replaced.
 
     Raises:
-        UserError: a folder with other content.
+        UserError: a folder with other content, or one that the model itself is read from.
     """
-    config, out = task.config, Path(out)
-    if out.is_dir() and any(out.iterdir()) and not (out / CONFIG).is_file():
+    out = Path(out).absolute()
+    _check_target(task.config, out)
+    building = out.with_name(f".{out.name}.{os.getpid()}")
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        building.mkdir(parents=True)
+        _write(task, params, step, building, out.name)
+        shutil.rmtree(out, ignore_errors=True)
+        building.rename(out)
+    except OSError as error:
+        raise UserError(f"export {out} cannot be written ({error}); give another --out") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _check_target(config: ConfigDict, out: Path) -> None:
+    """Refuses to replace anything but an export that is not in use."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out} is a file; give a folder")
+    if out.is_dir() and any(out.iterdir()) and not is_export(out):
         raise UserError(f"{out} holds something that is no export; give an empty --out")
-    out.mkdir(parents=True, exist_ok=True)
-    # The config goes last: without it a half-written folder is no export to a reader.
-    (out / CONFIG).unlink(missing_ok=True)
-    portable = ConfigDict(config.to_dict())
+    for section, key in PATHS:
+        value = config[section][key]
+        if value and not value.startswith(encoders.BUILTIN) and Path(value).resolve().is_relative_to(out.resolve()):
+            raise UserError(f"the model is read from {out} itself (config.{section}.{key}={value}); give another --out")
+
+
+def _write(task: DiffusionTask, params: Params, step: int, out: Path, name: str) -> None:
+    """All files of an export."""
+    config, portable = task.config, ConfigDict(task.config.to_dict())
     if config.model.backbone == "sd":
         _write_sd(config, params["denoiser"], out)
-        portable.model.pretrained = "."
     else:
         _write_network(out / "denoiser", params["denoiser"], config.model)
+    if config.model.pretrained:
+        _copy_parts(Path(config.model.pretrained), out, ("vae", "scheduler"))
+        portable.model.pretrained = "."
     if "adapter" in params:
         _write_network(out / "adapter", params["adapter"], config.adapter)
-        if config.adapter.features == "clip":
-            portable.encoder.clip = _write_encoder(config.encoder.clip, task.parts.features.clip, out / "image_encoder")
+    if task.parts.clip is not None:
+        portable.encoder.clip = _write_encoder(config.encoder.clip, task.parts.clip, out / "image_encoder")
     if config.condition.kind == "text" and config.condition.encoder:
         encoder = task.parts.condition.encoder
         portable.condition.encoder = _write_encoder(config.condition.encoder, encoder, out / "condition_encoder")
-    if config.space.kind == "latents" and (rgb_map := read_rgb_map(config.space.latents)):
+    if isinstance(task.parts.space, Latents) and (rgb_map := task.parts.space.params["rgb"]):
         write_rgb_map(rgb_map, out)
         portable.space.latents = "."
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((out / "orbax").absolute(), params, force=True)
-    _write_card(config, step, out)
+        checkpointer.save(out / "orbax", params)
+    _write_card(config, step, out, name)
     write_json({"step": step, "version": __version__, "config": portable.to_dict()}, out / CONFIG)
 
 
@@ -79,12 +109,15 @@ def read_config(folder: str | Path) -> tuple[ConfigDict, int]:
     """
     folder = Path(folder)
     content = pretrained.read_json(folder / CONFIG)
-    config = ConfigDict(content["config"])
-    for section, key in (("model", "pretrained"), ("encoder", "clip"), ("condition", "encoder"), ("space", "latents")):
-        value = config[section][key]
-        if value and not value.startswith(encoders.BUILTIN):
-            config[section][key] = str(folder / value)
-    return config, content["step"]
+    try:
+        config = ConfigDict(content["config"])
+        for section, key in PATHS:
+            value = config[section][key]
+            if value and not value.startswith(encoders.BUILTIN):
+                config[section][key] = str(folder / value)
+        return config, int(content["step"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG} is no export's config ({error}); export the run again") from error
 
 
 def read_networks(folder: str | Path, config: ConfigDict, expected: Params) -> Params:
@@ -95,11 +128,9 @@ def read_networks(folder: str | Path, config: ConfigDict, expected: Params) -> P
         config: from `read_config`.
         expected: shapes of all parameters.
     """
-    folder = Path(folder)
     names = ["adapter"] if config.model.backbone == "sd" else ["denoiser", "adapter"]
-    return {
-        name: pretrained.read_params(folder / name, expected[name], _tensor_name) for name in names if name in expected
-    }
+    read = lambda name: pretrained.read_params(Path(folder) / name, expected[name], _tensor_name)
+    return {name: read(name) for name in names if name in expected}
 
 
 def _tensor_name(path: str) -> str:
@@ -115,12 +146,30 @@ def _write_sd(config: ConfigDict, params: Params, out: Path) -> None:
     from contextdiff_jax.models.sd_unet import read_unet_config, save_sd_unet
 
     source = Path(config.model.pretrained)
-    for name in _PARTS_OF_SD:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, out / name, dirs_exist_ok=True)
-    if (source / PIPELINE_INDEX).is_file():
-        shutil.copyfile(source / PIPELINE_INDEX, out / PIPELINE_INDEX)
     save_sd_unet(out / "unet", read_unet_config(source / "unet"), params)
+    if not (source / PIPELINE_INDEX).is_file():
+        _copy_parts(source, out, ("text_encoder", "tokenizer"))
+        return
+    index = pretrained.read_json(source / PIPELINE_INDEX)
+    parts = [name for name, value in index.items() if isinstance(value, list) and name != "unet"]
+    _copy_parts(source, out, parts)
+    # What the folder lacks as safetensors (a safety checker in an old format) is not there for diffusers either.
+    absent = [name for name in parts if not (out / name).is_dir() and index[name] != [None, None]]
+    write_json(index | {name: [None, None] for name in absent}, out / PIPELINE_INDEX)
+
+
+def _copy_parts(source: Path, out: Path, names: Any) -> None:
+    """Copies parts of a pipeline: configs, tokenizer files and the safetensors that a reader takes; never a pickle."""
+    for name in names:
+        files = [f for f in (source / name).glob("*") if f.suffix in _KEPT and f.is_file()]
+        if any((source / name / f"{stem}.safetensors").is_file() for stem in pretrained.STEMS):
+            files += [source / name / f"{stem}.safetensors" for stem in pretrained.STEMS]
+        else:
+            files += (source / name).glob("*-of-*.safetensors")
+        for file in files:
+            if file.is_file():
+                (out / name).mkdir(exist_ok=True)
+                shutil.copyfile(file, out / name / file.name)
 
 
 def _write_encoder(path: str, encoder: TextEncoder, folder: Path) -> str:
@@ -131,54 +180,51 @@ def _write_encoder(path: str, encoder: TextEncoder, folder: Path) -> str:
     return folder.name
 
 
-def _write_card(config: ConfigDict, step: int, out: Path) -> None:
+def _write_card(config: ConfigDict, step: int, out: Path, name: str) -> None:
     """README.md: what it is, how it was trained, how to use it."""
-    process = f"{config.process.schedule} schedule, T = {config.process.num_timesteps}"
-    adapter = config.adapter
-    shift = (
-        f"relational adapter, {adapter.depth} blocks of {adapter.num_heads} heads, bound {adapter.bound:g}"
-        if adapter.enabled
-        else "none: plain diffusion"
-    )
-    sd = config.model.backbone == "sd"
-    base = Path(config.model.pretrained).name if sd else None
+    adapter, sd = config.adapter, config.model.backbone == "sd"
+    shift = "none: plain diffusion"
+    if adapter.enabled:
+        shift = f"relational adapter, {adapter.depth} blocks of {adapter.num_heads} heads, bound {adapter.bound:g}"
+    example = {"text": '["a red apple on a blue background"]', "class": '["0"]', "none": "16"}[config.condition.kind]
+    facts = [
+        f"data: {config.data.source} {config.data.preset or config.data.path}, {config.data.image_size} pixels",
+        f"process: {config.process.schedule} schedule, T = {config.process.num_timesteps}; "
+        f"the network predicts {config.model.prediction}",
+        f"shift of the forward process: {shift}",
+        f"trained for {step} steps of batch {config.data.batch_size}, objective `{config.loss.objective}`"
+        if step
+        else "not trained here",
+    ]
+    if tuple(config.train.trainable) != (".*",):
+        facts.append(f"trained parameters: `{list(config.train.trainable)}`")
     lines = [
-        f"# {out.name}",
-        "A contextual diffusion model (ContextDiff, ICLR 2024), trained with contextdiff_jax.",
-        f"- data: {config.data.source} {config.data.preset or config.data.path}, {config.data.image_size} pixels",
-        f"- process: {process}; the network predicts {config.model.prediction}",
-        f"- shift of the forward process: {shift}",
-        f"- trained for {step} steps of batch {config.data.batch_size}, objective `{config.loss.objective}`",
-        *(
-            [f"- trained parameters: `{list(config.train.trainable)}`"]
-            if tuple(config.train.trainable) != (".*",)
-            else []
-        ),
-        "```python\nimport contextdiff_jax as cdx\n\n"
-        f'images = cdx.Pipeline.load("{out.name}").sample({_example(config)})\n```',
+        f"# {name}",
+        "A contextual diffusion model (ContextDiff, ICLR 2024), written by contextdiff_jax.",
+        "\n".join(f"- {fact}" for fact in facts),
+        f'```python\nimport contextdiff_jax as cdx\n\nimages = cdx.Pipeline.load("{name}").sample({example})\n```',
     ]
     if sd:
         lines.append(
             "The folder is also a Stable Diffusion pipeline: diffusers loads it unchanged and then samples without the "
             "shift of the adapter."
         )
+    task = "text-to-image" if config.condition.kind == "text" else "unconditional-image-generation"
     pretrained.write_model_card(
         out,
         "\n\n".join(lines),
         library_name="contextdiff_jax",
-        tags=(
-            "diffusion",
-            "contextdiff",
-            "jax",
-            "text-to-image" if config.condition.kind == "text" else "image-generation",
-        ),
-        base_model=base,
+        tags=("diffusion", "contextdiff", "jax", task),
+        base_model=_hub_name(config.model.pretrained) if sd else None,
     )
 
 
-def _example(config: ConfigDict) -> str:
-    """An argument for `sample`."""
-    return {"text": '["a red apple on a blue background"]', "class": '["0"]', "none": "16"}[config.condition.kind]
+def _hub_name(path: str) -> str | None:
+    """ORG/NAME of a folder in the hub's cache, else the folder's name; None for a bare commit."""
+    if cached := re.search(r"models--([^/]+)--([^/]+)/snapshots/", str(Path(path).absolute()) + "/"):
+        return "/".join(cached.groups())
+    name = Path(path).resolve().name
+    return None if re.fullmatch(r"[0-9a-f]{40}", name) else name
 
 
 def is_export(folder: str | Path) -> bool:
@@ -188,4 +234,4 @@ def is_export(folder: str | Path) -> bool:
 
 def is_diffusers_pipeline(folder: str | Path) -> bool:
     """Whether a folder is a pipeline in the diffusers layout."""
-    return (Path(folder) / PIPELINE_INDEX).is_file() and (Path(folder) / "unet").is_dir()
+    return (Path(folder) / PIPELINE_INDEX).is_file()

@@ -15,7 +15,9 @@ from contextdiff_jax import config as config_lib
 from contextdiff_jax import export, trees
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.data.folder import read_image, square
-from contextdiff_jax.encoders.pretrained import read_config
+from contextdiff_jax.encoders import BUILTIN
+from contextdiff_jax.encoders.pretrained import read_config, read_json
+from contextdiff_jax.encoders.spaces import RGB_MAP
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.tasks.diffusion import DiffusionTask
@@ -54,20 +56,24 @@ class Pipeline:
         Args:
             path: the run's workdir, or the folder.
             step: training step; None takes the newest.
-            ema: the exponential moving average of the parameters, or the last ones (an export holds one of them).
+            ema: the exponential moving average of the parameters, or the last ones; of a run only, an export holds one.
             config: None takes the run's own; otherwise one of the same model, whose `sample` and `eval` sections count.
 
         Raises:
             UserError: no such folder, no checkpoint, not a diffusion run, or another model's config.
         """
         if export.is_export(path):
+            _only_checkpoint(path, step)
             saved, step = export.read_config(path)
             read = partial(export.read_networks, path, saved)
         elif export.is_diffusers_pipeline(path):
+            _only_checkpoint(path, step)
             saved, step, read = stable_diffusion_config(path), 0, lambda expected: {}
         else:
             params, saved, step = checkpoint.load_params(path, step=step, ema=ema)
-            saved, read = ConfigDict(saved), lambda expected: params
+            saved, read = config_lib.complete(ConfigDict(saved)), lambda expected: params
+            if (Path(path) / RGB_MAP).is_file():
+                saved.space.rgb_map = str(path)
         if saved.task != "diffusion":
             raise UserError(f"{path} holds a run of the task {saved.task!r}; only diffusion runs can be sampled")
         if config is not None:
@@ -154,11 +160,14 @@ class Pipeline:
 
     def _pictures(self, image: Picture | Sequence[Picture], count: int) -> np.ndarray:
         """Pictures to start from, float32 [count, H, W, 3] in [-1, 1]."""
-        images = [image] if isinstance(image, str | Path | Image.Image) or np.ndim(image) == 3 else list(image)
+        one = isinstance(image, str | Path | Image.Image) or (isinstance(image, np.ndarray | Array) and image.ndim < 4)
+        images = [image] if one else list(image)
         if len(images) not in (1, count):
             raise UserError(f"{len(images)} images for {count} prompts; give one for all, or one for each")
         size = self.config.data.image_size
         arrays = np.stack([as_array(picture, size) for picture in images])
+        if self.config.space.kind == "pixels" and self.task.sample_shape[-1] == 1:
+            arrays = arrays.mean(axis=-1, keepdims=True)
         return np.broadcast_to(arrays, (count, *arrays.shape[1:]))
 
     def _sampler(self, overrides: dict[str, Any], strength: float | None = None):
@@ -173,9 +182,8 @@ class Pipeline:
             except TypeError as error:
                 raise UserError(f"sampling option {name}={value!r} has the wrong type: {error}") from error
         config_lib.check(config)
-        if strength is not None and not 1 <= config.sample.num_steps * strength <= config.sample.num_steps:
-            least = 1 / config.sample.num_steps
-            raise UserError(f"strength={strength} of {config.sample.num_steps} steps; accepted: {least:.3g} to 1")
+        if strength is not None:
+            check_strength(strength, config.sample.num_steps)
         cache_key = json.dumps([config.sample.to_dict(), strength], sort_keys=True)
         if cache_key not in self._compiled:
             run = partial(self.task.sample, sample=config.sample, strength=strength)
@@ -184,7 +192,7 @@ class Pipeline:
 
 
 # What makes a config another model; all else about a run does not matter once it is trained.
-_MODEL_KEYS = [
+_MODEL_KEYS = (
     "task",
     "encoder.",
     "condition.",
@@ -196,7 +204,13 @@ _MODEL_KEYS = [
     "data.preset",
     "data.image_size",
     "train.trainable",
-]
+)
+
+
+def _only_checkpoint(path: str | Path, step: int | None) -> None:
+    """A folder without checkpoints has no step to choose."""
+    if step is not None:
+        raise UserError(f"step={step}: {path} is no run with checkpoints but one model; leave the step out")
 
 
 def _with_untrained(task: DiffusionTask, expected: Params, params: Params) -> Params:
@@ -208,15 +222,32 @@ def _with_untrained(task: DiffusionTask, expected: Params, params: Params) -> Pa
 
 
 def _with_sampling_of(saved: ConfigDict, config: ConfigDict, path: str | Path) -> ConfigDict:
-    """The run's own config with the `sample` and `eval` sections of another one for the same model."""
+    """The model's own config with the `sample` and `eval` sections of another one for the same model.
+
+    Where pretrained folders lie does not make another model: an export has its own, and for a run that names a folder
+    which has moved, the other config's counts.
+    """
+    result = saved.copy_and_resolve_references()
+    result.sample, result.eval = config.sample, config.eval
+    if export.is_diffusers_pipeline(path) and not export.is_export(path):
+        return result
+    paths = {f"{section}.{key}" for section, key in export.PATHS}
+    if not export.is_export(path):
+        paths = {key for key in paths if _is_gone(config_lib.leaves(saved)[key])}
+        result.update_from_flattened_dict({key: config_lib.leaves(config)[key] for key in paths})
     differing = [
-        line for line in config_lib.differences(saved, config) if any(line.startswith(key) for key in _MODEL_KEYS)
+        line
+        for line in config_lib.differences(saved, config)
+        if line.startswith(_MODEL_KEYS) and line.split(":")[0] not in paths
     ]
     if differing:
         raise UserError(f"{path} holds another model than --config describes ({'; '.join(differing)}); give its own")
-    result = saved.copy_and_resolve_references()
-    result.sample, result.eval = config.sample, config.eval
     return result
+
+
+def _is_gone(path: str) -> bool:
+    """Whether a path of a config leads nowhere any more."""
+    return bool(path) and not path.startswith(BUILTIN) and not Path(path).exists()
 
 
 def stable_diffusion_config(folder: str | Path) -> ConfigDict:
@@ -224,6 +255,8 @@ def stable_diffusion_config(folder: str | Path) -> ConfigDict:
     folder = Path(folder)
     unet, vae = read_config(folder / "unet"), read_config(folder / "vae")
     side = unet.get("sample_size", 64) * 2 ** (len(vae.get("block_out_channels", (0,))) - 1)
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    num_timesteps = read_json(scheduler).get("num_train_timesteps", 1000) if scheduler.is_file() else 1000
     return ConfigDict(
         dict(
             task="diffusion",
@@ -231,8 +264,8 @@ def stable_diffusion_config(folder: str | Path) -> ConfigDict:
             data=dict(source="folder", preset="", path="", image_size=side, seed=0),
             encoder=dict(clip=""),
             condition=dict(kind="text", encoder=""),
-            space=dict(kind="latents", latents="", precomputed=False, rgb="linear"),
-            process=dict(schedule="pretrained", num_timesteps=1000, zero_terminal_snr=False),
+            space=dict(kind="latents", latents="", precomputed=False, rgb_map="", rgb="linear"),
+            process=dict(schedule="pretrained", num_timesteps=num_timesteps, zero_terminal_snr=False),
             model=dict(
                 backbone="sd", pretrained=str(folder), prediction="pretrained", dtype="auto", remat=False, dropout=0.0
             ),
@@ -252,6 +285,12 @@ def stable_diffusion_config(folder: str | Path) -> ConfigDict:
             train=dict(trainable=(".*",)),
         )
     )
+
+
+def check_strength(strength: float, num_steps: int) -> None:
+    """Refuses a strength that leaves no step, or asks for more than all."""
+    if not 1 <= num_steps * strength <= num_steps:
+        raise UserError(f"strength={strength} of {num_steps} steps; accepted: {1 / num_steps:.3g} to 1")
 
 
 def as_array(picture: Picture, size: int) -> np.ndarray:

@@ -21,7 +21,8 @@ class Task(Protocol):
     def init(self, key: Array) -> Params:
         """Fresh float32 parameters; pure."""
 
-    # Optional: load(shardings) -> Params, whatever of these parameters is pretrained.
+    # Optional: load(shardings) -> Params, whatever of these parameters is pretrained; keep(workdir), which puts what a
+    # checkpoint lacks into the run's folder.
 
     def draw(self, batch: Batch, key: Array) -> Batch:
         """The global batch with the step's per-example randomness added; pure."""

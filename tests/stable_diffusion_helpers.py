@@ -6,6 +6,7 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
+from diffusers.pipelines import stable_diffusion
 from PIL import Image
 
 from contextdiff_jax import data
@@ -51,6 +52,11 @@ TEXT = dict(
 )
 
 
+SAFETY_CHECKER = stable_diffusion.safety_checker.StableDiffusionSafetyChecker
+_TOWER = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+CHECKED = dict(vision_config=_TOWER | dict(image_size=16, patch_size=8), text_config=_TOWER, projection_dim=8)
+
+
 def save_pipeline(
     folder: Path, unet: dict = UNET, vae: dict = VAE, text: dict = TEXT, max_length: int = 16, randomise: bool = True
 ) -> diffusers.StableDiffusionPipeline:
@@ -76,14 +82,14 @@ def save_pipeline(
         text_encoder=changed(transformers.CLIPTextModel(config), 3),
         tokenizer=tokenizer,
         scheduler=diffusers.DDIMScheduler(**SCHEDULER),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        safety_checker=SAFETY_CHECKER(SAFETY_CHECKER.config_class(**CHECKED)),
+        feature_extractor=transformers.CLIPImageProcessor(crop_size=16, size=16),
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
     # As the hub has it: the tokenizer's files lie in a folder of their own.
     assert (folder / "tokenizer" / "tokenizer.json").is_file()
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    # The pictures are compared, whatever the checker thinks of them.
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

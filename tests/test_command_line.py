@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from ml_collections import ConfigDict
 
 from configs import t2i
 from contextdiff_jax import command_line, config
@@ -103,3 +104,31 @@ def test_prompts_file(tmp_path):
         command_line.read_prompts(str(gap))
     with pytest.raises(UserError, match="missing.txt"):
         command_line.read_prompts(str(tmp_path / "missing.txt"))
+
+
+def test_a_run_saved_before_a_key_existed_is_the_same_run():
+    saved = t2i.get_config("tiny").to_dict()
+    del saved["condition"], saved["space"], saved["model"]["backbone"], saved["train"]["trainable"]
+    old = ConfigDict(saved)
+    assert config.differences(old, t2i.get_config("tiny")) != []
+    assert config.differences(config.complete(old), t2i.get_config("tiny")) == []
+
+
+@pytest.mark.parametrize(
+    "kind, options, words",
+    [
+        ("none", {"prompts": ("7",)}, "takes none; use --num_samples"),
+        ("text", {}, "no prompt given"),
+        ("text", {"prompts": ("a",), "num_samples": -1}, "--num_samples=-1"),
+    ],
+)
+def test_what_is_asked_for_must_fit_the_condition(kind, options, words):
+    asked = t2i.get_config("tiny")
+    asked.condition.kind = kind
+    with pytest.raises(UserError, match=words):
+        command_line.asked_for(asked, command_line.Options(workdir="", **options))
+
+
+def test_every_prompt_as_often_as_asked():
+    options = command_line.Options(workdir="", prompts=("a", "b"), num_samples=2)
+    assert command_line.asked_for(t2i.get_config("tiny"), options) == ["a", "a", "b", "b"]

@@ -11,7 +11,7 @@ from PIL import Image
 
 import contextdiff_jax as cdx
 from configs import t2i
-from contextdiff_jax import command_line
+from contextdiff_jax import command_line, export
 from contextdiff_jax.errors import UserError
 from tests import stable_diffusion_helpers as helpers
 from tests.diffusers_helpers import relative_error
@@ -230,3 +230,69 @@ def test_clear_errors(trained, folder, tmp_path, changes, words):
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=words):
         run("train", config, tmp_path)
+
+
+def test_sampling_an_export_from_the_command_line_with_the_config_that_trained_it(trained, tmp_path, monkeypatch):
+    config, workdir = trained
+    run("export", config, workdir, out=str(tmp_path / "export"))
+    pipe = cdx.Pipeline.load(tmp_path / "export", config=config)
+    assert pipe.config.model.pretrained == str(tmp_path / "export" / ".")
+    with pytest.raises(UserError, match="read from .* itself"):
+        run("export", config, tmp_path / "export", out=str(tmp_path / "export"))
+    assert export.is_export(tmp_path / "export"), "nothing was lost"
+    with pytest.raises(UserError, match="step=7"):
+        cdx.Pipeline.load(tmp_path / "export", step=7)
+
+
+def test_a_run_finds_its_folders_where_they_have_moved_and_keeps_its_own_colour_map(trained, folder, tmp_path):
+    config, workdir = trained
+    moved = helpers.copy(folder[0] / "tiny-sd", tmp_path / "moved")
+    saved = json.loads((workdir / "config.json").read_text())
+    run_copy = helpers.copy(workdir, tmp_path / "run")
+    for checkpoint in (run_copy / "checkpoints").iterdir():
+        (checkpoint / "checksums.json").unlink()
+    assert saved["model"]["pretrained"] == config.model.pretrained
+    other = config_of(folder[0])
+    other.model.pretrained, other.space.latents = str(moved), str(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"model\.pretrained: saved"):  # both exist: which is meant?
+        cdx.Pipeline.load(workdir, config=other)
+    (folder[0] / "tiny-sd").rename(tmp_path / "away")
+    (folder[0] / "latents").rename(tmp_path / "latents")
+    try:
+        pipe = cdx.Pipeline.load(workdir, config=other)
+        assert pipe.config.model.pretrained == str(moved)
+        assert pipe.task.parts.space.params["rgb"], "the run's own"
+    finally:
+        (tmp_path / "away").rename(folder[0] / "tiny-sd")
+        (tmp_path / "latents").rename(folder[0] / "latents")
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"condition.kind": "class"}, "works on latents and text"),
+        ({"adapter.patch_size": 3}, "adapter.patch_size=3"),
+        ({"data.image_size": 18}, "data.image_size=18 is not divisible by 4.*try 16"),
+        ({"encoder.clip": "nowhere"}, "config.encoder.clip='nowhere'"),
+        ({"data.seed": 5}, "seed: there 0, now 5"),
+        ({"data.horizontal_flip": True}, "horizontal_flip"),
+        ({"sample.threshold": "static"}, "latents need 'none'"),
+        ({"adapter.enabled": False}, "matches no parameter.*without an adapter leave it out"),
+    ],
+)
+def test_clear_errors_found_in_review(trained, folder, tmp_path, changes, words):
+    config = config_of(folder[0])
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=words):
+        run("train", config, tmp_path)
+
+
+def test_image_inputs(trained):
+    pipe = cdx.Pipeline.load(trained[1])
+    sizes = [Image.new("L", (20, 30)), Image.new("RGB", (40, 10))]
+    assert pipe._pictures(sizes, 2).shape == (2, 16, 16, 3)
+    assert pipe._pictures(np.zeros((9, 7, 3), np.uint8), 2).shape == (2, 16, 16, 3)
+    with pytest.raises(UserError, match="shape"):
+        pipe._pictures(np.zeros((9, 7)), 1)
+    with pytest.raises(UserError, match="3 images for 2 prompts"):
+        pipe._pictures(np.zeros((3, 8, 8, 3)), 2)

@@ -8,6 +8,8 @@ A record is {latent: float16 [h, w, 2 C], caption, and label, object, background
 """
 
 import bisect
+import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,45 +24,62 @@ from contextdiff_jax.files import atomic, write_json
 
 CONTENTS = "latents.json"
 KEPT = ("caption", "label", "object", "background")
+SHARD_SIZE = 256  # images: what a kill can cost
+IDENTITY = ("data", "seed", "image_size", "shape", "autoencoder")  # of the contents: what decides every latent
+_OPEN_SHARDS = 64  # per source: systems allow 256 open files or more
+# The shards' origin is lost with their table of contents.
+_ALL_AGAIN = "delete its folder and run --mode=encode again"
+_SHARD_AGAIN = "delete this file and run --mode=encode again, which encodes what is missing"
 
 
 class LatentSource(ImageSource):
-    """Random-access latents of one split.
+    """Random-access latents of one split. Neither the images nor their folder are looked at.
+
+    Shards are opened when they are read, a limited number at a time; threads may read at the same time.
 
     Args:
         folder: what `--mode=encode` wrote.
         split: train or val.
         shape: (h, w, C) of a latent.
         description: of the images that were encoded.
+        expected: `contents_of` the run, to compare with what was encoded; None compares the shape only.
 
     Raises:
-        UserError: no latents, not of this split or shape, or an encoding that has not been finished.
+        UserError: no latents, of other data or another autoencoder, not of this split or shape, damaged, or an
+            encoding that has not been finished.
     """
 
-    def __init__(self, folder: str | Path, split: str, shape: tuple[int, int, int], description: Description):
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str,
+        shape: tuple[int, int, int],
+        description: Description,
+        expected: dict[str, Any] | None = None,
+    ):
         self.folder, self.split, self.description = Path(folder), split, description
-        contents = read_contents(self.folder)
-        if contents is None:
-            raise UserError(f"space.latents: {str(folder)!r} holds no latents; fill it with --mode=encode")
-        found, expected = tuple(contents["shape"]), (*shape[:2], 2 * shape[2])
-        if found != expected:
+        contents = check(folder, expected or {})
+        self._shape, needed = tuple(contents["shape"]), (*shape[:2], 2 * shape[2])
+        if self._shape != needed:
             raise UserError(
-                f"space.latents: {str(folder)!r} holds latents of shape {found}, this model needs {expected}; "
+                f"space.latents: {str(folder)!r} holds latents of shape {self._shape}, this model needs {needed}; "
                 "encode again into another folder, or set data.image_size as it was"
             )
         if split not in contents["splits"]:
-            accepted = ", ".join(contents["splits"]) or "none"
+            accepted = ", ".join(contents["splits"])
             raise UserError(f"space.latents: {str(folder)!r} has no split {split!r}; there are: {accepted}")
-        count, size = contents["splits"][split], contents["shard_size"]
-        self._starts = list(range(0, count, size))
-        self._count = count
-        files = [shard_path(self.folder, split, i) for i in range(len(self._starts))]
-        if missing := [f.name for f in files if not f.is_file()]:
+        self._count, size = contents["splits"][split], contents["shard_size"]
+        self._starts = range(0, self._count, size)
+        self._files = [shard_path(self.folder, split, i) for i in range(len(self._starts))]
+        if missing := [f.name for f in self._files if not f.is_file()]:
             raise UserError(
-                f"space.latents: {str(folder)!r} lacks {len(missing)} of {len(files)} shards of {split} (first "
+                f"space.latents: {str(folder)!r} lacks {len(missing)} of {len(self._files)} shards of {split} (first "
                 f"{missing[0]}); run --mode=encode again, it continues where it stopped"
             )
-        self._readers = [array_record_module.ArrayRecordReader(str(file)) for file in files]
+        for start, file in zip(self._starts, self._files, strict=True):
+            _check_count(file, min(size, self._count - start))
+        # A reader that falls out of the cache is closed once no thread holds it any more.
+        self._reader = functools.lru_cache(_OPEN_SHARDS)(_open)
 
     def __len__(self) -> int:
         return self._count
@@ -69,11 +88,47 @@ class LatentSource(ImageSource):
         return f"LatentSource({str(self.folder)!r}, {self.split!r})"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Record `index`: latent float16 [h, w, 2 C], caption str, index int, and the images' integers."""
+        """Record `index`: latent float16 [h, w, 2 C], caption str, index int, and the images' integers.
+
+        Raises:
+            UserError: the shard is damaged.
+        """
         self.check_index(index)
         shard = bisect.bisect_right(self._starts, index) - 1
-        raw = self._readers[shard].read([index - self._starts[shard]])[0]
-        return serialization.msgpack_restore(raw) | {"index": int(index)}
+        file, row = self._files[shard], index - self._starts[shard]
+        try:
+            record = serialization.msgpack_restore(self._reader(file).read([row])[0])
+            fits = record["latent"].shape == self._shape and isinstance(record["caption"], str)
+        except Exception as error:  # decoders raise almost anything on damaged files
+            raise _damaged(file, _reason(error)) from error
+        if not fits:
+            raise _damaged(file, f"record {row} is no captioned latent of shape {self._shape}")
+        return record | {"index": int(index)}
+
+
+def _open(file: Path) -> Any:
+    """A reader for random access; what is wrong with the file shows when it is read or closed."""
+    return array_record_module.ArrayRecordReader(str(file), "readahead_buffer_size:0,max_parallelism:0")
+
+
+def _check_count(file: Path, expected: int) -> None:
+    """UserError unless a shard holds as many records as the contents say."""
+    try:
+        reader = _open(file)
+        found = reader.num_records()
+        reader.close()
+    except RuntimeError as error:
+        raise _damaged(file, _reason(error)) from error
+    if found != expected:
+        raise _damaged(file, f"{found} records instead of {expected}")
+
+
+def _damaged(file: Path, reason: str) -> UserError:
+    return UserError(f"{file} is damaged ({reason}); {_SHARD_AGAIN}")
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def held_out(folder: str | Path) -> str:
@@ -87,8 +142,8 @@ def shard_path(folder: Path, split: str, number: int) -> Path:
     return folder / split / f"{number:05d}.array_record"
 
 
-def write_shard(path: Path, records: list[dict[str, Any]]) -> None:
-    """Writes one shard, whole or not at all."""
+def write_shard(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Writes one shard, whole or not at all; of each record, its latent and `KEPT`."""
     with atomic(path) as temporary:
         writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
         for record in records:
@@ -98,26 +153,108 @@ def write_shard(path: Path, records: list[dict[str, Any]]) -> None:
         writer.close()
 
 
+def contents_of(config: Any, space: Any, splits: dict[str, int]) -> dict[str, Any]:
+    """The table of contents of a config's latents. No image is looked at.
+
+    Args:
+        config: the whole config; `data` says which images.
+        space: the autoencoder's `Latents`: its shape and digest.
+        splits: {split: number of records}; {} where only `IDENTITY` matters.
+
+    Raises:
+        UserError: the images are to be flipped.
+    """
+    cfg_data, (height, width, channels) = config.data, space.shape
+    if cfg_data.horizontal_flip:
+        raise UserError("config.data.horizontal_flip=True cannot act on stored latents; set it to False")
+    return {
+        "data": f"{cfg_data.source} {cfg_data.preset if cfg_data.source == 'openmoji' else cfg_data.path}",
+        "seed": cfg_data.seed,
+        "image_size": cfg_data.image_size,
+        "shape": [height, width, 2 * channels],
+        "autoencoder": space.digest,
+        "shard_size": SHARD_SIZE,
+        "splits": splits,
+    }
+
+
+def check(folder: str | Path, expected: dict[str, Any]) -> dict[str, Any]:
+    """The table of contents of a folder, whose `IDENTITY` must be that of `expected`, as far as that has it.
+
+    Raises:
+        UserError: no latents, damaged contents, or other latents; it names what differs.
+    """
+    contents = read_contents(Path(folder))
+    if contents is None:
+        raise UserError(f"space.latents: {str(folder)!r} holds no latents; fill it with --mode=encode")
+    if differing := _differing(contents, expected, [key for key in IDENTITY if key in expected]):
+        raise UserError(
+            f"space.latents: {str(folder)!r} holds other latents ({differing}); set what differs as it was, or "
+            "name another folder and fill it with --mode=encode"
+        )
+    return contents
+
+
 def read_contents(folder: Path) -> dict[str, Any] | None:
-    """The table of contents, or None where there is none."""
+    """The table of contents, or None where there is none.
+
+    Raises:
+        UserError: it is damaged, or the folder is a file.
+    """
     path = folder / CONTENTS
-    return read_json(path) if path.is_file() else None
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"space.latents: {str(folder)!r} is a file; name a folder")
+    if not path.is_file():
+        return None
+    contents = read_json(path, _ALL_AGAIN)
+    if wrong := _wrong_entry(contents):
+        raise UserError(f"{path} is damaged ({wrong}); {_ALL_AGAIN}")
+    return contents
+
+
+def _wrong_entry(contents: Any) -> str:
+    """What is wrong with a table of contents; empty if nothing is."""
+    if not isinstance(contents, dict):
+        return f"it holds {type(contents).__name__} instead of a table"
+    is_int = lambda value: isinstance(value, int) and not isinstance(value, bool)
+    is_count = lambda value: is_int(value) and value > 0
+    valid = {
+        "data": lambda value: isinstance(value, str),
+        "seed": is_int,
+        "image_size": is_count,
+        "shape": lambda value: isinstance(value, list) and len(value) == 3 and all(map(is_count, value)),
+        "autoencoder": lambda value: isinstance(value, str),
+        "shard_size": is_count,
+        "splits": lambda value: isinstance(value, dict) and value and all(map(is_count, value.values())),
+    }
+    for name, is_valid in valid.items():
+        if name not in contents:
+            return f"it has no {name}"
+        if not is_valid(contents[name]):
+            return f"{name} is {contents[name]!r}"
+    return ""
+
+
+def _differing(found: dict[str, Any], expected: dict[str, Any], keys: Iterable[str]) -> str:
+    return "; ".join(
+        f"{key}: there {found.get(key)!r}, now {expected.get(key)!r}"
+        for key in keys
+        if found.get(key) != expected.get(key)
+    )
 
 
 def write_contents(folder: Path, contents: dict[str, Any]) -> None:
     """Writes the table of contents, or checks it against what is there.
 
     Raises:
-        UserError: the folder holds other latents.
+        UserError: the folder holds other latents, or shards of unknown origin.
     """
+    # Looked for first: another process may write the contents, and then shards, at this moment.
+    shards = any(folder.glob("*/[0-9]*.array_record"))
     found = read_contents(folder)
+    if found is None and shards:
+        raise UserError(f"{folder} holds shards without the {CONTENTS} that says of what; {_ALL_AGAIN}")
     if found is None:
         write_json(contents, folder / CONTENTS)
-        return
-    differing = [
-        f"{key}: there {found.get(key)!r}, now {contents.get(key)!r}"
-        for key in sorted(found.keys() | contents.keys())
-        if found.get(key) != contents.get(key)
-    ]
-    if differing:
-        raise UserError(f"{folder} holds other latents ({'; '.join(differing)}); give another --config.space.latents")
+    elif differing := _differing(found, contents, sorted(found.keys() | contents.keys())):
+        raise UserError(f"{folder} holds other latents ({differing}); give another --config.space.latents")

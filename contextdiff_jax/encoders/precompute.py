@@ -1,6 +1,5 @@
 """`--mode=encode`: images -> latents on disk, once, with the linear map from latents to colours."""
 
-import hashlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,55 +12,67 @@ from tqdm import tqdm
 
 from contextdiff_jax import data
 from contextdiff_jax.data import latents
-from contextdiff_jax.encoders.spaces import Latents, fit_rgb_map, write_rgb_map
+from contextdiff_jax.encoders.spaces import Latents, fit_rgb_map, nearest_multiple, write_rgb_map
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.pictures import caption_grid
 
-SHARD_SIZE = 256  # images: what a kill can cost
 FIT_IMAGES = 64
 SHOWN = 8
 
 
-def encode(config: ConfigDict, space: Latents, folder: Path) -> None:
+def encode(config: ConfigDict, space: Latents, folder: Path, factor: int = 1) -> None:
     """Encodes the training and validation images of a config's data, continuing where an earlier call stopped.
 
     Args:
         config: the whole config; `data` says which images.
         space: the autoencoder.
         folder: gets the files that `data.latents` describes, and reconstructions.png to look at.
+        factor: what the network to be trained divides the sides of latents by.
 
     Raises:
-        UserError: the folder holds latents of other images or of another autoencoder.
+        UserError: the network cannot take the images; the folder cannot be made, or holds latents of other images or
+            of another autoencoder.
     """
-    if config.data.horizontal_flip:
-        raise UserError("config.data.horizontal_flip=True cannot act on stored latents; set it to False")
+    _check_images(config, space, factor)
+    contents = latents.contents_of(config, space, {})
+    _make_folder(folder)
     sources = dict(_splits(config))
-    height, width, channels = space.shape
-    latents.write_contents(
-        folder,
-        {
-            "data": f"{config.data.source} {config.data.preset or config.data.path}",
-            "image_size": config.data.image_size,
-            "shape": [height, width, 2 * channels],
-            "autoencoder": _digest(space),
-            "shard_size": SHARD_SIZE,
-            "splits": {split: len(source) for split, source in sources.items()},
-        },
-    )
+    latents.write_contents(folder, contents | {"splits": {split: len(source) for split, source in sources.items()}})
     params = jax.device_put(space.params)
-    moments = jax.jit(partial(space.moments, params))
-    size = min(config.data.batch_size, SHARD_SIZE)
-    run = lambda source, indices: _encode_rows(moments, source, indices, size)
+    moments = jax.jit(space.moments)
+    size = min(config.data.batch_size, latents.SHARD_SIZE)
+    run = lambda source, indices: _encode_rows(partial(moments, params), source, indices, size)
 
-    fitted = list(range(min(FIT_IMAGES, len(sources["train"]))))
-    mean = run(sources["train"], fitted)[..., :channels]
-    images = np.stack([_image(sources["train"], i) for i in fitted])
+    fitted = list(run(sources["train"], range(min(FIT_IMAGES, len(sources["train"])))))
+    mean = np.stack([record["latent"] for record in fitted])[..., : space.shape[-1]]
+    images = _images(fitted)
     rgb_map = fit_rgb_map(mean, images)
     write_rgb_map(rgb_map, folder)
     _show(space, params, mean, images, rgb_map, folder / "reconstructions.png")
     for split, source in sources.items():
         _encode_split(run, source, folder, split)
     print(f"latents of {', '.join(f'{len(s)} {name}' for name, s in sources.items())} images are in {folder}")
+
+
+def _check_images(config: ConfigDict, space: Latents, factor: int) -> None:
+    """UserError where autoencoder or network cannot take images of this size and kind."""
+    size, multiple = config.data.image_size, space.vae.downscale * factor
+    if size % multiple:
+        raise UserError(
+            f"config.data.image_size={size} is no multiple of {multiple} (the autoencoder's {space.vae.downscale} x "
+            f"the U-Net's {factor}); try {nearest_multiple(size, multiple)}"
+        )
+    if (channels := data.describe(config.data).channels) != 3:
+        raise UserError(f"config.data.source={config.data.source!r} has {channels} channels; autoencoders take 3")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # a file of that name, no permission
+        raise UserError(
+            f"config.space.latents: {str(folder)!r} cannot be made a folder ({error.strerror}); name another"
+        ) from error
 
 
 def _splits(config: ConfigDict) -> Iterator[tuple[str, Any]]:
@@ -73,40 +84,30 @@ def _splits(config: ConfigDict) -> Iterator[tuple[str, Any]]:
 
 def _encode_split(run: Any, source: Any, folder: Path, split: str) -> None:
     """Writes the shards that are not there yet; with several processes each takes its share."""
-    starts = list(enumerate(range(0, len(source), SHARD_SIZE)))[jax.process_index() :: jax.process_count()]
-    todo = [(i, start) for i, start in starts if not latents.shard_path(folder, split, i).is_file()]
-    done = sum(min(SHARD_SIZE, len(source) - start) for i, start in starts if (i, start) not in todo)
-    with tqdm(total=len(source), initial=done, desc=f"encode {split}", unit="img") as bar:
-        for number, start in todo:
-            rows = range(start, min(start + SHARD_SIZE, len(source)))
-            encoded = run(source, rows)
-            records = [source[i] | {"latent": latent} for i, latent in zip(rows, encoded, strict=True)]
-            latents.write_shard(latents.shard_path(folder, split, number), records)
+    size = latents.SHARD_SIZE
+    starts = list(enumerate(range(0, len(source), size)))[jax.process_index() :: jax.process_count()]
+    shards = [(latents.shard_path(folder, split, i), range(k, min(k + size, len(source)))) for i, k in starts]
+    todo = [(path, rows) for path, rows in shards if not path.is_file()]
+    total, left = (sum(len(rows) for _, rows in some) for some in (shards, todo))
+    with tqdm(total=total, initial=total - left, desc=f"encode {split}", unit="img") as bar:
+        for path, rows in todo:
+            latents.write_shard(path, run(source, rows))
             bar.update(len(rows))
 
 
-def _encode_rows(moments: Any, source: Any, indices: Any, batch_size: int) -> np.ndarray:
-    """Mean and standard deviation of these images' latents, float32 [n, h, w, 2 C]."""
-    out, indices = [], list(indices)
+def _encode_rows(moments: Any, source: Any, indices: range, batch_size: int) -> Iterator[dict[str, Any]]:
+    """These records, each with its latent: mean and standard deviation, float32 [h, w, 2 C]."""
     for start in range(0, len(indices), batch_size):
-        part = indices[start : start + batch_size]
+        records = [source[i] for i in indices[start : start + batch_size]]
         # The last batch is filled up with its own first image: one shape, one compilation.
-        images = np.stack([_image(source, i) for i in part + part[:1] * (batch_size - len(part))])
-        out.append(np.asarray(moments(images))[: len(part)])
-    return np.concatenate(out)
+        encoded = np.asarray(moments(_images(records + records[:1] * (batch_size - len(records)))))
+        for record, latent in zip(records, encoded[: len(records)], strict=True):
+            yield record | {"latent": latent}
 
 
-def _image(source: Any, index: int) -> np.ndarray:
-    """An image in [-1, 1]."""
-    return source[index]["image"].astype(np.float32) / 127.5 - 1.0
-
-
-def _digest(space: Latents) -> str:
-    """What tells one autoencoder from another: a hash of its weights."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(space.params["vae"]):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
+def _images(records: list[dict[str, Any]]) -> np.ndarray:
+    """Their images in [-1, 1], [n, H, W, 3]."""
+    return np.stack([record["image"] for record in records]).astype(np.float32) / 127.5 - 1.0
 
 
 def _show(space: Latents, params: Any, mean: np.ndarray, images: np.ndarray, rgb_map: dict, path: Path) -> None:

@@ -42,8 +42,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+def read_json(path: Path, remedy: str = "download it again") -> Any:
+    """The content of a JSON file; the remedy is for a damaged one.
 
     Raises:
         UserError: it is damaged.
@@ -51,7 +51,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # bad JSON or bad UTF-8
-        raise UserError(f"{path} is damaged ({error}); download it again") from error
+        raise UserError(f"{path} is damaged ({error}); {remedy}") from error
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:

@@ -1,5 +1,7 @@
 """Where diffusion takes place: in pixels, or in the latents of a frozen autoencoder."""
 
+import functools
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from contextdiff_jax.files import write_json
 from contextdiff_jax.types import Array, Batch, Params
 
 RGB_MAP = "latent_rgb.json"
+_FIT_AGAIN = "delete this file and run --mode=encode again"
 
 
 class Pixels:
@@ -60,12 +63,25 @@ class Latents:
         if image_size % vae.downscale:
             raise UserError(
                 f"config.data.image_size={image_size} is not divisible by the autoencoder's factor {vae.downscale}; "
-                f"try {max(1, image_size // vae.downscale) * vae.downscale}"
+                f"try {nearest_multiple(image_size, vae.downscale)}"
+            )
+        if rgb_map and len(rgb_map["kernel"]) != vae.latent_channels:
+            raise UserError(
+                f"{RGB_MAP} is for {len(rgb_map['kernel'])} latent channels, the autoencoder has "
+                f"{vae.latent_channels}; {_FIT_AGAIN}"
             )
         side = image_size // vae.downscale
         self.vae, self._linear = vae, rgb == "linear"
         self.shape = (side, side, vae.latent_channels)
         self.params = {"vae": vae.params, "rgb": rgb_map or {}}
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """What tells one autoencoder's latents from another's: a hash of its weights and its scale."""
+        digest = hashlib.sha256(repr(float(self.vae.config.scaling_factor)).encode())
+        for leaf in jax.tree.leaves(self.vae.params):
+            digest.update(np.ascontiguousarray(leaf, np.float32))
+        return digest.hexdigest()[:16]
 
     def draw(self, batch: Batch, key: Array) -> Batch:
         """{"z_eps": [B, h, w, C]}, the noise of the posterior's sample."""
@@ -98,6 +114,11 @@ class Latents:
         return jnp.clip(x0 @ params["rgb"]["kernel"] + params["rgb"]["bias"], -1.0, 1.0)
 
 
+def nearest_multiple(size: int, factor: int) -> int:
+    """The positive multiple of `factor` that is nearest to `size`, the larger of two."""
+    return max(1, (2 * size + factor) // (2 * factor)) * factor
+
+
 def fit_rgb_map(latents: np.ndarray, images: np.ndarray) -> dict[str, np.ndarray]:
     """The linear map from latents to colours that fits best, by least squares.
 
@@ -124,8 +145,23 @@ def write_rgb_map(rgb_map: dict[str, np.ndarray], folder: str | Path) -> None:
 
 
 def read_rgb_map(folder: str | Path) -> dict[str, np.ndarray] | None:
-    """The stored map, or None where there is none."""
+    """The stored map, or None where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
     path = Path(folder) / RGB_MAP
     if not folder or not path.is_file():
         return None
-    return {name: np.array(value, np.float32) for name, value in pretrained.read_json(path).items()}
+    stored = pretrained.read_json(path, _FIT_AGAIN)
+    try:
+        rgb_map = {name: np.array(stored[name], np.float32) for name in ("kernel", "bias")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged (no kernel and bias of numbers); {_FIT_AGAIN}") from error
+    kernel, bias = rgb_map.values()
+    if kernel.ndim != 2 or kernel.shape[1] != 3 or bias.shape != (3,):
+        shapes = f"kernel {list(kernel.shape)} and bias {list(bias.shape)} instead of [C, 3] and [3]"
+        raise UserError(f"{path} is damaged ({shapes}); {_FIT_AGAIN}")
+    if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
+        raise UserError(f"{path} is damaged (not all numbers are finite); {_FIT_AGAIN}")
+    return rgb_map

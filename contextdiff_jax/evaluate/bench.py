@@ -1,5 +1,6 @@
 """What the adapter costs: step time and memory with and without it, measured in turn in one run."""
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ def bench_adapter(config: ConfigDict, out: Path) -> dict[str, Any]:
     """
     without = config.copy_and_resolve_references()
     without.adapter.enabled = False
+    # Patterns of `train.trainable` that mean the adapter would match nothing.
+    without.train.trainable = tuple(p for p in config.train.trainable if not re.match(r"\^?adapter", p)) or (".*",)
     with_ = config.copy_and_resolve_references()
     with_.adapter.enabled = True
     variants = {"with adapter": _Variant(with_), "without adapter": _Variant(without)}

@@ -73,6 +73,29 @@ class StableDiffusionBackbone:
         return self.module.apply({"params": params}, xt, jnp.maximum(t - 1, 0), context.tokens)
 
 
+def factor(config: ConfigDict) -> int:
+    """What the sides of a sample must be multiples of."""
+    model = config.model
+    if model.backbone == "unet":
+        return model.patch_size * 2 ** (len(model.multipliers) - 1)
+    if model.backbone == "sd":
+        from contextdiff_jax.models.sd_unet import read_unet_config
+
+        return read_unet_config(Path(model.pretrained) / "unet").factor
+    return 1
+
+
+def check_size(config: ConfigDict, sample_shape: tuple[int, ...]) -> None:
+    """Raises UserError where the network cannot halve samples of this shape as often as it must."""
+    multiple = factor(config)
+    if sample_shape[0] % multiple:
+        pixels = config.data.image_size // sample_shape[0] * multiple
+        raise UserError(
+            f"config.data.image_size={config.data.image_size} is not divisible by {pixels}, which this network needs; "
+            f"try {max(1, config.data.image_size // pixels) * pixels}"
+        )
+
+
 def build(config: ConfigDict, dtype: jnp.dtype) -> Backbone:
     """The backbone of a config's `model` section.
 

@@ -72,7 +72,7 @@ class SDUNet(nn.Module):
         """Raises for inputs that do not fit."""
         config, (height, width, channels) = self.config, xt.shape[1:]
         if height % config.factor or width % config.factor:
-            raise UserError(f"latents of {height} x {width} cannot be halved so often; give multiples of {config.factor}")
+            raise UserError(f"latents of {height} x {width} do not fit the U-Net; give multiples of {config.factor}")
         if channels != config.in_channels:
             raise UserError(f"the U-Net takes in_channels={config.in_channels}, but the latents have {channels}")
         if tokens.shape[-1] != config.cross_attention_dim:

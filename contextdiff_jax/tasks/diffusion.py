@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import einops
@@ -12,6 +13,8 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from contextdiff_jax import data, guidance, losses, samplers
+from contextdiff_jax.encoders.spaces import RGB_MAP, Latents, read_rgb_map, write_rgb_map
+from contextdiff_jax.errors import UserError
 from contextdiff_jax.models import backbones, lipschitz, precond
 from contextdiff_jax.models.adapter import Adapter, Shift
 from contextdiff_jax.process import chart, forward
@@ -295,9 +298,31 @@ class DiffusionTask:
     def preview(self, params: Params, frozen: Params, key: Array) -> tuple[np.ndarray, list[str]]:
         """A fixed set of held-out captions and the pictures drawn for them, whole on every process."""
         captions = self._preview_captions
-        keys = jax.random.split(key, len(captions))
-        images = self._preview(params, frozen, self.parts.condition.read(captions), keys)
-        return multihost_utils.process_allgather(images, tiled=True), captions
+        count, keys = len(captions), jax.random.split(key, len(captions))
+        condition, size = self.parts.condition.read(captions), min(self.config.sample.batch_size, len(captions))
+        images = []
+        for start in range(0, count, size):
+            rows = np.minimum(np.arange(start, start + size), count - 1)  # the last batch is filled up: one compilation
+            part = self._preview(params, frozen, {k: v[rows] for k, v in condition.items()}, keys[rows])
+            images.append(multihost_utils.process_allgather(part, tiled=True))
+        return np.concatenate(images)[:count], captions
+
+    def keep(self, workdir: Path) -> None:
+        """Puts what a checkpoint lacks into the run's folder: the adapter's map from latents to colours.
+
+        Raises:
+            UserError: the run was started with another one.
+        """
+        rgb_map = self.frozen["space"].get("rgb") if isinstance(self.parts.space, Latents) else None
+        if not rgb_map:
+            return
+        kept = read_rgb_map(workdir)
+        if kept is not None and any(not np.array_equal(kept[name], rgb_map[name]) for name in rgb_map):
+            raise UserError(
+                f"{workdir} was trained with another map from latents to colours than {self.config.space.latents!r} "
+                f"holds; put {workdir / RGB_MAP} back there, or take another --workdir"
+            )
+        write_rgb_map(rgb_map, workdir)
 
 
 def _like(per_example: Array, x: Array) -> Array:

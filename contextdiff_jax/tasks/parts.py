@@ -1,6 +1,8 @@
 """What surrounds the trained networks of a diffusion task: all that is frozen, chosen by the config."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from contextdiff_jax.encoders.features import ClipFeatures, Features, PatchFeatu
 from contextdiff_jax.encoders.pretrained import read_json
 from contextdiff_jax.encoders.spaces import Latents, Pixels, read_rgb_map
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.models import backbones
 from contextdiff_jax.process import schedule
 from contextdiff_jax.samplers.scheduler_config import from_scheduler_config
 from contextdiff_jax.types import Params
@@ -44,6 +47,7 @@ class Parts:
         space: where x0 lives.
         levels: values that an element of x0 can take; None where x0 is continuous.
         features: what the adapter sees of x0; None without an adapter.
+        clip: the model of `encoder.clip`, where the condition or the features use it; else None.
     """
 
     dtype: jnp.dtype
@@ -54,6 +58,7 @@ class Parts:
     space: Pixels | Latents
     levels: int | None
     features: Features | None
+    clip: encoders.Clip | None
 
     @classmethod
     def of(cls, config: ConfigDict) -> "Parts":
@@ -66,19 +71,31 @@ class Parts:
         # One CLIP may serve as text encoder and as the adapter's eye; it is read once.
         clip = None
         if _needs_clip(config):
-            clip = encoders.load_clip(config.encoder.clip, dtype)
+            with _naming("encoder.clip", config.encoder.clip):
+                clip = encoders.load_clip(config.encoder.clip, dtype)
         space = _space(config)
+        backbones.check_size(config, space.shape)
         scheduler = _scheduler(config)
         s, prediction = _process(config, scheduler)
         condition = _condition(config, clip, dtype)
         levels = data.describe(config.data).levels if config.space.kind == "pixels" else None
-        return cls(dtype, s, prediction, scheduler, condition, space, levels, _features(config, clip, space))
+        features = _features(config, clip, space)
+        return cls(dtype, s, prediction, scheduler, condition, space, levels, features, clip)
 
     @property
     def params(self) -> dict[str, Params]:
         """Parameters of the three."""
         features = {} if self.features is None else self.features.params
         return {"condition": self.condition.params, "space": self.space.params, "features": features}
+
+
+@contextlib.contextmanager
+def _naming(key: str, value: Any) -> Iterator[None]:
+    """Puts the config's key before what went wrong with its value."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"config.{key}={str(value)!r}: {error}") from error
 
 
 def _needs_clip(config: ConfigDict) -> bool:
@@ -114,14 +131,22 @@ def _process(config: ConfigDict, scheduler: dict[str, Any]) -> tuple[schedule.Sc
 
 def _condition(config: ConfigDict, clip: encoders.Clip | None, dtype: jnp.dtype) -> Condition:
     if config.condition.kind == "class":
-        return ClassCondition(data.describe(config.data).class_names)
+        names = data.describe(config.data).class_names
+        if not names:
+            raise UserError(
+                f"config.condition.kind='class', but the images of config.data.source={config.data.source!r} have no "
+                "classes; use kind text or none"
+            )
+        return ClassCondition(names)
     if config.condition.kind == "none":
         return ClassCondition(())
     if config.condition.encoder:
-        return TextCondition(encoders.load_text_encoder(config.condition.encoder, dtype))
+        with _naming("condition.encoder", config.condition.encoder):
+            return TextCondition(encoders.load_text_encoder(config.condition.encoder, dtype))
     if config.model.backbone == "sd":
         folder = Path(config.model.pretrained)
-        return TextCondition(encoders.load_text_encoder(folder / "text_encoder", dtype, folder / "tokenizer"))
+        with _naming("model.pretrained", folder):
+            return TextCondition(encoders.load_text_encoder(folder / "text_encoder", dtype, folder / "tokenizer"))
     return TextCondition(clip)
 
 
@@ -135,15 +160,22 @@ def latent_space(config: ConfigDict) -> Latents:
     """The latents of the pretrained folder's autoencoder."""
     from contextdiff_jax.encoders.vae import load_vae
 
-    vae = load_vae(Path(config.model.pretrained) / "vae", compute_dtype(config.model.dtype))
-    return Latents(vae, config.data.image_size, config.space.rgb, read_rgb_map(config.space.latents))
+    with _naming("model.pretrained", config.model.pretrained):
+        vae = load_vae(Path(config.model.pretrained) / "vae", compute_dtype(config.model.dtype))
+    rgb_map = read_rgb_map(config.space.rgb_map or config.space.latents)
+    return Latents(vae, config.data.image_size, config.space.rgb, rgb_map)
 
 
 def _features(config: ConfigDict, clip: encoders.Clip | None, space: Pixels | Latents) -> Features | None:
     if not config.adapter.enabled:
         return None
+    (height, width, _), p = space.shape, config.adapter.patch_size
+    if height % p or width % p:
+        raise UserError(
+            f"config.adapter.patch_size={p} does not divide the {height} x {width} samples; choose a divisor"
+        )
     if config.adapter.features == "patches":
-        return PatchFeatures(space.shape, config.adapter.patch_size)
+        return PatchFeatures(space.shape, p)
     return ClipFeatures(clip, space)
 
 
@@ -152,5 +184,6 @@ def source(config: ConfigDict, parts: Parts, split: str | None) -> ImageSource:
     if config.space.kind == "latents" and config.space.precomputed:
         description = data.describe(config.data)
         split = split or latents.held_out(config.space.latents)
-        return LatentSource(config.space.latents, split, parts.space.shape, description)
+        expected = latents.contents_of(config, parts.space, {})
+        return LatentSource(config.space.latents, split, parts.space.shape, description, expected)
     return data.held_out(config.data)[1] if split is None else data.source(config.data, split)

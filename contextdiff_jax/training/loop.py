@@ -60,6 +60,8 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
         state = setup.init_state() if state is None else state
         if distributed.is_primary():
             write_json(config.to_dict(), workdir / "config.json")
+            if hasattr(task, "keep"):
+                task.keep(workdir)
         checkpoints.open()
         metrics = Metrics(workdir, first, num_steps, config.data.batch_size)
         stack.callback(metrics.close)

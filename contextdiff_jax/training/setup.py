@@ -124,6 +124,7 @@ def _split(params: Params, patterns: Any) -> tuple[Params, Params]:
         if not found:
             raise UserError(
                 f"config.train.trainable: {pattern!r} matches no parameter; names are like {names[0]} and {names[-1]}"
+                + ("; without an adapter leave it out" if "adapter" in pattern else "")
             )
     trained, fixed = trees.split(params, patterns)
     if not trained:

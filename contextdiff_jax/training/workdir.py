@@ -41,7 +41,7 @@ def steps_in(folder: Path) -> list[int]:
 
 def check_same_run(saved: Any, now: ConfigDict, where: str | Path) -> None:
     """Raises UserError with "key: saved X, now Y" for every key that makes `now` another run."""
-    lines = config_lib.differences(ConfigDict(saved), now, MAY_DIFFER)
+    lines = config_lib.differences(config_lib.complete(ConfigDict(saved)), now, MAY_DIFFER)
     if lines:
         raise UserError(
             f"{where} holds a run with another config ({'; '.join(lines)}); "
