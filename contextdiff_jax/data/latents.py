@@ -124,6 +124,10 @@ def _check_count(file: Path, expected: int) -> None:
 
 
 def _damaged(file: Path, reason: str) -> UserError:
+    try:
+        file.open("rb").close()
+    except OSError as error:  # gone, no permission, too many open files: nothing to delete
+        return UserError(f"{file} cannot be opened ({error.strerror}); make it readable, or run --mode=encode again")
     return UserError(f"{file} is damaged ({reason}); {_SHARD_AGAIN}")
 
 

@@ -185,6 +185,9 @@ def test_a_damaged_record_is_named_when_it_is_read(tmp_path):
         source[1]
     with pytest.raises(UserError, match=f"00001.array_record is damaged .*{AGAIN}"):
         source[4]
+    latents.shard_path(tmp_path, "train", 2).unlink()
+    with pytest.raises(UserError, match="00002.array_record cannot be opened .No such file"):
+        source[8]
 
 
 @pytest.mark.parametrize(
