@@ -80,8 +80,8 @@ class Size:
     num_steps: int = 3000
     batch_size: int = 128
     width: int = 64
-    num_test: int = 512
-    num_t: int = 200
+    num_test: int = 256
+    num_t: int = 0  # times drawn for the bound; 0 sums over all
     num_samples: int = 500  # per class
     sampling_steps: int = 100
 
@@ -207,7 +207,7 @@ def run(name: str, variant: Variant, seeds: list[int], size: Size) -> Iterator[t
     test = task.batch(stream(0, "test"), size.num_test)
     times = jnp.asarray(measure.times(task.schedule.num_timesteps))
     key = stream(0, "measure")
-    figure = jax.jit(lambda p: measure.bound(task, p, task.frozen, test, key, size.num_t))
+    figure = jax.jit(lambda p: measure.bound(task, p, task.frozen, test, key, size.num_t or None))
     curves = jax.jit(lambda p: measure.over_time(task, p, task.frozen, test, key, times))
     draw = jax.jit(partial(_draw, task, size=size))
     for i, seed in enumerate(seeds):
