@@ -194,9 +194,10 @@ def reference(name: str, size: Size) -> dict[str, Any]:
     times = measure.times(s.num_timesteps)
     image, label = _records(name, "test", size.num_samples)
     if name == "digits":  # the test split has fewer
-        image, label = (np.concatenate([a, b])[: size.num_samples] for a, b in zip(
-            (image, label), _records(name, "val", size.num_samples), strict=True
-        ))
+        image, label = (
+            np.concatenate([a, b])[: size.num_samples]
+            for a, b in zip((image, label), _records(name, "val", size.num_samples), strict=True)
+        )
     return {
         "floor": quality(name, size, image, label),
         "picture": _png(image[:SHOWN]),

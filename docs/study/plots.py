@@ -1,6 +1,6 @@
 """Plots and tables of docs/study.md from the stored results.
 
-    python -m docs.study.plots
+python -m docs.study.plots
 """
 
 import base64
@@ -76,6 +76,7 @@ def plot_linear(path: Path) -> None:
         ax.plot(slopes, y, color="#d1495b")
         ax.axvline(0, color="#9aa5b1", linewidth=0.8)
         ax.set_xscale("asinh", linear_width=0.5)
+        ax.set_xticks([-1, 0, 1, 10, 100])
         ax.set_xlabel("slope a of the adapter r = a x0", fontsize=8)
         ax.set_title(label, fontsize=9)
     axes[0, 1].set_yscale("log")
@@ -88,14 +89,17 @@ def plot_bounds(sets: dict[str, Any], path: Path) -> None:
     for ax in axes.flat[len(sets) :]:
         ax.axis("off")
     for ax, (name, stored) in zip(axes.flat, sets.items(), strict=False):
-        floor = np.mean(stored["reference"]["exact"]) if "exact" in stored["reference"] else 0.0
+        floor, points = np.mean(stored["reference"]["exact"]) if "exact" in stored["reference"] else 0.0, []
         for key, variant in VARIANTS.items():
             runs = stored["runs"].get(key, {})
             x, y = [run["eq6"] for run in runs.values()], [run["bound"]["mean"] - floor for run in runs.values()]
+            points += zip(x, y, strict=True)
             marker = "s" if key.startswith("plain") else ("^" if "free" in key else "o")
-            ax.scatter(x, y, s=30, marker=marker, color=variant.colour, label=variant.label if runs else None, alpha=0.85)
-        ax.set_xscale("log")
-        ax.set_yscale("log")
+            label = variant.label if runs else None
+            ax.scatter(x, y, s=30, marker=marker, color=variant.colour, label=label, alpha=0.85)
+        # Logarithms only where values span more than a power of ten: their ticks crowd otherwise.
+        for values, set_scale in zip(np.array(points).T, (ax.set_xscale, ax.set_yscale), strict=True):
+            set_scale("log" if values.max() > 10 * values.min() else "linear")
         ax.set_title(TITLES[name], fontsize=9)
         ax.set_xlabel("mean squared error of x0_hat (Eq. 6)", fontsize=8)
         ax.set_ylabel("bound above the exact value, nats" if floor else "bound, bits per dimension", fontsize=8)
@@ -109,7 +113,7 @@ def plot_shifts(sets: dict[str, Any], path: Path) -> None:
     columns = {
         "rms of r per element": lambda run, k: np.array(run["r_rms"]),
         "rms of the shift k_t r": lambda run, k: np.array(run["r_rms"]) * k,
-        "steepest slope of r (Lipschitz, from below)": lambda run, k: np.array(run["lipschitz"]),
+        "steepest slope of r (from below)": lambda run, k: np.array(run["lipschitz"]),
     }
     fig, axes = figure(11, 2.4 * len(sets) + 0.6, len(sets), len(columns), sharex=True)
     for row, (name, stored) in zip(axes, sets.items(), strict=True):
@@ -151,9 +155,8 @@ def plot_points(stored: dict[str, Any], path: Path) -> None:
 def plot_pictures(stored: dict[str, Any], path: Path) -> None:
     """Samples of seed 0, one row a variant, under the real ones."""
     rows = {"real": stored["reference"]["picture"]}
-    rows |= {
-        VARIANTS[key].label: stored["runs"][key]["0"]["picture"] for key in VARIANTS if "0" in stored["runs"].get(key, {})
-    }
+    found = {key: stored["runs"][key]["0"]["picture"] for key in VARIANTS if "0" in stored["runs"].get(key, {})}
+    rows |= {VARIANTS[key].label: picture for key, picture in found.items()}
     fig, axes = figure(10, 0.62 * len(rows) + 0.1, len(rows), 1)
     for ax, (label, png) in zip(axes[:, 0], rows.items(), strict=True):
         ax.imshow(np.array(Image.open(io.BytesIO(base64.b64decode(png)))), cmap="gray", interpolation="nearest")
@@ -179,8 +182,10 @@ def table(stored: dict[str, Any]) -> str:
         if runs := stored["runs"].get(key):
             rows.append(_row(key, variant.label, runs, stored, exact, measures))
     floor = [QUALITY[name][1](reference["floor"][name]) for name in measures]
-    floor = [f"{v} (sd {QUALITY[name][1](reference['floor'][f'{name}_std'])})" if f"{name}_std" in reference["floor"] else v
-             for v, name in zip(floor, measures, strict=True)]
+    floor = [
+        f"{v} (sd {QUALITY[name][1](reference['floor'][f'{name}_std'])})" if f"{name}_std" in reference["floor"] else v
+        for v, name in zip(floor, measures, strict=True)
+    ]
     rows.append(["*held-out data*", "", "", "", "", *floor, "", "", ""])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 

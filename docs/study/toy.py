@@ -213,12 +213,16 @@ def run(name: str, variant: Variant, seeds: list[int], size: Size) -> Iterator[t
     for i, seed in enumerate(seeds):
         of_seed = jax.tree.map(lambda v, i=i: v[i], params)
         points = np.asarray(draw(of_seed))
-        yield seed, measure.record(figure(of_seed), curves(of_seed), NATS) | {
-            "quality": {"energy": _energy(task.data, points)},
-            "points": points[:, :80].round(3).tolist(),
-            "last_loss": float(losses[i, -100:].mean()),
-            "seconds": round(seconds, 1),
-        }
+        yield (
+            seed,
+            measure.record(figure(of_seed), curves(of_seed), NATS)
+            | {
+                "quality": {"energy": _energy(task.data, points)},
+                "points": points[:, :80].round(3).tolist(),
+                "last_loss": float(losses[i, -100:].mean()),
+                "seconds": round(seconds, 1),
+            },
+        )
 
 
 def _draw(task: ToyTask, params: Params, *, size: Size) -> Array:
