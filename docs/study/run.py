@@ -1,7 +1,7 @@
 """Trains and measures what docs/study.md compares; what is stored already is not run again.
 
-python -m docs.study.run                                  # everything that is missing
-python -m docs.study.run --data=mixture --variants=posterior,nelbo --seeds=0,1,2
+    python -m docs.study.run                                  # everything that is missing
+    python -m docs.study.run --data=mixture --variants=posterior,nelbo --seeds=0,1,2
 """
 
 import argparse

@@ -143,7 +143,15 @@ class ToyTask(DiffusionTask):
         self.config, self.data = config, data
         self.schedule, self.sample_shape = schedule.from_config(config.process), plane.shape
         self.parts = Parts(
-            jnp.float32, self.schedule, config.model.prediction, {}, ClassCondition(names), plane, None, plane
+            dtype=jnp.float32,
+            schedule=self.schedule,
+            prediction=config.model.prediction,
+            scheduler={},
+            condition=ClassCondition(names),
+            space=plane,
+            levels=None,
+            features=plane,
+            clip=None,
         )
         self.frozen = self.parts.params
         self.backbone = PixelBackbone(Mlp(size.width, T))
