@@ -98,6 +98,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
     )
     config.eval = ConfigDict(
         dict(
+            after_training=False,  # evaluate as soon as training has ended
             num_samples=128,  # per set (seen, unseen) and per setting of the adapter
             recogniser="",  # folder of a trained recogniser; empty: the shipped one, where there is one
             bpd_images=64,  # 0 leaves bits per dimension out

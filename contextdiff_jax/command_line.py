@@ -118,7 +118,12 @@ def train(config: ConfigDict, options: Options) -> None:
     training.initialize_distributed(options.coordinator, options.num_processes, options.process_id)
     training.check_workdir(options.workdir, config, allow_config_change=options.allow_config_change)
     task = task_lib.build(config)
-    training.train(task, options.workdir, allow_config_change=options.allow_config_change)
+    state = training.train(task, options.workdir, allow_config_change=options.allow_config_change)
+    if config.task == "diffusion" and config.eval.after_training and int(state.step) == config.train.num_steps:
+        if options.num_processes or options.coordinator:
+            print("config.eval.after_training: with several processes run --mode=eval by itself afterwards")
+        else:
+            evaluate(config, options)
 
 
 def _pipeline(config: ConfigDict, options: Options):

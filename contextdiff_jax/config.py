@@ -206,6 +206,7 @@ _LATER = {
     "adapter.self_attention": False,
     "adapter.track_lipschitz": False,
     "train.trainable": (".*",),
+    "eval.after_training": False,
     "eval.bpd_dequantize": False,
 }
 

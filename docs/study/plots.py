@@ -1,6 +1,6 @@
 """Plots and tables of docs/study.md from the stored results.
 
-python -m docs.study.plots
+    python -m docs.study.plots
 """
 
 import base64
