@@ -80,6 +80,23 @@ def test_closed_form_of_the_linear_adapter_is_that_of_the_joint_gaussians(a):
     assert loss == pytest.approx(model.optimal_loss()[1:].mean(), rel=1e-5)
 
 
+@pytest.mark.parametrize("t", [1, 300, 900])
+def test_the_best_plain_denoiser_is_the_posterior_mean(t):
+    data, s, label = toy.DATA["mixture"], schedule.cosine(1000), 1
+    xt = np.array([[0.2, 0.5]], np.float32)
+    # On a grid: p(x0 | xt) ~ p(x0) N(xt; sqrt(ab) x0, 1 - ab)
+    ab = float(s.alpha_bar[t])
+    side = np.linspace(-1.3, 1.3, 1001) if t > 1 else xt.T / np.sqrt(ab) + np.linspace(-0.08, 0.08, 1001)
+    grid = np.stack(np.meshgrid(*np.broadcast_to(side, (2, 1001)), indexing="ij"), axis=-1)
+    squares = ((grid[:, :, None] - data.means[label]) ** 2).sum(-1)
+    log_p = np.logaddexp.reduce(-squares / 2 / data.std**2, axis=-1)
+    log_p = log_p - ((xt[0] - np.sqrt(ab) * grid) ** 2).sum(-1) / 2 / (1 - ab)
+    p = np.exp(log_p - log_p.max())
+    expected = (p[..., None] * grid).sum((0, 1)) / p.sum()
+    found = data.denoise(s, xt, np.array([t]), np.array([label]))
+    np.testing.assert_allclose(np.asarray(found)[0], expected, atol=2e-4)
+
+
 def test_distances_know_equal_from_shifted_sets():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 2000, 2))

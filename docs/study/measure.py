@@ -93,14 +93,14 @@ def principal_axes(images: np.ndarray, count: int) -> Callable[[np.ndarray], np.
 def record(figure: BitsPerDim, curves: dict[str, Array], scale: float = 1.0) -> dict[str, Any]:
     """What is stored of both; `scale` is the number of units in a bit per dimension."""
     terms = ("mean", "stderr", "prior", "reconstruction", "diffusion")
-    stored = {name: _rounded(scale * getattr(figure, name)) for name in terms}
-    curves = {name: _rounded(value) for name, value in curves.items()}
+    stored = {name: rounded(scale * getattr(figure, name)) for name in terms}
+    curves = {name: rounded(value) for name, value in curves.items()}
     # Eq. 6 with the constant weight: the mean over t by the trapezoidal rule
     mse = np.asarray(curves["mse"])
     eq6 = float(np.mean((mse[1:] + mse[:-1]) / 2))
-    return {"bound": stored | {"per_image": _rounded(scale * figure.per_image)}, "eq6": _rounded(eq6)} | curves
+    return {"bound": stored | {"per_image": rounded(scale * figure.per_image)}, "eq6": rounded(eq6)} | curves
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Five significant digits, as JSON takes them."""
     return np.vectorize(lambda v: float(f"{v:.5g}"))(np.asarray(value, float)).tolist()

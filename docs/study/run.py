@@ -2,6 +2,8 @@
 
     python -m docs.study.run                                  # everything that is missing
     python -m docs.study.run --data=mixture --variants=posterior,nelbo --seeds=0,1,2
+
+Plots and tables are docs/study/plots.py's; launch/study.sh does both.
 """
 
 import argparse
