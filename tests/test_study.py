@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import gaussian_toy
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,7 +22,11 @@ FOLDER = Path(run.__file__).parent
 def results(tmp_path_factory):
     """A run of five steps under two seeds."""
     folder = tmp_path_factory.mktemp("results")
-    run.study("mixture", ["simple_free"], [0, 1], folder, toy.quick(toy.Size()))
+    jax.config.update("jax_disable_most_optimizations", True)  # nearly all the time goes into compiling
+    try:
+        run.study("mixture", ["simple_free"], [0, 1], folder, toy.quick(toy.Size()))
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
     return folder
 
 
