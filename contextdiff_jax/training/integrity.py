@@ -97,8 +97,9 @@ def fingerprints(tree: Any) -> tuple[bool, dict[str, int]]:
     flipped bit changes it, and so does exchanging unequal neighbours. Collective: every process must call it.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    # One small program per shape; a single one for hundreds of leaves takes long to compile.
-    finite, values = zip(*jax.device_get([_fingerprint(leaf) for _, leaf in leaves]), strict=True)
+    # One small program per shape; a single one for hundreds of leaves takes long to compile. One at a time: hundreds of
+    # programs in flight, each of which lets its devices wait for one another, hang where devices share few threads.
+    finite, values = zip(*[jax.device_get(_fingerprint(leaf)) for _, leaf in leaves], strict=True)
     names = [leaf_name(path) for path, _ in leaves]
     return all(finite), dict(zip(names, map(int, values), strict=True))
 

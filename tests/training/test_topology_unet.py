@@ -20,9 +20,16 @@ OVERRIDES = ("train.num_steps=3", "train.checkpoint_every=3", "optim.eps=0.001",
 
 def start(workdir: Path, devices: int, *flags: str) -> subprocess.Popen:
     """A training run of configs/t2i.py:tiny on some simulated devices."""
+    xla = {
+        "force_host_platform_device_count": devices,
+        "backend_optimization_level": 0,  # quick to compile
+        "cpu_collective_call_terminate_timeout_seconds": 600,  # simulated devices share the cores, and wait for them
+    }
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+        # One program at a time: the threads of two at once could wait for each other's.
+        "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
+        "XLA_FLAGS": " ".join(f"--xla_{name}={value}" for name, value in xla.items()),
     }
     command = [sys.executable, "-m", "contextdiff_jax.main", "--config=configs/t2i.py:tiny", f"--workdir={workdir}"]
     command += [f"--config.{override}" for override in OVERRIDES] + list(flags)
