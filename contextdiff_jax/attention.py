@@ -1,5 +1,7 @@
 """The one place that chooses an attention kernel."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -19,12 +21,11 @@ def _fused_kernel_fits(q: Array, mask: Array | None) -> bool:
 
 
 def _loop_pays(q: Array, k: Array, mask: Array | None, is_causal: bool, bias: Array | None) -> bool:
-    """Whether to go head by head: on a CPU, where the logits of all heads leave the cache when sequences are long.
+    """Whether a CPU should go head by head: the logits of all heads leave its cache when sequences are long.
 
     Measured on two cores, forward and backward: 3 times as fast for 1024 x 1024, 1.3 to 2 times for 256 x 256.
     """
-    plain = mask is None and bias is None and not is_causal
-    return plain and jax.default_backend() == "cpu" and q.shape[1] * k.shape[1] >= 1 << 16
+    return mask is None and bias is None and not is_causal and q.shape[1] * k.shape[1] >= 1 << 16
 
 
 def _head_by_head(q: Array, k: Array, v: Array, scale: float) -> Array:
@@ -63,9 +64,17 @@ def attention(
     Returns:
         [B, Tq, H, D], dtype of `q`.
     """
-    if _loop_pays(q, k, mask, is_causal, bias):
-        return _head_by_head(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
     implementation = "cudnn" if bias is None and _fused_kernel_fits(q, mask) else "xla"
-    return jax.nn.dot_product_attention(
-        q, k, v, bias, mask, scale=scale, is_causal=is_causal, implementation=implementation
+    at_once = partial(
+        jax.nn.dot_product_attention,
+        bias=bias,
+        mask=mask,
+        scale=scale,
+        is_causal=is_causal,
+        implementation=implementation,
     )
+    if not _loop_pays(q, k, mask, is_causal, bias):
+        return at_once(q, k, v)
+    # By the platform that is compiled for, which need not be this machine's.
+    loop = partial(_head_by_head, scale=q.shape[-1] ** -0.5 if scale is None else scale)
+    return jax.lax.platform_dependent(q, k, v, cpu=loop, default=at_once)
