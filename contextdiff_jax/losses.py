@@ -19,6 +19,7 @@ from contextdiff_jax.types import Array
 
 WEIGHTINGS = ("constant", "snr", "min_snr", "p2", "vlb", "lemma4")
 VARIANCES = ("posterior", "beta")
+Lipschitz = float | Array | tuple[Array, Array]
 
 
 @flax.struct.dataclass
@@ -43,7 +44,7 @@ def simple(
     *,
     weighting: str = "constant",
     gamma: float = 5.0,
-    lipschitz: Array | float | None = None,
+    lipschitz: Lipschitz | None = None,
     mask: Array | None = None,
 ) -> Array:
     """Eq. 6: lambda_t times the mean squared error of x0_hat.
@@ -57,7 +58,7 @@ def simple(
             exact factor of the bound without a shift, per unit of squared error), lemma4 (the factor with which this
             is at least Eq. 5 over the number of elements, if `lipschitz` is what it says).
         gamma: ceiling of min_snr.
-        lipschitz: C_t of r_phi(., c, t) for lemma4: a number, or [T+1].
+        lipschitz: C_t of r_phi(., c, t) for lemma4: a number, [T+1], or each example's own (C_t, C_{t-1}), [B] both.
         mask: True where an element counts.
 
     Returns:
@@ -75,15 +76,14 @@ def weight(
     like: Array,
     weighting: str,
     gamma: float = 5.0,
-    lipschitz: Array | float | None = None,
+    lipschitz: Lipschitz | None = None,
 ) -> Array:
     """lambda_t of Eq. 6, broadcastable to `like`; see `simple`."""
     if weighting not in WEIGHTINGS:
         raise UserError(f"weighting {weighting!r} is unknown; accepted: {', '.join(WEIGHTINGS)}")
     t = index(s, t, lowest=1)
     if weighting == "lemma4":
-        c = _lipschitz_table(s, lipschitz)
-        return lipschitz_weight(s, t, like, gather(c, t, like), gather(c, jnp.maximum(t - 1, 0), like))
+        return lipschitz_weight(s, t, like, *_lipschitz_pair(s, t, like, lipschitz))
     ab_t = gather(s.alpha_bar, t, like)
     snr_t = forward.ratio(ab_t, 1.0 - ab_t)
     if weighting == "vlb":
@@ -115,13 +115,16 @@ def lipschitz_weight(s: Schedule, t: Array, like: Array, c_t: Array, c_prev: Arr
     return forward.ratio((A_t + B_t * k_t * c_t + k_prev * c_prev) ** 2, 2.0 * reverse_variance(s, t, like))
 
 
-def _lipschitz_table(s: Schedule, lipschitz: Array | float | None) -> Array:
-    """C_0..C_T, [T+1]."""
+def _lipschitz_pair(s: Schedule, t: Array, like: Array, lipschitz: Lipschitz | None) -> tuple[Array, Array]:
+    """(C_t, C_{t-1}), broadcastable to `like`."""
+    if isinstance(lipschitz, tuple):
+        return tuple(jnp.reshape(c, (-1, *(1,) * (jnp.ndim(like) - 1))) for c in lipschitz)
     size = s.num_timesteps + 1
     if lipschitz is None or jnp.shape(lipschitz) not in ((), (size,)):
         found = "None" if lipschitz is None else f"an array of shape {jnp.shape(lipschitz)}"
-        raise UserError(f"weighting 'lemma4' with lipschitz={found}; pass C_t as a number or as an array [{size}]")
-    return jnp.broadcast_to(jnp.asarray(lipschitz, s.alpha_bar.dtype), (size,))
+        raise UserError(f"weighting 'lemma4' with lipschitz={found}; pass a number or an array [{size}], or a pair")
+    c = jnp.broadcast_to(jnp.asarray(lipschitz, s.alpha_bar.dtype), (size,))
+    return gather(c, t, like), gather(c, jnp.maximum(t - 1, 0), like)
 
 
 def posterior(

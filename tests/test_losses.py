@@ -158,7 +158,10 @@ def test_lemma_4_as_a_weighting_of_eq_6(x64):
         losses.simple(s, x0, x0_hat, t, weighting="vlb")[1:],
         rtol=1e-10,
     )
-    for bad, words in [(None, "lipschitz=None.*number or as an array .51"), (c[1:], "50")]:
+    # Each example's own constants, as the training step has them, where they are those of the table
+    own = c[t], c[np.maximum(t - 1, 0)]
+    np.testing.assert_allclose(losses.simple(s, x0, x0_hat, t, weighting="lemma4", lipschitz=own), right, rtol=1e-12)
+    for bad, words in [(None, "lipschitz=None.*number or an array .51"), (c[1:], "50")]:
         with pytest.raises(UserError, match=words):
             losses.simple(s, x0, x0_hat, t, weighting="lemma4", lipschitz=bad)
 

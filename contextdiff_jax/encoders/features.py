@@ -13,14 +13,12 @@ class Features(Protocol):
     """Image features of x0.
 
     Attributes:
-        params: of the frozen encoder; {} where there is none.
         grid: (h, w) of the tokens.
     """
 
-    params: Params
     grid: tuple[int, int]
 
-    def encode(self, params: Params, space_params: Params, x0: Array) -> Array:
+    def encode(self, clip_params: Params, space_params: Params, x0: Array) -> Array:
         """x0 [B, ...] -> tokens [B, h * w, D]."""
 
 
@@ -29,17 +27,15 @@ class ClipFeatures:
 
     def __init__(self, clip, space: Pixels | Latents):
         self.clip, self._space = clip, space
-        self.params, self.grid = clip.params, clip.grid
+        self.grid = clip.grid
 
-    def encode(self, params: Params, space_params: Params, x0: Array) -> Array:
+    def encode(self, clip_params: Params, space_params: Params, x0: Array) -> Array:
         """[B, h * w, D]; differentiable in x0."""
-        return self.clip.encode_image(params, self._space.to_rgb(space_params, x0)).tokens
+        return self.clip.encode_image(clip_params, self._space.to_rgb(space_params, x0)).tokens
 
 
 class PatchFeatures:
     """The values of each patch of x0 themselves, for data that no CLIP has seen."""
-
-    params: Params = {}
 
     def __init__(self, shape: tuple[int, int, int], patch_size: int):
         height, width, _ = shape
@@ -48,7 +44,7 @@ class PatchFeatures:
         self._patch_size = patch_size
         self.grid = height // patch_size, width // patch_size
 
-    def encode(self, params: Params, space_params: Params, x0: Array) -> Array:
+    def encode(self, clip_params: Params, space_params: Params, x0: Array) -> Array:
         """[B, h * w, patch * patch * C]."""
         p = self._patch_size
         return einops.rearrange(x0, "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p)

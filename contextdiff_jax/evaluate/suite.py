@@ -44,12 +44,14 @@ def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]
     }
     judge = _judge(config)
     if judge is None:
-        source = data.held_out(config.data)[1]
-        captions = [source[i]["caption"] for i in range(min(GRID, len(source)))]
-        asked = captions if pipeline.task.parts.condition.takes_prompts else len(captions)
+        source, parts = data.held_out(config.data)[1], pipeline.task.parts
+        captions = parts.prompts([source[i] for i in range(min(GRID, len(source)))])
+        asked = captions if parts.condition.takes_prompts else len(captions)
+        if not parts.condition.takes_prompts:
+            captions = [f"{i}" for i in range(asked)]
         images, per_second = _timed_sample(pipeline, asked, seed)
         figures["samples_per_second"] = {"as configured": per_second}
-        grids = {"samples of validation captions": (images[:GRID], captions[:GRID])}
+        grids = {"samples, asked for as held-out records are": (images[:GRID], captions[:GRID])}
     else:
         figures["alignment"], figures["samples_per_second"], grids = _alignment(pipeline, judge, seed)
     if config.eval.bpd_images and config.space.kind == "pixels":
@@ -68,8 +70,9 @@ def hardware() -> str:
 
 
 def _judge(config) -> Recogniser | None:
-    """The recogniser of an openmoji preset: the one named, else the shipped one; None where neither exists."""
-    if config.data.source != "openmoji":
+    """The recogniser of an openmoji preset, the one named or the shipped one; None where the model takes no prompts, or
+    there is no recogniser."""
+    if config.data.source != "openmoji" or config.condition.kind == "none":
         return None
     if config.eval.recogniser:
         return load_recogniser(config.data.preset, config.eval.recogniser)

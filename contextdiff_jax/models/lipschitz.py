@@ -94,33 +94,6 @@ def over_time(times: Array, constants: Array, num_timesteps: int) -> Array:
     return jnp.maximum(constants[below], constants[above])
 
 
-def update(running: Array, ratios: Array, t: Array, num_timesteps: int, *, decay: float = 0.99) -> Array:
-    """The running estimate after one more batch: per stretch of T / K times the largest ratio seen, slowly forgotten.
-
-    Args:
-        running: estimate so far, [K], zeros at the start; K from 1 (one constant for all t) to T.
-        ratios: `secant` or `slope` of the batch, [B].
-        t: their times, int32 [B], 1..T.
-        num_timesteps: T.
-        decay: factor per update on what was seen before, since the network changes.
-
-    Returns:
-        [K], without a gradient.
-    """
-    seen = jnp.zeros_like(running).at[_stretch(t, running.shape[0], num_timesteps)].max(ratios)
-    return jax.lax.stop_gradient(jnp.maximum(decay * running, seen))
-
-
-def table(running: Array, num_timesteps: int) -> Array:
-    """A running estimate [K] as C_t for every t, [T+1]."""
-    return running[_stretch(jnp.arange(num_timesteps + 1), running.shape[0], num_timesteps)]
-
-
-def _stretch(t: Array, count: int, num_timesteps: int) -> Array:
-    """Which of `count` equal stretches of 1..T holds t; 0 counts as 1."""
-    return (jnp.maximum(t, 1) - 1) * count // num_timesteps
-
-
 def _norm(v: Array) -> Array:
     """Euclidean norm of each example, [B]; its gradient at 0 is 0."""
     square = jnp.sum(v**2, axis=tuple(range(1, v.ndim)))

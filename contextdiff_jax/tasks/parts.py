@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.models import backbones
 from contextdiff_jax.process import schedule
 from contextdiff_jax.samplers.scheduler_config import from_scheduler_config
-from contextdiff_jax.types import Params
+from contextdiff_jax.types import Batch, Context, Params
 
 PRETRAINED = "pretrained"  # as a value of the config: what the pretrained folder says
 
@@ -84,9 +84,31 @@ class Parts:
 
     @property
     def params(self) -> dict[str, Params]:
-        """Parameters of the three."""
-        features = {} if self.features is None else self.features.params
-        return {"condition": self.condition.params, "space": self.space.params, "features": features}
+        """Parameters of all that is frozen, each once: {"clip", "condition" (unless that is the clip), "space"}."""
+        clip = {} if self.clip is None else self.clip.params
+        condition = {} if self._reads_clip else self.condition.params
+        return {"clip": clip, "condition": condition, "space": self.space.params}
+
+    @property
+    def _reads_clip(self) -> bool:
+        return isinstance(self.condition, TextCondition) and self.condition.encoder is self.clip
+
+    def encode_condition(self, frozen: Params, batch: Batch) -> Context:
+        """The condition of each example of a batch."""
+        return self.condition.encode(self._condition_params(frozen), batch)
+
+    def null_condition(self, frozen: Params, batch_size: int) -> Context:
+        """The empty condition."""
+        return self.condition.null(self._condition_params(frozen), batch_size)
+
+    def _condition_params(self, frozen: Params) -> Params:
+        return frozen["clip" if self._reads_clip else "condition"]
+
+    def prompts(self, records: Sequence[dict[str, Any]]) -> list[str]:
+        """What to ask for to get pictures like these records'."""
+        if isinstance(self.condition, ClassCondition) and self.condition.takes_prompts:
+            return [self.condition.names[record["label"]] for record in records]
+        return [record["caption"] for record in records]
 
 
 @contextlib.contextmanager

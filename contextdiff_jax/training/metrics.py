@@ -14,6 +14,7 @@ import tensorboardX
 from tqdm import tqdm
 
 from contextdiff_jax.training import distributed
+from contextdiff_jax.training.step import is_maximum
 
 _MIB = 2**20
 
@@ -69,14 +70,17 @@ class Metrics:
             self._bar.update()
 
     def log(self, step: int) -> None:
-        """Fetches, averages over the steps since the last call, and writes; waits for the devices."""
+        """Fetches, averages over the steps since the last call (or takes the largest value), and writes."""
         window = jax.device_get(self._window)
         elapsed, steps = time.perf_counter() - self._since, self._steps
         self._window = []
         self._restart()
         if not self._primary or not window:
             return
-        values = {name: sum(float(m[name]) for m in window) / len(window) for name in sorted(window[0])}
+        values = {}
+        for name in sorted(window[0]):
+            column = [float(m[name]) for m in window]
+            values[name] = max(column) if is_maximum(name) else sum(column) / len(column)
         values["lr"] = float(window[-1]["lr"])
         speed = steps / max(elapsed, 1e-9)
         values |= {

@@ -18,6 +18,11 @@ from contextdiff_jax.types import Array, Batch, Params, TrainState
 Step = Callable[[TrainState, "Guard", Params, Batch], tuple[TrainState, "Guard", dict[str, Array]]]
 
 
+def is_maximum(metric: str) -> bool:
+    """Whether the largest value of a metric counts, over the batch and between two log lines, and not the mean."""
+    return metric.endswith("_max")
+
+
 @flax.struct.dataclass
 class Guard:
     """The first step whose loss or gradient was not finite; from then on the state is kept.
@@ -52,7 +57,7 @@ def make_step(task: Any, optimizer: optax.GradientTransformation, mesh: jax.shar
         key_draw, key_loss = jax.random.split(jax.random.fold_in(root, state.step))
         batch = task.draw(batch, key_draw)
         losses, metrics, grads = accumulate(task, state.params, frozen, batch, key_loss, mesh)
-        metrics = {name: jnp.mean(value) for name, value in metrics.items()}
+        metrics = {name: (jnp.max if is_maximum(name) else jnp.mean)(value) for name, value in metrics.items()}
         loss, grad_norm = jnp.mean(losses), optax.global_norm(grads)
 
         def update() -> TrainState:

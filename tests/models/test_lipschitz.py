@@ -72,19 +72,3 @@ def test_over_time_takes_the_larger_neighbour():
             lipschitz.over_time(bad, jnp.array([1.0, 3.0, 2.0]), 10)
     with pytest.raises(UserError, match="num_iterations=0"):
         lipschitz.slope(lambda x, t: x, jnp.ones((1, 2)), 1, KEY, num_iterations=0)
-
-
-def test_the_running_estimate_keeps_the_largest_and_forgets():
-    running = jnp.zeros(5)
-    t = np.array([1, 2, 3, 9, 10])
-    running = lipschitz.update(running, jnp.array([1.0, 4.0, 2.0, 3.0, 0.5]), t, 10)
-    np.testing.assert_allclose(running, [4, 2, 0, 0, 3])
-    running = jax.jit(lambda c: lipschitz.update(c, jnp.array([3.9]), np.array([2]), 10, decay=0.5))(running)
-    np.testing.assert_allclose(running, [3.9, 1, 0, 0, 1.5])
-    np.testing.assert_allclose(lipschitz.table(running, 10), [3.9, 3.9, 3.9, 1, 1, 0, 0, 0, 0, 1.5, 1.5], rtol=1e-6)
-    one = lipschitz.update(jnp.zeros(1), jnp.array([1.0, 7.0]), np.array([3, 999]), 1000)
-    np.testing.assert_array_equal(lipschitz.table(one, 1000), np.full(1001, 7.0))
-    # Every time has a stretch of its own, also where K does not divide T
-    for count in (1, 3, 7, 10):
-        stretches = np.asarray(lipschitz.table(jnp.arange(count), 10))
-        assert stretches[-1] == count - 1 and np.all(np.isin(np.diff(stretches), (0, 1)))

@@ -1,5 +1,7 @@
 """The step against hand-written oracles: AdamW, schedule, averaging, accumulation, randomness, placement."""
 
+import json
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from contextdiff_jax.training import train
 from contextdiff_jax.training.optimizer import learning_rate, make_optimizer
 from contextdiff_jax.training.setup import Setup
 from contextdiff_jax.training.sharding import make_mesh, tree_shardings
@@ -139,3 +142,15 @@ def test_sharding_rules():
     assert specs["a"] == {"kernel": P(None, None, None, "fsdp"), "bias": P("fsdp"), "odd": P()}
     assert specs["b"]["kernel"] == P("tensor", None)
     assert specs["c"]["kernel"] == specs["d"] == P()
+
+
+def test_metrics_called_max_are_maxima_over_batch_and_window(tmp_path):
+    class Steepest(ToyTask):
+        def loss(self, params, frozen, batch, key):
+            losses, metrics = super().loss(params, frozen, batch, key)
+            rows = jnp.arange(losses.shape[0], dtype=jnp.float32)
+            return losses, metrics | {"row_max": rows, "row": rows}
+
+    train(Steepest(toy_config(**{"train.num_steps": 2, "train.log_every": 2})), tmp_path)
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["row_max"] == toy_config().data.batch_size - 1 and line["row"] == line["row_max"] / 2
