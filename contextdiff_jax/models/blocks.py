@@ -5,7 +5,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from contextdiff_jax.layers import Attention, zeros
-from contextdiff_jax.types import Array
+from contextdiff_jax.types import Array, Context
 
 
 def sinusoidal_embedding(
@@ -64,6 +64,20 @@ class SpatialAttention(nn.Module):
             normed = nn.LayerNorm(dtype=self.dtype, name="norm_cross")(h)
             h = h + Attention(self.num_heads, self.dtype, zeros, name="cross")(normed, text, text_mask)
         return h.reshape(x.shape)
+
+
+def embed_condition(
+    t: Array, context: Context, dim: int, num_timesteps: int, dtype: jnp.dtype
+) -> tuple[Array, Array]:
+    """What the library's own U-Nets know of time and condition; its parameters belong to the calling module.
+
+    Returns:
+        One embedding of t and the pooled condition [B, dim], and the condition's tokens, normed [B, L, D].
+    """
+    emb = TimeEmbedding(dim, num_timesteps, dtype, name="time")(t)
+    pooled = nn.LayerNorm(dtype=dtype, name="pooled_norm")(context.pooled)
+    emb = emb + nn.Dense(dim, dtype=dtype, name="pooled")(pooled)
+    return emb, nn.LayerNorm(dtype=dtype, name="text_norm")(context.tokens)
 
 
 def space_to_depth(x: Array, p: int) -> Array:

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from contextdiff_jax.layers import GroupNorm, ResBlock, upsample, zeros
-from contextdiff_jax.models.blocks import SpatialAttention, TimeEmbedding, depth_to_space, space_to_depth
+from contextdiff_jax.models.blocks import SpatialAttention, depth_to_space, embed_condition, space_to_depth
 from contextdiff_jax.types import Array, Context
 
 
@@ -55,11 +55,7 @@ class UNet(nn.Module):
             [B, H, W, C] float32.
         """
         out_channels = self.patch_size**2 * xt.shape[-1]
-        emb_dim = 4 * self.channels
-        emb = TimeEmbedding(emb_dim, self.num_timesteps, self.dtype, name="time")(t)
-        pooled = nn.LayerNorm(dtype=self.dtype, name="pooled_norm")(context.pooled)
-        emb = emb + nn.Dense(emb_dim, dtype=self.dtype, name="pooled")(pooled)
-        text = nn.LayerNorm(dtype=self.dtype, name="text_norm")(context.tokens)
+        emb, text = embed_condition(t, context, 4 * self.channels, self.num_timesteps, self.dtype)
 
         def stage(h: Array, level: int, name: str) -> Array:
             """One residual block and the attention that its level asks for."""

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from contextdiff_jax.layers import GroupNorm, ResBlock, zeros
-from contextdiff_jax.models.blocks import SpatialAttention, TimeEmbedding
+from contextdiff_jax.models.blocks import SpatialAttention, embed_condition
 from contextdiff_jax.types import Array, Context
 
 
@@ -64,11 +64,7 @@ class VDMUNet(nn.Module):
         Returns:
             [B, H, W, C] float32.
         """
-        emb_dim = 4 * self.channels
-        emb = TimeEmbedding(emb_dim, self.num_timesteps, self.dtype, name="time")(t)
-        pooled = nn.LayerNorm(dtype=self.dtype, name="pooled_norm")(context.pooled)
-        emb = emb + nn.Dense(emb_dim, dtype=self.dtype, name="pooled")(pooled)
-        text = nn.LayerNorm(dtype=self.dtype, name="text_norm")(context.tokens)
+        emb, text = embed_condition(t, context, 4 * self.channels, self.num_timesteps, self.dtype)
 
         def block(h: Array, name: str) -> Array:
             res_block = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
