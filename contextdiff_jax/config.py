@@ -137,10 +137,15 @@ def _check_model(config: ConfigDict) -> None:
         raise UserError(
             f"config.sample.threshold={config.sample.threshold!r} is for pixels in [-1, 1]; latents need 'none'"
         )
-    if config.space.kind == "latents" and config.space.precomputed and config.data.get("horizontal_flip"):
+    if config.space.kind == "latents" and config.space.precomputed and config.data.horizontal_flip:
         raise UserError("config.data.horizontal_flip=True cannot act on stored latents; set it to False")
     if model.backbone == "unet":
         _check_unet(config)
+    if model.backbone == "vdm" and (model.channels % 16 or model.channels % model.head_dim):
+        raise UserError(
+            f"config.model.channels={model.channels} must be a multiple of 16 (group normalisation) and of "
+            f"config.model.head_dim={model.head_dim}"
+        )
     if config.adapter.enabled:
         _check_adapter(config)
 

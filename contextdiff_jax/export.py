@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from contextdiff_jax import __version__, encoders
+from contextdiff_jax.config import complete
 from contextdiff_jax.encoders import pretrained
 from contextdiff_jax.encoders.spaces import Latents, write_rgb_map
 from contextdiff_jax.encoders.text import TextEncoder
@@ -110,7 +111,7 @@ def read_config(folder: str | Path) -> tuple[ConfigDict, int]:
     folder = Path(folder)
     content = pretrained.read_json(folder / CONFIG)
     try:
-        config = ConfigDict(content["config"])
+        config = complete(ConfigDict(content["config"]))
         for section, key in PATHS:
             value = config[section][key]
             if value and not value.startswith(encoders.BUILTIN):
