@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from data_helpers import config, tokenize
 
 from contextdiff_jax import data
@@ -135,7 +136,6 @@ def test_without_tensorflow_datasets_says_what_to_install(monkeypatch):
 
 
 def test_mocked_tfds_feeds_batches():
-    tfds = pytest.importorskip("tensorflow_datasets", reason="requirements-tfds.txt is not installed")
     with tfds.testing.mock_data(num_examples=12):
         section = _section("", horizontal_flip=True)
         batch = next(
@@ -149,7 +149,6 @@ def test_mocked_tfds_feeds_batches():
 @pytest.mark.parametrize("prepared_as", ["array_record", "tfrecord"])
 def test_tfds_prepared_from_the_same_files_gives_the_same_records(prepared_as, written, tmp_path_factory, monkeypatch):
     """tensorflow_datasets' own reader of the binary files is the oracle of ours; only its download is replaced."""
-    tfds = pytest.importorskip("tensorflow_datasets", reason="requirements-tfds.txt is not installed")
     pytest.importorskip("tensorflow", reason="preparing a set, unlike reading it, needs tensorflow")
     folder, _ = written
     parent = tmp_path_factory.mktemp("unpacked")

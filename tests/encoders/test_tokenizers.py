@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import sentencepiece
 import transformers
 from transformers.convert_slow_tokenizer import import_protobuf
 
@@ -155,7 +156,6 @@ def test_number_of_sentinels_comes_from_the_config(unigram, tmp_path):
 
 def test_spiece_model_equals_transformers_with_sentencepiece(tmp_path):
     """Trained by the library itself, with its table of characters and symbols of the user's."""
-    sentencepiece = pytest.importorskip("sentencepiece")
     (tmp_path / "texts").write_text("\n".join(["red ﬁ ２ ½ é 猫 😀", *captions("demo")] * 9), "utf-8")
     sentencepiece.SentencePieceTrainer.train(
         input=str(tmp_path / "texts"),

@@ -235,7 +235,7 @@ def test_repeats_average_and_show_the_monte_carlo_share(x64):
     many = jax.jit(jax.vmap(lambda key: measure(key, repeats=4)))(jax.random.split(jax.random.key(1), 500))
     # The images stay the same: what varies is the draws
     np.testing.assert_allclose(np.sqrt((many.monte_carlo**2).mean()), many.mean.std(), rtol=0.1)
-    first, second = (jax.tree.map(lambda v: v[i], many) for i in range(2))
+    first, second = (jax.tree.map(lambda v, i=i: v[i], many) for i in range(2))
     assert first.stderr > first.monte_carlo > 0
     both = join([first, second])
     np.testing.assert_allclose(both.monte_carlo, np.hypot(first.monte_carlo, second.monte_carlo) / 2, rtol=1e-12)

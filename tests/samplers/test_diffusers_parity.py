@@ -2,17 +2,16 @@
 
 from functools import partial
 
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from contextdiff_jax import samplers
 from contextdiff_jax.models import precond
 from contextdiff_jax.process import chart
-
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
 
 SD = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1)
 CLASSES = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpmpp_2m": "DPMSolverMultistepScheduler"}
