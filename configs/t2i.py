@@ -108,8 +108,8 @@ def get_config(preset: str | None = None) -> ConfigDict:
     )
     config.data.batch_size = 32
     config.ema.decay = 0.99
-    config.train.num_steps = 900
-    config.train.preview_every = 450
+    config.train.num_steps = 750
+    config.train.preview_every = 375
     return apply_preset(config, preset, {"tiny": tiny, "small": small, "paper": paper, "folder": folder, "sd": sd})
 
 
