@@ -120,10 +120,12 @@ def train(config: ConfigDict, options: Options) -> None:
     task = task_lib.build(config)
     state = training.train(task, options.workdir, allow_config_change=options.allow_config_change)
     if config.task == "diffusion" and config.eval.after_training and int(state.step) == config.train.num_steps:
-        if options.num_processes or options.coordinator:
-            print("config.eval.after_training: with several processes run --mode=eval by itself afterwards")
-        else:
+        import jax
+
+        if jax.process_count() == 1:
             evaluate(config, options)
+        elif jax.process_index() == 0:
+            print("config.eval.after_training: with several processes run --mode=eval by itself afterwards")
 
 
 def _pipeline(config: ConfigDict, options: Options):

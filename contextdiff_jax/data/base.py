@@ -1,5 +1,6 @@
 """What every source of images offers."""
 
+import abc
 import dataclasses
 from typing import Any
 
@@ -24,7 +25,7 @@ class Description:
         return len(self.class_names)
 
 
-class ImageSource:
+class ImageSource(abc.ABC):
     """Random-access records with at least image (uint8 [H, W, channels]), caption (str) and index (int).
 
     Where there are classes, records also have label (int, 0..num_classes-1).
@@ -52,11 +53,13 @@ class ImageSource:
         """0 where records have no label."""
         return self.description.num_classes
 
+    @abc.abstractmethod
     def __len__(self) -> int:
-        raise NotImplementedError
+        """How many records there are."""
 
+    @abc.abstractmethod
     def __getitem__(self, index: int) -> dict[str, Any]:
-        raise NotImplementedError
+        """Record `index`, always the same."""
 
     def check_index(self, index: int) -> None:
         """IndexError outside 0..len-1 (no counting from the end: a negative index is a mistake here)."""

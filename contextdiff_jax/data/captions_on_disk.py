@@ -24,10 +24,7 @@ def read(folder: pathlib.Path, image_names: list[str]) -> dict[str, str]:
         UserError: a malformed line (with its number), a file listed twice, an image without caption.
     """
     metadata = folder / METADATA
-    if metadata.is_file():
-        captions = _from_metadata(metadata, image_names)
-    else:
-        captions = _from_texts(folder, image_names)
+    captions = _from_metadata(metadata, image_names) if metadata.is_file() else _from_texts(folder, image_names)
     if missing := [name for name in image_names if name not in captions]:
         where = f"a line in {METADATA}" if metadata.is_file() else "a .txt file beside it with a caption"
         raise UserError(

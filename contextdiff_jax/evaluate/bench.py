@@ -10,6 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from contextdiff_jax import task as task_lib
+from contextdiff_jax import trees
+from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.suite import hardware
 from contextdiff_jax.files import write_json
 from contextdiff_jax.training import Setup
@@ -65,8 +67,14 @@ def bench_adapter(config: ConfigDict, out: Path) -> dict[str, Any]:
     """
     without = config.copy_and_resolve_references()
     without.adapter.enabled = False
-    # Patterns of `train.trainable` that mean the adapter would match nothing.
-    without.train.trainable = tuple(p for p in config.train.trainable if not re.match(r"\^?adapter", p)) or (".*",)
+    names = trees.names(jax.eval_shape(task_lib.build(without).init, jax.random.key(0)))
+    left = tuple(p for p in config.train.trainable if any(re.search(p, name) for name in names))
+    if not left:
+        raise UserError(
+            f"config.train.trainable={tuple(config.train.trainable)} trains the adapter alone: without it there is no "
+            "step to compare with; add parameters of the denoiser, e.g. '/attn2/'"
+        )
+    without.train.trainable = left
     with_ = config.copy_and_resolve_references()
     with_.adapter.enabled = True
     variants = {"with adapter": _Variant(with_), "without adapter": _Variant(without)}

@@ -81,7 +81,7 @@ def moves(T: int, num_steps: int, spacing: str | np.ndarray = "uniform", *, step
             )
     rows = times if times.ndim == 2 else np.stack([times[:-1], times[1:]], axis=1)
     t, s = rows.T
-    if not (np.all(np.diff(t) < 0) and np.all((s >= 0) & (s <= t)) and 1 <= t[-1] and t[0] <= T):
+    if not (np.all(np.diff(t) < 0) and np.all((s >= 0) & (s <= t)) and t[-1] >= 1 and t[0] <= T):
         raise UserError(f"spacing holds times out of order: each step goes from t in 1..{T}, falling, to s in 0..t")
     return rows.astype(np.int32)
 
