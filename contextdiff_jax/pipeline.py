@@ -12,16 +12,12 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from contextdiff_jax import config as config_lib
-from contextdiff_jax import export, trees
+from contextdiff_jax import saved, trees
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.data.folder import read_image, square
-from contextdiff_jax.encoders import BUILTIN
-from contextdiff_jax.encoders.pretrained import read_config, read_json
-from contextdiff_jax.encoders.spaces import RGB_MAP
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.tasks.diffusion import DiffusionTask
-from contextdiff_jax.training import checkpoint
 from contextdiff_jax.training.state import initial_params, stream
 from contextdiff_jax.types import Array, Params
 
@@ -62,25 +58,10 @@ class Pipeline:
         Raises:
             UserError: no such folder, no checkpoint, not a diffusion run, or another model's config.
         """
-        if export.is_export(path):
-            _only_checkpoint(path, step)
-            saved, step = export.read_config(path)
-            read = partial(export.read_networks, path, saved)
-        elif export.is_diffusers_pipeline(path):
-            _only_checkpoint(path, step)
-            saved, step, read = stable_diffusion_config(path), 0, lambda expected: {}
-        else:
-            params, saved, step = checkpoint.load_params(path, step=step, ema=ema)
-            saved, read = config_lib.complete(ConfigDict(saved)), lambda expected: params
-            if (Path(path) / RGB_MAP).is_file():
-                saved.space.rgb_map = str(path)
-        if saved.task != "diffusion":
-            raise UserError(f"{path} holds a run of the task {saved.task!r}; only diffusion runs can be sampled")
-        if config is not None:
-            saved = _with_sampling_of(saved, config, path)
-        task = task_lib.build(saved)
-        expected = jax.eval_shape(task.init, stream(saved.seed, "init"))
-        return cls(task, _with_untrained(task, expected, read(expected)), step)
+        model = saved.find(path, step=step, ema=ema, config=config)
+        task = task_lib.build(model.config)
+        expected = jax.eval_shape(task.init, stream(model.config.seed, "init"))
+        return cls(task, _with_untrained(task, expected, model.read(expected)), model.step)
 
     @property
     def config(self) -> ConfigDict:
@@ -191,100 +172,12 @@ class Pipeline:
         return self._compiled[cache_key], config.sample.batch_size
 
 
-# What makes a config another model; all else about a run does not matter once it is trained.
-_MODEL_KEYS = (
-    "task",
-    "encoder.",
-    "condition.",
-    "space.kind",
-    "process.",
-    "model.",
-    "adapter.",
-    "data.source",
-    "data.preset",
-    "data.image_size",
-    "train.trainable",
-)
-
-
-def _only_checkpoint(path: str | Path, step: int | None) -> None:
-    """A folder without checkpoints has no step to choose."""
-    if step is not None:
-        raise UserError(f"step={step}: {path} is no run with checkpoints but one model; leave the step out")
-
-
 def _with_untrained(task: DiffusionTask, expected: Params, params: Params) -> Params:
     """Parameters that were read together with those that training left as they were."""
     have = set(trees.names(params))
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     places = jax.tree.map(lambda _: place, trees.select(expected, lambda name: name not in have))
     return trees.merge(initial_params(task, places, task.config.seed) if places else {}, params)
-
-
-def _with_sampling_of(saved: ConfigDict, config: ConfigDict, path: str | Path) -> ConfigDict:
-    """The model's own config with the `sample` and `eval` sections of another one for the same model.
-
-    Where pretrained folders lie does not make another model: an export has its own, and for a run that names a folder
-    which has moved, the other config's counts.
-    """
-    result = saved.copy_and_resolve_references()
-    result.sample, result.eval = config.sample, config.eval
-    if export.is_diffusers_pipeline(path) and not export.is_export(path):
-        return result
-    paths = {f"{section}.{key}" for section, key in export.PATHS}
-    if not export.is_export(path):
-        paths = {key for key in paths if _is_gone(config_lib.leaves(saved)[key])}
-        result.update_from_flattened_dict({key: config_lib.leaves(config)[key] for key in paths})
-    differing = [
-        line
-        for line in config_lib.differences(saved, config)
-        if line.startswith(_MODEL_KEYS) and line.split(":")[0] not in paths
-    ]
-    if differing:
-        raise UserError(f"{path} holds another model than --config describes ({'; '.join(differing)}); give its own")
-    return result
-
-
-def _is_gone(path: str) -> bool:
-    """Whether a path of a config leads nowhere any more."""
-    return bool(path) and not path.startswith(BUILTIN) and not Path(path).exists()
-
-
-def stable_diffusion_config(folder: str | Path) -> ConfigDict:
-    """The config of a Stable Diffusion folder as it is, without an adapter: everything from its own files."""
-    folder = Path(folder)
-    unet, vae = read_config(folder / "unet"), read_config(folder / "vae")
-    side = unet.get("sample_size", 64) * 2 ** (len(vae.get("block_out_channels", (0,))) - 1)
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    num_timesteps = read_json(scheduler).get("num_train_timesteps", 1000) if scheduler.is_file() else 1000
-    return ConfigDict(
-        dict(
-            task="diffusion",
-            seed=0,
-            data=dict(source="folder", preset="", path="", image_size=side, seed=0, horizontal_flip=False),
-            encoder=dict(clip=""),
-            condition=dict(kind="text", encoder=""),
-            space=dict(kind="latents", latents="", precomputed=False, rgb_map="", rgb="linear"),
-            process=dict(schedule="pretrained", num_timesteps=num_timesteps, zero_terminal_snr=False),
-            model=dict(
-                backbone="sd", pretrained=str(folder), prediction="pretrained", dtype="auto", remat=False, dropout=0.0
-            ),
-            adapter=dict(enabled=False),
-            sample=dict(
-                sampler="ddim",
-                num_steps=50,
-                spacing="pretrained",
-                eta=0.0,
-                guidance=7.5,
-                rescale=0.0,
-                interval=(0.0, 1.0),
-                threshold="none",
-                adapter=False,
-                batch_size=4,
-            ),
-            train=dict(trainable=(".*",)),
-        )
-    )
 
 
 def check_strength(strength: float, num_steps: int) -> None:
