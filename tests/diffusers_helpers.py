@@ -1,19 +1,14 @@
 """Small random Stable Diffusion models of diffusers, saved in the hub's own layout, as oracles."""
 
-import functools
 import json
 from pathlib import Path
 
 import diffusers
-import jax
 import numpy as np
 import torch
 
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
-
-# Tests run each program a few times only: compiling is what takes long.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def randomised(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

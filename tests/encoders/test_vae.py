@@ -15,7 +15,6 @@ import torch
 from diffusers_helpers import (
     assert_loads_exactly,
     config_of,
-    quick_jit,
     randomised,
     relative_error,
     to_numpy,
@@ -52,8 +51,8 @@ class Saved:
     vae: Vae
 
     def __post_init__(self):
-        self.moments = functools.partial(quick_jit(self.vae.moments), self.vae.params)
-        self.decode = functools.partial(quick_jit(self.vae.decode), self.vae.params)
+        self.moments = functools.partial(jax.jit(self.vae.moments), self.vae.params)
+        self.decode = functools.partial(jax.jit(self.vae.decode), self.vae.params)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +158,7 @@ def test_old_attention_names_are_read(small, tmp_path, as_convolutions):
 def test_samples_follow_the_posterior(small):
     vae, images = small.vae, images_for(small.vae)
     mean, std = small.moments(images)
-    encode = quick_jit(vae.encode)
+    encode = jax.jit(vae.encode)
     np.testing.assert_allclose(encode(vae.params, images), mean, atol=1e-6)
     draws = np.stack([encode(vae.params, images, jax.random.key(seed)) for seed in range(50)])
     standard = (draws - np.asarray(mean)) / np.asarray(std)
@@ -178,8 +177,8 @@ def test_log_variance_is_clipped(small):
 
 def test_bfloat16_stays_near_float32_and_returns_float32(small):
     half, images = load_vae(small.folder, jnp.bfloat16), images_for(small.vae)
-    mean, std = quick_jit(half.moments)(half.params, images)
-    decoded = quick_jit(half.decode)(half.params, mean)
+    mean, std = jax.jit(half.moments)(half.params, images)
+    decoded = jax.jit(half.decode)(half.params, mean)
     assert mean.dtype == std.dtype == decoded.dtype == jnp.float32
     full = small.moments(images)[0]
     assert 0 < relative_error(mean, np.asarray(full)) < 0.05

@@ -13,7 +13,6 @@ import torch
 from diffusers_helpers import (
     assert_loads_exactly,
     config_of,
-    quick_jit,
     randomised,
     relative_error,
     to_numpy,
@@ -86,7 +85,7 @@ class Saved:
 
     def __post_init__(self):
         self.net, self.params = load_sd_unet(self.folder)
-        self.apply = quick_jit(lambda params, *args: self.net.apply({"params": params}, *args))
+        self.apply = jax.jit(lambda params, *args: self.net.apply({"params": params}, *args))
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +179,7 @@ def test_gradients_through_remat_equal_pytorch(small):
     theirs = {name: p.grad.numpy() for name, p in small.model.named_parameters()}
     net = small.net.clone(remat=True)
     loss = lambda params: jnp.mean(net.apply({"params": params}, xt, TIMES, tokens) ** 2)
-    ours = quick_jit(jax.grad(loss))(small.params)
+    ours = jax.jit(jax.grad(loss))(small.params)
     for path, value in traverse_util.flatten_dict(ours).items():
         name = tensor_name("/".join(path))
         expected = theirs[name].transpose(flax_axes(path, value.ndim))
@@ -202,7 +201,7 @@ def test_bfloat16_stays_near_float32_and_returns_float32(small):
     net, params = load_sd_unet(small.folder, jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
     xt, tokens = inputs(net.config)
-    ours = quick_jit(net.apply)({"params": params}, xt, TIMES, tokens)
+    ours = jax.jit(net.apply)({"params": params}, xt, TIMES, tokens)
     assert ours.dtype == jnp.float32
     assert 0 < relative_error(ours, torch_output(small.model, xt, TIMES, tokens)) < 0.05
 

@@ -14,5 +14,4 @@ def test_toy_run_killed_twice_ends_bitwise_equal(tmp_path):
 
 def test_real_run_killed_twice_ends_bitwise_equal(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # every start compiles: quicker so
     kill_test([*MAIN, "--config=configs/t2i.py:tiny"], tmp_path, kills=2)
