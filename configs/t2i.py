@@ -85,7 +85,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
     config.sample = ConfigDict(
         dict(
             sampler="ddim",  # ddpm | ddim | heun | dpmpp_2m
-            num_steps=25,
+            num_steps=15,
             spacing="trailing",  # uniform | trailing | leading | pretrained (as its scheduler says)
             eta=0.0,  # ddim only
             guidance=3.0,

@@ -7,4 +7,5 @@ source launch/environment.sh
 prepare_environment requirements.txt requirements-test.txt
 # The tests must pass without an accelerator; JAX_PLATFORMS=cuda runs them on one.
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
-exec "$python" -m pytest "$@"
+# One process leaves half of two cores idle; each needs up to 6 GB.
+exec "$python" -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile "$@"
