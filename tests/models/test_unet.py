@@ -85,7 +85,7 @@ def test_remat_changes_neither_value_nor_gradient():
     xt, t, context = inputs()
     net, thrifty = make(), make(remat=True)
     params = randomised(net.init(jax.random.key(0), xt, t, context))
-    value = lambda n: jax.value_and_grad(lambda p: jnp.mean(n.apply(p, xt, t, context) ** 2))(params)
+    value = lambda n: jax.jit(jax.value_and_grad(lambda p: jnp.mean(n.apply(p, xt, t, context) ** 2)))(params)
     chex.assert_trees_all_close(value(net), value(thrifty), rtol=1e-4, atol=1e-5)
 
 
