@@ -166,7 +166,9 @@ class DiffusionTask:
         b = self.shift(params, frozen, context)
         if self.config.loss.objective == "nelbo":
             bound = losses.nelbo(self.schedule, x0, f, b, t, key_bound, bins=self.parts.levels, variance="beta")
-            return bound.total / (x0[0].size * jnp.log(2.0)), {}
+            bits = lambda nats: nats / (x0[0].size * jnp.log(2.0))
+            terms = dict(prior=bound.prior, reconstruction=bound.reconstruction, diffusion=bound.diffusion)
+            return bits(bound.total), {name: bits(nats) for name, nats in terms.items()}
         return self._denoising_loss(x0, f, b, t, eps)
 
     def _denoising_loss(
