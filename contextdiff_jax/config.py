@@ -65,7 +65,7 @@ def check(config: ConfigDict) -> None:
     for key, accepted in CHOICES.items():
         if key in flat and flat[key] not in accepted:
             raise UserError(f"config.{key}={flat[key]!r} is unknown; accepted: {', '.join(accepted)}")
-    _check_range(flat, POSITIVE, lambda v: v > 0, "greater than 0")
+    _check_range(flat, POSITIVE, lambda v: 0 < v < float("inf"), "greater than 0 and finite")
     _check_range(flat, NOT_NEGATIVE, lambda v: v >= 0, "0 or more")
     _check_range(flat, FRACTIONS, lambda v: 0 <= v <= 1, "between 0 and 1")
     if "data.batch_size" in flat and flat["data.batch_size"] % flat["optim.accum_steps"]:

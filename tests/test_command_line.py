@@ -67,6 +67,7 @@ def test_a_user_error_reaches_the_shell_as_one_line_and_status_2(tmp_path):
         ({"model.self_attention_levels": (0, 5)}, ["level 5", "0 to 2"]),
         ({"optim.accum_steps": 3}, ["data.batch_size", "accum_steps=3"]),
         ({"optim.lr": -1.0}, ["optim.lr", "greater than 0"]),
+        ({"optim.lr": float("inf")}, ["optim.lr=inf", "finite"]),
         ({"loss.cond_drop_prob": 1.5}, ["cond_drop_prob", "between 0 and 1"]),
         ({"adapter.num_heads": 7}, ["adapter.width", "num_heads=7"]),
         ({"adapter.patch_size": 5}, ["adapter.patch_size=5"]),
