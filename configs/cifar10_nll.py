@@ -15,11 +15,13 @@ Cost of a training step with the adapter, counted from the program before compil
 at 200 TFLOP/s (what one current GPU may sustain in bfloat16; not measured):
 
     preset    parameters   TFLOP per step   steps        device hours
-    digits        0.36 M           0.0054       2,000    two CPU cores, minutes
-    emoji16       2.4 M            0.28        20,000    below 0.1
-    ddpm         39 M              4.7        200,000    1.3
-    vdm          11 M              5.9        200,000    1.7
-    cifar10      36 M             20       10,000,000    280
+    digits        0.36 M           0.011        2,000    two CPU cores, minutes
+    emoji16       2.4 M            0.56        20,000    below 0.1
+    ddpm         39 M              9.3        200,000    2.6
+    vdm          11 M             12          200,000    3.3
+    cifar10      36 M             40       10,000,000    560
+
+Eq. 4 looks at two noise levels of each image; the simple and posterior objectives cost half of this.
 
 To compare: --config.adapter.enabled=False, --config.loss.objective=simple, posterior or nelbo,
 --config.condition.kind=none.

@@ -1,6 +1,7 @@
 """The likelihood recipes: both networks trace at full size, and the tiny one trains, is measured and draws."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -53,6 +54,19 @@ def test_the_training_step_traces(preset, kind):
     step = make_step(setup.task, setup.optimizer, setup.mesh)
     state, _, _ = jax.eval_shape(step, setup.abstract, setup.init_guard(), setup.task.frozen, batch)
     assert jax.tree.map(lambda v: v.shape, state.params) == jax.tree.map(lambda v: v.shape, setup.abstract.params)
+
+
+def test_the_cost_that_the_recipe_states_is_that_of_its_step():
+    stated = re.search(r"digits +([\d.]+) M +([\d.]+) +([\d,]+) ", cifar10_nll.__doc__).groups()
+    config = cifar10_nll.get_config("digits")
+    setup = Setup.of(task_lib.build(config))
+    batch = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), next(setup.train_iterator()))
+    step = jax.jit(make_step(setup.task, setup.optimizer, setup.mesh))
+    lowered = step.lower(setup.abstract, setup.init_guard(), setup.task.frozen, batch)
+    count = sum(v.size for v in jax.tree.leaves(setup.abstract.params))
+    assert count == pytest.approx(1e6 * float(stated[0]), rel=0.02)
+    assert lowered.cost_analysis()["flops"] == pytest.approx(1e12 * float(stated[1]), rel=0.05)
+    assert config.train.num_steps == int(stated[2].replace(",", ""))
 
 
 def test_sizes_are_those_of_the_papers():
