@@ -58,7 +58,7 @@ def make_step(task: Any, optimizer: optax.GradientTransformation, mesh: jax.shar
         batch = task.draw(batch, key_draw)
         losses, metrics, grads = accumulate(task, state.params, frozen, batch, key_loss, mesh)
         metrics = {name: (jnp.max if is_maximum(name) else jnp.mean)(value) for name, value in metrics.items()}
-        loss, grad_norm = jnp.mean(losses), optax.global_norm(grads)
+        loss, grad_norm = jnp.mean(losses), optax.tree.norm(grads)
 
         def update() -> TrainState:
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
