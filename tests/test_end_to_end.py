@@ -149,9 +149,11 @@ def test_training_starts_exactly_at_plain_diffusion():
 def test_other_objectives_train(objective, tmp_path):
     config = tiny(2)
     config.loss.objective = objective
+    config.adapter.track_lipschitz = True
     command_line.run("train", config, command_line.Options(workdir=str(tmp_path)))
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert np.isfinite(last["loss"])
+    assert 0 <= last["lipschitz_max"] < np.inf
     if objective == "nelbo":
         assert last["prior"] + last["reconstruction"] + last["diffusion"] == pytest.approx(last["loss"], rel=1e-4)
 

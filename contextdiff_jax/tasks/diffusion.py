@@ -168,8 +168,18 @@ class DiffusionTask:
             bound = losses.nelbo(self.schedule, x0, f, b, t, key_bound, bins=self.parts.levels, variance="beta")
             bits = lambda nats: nats / (x0[0].size * jnp.log(2.0))
             terms = dict(prior=bound.prior, reconstruction=bound.reconstruction, diffusion=bound.diffusion)
-            return bits(bound.total), {name: bits(nats) for name, nats in terms.items()}
+            metrics = {name: bits(nats) for name, nats in terms.items()}
+            if b is not None and self.config.adapter.track_lipschitz:
+                metrics["lipschitz_max"] = self._secant(x0, f, b, t, eps)
+            return bits(bound.total), metrics
         return self._denoising_loss(x0, f, b, t, eps)
+
+    def _secant(self, x0: Array, f: chart.Denoiser, b: Shift, t: Array, eps: Array) -> Array:
+        """|r(x0) - r(x0_hat)| / |x0 - x0_hat| at one x_t per example, [B]: C_t from below."""
+        b_t = b(x0, t)
+        q = forward.marginal(self.schedule, x0, b_t, t)
+        x0_hat = f(q.mean + jnp.sqrt(q.var) * eps, t)
+        return lipschitz.secant_of_shifts(self.schedule, b_t, b(x0_hat, t), x0, x0_hat, t)
 
     def _denoising_loss(
         self, x0: Array, f: chart.Denoiser, b: Shift | None, t: Array, eps: Array
