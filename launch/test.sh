@@ -7,5 +7,7 @@ source launch/environment.sh
 prepare_environment requirements.txt requirements-test.txt
 # The tests must pass without an accelerator; JAX_PLATFORMS=cuda runs them on one.
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
-# One process leaves half of two cores idle; each needs up to 6 GB.
-exec "$python" -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile "$@"
+# One process leaves half of two cores idle; each needs up to 6 GB. An accelerator's memory is not shared.
+processes=logical
+[[ $JAX_PLATFORMS == cpu ]] || processes=0
+exec "$python" -m pytest --numprocesses=$processes --maxprocesses=4 --dist=loadfile "$@"
