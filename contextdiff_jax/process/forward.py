@@ -24,8 +24,12 @@ class Gaussian(NamedTuple):
     var: Array
 
     def sample(self, key: Array) -> Array:
-        """mean + sqrt(var) eps."""
-        return self.mean + jnp.sqrt(self.var) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        """A draw."""
+        return self.at(jax.random.normal(key, self.mean.shape, self.mean.dtype))
+
+    def at(self, eps: Array) -> Array:
+        """The draw that standard normal noise makes: mean + sqrt(var) eps, differentiable in both."""
+        return self.mean + jnp.sqrt(self.var) * eps
 
 
 def marginal(s: Schedule, x0: Array, b_t: Array, t: Array) -> Gaussian:

@@ -177,8 +177,7 @@ class DiffusionTask:
     def _secant(self, x0: Array, f: chart.Denoiser, b: Shift, t: Array, eps: Array) -> Array:
         """|r(x0) - r(x0_hat)| / |x0 - x0_hat| at one x_t per example, [B]: C_t from below."""
         b_t = b(x0, t)
-        q = forward.marginal(self.schedule, x0, b_t, t)
-        x0_hat = f(q.mean + jnp.sqrt(q.var) * eps, t)
+        x0_hat = f(forward.marginal(self.schedule, x0, b_t, t).at(eps), t)
         return lipschitz.secant_of_shifts(self.schedule, b_t, b(x0_hat, t), x0, x0_hat, t)
 
     def _denoising_loss(
@@ -192,8 +191,7 @@ class DiffusionTask:
             b_t, b_prev = shifts(x0)
         else:
             b_t = jnp.zeros_like(x0) if b is None else b(x0, t)
-        q = forward.marginal(s, x0, b_t, t)  # Eq. 1, reparameterised
-        x0_hat = f(q.mean + jnp.sqrt(q.var) * eps, t)
+        x0_hat = f(forward.marginal(s, x0, b_t, t).at(eps), t)  # Eq. 1, reparameterised
         rms = lambda h: jnp.sqrt(jnp.mean(h**2, axis=tuple(range(1, h.ndim))))
         metrics = {"x0_rmse": rms(x0_hat - x0), "shift_rms": rms(b_t)}
         if not both_shifts:
@@ -298,8 +296,7 @@ class DiffusionTask:
         x0 = self.parts.space.encode(frozen["space"], {"image": image})
         b = self.shift(params, frozen, context) if sample.adapter else None
         b_t = jnp.zeros_like(x0) if b is None else b(x0, jnp.asarray(t))
-        q = forward.marginal(self.schedule, x0, b_t, jnp.asarray(t))
-        return q.mean + jnp.sqrt(q.var) * eps
+        return forward.marginal(self.schedule, x0, b_t, jnp.asarray(t)).at(eps)
 
     @cached_property
     def _preview_captions(self) -> list[str]:

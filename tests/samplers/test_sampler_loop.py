@@ -1,6 +1,7 @@
 """The grids of times."""
 
 import chex
+import diffusers
 import jax
 import numpy as np
 import pytest
@@ -33,7 +34,6 @@ def test_the_ends_of_each_spacing():
 @pytest.mark.parametrize("spacing, offset", [("leading", 0), ("leading", 1), ("trailing", 0)])
 @pytest.mark.parametrize("num_steps", [3, 20, 50, 999])
 def test_spacings_are_those_of_diffusers(num_steps, spacing, offset):
-    diffusers = pytest.importorskip("diffusers")
     theirs = diffusers.DDIMScheduler(num_train_timesteps=1000, timestep_spacing=spacing, steps_offset=offset)
     theirs.set_timesteps(num_steps)
     ours = timesteps(1000, num_steps, spacing, steps_offset=offset)

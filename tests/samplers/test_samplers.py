@@ -1,10 +1,12 @@
 """Every sampler in both charts: against plain loops, oracles and the exact probability flow."""
 
 import chex
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from contextdiff_jax import samplers
 from contextdiff_jax.errors import UserError
@@ -218,8 +220,6 @@ def test_invert_then_sample_comes_back(x64, with_shift, spacing):
 
 
 def test_inversion_is_diffusers_inverse_step(x64):
-    diffusers = pytest.importorskip("diffusers")
-    torch = pytest.importorskip("torch")
     betas = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     theirs = diffusers.DDIMInverseScheduler(
         **betas, clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing"

@@ -4,14 +4,13 @@ import inspect
 import json
 from functools import cache
 
+import diffusers
 import numpy as np
 import pytest
 
 from contextdiff_jax import samplers
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.samplers import from_scheduler_config, scheduler_config
-
-diffusers = pytest.importorskip("diffusers")
 
 CLASSES = tuple(scheduler_config._DEFAULTS)
 SD = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
