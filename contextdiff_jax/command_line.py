@@ -249,8 +249,8 @@ def encode(config: ConfigDict, options: Options) -> None:
     if not config.space.latents:
         raise UserError("config.space.latents is empty; name the folder for the latents: --config.space.latents=FOLDER")
     from contextdiff_jax import training
-    from contextdiff_jax.encoders.precompute import encode as encode_data
     from contextdiff_jax.models import backbones
+    from contextdiff_jax.tasks.encode import encode as encode_data
     from contextdiff_jax.tasks.parts import latent_space
 
     training.initialize_distributed(options.coordinator, options.num_processes, options.process_id)

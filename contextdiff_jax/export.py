@@ -22,12 +22,12 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from contextdiff_jax import __version__, encoders
+from contextdiff_jax.conditions.spaces import Latents, write_rgb_map
 from contextdiff_jax.config import complete
-from contextdiff_jax.encoders import pretrained
-from contextdiff_jax.encoders.spaces import Latents, write_rgb_map
 from contextdiff_jax.encoders.text import TextEncoder
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import write_json
+from contextdiff_jax.files import read_json, write_json
+from contextdiff_jax.formats import pretrained
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.types import Params
 
@@ -109,7 +109,7 @@ def read_config(folder: str | Path) -> tuple[ConfigDict, int]:
         UserError: damaged, or incomplete.
     """
     folder = Path(folder)
-    content = pretrained.read_json(folder / CONFIG)
+    content = read_json(folder / CONFIG)
     try:
         config = complete(ConfigDict(content["config"]))
         for section, key in PATHS:
@@ -151,7 +151,7 @@ def _write_sd(config: ConfigDict, params: Params, out: Path) -> None:
     if not (source / PIPELINE_INDEX).is_file():
         _copy_parts(source, out, ("text_encoder", "tokenizer"))
         return
-    index = pretrained.read_json(source / PIPELINE_INDEX)
+    index = read_json(source / PIPELINE_INDEX)
     parts = [name for name, value in index.items() if isinstance(value, list) and name != "unet"]
     _copy_parts(source, out, parts)
     # What the folder lacks as safetensors (a safety checker in an old format) is not there for diffusers either.

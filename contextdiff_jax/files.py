@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from contextdiff_jax.errors import UserError
+
 
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
@@ -22,6 +24,18 @@ def atomic(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path, remedy: str = "download it again") -> Any:
+    """The content of a JSON file; the remedy is for a damaged one.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # bad JSON or bad UTF-8
+        raise UserError(f"{path} is damaged ({error}); {remedy}") from error
 
 
 def write_json(value: Any, path: str | Path) -> None:

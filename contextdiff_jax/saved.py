@@ -9,10 +9,11 @@ from ml_collections import ConfigDict
 
 from contextdiff_jax import config as config_lib
 from contextdiff_jax import export
+from contextdiff_jax.conditions.spaces import RGB_MAP
 from contextdiff_jax.encoders import BUILTIN
-from contextdiff_jax.encoders.pretrained import read_config, read_json
-from contextdiff_jax.encoders.spaces import RGB_MAP
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import read_json
+from contextdiff_jax.formats.pretrained import read_config
 from contextdiff_jax.training import checkpoint
 from contextdiff_jax.types import Params
 

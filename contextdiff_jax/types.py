@@ -18,11 +18,16 @@ class Context:
         tokens: per-token features, [B, L, D].
         pooled: one feature per example, [B, P].
         mask: True where a token is real, [B, L].
+        spatial: maps that a backbone puts beside x_t as more channels, [B, h, w, C], or None.
+        level: a number in [0, 1] that a backbone embeds beside t, such as how far a low-resolution image was noised,
+            [B], or None.
     """
 
     tokens: Array
     pooled: Array
     mask: Array
+    spatial: Array | None = None
+    level: Array | None = None
 
 
 @flax.struct.dataclass

@@ -18,9 +18,8 @@ from array_record.python import array_record_module
 from flax import serialization
 
 from contextdiff_jax.data.base import Description, ImageSource
-from contextdiff_jax.encoders.pretrained import read_json
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import atomic, write_json
+from contextdiff_jax.files import atomic, read_json, write_json
 
 CONTENTS = "latents.json"
 KEPT = ("caption", "label", "object", "background")

@@ -15,7 +15,7 @@ from contextdiff_jax.data.base import ImageSource
 from contextdiff_jax.data.sources import source
 from contextdiff_jax.errors import UserError
 
-Tokenize = Callable[[list[str]], dict[str, np.ndarray]]
+FromRecords = Callable[[Sequence[dict[str, Any]]], dict[str, np.ndarray]]
 _INTEGERS = ("index", "label", "object", "background")
 
 
@@ -27,7 +27,7 @@ def build(
     seed: int,
     process_index: int,
     process_count: int,
-    tokenize: Tokenize | None,
+    from_records: FromRecords | None,
     repeat: bool = True,
     shuffle: bool = True,
     records: ImageSource | None = None,
@@ -42,12 +42,13 @@ def build(
         split: train, or one of the source's others.
         batch_size: B, of all processes together; divisible by process_count.
         seed: of the order of records (and of flips); the records' own seed is cfg_data.seed.
-        tokenize: n captions -> {"tokens": int32 [n, L], "token_mask": bool [n, L]}; None leaves both out.
+        from_records: n records -> the fields of their condition, such as {"tokens": int32 [n, L], "token_mask": bool
+            [n, L]}; None adds none.
         records: what to read instead of the config's source, e.g. its stored latents.
 
     Returns:
         Iterator of numpy dicts: image float32 [b, H, W, C], the first level at -1 and the last at 1, or
-        latent float32 [b, h, w, 2 C]; tokens, token_mask; index int32 [b]; label int32 [b] where the source has
+        latent float32 [b, h, w, 2 C]; the condition's fields; index int32 [b]; label int32 [b] where the source has
         classes; and for openmoji object, background int32 [b].
 
     Raises:
@@ -70,7 +71,7 @@ def build(
 
     def read(step: int, global_rows: np.ndarray) -> dict[str, np.ndarray]:
         rows, indices = local_rows(global_rows)
-        batch = collate([records[int(i)] for i in indices], tokenize, records.levels)
+        batch = collate([records[int(i)] for i in indices], from_records, records.levels)
         if flip:
             flipped = _coin_tosses(seed, step, len(global_rows))[rows]
             batch["image"][flipped] = batch["image"][flipped, :, ::-1]
@@ -86,15 +87,17 @@ def build(
     return iter(batches.to_iter_dataset(options))
 
 
-def collate(records: Sequence[dict[str, Any]], tokenize: Tokenize | None, levels: int = 256) -> dict[str, np.ndarray]:
-    """Stacks records: images uint8 0..levels-1 become float32 in [-1, 1], captions become tokens."""
+def collate(
+    records: Sequence[dict[str, Any]], from_records: FromRecords | None, levels: int = 256
+) -> dict[str, np.ndarray]:
+    """Stacks records: images uint8 0..levels-1 become float32 in [-1, 1], conditions become fields."""
     if "latent" in records[0]:
         batch = {"latent": np.stack([record["latent"] for record in records]).astype(np.float32)}
     else:
         images = np.stack([record["image"] for record in records])
         batch = {"image": images.astype(np.float32) / np.float32((levels - 1) / 2) - np.float32(1.0)}
-    if tokenize is not None:
-        batch.update(tokenize([record["caption"] for record in records]))
+    if from_records is not None:
+        batch.update(from_records(records))
     for name in _INTEGERS:
         if name in records[0]:
             batch[name] = np.array([record[name] for record in records], np.int32)

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from contextdiff_jax.encoders import clip as clip_lib
-from contextdiff_jax.encoders import pretrained
 from contextdiff_jax.encoders import t5 as t5_lib
 from contextdiff_jax.encoders.text import T5, ClipText, TextEncoder
-from contextdiff_jax.encoders.tokenizers import has_tokenizer, trained_length
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import read_json, write_json
+from contextdiff_jax.formats import pretrained
+from contextdiff_jax.formats.tokenizers import has_tokenizer, trained_length
 from contextdiff_jax.types import Array, Context, Params
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -113,7 +114,7 @@ class Clip(TextEncoder):
             image_std=self.std,
             resample=3,
         )
-        pretrained.write_json(preprocessor, Path(folder) / "preprocessor_config.json")
+        write_json(preprocessor, Path(folder) / "preprocessor_config.json")
 
 
 def _builtin(name: str) -> Path:
@@ -147,7 +148,7 @@ def load_clip(
     config = clip_lib.CLIPConfig.from_dict(pretrained.read_config(folder))
     model = Clip(config, None, Path(tokenizer_dir or folder), dtype=dtype).read(folder, shardings, param_dtype)
     preprocessor = folder / "preprocessor_config.json"
-    image = pretrained.read_json(preprocessor) if preprocessor.is_file() else {}
+    image = read_json(preprocessor) if preprocessor.is_file() else {}
     return dataclasses.replace(
         model,
         mean=tuple(image.get("image_mean", OPENAI_MEAN)),

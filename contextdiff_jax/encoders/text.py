@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from contextdiff_jax.encoders import clip as clip_lib
-from contextdiff_jax.encoders import pretrained
 from contextdiff_jax.encoders import t5 as t5_lib
-from contextdiff_jax.encoders.tokenizers import TOKENIZER_FILES, Tokenize, load_tokenizer
+from contextdiff_jax.formats import pretrained
+from contextdiff_jax.formats.tokenizers import TOKENIZER_FILES, Tokenize, load_tokenizer
 from contextdiff_jax.types import Array, Context, Params
 
 

@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from contextdiff_jax.encoders import diffusers_format, pretrained
-from contextdiff_jax.encoders.diffusers_format import DiffusersConfig
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.formats import diffusers_format, pretrained
+from contextdiff_jax.formats.diffusers_format import DiffusersConfig
 from contextdiff_jax.layers import Attention, GroupNorm, ResBlock, upsample
 from contextdiff_jax.types import Array, Params
 

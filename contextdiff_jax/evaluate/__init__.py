@@ -2,9 +2,9 @@
 
 from contextdiff_jax.evaluate.alignment import alignment, alignment_by_group, ceiling, chance, hits, summarise
 from contextdiff_jax.evaluate.bpd import BitsPerDim, bits_per_dim, difference, join
-from contextdiff_jax.evaluate.recogniser import Recogniser, load_recogniser, save_recogniser
 from contextdiff_jax.evaluate.report import caption_grid, write_report
 from contextdiff_jax.files import write_json
+from contextdiff_jax.models.recogniser import Recogniser, load_recogniser, save_recogniser
 
 __all__ = [
     "BitsPerDim",

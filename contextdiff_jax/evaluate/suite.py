@@ -14,9 +14,9 @@ import numpy as np
 from contextdiff_jax import data
 from contextdiff_jax.evaluate.alignment import alignment, ceiling, chance, hits
 from contextdiff_jax.evaluate.bpd import bits_per_dim, join
-from contextdiff_jax.evaluate.recogniser import Recogniser, load_recogniser
 from contextdiff_jax.evaluate.report import write_report
 from contextdiff_jax.files import write_json
+from contextdiff_jax.models.recogniser import Recogniser, load_recogniser
 from contextdiff_jax.pipeline import Pipeline
 from contextdiff_jax.types import Params
 
@@ -141,7 +141,7 @@ def _bits_per_dim(pipeline: Pipeline, seed: int) -> dict[str, dict]:
         seed=seed,
         process_index=0,
         process_count=1,
-        tokenize=task.parts.condition.tokenize,
+        from_records=task.parts.condition.from_records,
         shuffle=False,
     )
     # Whole batches only: one compilation, and no image twice.

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from contextdiff_jax.encoders.diffusers_format import DiffusersConfig
+from contextdiff_jax.formats.diffusers_format import DiffusersConfig
 
 DOWN, UP = ("CrossAttnDownBlock2D", "DownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
 

@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from contextdiff_jax.encoders import pretrained
-from contextdiff_jax.encoders.diffusers_format import STEM, tensor_name
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.formats import pretrained
+from contextdiff_jax.formats.diffusers_format import STEM, tensor_name
 from contextdiff_jax.layers import GroupNorm, zeros
 from contextdiff_jax.models.sd_blocks import MidStage, Stage, TimeEmbedding
 from contextdiff_jax.models.sd_config import UNetConfig

@@ -9,10 +9,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from contextdiff_jax import data
+from contextdiff_jax.conditions import TextCondition
 from contextdiff_jax.encoders import Clip, clip
-from contextdiff_jax.encoders.contrastive import contrastive_loss
-from contextdiff_jax.encoders.tokenizers import read_tokenizer, train_bpe
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.formats.tokenizers import read_tokenizer, train_bpe
+from contextdiff_jax.tasks.contrastive_loss import contrastive_loss
 from contextdiff_jax.types import Array, Batch, Params
 
 MAX_LOGIT_SCALE = float(np.log(100.0))
@@ -79,7 +80,7 @@ class ContrastiveTask:
             seed=self.config.seed,
             process_index=process_index,
             process_count=process_count,
-            tokenize=self.clip.tokenize,
+            from_records=TextCondition(self.clip).from_records,
         )
 
     def init(self, key: Array) -> Params:

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from contextdiff_jax import data, guidance, losses, samplers
-from contextdiff_jax.encoders.spaces import RGB_MAP, Latents, read_rgb_map, write_rgb_map
+from contextdiff_jax.conditions.spaces import RGB_MAP, Latents, read_rgb_map, write_rgb_map
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.models import backbones, lipschitz, precond
 from contextdiff_jax.models.adapter import Adapter, Shift
@@ -66,7 +66,7 @@ class DiffusionTask:
             seed=self.config.seed,
             process_index=process_index,
             process_count=process_count,
-            tokenize=self.parts.condition.tokenize,
+            from_records=self.parts.condition.from_records,
             records=source(self.config, self.parts, "train"),
         )
 
@@ -75,7 +75,7 @@ class DiffusionTask:
         key_denoiser, key_adapter = jax.random.split(key)
         x0 = jax.ShapeDtypeStruct((1, *self.sample_shape), jnp.float32)
         t = jax.ShapeDtypeStruct((1,), jnp.int32)
-        context = jax.eval_shape(partial(self.null_context, batch_size=1), self.frozen)
+        context = jax.eval_shape(self.encode, self.frozen, self.parts.condition.empty(1))
         params = {"denoiser": self.backbone.init(key_denoiser, x0, t, context)}
         if self.adapter is not None:
             features = self.parts.features
@@ -95,9 +95,9 @@ class DiffusionTask:
         """The condition of each example."""
         return self.parts.encode_condition(frozen, batch)
 
-    def null_context(self, frozen: Params, batch_size: int) -> Context:
-        """The empty condition."""
-        return self.parts.null_condition(frozen, batch_size)
+    def null_context(self, frozen: Params, context: Context) -> Context:
+        """What guidance moves away from: the condition without what was asked for."""
+        return self.parts.null_condition(frozen, context)
 
     def denoise(self, params: Params, xt: Array, t: Array, context: Context, dropout_key: Array | None = None) -> Array:
         """x0_hat = f_theta(x_t, c, t) from the raw x_t [B, H, W, C], t int32 [B] or scalar."""
@@ -158,7 +158,7 @@ class DiffusionTask:
         t, eps = batch["t"], batch["eps"]
         key_dropout, key_bound = jax.random.split(key)
         context = self.encode(frozen, batch)
-        null = self.null_context(frozen, x0.shape[0])
+        null = self.null_context(frozen, context)
         dropped = jax.tree.map(
             lambda c, n: jnp.where(batch["drop_cond"].reshape(-1, *(1,) * (c.ndim - 1)), n, c), context, null
         )
@@ -229,7 +229,7 @@ class DiffusionTask:
         if scale == 1:
             # Unguided: the null branch would be thrown away.
             return lambda xt, t: (self.denoise(params, xt, t, context),) * 2
-        null = self.null_context(frozen, context.tokens.shape[0])
+        null = self.null_context(frozen, context)
         both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), context, null)
 
         def denoise_both(xt: Array, t: Array) -> tuple[Array, Array]:

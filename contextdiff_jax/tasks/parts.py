@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from contextdiff_jax import data, encoders
+from contextdiff_jax.conditions import ClassCondition, Condition, TextCondition
+from contextdiff_jax.conditions.features import ClipFeatures, Features, PatchFeatures
+from contextdiff_jax.conditions.spaces import Latents, Pixels, read_rgb_map
 from contextdiff_jax.data import latents
 from contextdiff_jax.data.base import ImageSource
 from contextdiff_jax.data.latents import LatentSource
-from contextdiff_jax.encoders.conditions import ClassCondition, Condition, TextCondition
-from contextdiff_jax.encoders.features import ClipFeatures, Features, PatchFeatures
-from contextdiff_jax.encoders.pretrained import read_json
-from contextdiff_jax.encoders.spaces import Latents, Pixels, read_rgb_map
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import read_json
 from contextdiff_jax.models import backbones
 from contextdiff_jax.process import schedule
 from contextdiff_jax.samplers.scheduler_config import from_scheduler_config
@@ -97,9 +97,9 @@ class Parts:
         """The condition of each example of a batch."""
         return self.condition.encode(self._condition_params(frozen), batch)
 
-    def null_condition(self, frozen: Params, batch_size: int) -> Context:
-        """The empty condition."""
-        return self.condition.null(self._condition_params(frozen), batch_size)
+    def null_condition(self, frozen: Params, context: Context) -> Context:
+        """What guidance moves away from: the condition without what was asked for."""
+        return self.condition.null(self._condition_params(frozen), context)
 
     def _condition_params(self, frozen: Params) -> Params:
         return frozen["clip" if self._reads_clip else "condition"]

@@ -1,4 +1,4 @@
-"""Training the judge of `evaluate/recogniser.py` on renders, through the library's one loop."""
+"""Training the judge of `models/recogniser.py` on renders, through the library's one loop."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from contextdiff_jax import data
 from contextdiff_jax.data.openmoji import vocabulary
-from contextdiff_jax.evaluate.recogniser import Recogniser, RecogniserConfig, save_recogniser
+from contextdiff_jax.models.recogniser import Recogniser, RecogniserConfig, save_recogniser
 from contextdiff_jax.types import Array, Batch, Params
 
 BLUR_REACH = 2  # pixels to each side
@@ -67,7 +67,7 @@ class RecogniserTask:
             seed=self.config.seed,
             process_index=process_index,
             process_count=process_count,
-            tokenize=lambda captions: {},
+            from_records=None,
         )
 
     def preview(self, params: Params, frozen: Params, key: Array) -> None:

@@ -17,7 +17,7 @@ from jax.scipy.special import logsumexp
 from ml_collections import ConfigDict
 
 from configs import cifar10_nll
-from contextdiff_jax.encoders.conditions import ClassCondition
+from contextdiff_jax.conditions import ClassCondition
 from contextdiff_jax.evaluate.bpd import bits_per_dim
 from contextdiff_jax.layers import zeros
 from contextdiff_jax.models.backbones import PixelBackbone
@@ -170,7 +170,8 @@ class ToyTask(DiffusionTask):
     def init(self, key: Array) -> Params:
         """As the library's; networks of this size are made outright."""
         key_denoiser, key_adapter = jax.random.split(key)
-        x0, t, context = jnp.zeros((1, DIM)), jnp.zeros(1, jnp.int32), self.null_context(self.frozen, 1)
+        x0, t = jnp.zeros((1, DIM)), jnp.zeros(1, jnp.int32)
+        context = self.encode(self.frozen, self.parts.condition.empty(1))
         params = {"denoiser": self.backbone.module.init(key_denoiser, x0, t, context)["params"]}
         if self.adapter is not None:
             params["adapter"] = self.adapter.init(key_adapter, x0, (), t, context, DIM)["params"]

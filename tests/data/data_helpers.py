@@ -23,7 +23,7 @@ def config(**changes) -> ConfigDict:
     return section
 
 
-def tokenize(captions: list[str]) -> dict[str, np.ndarray]:
-    """A stand-in tokenizer: the first eight characters."""
-    tokens = np.array([[ord(c) for c in caption[:8].ljust(8)] for caption in captions], np.int32)
-    return {"tokens": tokens.reshape(-1, 8), "token_mask": np.ones((len(captions), 8), bool)}
+def from_records(records: list[dict]) -> dict[str, np.ndarray]:
+    """A stand-in condition: the first eight characters of the caption."""
+    tokens = np.array([[ord(c) for c in record["caption"][:8].ljust(8)] for record in records], np.int32)
+    return {"tokens": tokens.reshape(-1, 8), "token_mask": np.ones((len(records), 8), bool)}

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from data_helpers import config, tokenize
+from data_helpers import config, from_records
 
 from contextdiff_jax import data
 from contextdiff_jax.data import cifar10
@@ -15,6 +15,7 @@ from contextdiff_jax.errors import UserError
 
 _FILES = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
 _PER_FILE = 7
+_ALONE = dict(seed=0, process_index=0, process_count=1, from_records=from_records)
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_reads_the_archive_s_own_folder(written, tmp_path_factory):
 def test_flips_about_half_of_the_training_images(written):
     section, flipped = _section(written[0], horizontal_flip=True), []
     source = data.source(section, "train")
-    batches = data.build(section, "train", batch_size=35, seed=0, process_index=0, process_count=1, tokenize=tokenize)
+    batches = data.build(section, "train", **_ALONE, batch_size=35)
     for _ in range(4):
         batch = next(batches)
         assert batch["label"].dtype == np.int32
@@ -139,7 +140,7 @@ def test_mocked_tfds_feeds_batches():
     with tfds.testing.mock_data(num_examples=12):
         section = _section("", horizontal_flip=True)
         batch = next(
-            data.build(section, "train", batch_size=8, seed=0, process_index=0, process_count=1, tokenize=tokenize)
+            data.build(section, "train", **_ALONE, batch_size=8)
         )
     assert batch["image"].shape == (8, 32, 32, 3) and batch["image"].dtype == np.float32
     assert -1 <= batch["image"].min() < -0.5 and 0.5 < batch["image"].max() <= 1

@@ -5,7 +5,7 @@ import chex
 import numpy as np
 import PIL.Image
 import pytest
-from data_helpers import config, tokenize
+from data_helpers import config, from_records
 
 from contextdiff_jax import data
 from contextdiff_jax.data.pipeline import collate
@@ -20,7 +20,7 @@ def _build(section=None, split="train", batch_size=8, seed=3, process=(0, 1), **
         seed=seed,
         process_index=process[0],
         process_count=process[1],
-        tokenize=tokenize,
+        from_records=from_records,
         **options,
     )
 
@@ -51,25 +51,25 @@ def test_batch_is_the_source_s_records():
     for row, index in enumerate(batch["index"]):
         record = source[int(index)]
         np.testing.assert_array_equal(batch["image"][row], record["image"].astype(np.float32) / 127.5 - 1)
-        np.testing.assert_array_equal(batch["tokens"][row], tokenize([record["caption"]])["tokens"][0])
+        np.testing.assert_array_equal(batch["tokens"][row], from_records([record])["tokens"][0])
         assert batch["object"][row] == record["object"] and batch["background"][row] == record["background"]
 
 
 def test_black_and_white_are_exactly_minus_one_and_one():
     record = {"image": np.array([[[0, 255, 127]]], np.uint8), "caption": "a", "index": 0}
-    image = collate([record], tokenize)["image"]
+    image = collate([record], from_records)["image"]
     assert image[0, 0, 0, 0] == -1 and image[0, 0, 0, 1] == 1 and image.dtype == np.float32
 
 
 def test_first_and_last_level_are_exactly_minus_one_and_one_for_any_levels():
     for levels in (2, 17, 256):
         record = {"image": np.arange(levels, dtype=np.uint8).reshape(1, levels, 1), "caption": "a", "index": 0}
-        image = collate([record], tokenize, levels)["image"].ravel()
+        image = collate([record], from_records, levels)["image"].ravel()
         assert image[0] == -1 and image[-1] == 1
         np.testing.assert_allclose(image, np.linspace(-1, 1, levels), rtol=0, atol=1e-7)
 
 
-def test_no_tokenizer_leaves_tokens_out():
+def test_no_condition_leaves_tokens_out():
     record = {"image": np.zeros((1, 1, 3), np.uint8), "caption": "a", "index": 4}
     assert set(collate([record], None)) == {"image", "index"}
 
@@ -154,7 +154,7 @@ def test_flips_are_half_of_the_training_images_only(folder):
     for _ in range(4):
         batch = next(iterator)
         for image, index in zip(batch["image"], batch["index"], strict=True):
-            plain = collate([source[int(index)]], tokenize)["image"][0]
+            plain = collate([source[int(index)]], from_records)["image"][0]
             is_flipped = not np.array_equal(image, plain)
             np.testing.assert_array_equal(image[:, ::-1] if is_flipped else image, plain)
             flipped.append(is_flipped)

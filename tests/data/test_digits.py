@@ -3,7 +3,7 @@
 import chex
 import numpy as np
 import pytest
-from data_helpers import config, tokenize
+from data_helpers import config, from_records
 from sklearn.datasets import load_digits
 
 from contextdiff_jax import data
@@ -41,7 +41,7 @@ def test_records_are_pinned():
 def test_batches_have_labels_and_the_scale_of_17_levels():
     section = config(source="digits", image_size=8)
     batches = data.build(
-        section, "train", batch_size=64, seed=0, process_index=0, process_count=1, tokenize=tokenize
+        section, "train", batch_size=64, seed=0, process_index=0, process_count=1, from_records=from_records
     )
     batch = next(batches)
     chex.assert_shape(batch["image"], (64, 8, 8, 1))

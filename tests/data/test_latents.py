@@ -14,13 +14,13 @@ import pytest
 
 from configs import t2i
 from contextdiff_jax import data
+from contextdiff_jax.conditions.spaces import Latents, nearest_multiple, read_rgb_map, write_rgb_map
 from contextdiff_jax.data import folder as data_folder
 from contextdiff_jax.data import latents
 from contextdiff_jax.data.base import Description
 from contextdiff_jax.data.latents import LatentSource
-from contextdiff_jax.encoders import precompute
-from contextdiff_jax.encoders.spaces import Latents, nearest_multiple, read_rgb_map, write_rgb_map
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.tasks import encode as precompute
 
 SHAPE = (2, 2, 3)
 AGAIN = "delete this file and run --mode=encode again"

@@ -11,9 +11,9 @@ from configs import clip_mini
 from contextdiff_jax import task as task_lib
 from contextdiff_jax import training
 from contextdiff_jax.encoders import load_clip
-from contextdiff_jax.encoders.contrastive import contrastive_loss
-from contextdiff_jax.encoders.tokenizers import train_bpe
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.formats.tokenizers import train_bpe
+from contextdiff_jax.tasks.contrastive_loss import contrastive_loss
 from contextdiff_jax.training import checkpoint
 
 

@@ -25,8 +25,8 @@ from encoder_helpers import (
 from safetensors.torch import load_file, save_file
 
 from contextdiff_jax.encoders import Clip, ClipText, load_text_encoder
-from contextdiff_jax.encoders.tokenizers import train_bpe
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.formats.tokenizers import train_bpe
 
 WEIGHTS = "model.safetensors"
 PLAIN, PROJECTED = transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection

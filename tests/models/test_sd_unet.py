@@ -20,8 +20,8 @@ from diffusers_helpers import (
 )
 from flax import traverse_util
 
-from contextdiff_jax.encoders.pretrained import flax_axes
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.formats.pretrained import flax_axes
 from contextdiff_jax.models.sd_blocks import res_block, transformer
 from contextdiff_jax.models.sd_unet import SDUNet, UNetConfig, load_sd_unet, read_sd_unet, save_sd_unet, tensor_name
 

@@ -12,8 +12,9 @@ import transformers
 from encoder_helpers import relative_error, saved_clip, texts, torch_clip, torch_outputs
 from safetensors.torch import load_file, save_file
 
-from contextdiff_jax.encoders import load_clip, pretrained
+from contextdiff_jax.encoders import load_clip
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.formats import pretrained
 
 WEIGHTS = "model.safetensors"
 

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from contextdiff_jax.encoders.conditions import ClassCondition
-from contextdiff_jax.encoders.features import PatchFeatures
-from contextdiff_jax.encoders.spaces import Pixels, fit_rgb_map, read_rgb_map, write_rgb_map
+from contextdiff_jax.conditions import ClassCondition
+from contextdiff_jax.conditions.features import PatchFeatures
+from contextdiff_jax.conditions.spaces import Pixels, fit_rgb_map, read_rgb_map, write_rgb_map
 from contextdiff_jax.errors import UserError
 
 
@@ -23,14 +23,33 @@ def test_the_class_is_one_token_and_no_class_is_another():
     context = condition.encode({}, {"label": np.array([1, 0])})
     np.testing.assert_array_equal(context.pooled, [[0, 1, 0], [1, 0, 0]])
     assert context.tokens.shape == (2, 1, 3) and context.mask.all()
-    np.testing.assert_array_equal(condition.null({}, 2).pooled, [[0, 0, 1], [0, 0, 1]])
+    np.testing.assert_array_equal(condition.null({}, context).pooled, [[0, 0, 1], [0, 0, 1]])
+    empty = condition.encode({}, condition.empty(2))
+    np.testing.assert_array_equal(condition.null({}, context).tokens, empty.tokens)
+
+
+def test_what_was_not_asked_for_stays_in_the_null_condition():
+    condition = ClassCondition(("cat", "dog"))
+    picture = np.arange(8.0).reshape(2, 2, 2, 1)
+    context = condition.encode({}, {"label": np.array([1, 0])}).replace(spatial=picture, level=np.array([0.1, 0.2]))
+    null = condition.null({}, context)
+    np.testing.assert_array_equal(null.spatial, picture)
+    np.testing.assert_array_equal(null.level, [0.1, 0.2])
+    np.testing.assert_array_equal(null.pooled, [[0, 0, 1], [0, 0, 1]])
+
+
+def test_conditions_come_from_records():
+    records = [{"label": 1, "caption": "a dog"}, {"label": 0, "caption": "a cat"}]
+    np.testing.assert_array_equal(ClassCondition(("cat", "dog")).from_records(records)["label"], [1, 0])
+    assert ClassCondition(()).from_records(records) == {}
 
 
 def test_without_classes_every_condition_is_the_empty_one():
     condition = ClassCondition(())
     assert not condition.takes_prompts
     batch = condition.read(["", "", ""]) | {"image": np.zeros((3, 4, 4, 1))}
-    np.testing.assert_array_equal(condition.encode({}, batch).tokens, condition.null({}, 3).tokens)
+    context = condition.encode({}, batch)
+    np.testing.assert_array_equal(context.tokens, condition.null({}, context).tokens)
 
 
 def test_the_colour_map_is_the_least_squares_solution():

@@ -11,9 +11,9 @@ import transformers
 from transformers.convert_slow_tokenizer import import_protobuf
 
 from contextdiff_jax.data import captions
-from contextdiff_jax.encoders.spiece import read_spiece
-from contextdiff_jax.encoders.tokenizers import END, START, load_tokenizer, train_bpe
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.formats.spiece import read_spiece
+from contextdiff_jax.formats.tokenizers import END, START, load_tokenizer, train_bpe
 
 LENGTH = 24
 TEXTS = [
@@ -231,7 +231,7 @@ def test_training_is_reproducible_in_another_process(trained, tmp_path):
     """The trainer's own numbering follows a hash map that every process seeds anew."""
     script = (
         "from contextdiff_jax.data import captions\n"
-        "from contextdiff_jax.encoders.tokenizers import train_bpe\n"
+        "from contextdiff_jax.formats.tokenizers import train_bpe\n"
         f"[train_bpe(captions('demo'), 700, {LENGTH}, '{tmp_path}/' + str(i)) for i in range(3)]"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

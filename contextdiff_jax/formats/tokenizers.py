@@ -20,10 +20,9 @@ from tokenizers import (
     trainers,
 )
 
-from contextdiff_jax.encoders.pretrained import read_json
-from contextdiff_jax.encoders.spiece import read_spiece
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import write_json
+from contextdiff_jax.files import read_json, write_json
+from contextdiff_jax.formats.spiece import read_spiece
 
 if TYPE_CHECKING:
     import transformers

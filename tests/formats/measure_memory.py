@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from contextdiff_jax.encoders import pretrained
+from contextdiff_jax.formats import pretrained
 
 WIDE = 2560  # columns: a square kernel has 26 MB in float32
 SHARD = 60 << 20

@@ -14,7 +14,7 @@ from configs import recogniser as recipe
 from contextdiff_jax.data.openmoji import OpenMojiSource, vocabulary
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import alignment, ceiling
-from contextdiff_jax.evaluate.recogniser import (
+from contextdiff_jax.models.recogniser import (
     NOT_AN_IMAGE,
     Recogniser,
     load_recogniser,

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from contextdiff_jax import data
+from contextdiff_jax.conditions.spaces import Latents, fit_rgb_map, nearest_multiple, write_rgb_map
 from contextdiff_jax.data import latents
-from contextdiff_jax.encoders.spaces import Latents, fit_rgb_map, nearest_multiple, write_rgb_map
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.pictures import caption_grid
 

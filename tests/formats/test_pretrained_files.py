@@ -17,8 +17,9 @@ from encoder_helpers import saved_clip, torch_clip
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from contextdiff_jax.encoders import load_clip, pretrained
+from contextdiff_jax.encoders import load_clip
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.formats import pretrained
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ONE_DEVICE = jax.sharding.SingleDeviceSharding(jax.devices()[0])

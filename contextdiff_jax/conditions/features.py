@@ -4,7 +4,7 @@ from typing import Protocol
 
 import einops
 
-from contextdiff_jax.encoders.spaces import Latents, Pixels
+from contextdiff_jax.conditions.spaces import Latents, Pixels
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.types import Array, Params
 

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from contextdiff_jax.encoders.tensor_files import CODES, DTYPES, Stored, read_header, read_tensor, write_file
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import atomic, write_json
+from contextdiff_jax.files import atomic, read_json, write_json
+from contextdiff_jax.formats.tensor_files import CODES, DTYPES, Stored, read_header, read_tensor, write_file
 from contextdiff_jax.types import Array, Params
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -40,18 +40,6 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{str(folder)!r} has no config.json; give a folder in the Hugging Face layout")
     return read_json(path)
-
-
-def read_json(path: Path, remedy: str = "download it again") -> Any:
-    """The content of a JSON file; the remedy is for a damaged one.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # bad JSON or bad UTF-8
-        raise UserError(f"{path} is damaged ({error}); {remedy}") from error
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from contextdiff_jax.encoders import pretrained
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import write_json
+from contextdiff_jax.files import read_json, write_json
 from contextdiff_jax.types import Array, Batch, Params
 
 RGB_MAP = "latent_rgb.json"
@@ -153,7 +152,7 @@ def read_rgb_map(folder: str | Path) -> dict[str, np.ndarray] | None:
     path = Path(folder) / RGB_MAP
     if not folder or not path.is_file():
         return None
-    stored = pretrained.read_json(path, _FIT_AGAIN)
+    stored = read_json(path, _FIT_AGAIN)
     try:
         rgb_map = {name: np.array(stored[name], np.float32) for name in ("kernel", "bias")}
     except (KeyError, TypeError, ValueError) as error:
