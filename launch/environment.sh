@@ -41,7 +41,9 @@ install_once() {
         return
     fi
     say "installing $file into $venv (once, takes minutes)"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$file" || return 1
+    local options=()
+    if [[ $file == *-no-deps.txt ]]; then options=(--no-deps); fi
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${options[@]}" -r "$file" || return 1
     cp "$file" "$stamp"
 }
 

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
-prepare_environment requirements.txt requirements-test.txt
+prepare_environment requirements.txt requirements-test.txt requirements-test-no-deps.txt
 # The tests must pass without an accelerator; JAX_PLATFORMS=cuda runs them on one.
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 # One process leaves half of two cores idle; each needs up to 6 GB. An accelerator's memory is not shared.

@@ -1,5 +1,7 @@
-"""Figures of merit: bits per dimension from the full bound, alignment by an independent judge, the report."""
+"""Figures of merit: bits per dimension from the full bound, alignment by an independent judge, the report; and the
+metrics of sets of pictures, `evaluate.metrics`."""
 
+from contextdiff_jax.evaluate import metrics
 from contextdiff_jax.evaluate.alignment import alignment, alignment_by_group, ceiling, chance, hits, summarise
 from contextdiff_jax.evaluate.bpd import BitsPerDim, bits_per_dim, difference, join
 from contextdiff_jax.evaluate.report import caption_grid, write_report
@@ -19,6 +21,7 @@ __all__ = [
     "hits",
     "join",
     "load_recogniser",
+    "metrics",
     "save_recogniser",
     "summarise",
     "write_json",

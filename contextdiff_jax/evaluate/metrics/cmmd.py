@@ -1,0 +1,64 @@
+"""CMMD (Jayasumana et al. 2024): a Gaussian kernel's distance between CLIP embeddings."""
+
+import numpy as np
+
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.evaluate.metrics.base import CHUNK, Features, Metric, Records, Rows, check, check_pair, indices
+
+SIGMA = 10.0  # of the kernel exp(-|x - y|^2 / (2 sigma^2))
+SCALE = 1000.0
+
+
+def cmmd(x: np.ndarray, y: np.ndarray) -> float:
+    """1000 (mean k(x, x') + mean k(y, y') - 2 mean k(x, y)) over all pairs, each with itself too, as published.
+
+    Args:
+        x: embeddings [N, D], brought to unit length here.
+        y: embeddings of the reference [M, D].
+
+    Raises:
+        UserError: no rows, widths that differ, NaN, an embedding of length zero.
+    """
+    x, y = check_pair(x, y)
+    x, y = unit(x), unit(y, "features of the reference")
+    return SCALE * (_mean_kernel(x, x) + _mean_kernel(y, y) - 2.0 * _mean_kernel(x, y))
+
+
+def unit(features: np.ndarray, name: str = "features") -> np.ndarray:
+    """[N, D] scaled to length 1.
+
+    Raises:
+        UserError: a row of zeros.
+    """
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    if not lengths.all():
+        raise UserError(
+            f"{name} are zero in row {np.argmin(lengths)}; a direction needs a length: leave that picture out"
+        )
+    return features / lengths
+
+
+def _mean_kernel(x: np.ndarray, y: np.ndarray) -> float:
+    """Over all pairs of unit vectors, whose squared distance is 2 - 2 x.y."""
+    blocks = (x[i : i + CHUNK] @ y.T for i in range(0, len(x), CHUNK))
+    return sum(np.exp((block - 1.0) / SIGMA**2).sum() for block in blocks) / (len(x) * len(y))
+
+
+class Cmmd(Metric):
+    """CMMD of a stream to the embeddings of a reference; keeps the embeddings.
+
+    Args:
+        features: CLIP's image embeddings.
+        reference: embeddings of the reference [M, D].
+    """
+
+    def __init__(self, features: Features, reference: np.ndarray):
+        self.features, self.reference, self.kept = features, check(reference, "features of the reference"), Rows()
+
+    def update(self, images: np.ndarray, records: Records) -> None:
+        """Takes in a batch."""
+        self.kept.add(check(self.features(images)), indices(records, images))
+
+    def result(self) -> dict[str, float | int]:
+        """{"cmmd", "n"}."""
+        return {"cmmd": cmmd(self.kept.values(), self.reference), "n": self.kept.n}
