@@ -100,7 +100,7 @@ def emoji16(config: ConfigDict) -> None:
     """The drawn scenes at 16 x 16; a class is an object on a background."""
     config.data.image_size = 16
     config.data.batch_size = 128
-    config.data.num_threads = 16
+    config.data.num_threads = config.data.prefetch = 16
     config.model.channels = 64
     config.model.num_blocks = 6
     config.model.head_dim = 64
@@ -120,7 +120,7 @@ def _cifar10(config: ConfigDict) -> None:
     config.data.source = "cifar10"
     config.data.image_size = 32
     config.data.batch_size = 128
-    config.data.num_threads = 16
+    config.data.num_threads = config.data.prefetch = 16
     config.adapter.width = 128
     config.adapter.patch_size = 4
     config.model.channels = 128

@@ -34,9 +34,10 @@ def base(task: str) -> ConfigDict:
             batch_size=64,  # global
             seed=0,
             horizontal_flip=False,
+            random_crop=0.0,  # smallest share of the shorter side that a random square keeps; 0: the middle square
             max_bad_fraction=0.01,
-            num_threads=2,
-            prefetch=4,
+            num_threads=2,  # each reads a whole batch
+            prefetch=4,  # batches read ahead: no fewer than the threads
         )
     )
     config.optim = ConfigDict(

@@ -142,7 +142,7 @@ def small(config: ConfigDict) -> None:
     config.data.preset = "single"
     config.data.image_size = 64
     config.data.batch_size = 256
-    config.data.num_threads = 16
+    config.data.num_threads = config.data.prefetch = 16
     config.model.channels = 128
     config.model.multipliers = (1, 2, 3, 4)
     config.model.num_blocks = 2
@@ -171,7 +171,7 @@ def paper(config: ConfigDict) -> None:
     config.data.image_size = 64
     config.data.batch_size = 1024
     config.data.horizontal_flip = True
-    config.data.num_threads = 64
+    config.data.num_threads = config.data.prefetch = 64
     config.model.channels = 512
     config.model.multipliers = (1, 2, 3, 4)
     config.model.num_blocks = 3

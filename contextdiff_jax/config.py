@@ -35,7 +35,8 @@ NOT_NEGATIVE = """
     sample.eta sample.guidance train.keep_every train.preview_every eval.bpd_images eval.bpd_timesteps
 """
 FRACTIONS = """
-    loss.cond_drop_prob model.dropout ema.decay optim.b1 optim.b2 data.max_bad_fraction sample.rescale
+    loss.cond_drop_prob model.dropout ema.decay optim.b1 optim.b2 data.max_bad_fraction data.random_crop
+    sample.rescale
 """
 
 
@@ -137,8 +138,10 @@ def _check_model(config: ConfigDict) -> None:
         raise UserError(
             f"config.sample.threshold={config.sample.threshold!r} is for pixels in [-1, 1]; latents need 'none'"
         )
-    if config.space.kind == "latents" and config.space.precomputed and config.data.horizontal_flip:
-        raise UserError("config.data.horizontal_flip=True cannot act on stored latents; set it to False")
+    if config.space.kind == "latents" and config.space.precomputed:
+        for key, off in (("horizontal_flip", False), ("random_crop", 0.0)):
+            if (value := config.data[key]) != off:
+                raise UserError(f"config.data.{key}={value} cannot act on stored latents; set it to {off}")
     if model.backbone == "unet":
         _check_unet(config)
     if model.backbone == "vdm" and (model.channels % 16 or model.channels % model.head_dim):
@@ -196,6 +199,7 @@ def _check_adapter(config: ConfigDict) -> None:
 
 # Keys that came after the first runs were saved, with the values that describe those.
 _LATER = {
+    "data.random_crop": 0.0,
     "condition.kind": "text",
     "condition.encoder": "",
     "space.kind": "pixels",

@@ -112,7 +112,9 @@ def stable_diffusion_config(folder: str | Path) -> ConfigDict:
         dict(
             task="diffusion",
             seed=0,
-            data=dict(source="folder", preset="", path="", image_size=side, seed=0, horizontal_flip=False),
+            data=dict(
+                source="folder", preset="", path="", image_size=side, seed=0, horizontal_flip=False, random_crop=0.0
+            ),
             encoder=dict(clip=""),
             condition=dict(kind="text", encoder=""),
             space=dict(kind="latents", latents="", precomputed=False, rgb_map="", rgb="linear"),

@@ -61,6 +61,15 @@ class ImageSource(abc.ABC):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Record `index`, always the same."""
 
+    @property
+    def identity(self) -> str:
+        """What tells these records, their order included, from others; the same wherever they lie."""
+        return f"{type(self).__name__}: {len(self)} records"
+
+    def whole(self, index: int) -> dict[str, Any]:
+        """Record `index` before its image is cropped to a square: [H, W, channels], for crops elsewhere."""
+        return self[index]
+
     def check_index(self, index: int) -> None:
         """IndexError outside 0..len-1 (no counting from the end: a negative index is a mistake here)."""
         if not 0 <= index < len(self):

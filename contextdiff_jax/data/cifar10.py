@@ -49,6 +49,11 @@ class Cifar10Source(ImageSource):
     def __repr__(self) -> str:
         return f"Cifar10Source({self.path!r}, {self.split!r})"
 
+    @property
+    def identity(self) -> str:
+        """The split."""
+        return f"cifar10 {self.split}: {len(self)} records"
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Record `index`: image uint8 [32, 32, 3], caption str, index int, label int."""
         self.check_index(index)

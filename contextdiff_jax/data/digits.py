@@ -46,6 +46,11 @@ class DigitsSource(ImageSource):
     def __repr__(self) -> str:
         return f"DigitsSource({self.split!r})"
 
+    @property
+    def identity(self) -> str:
+        """The split."""
+        return f"digits {self.split}: {len(self)} records"
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Record `index`: image uint8 [8, 8, 1], caption str, index int, label int."""
         self.check_index(index)

@@ -67,6 +67,7 @@ class LatentSource(ImageSource):
         if split not in contents["splits"]:
             accepted = ", ".join(contents["splits"])
             raise UserError(f"space.latents: {str(folder)!r} has no split {split!r}; there are: {accepted}")
+        self._autoencoder = contents["autoencoder"]
         self._count, size = contents["splits"][split], contents["shard_size"]
         self._starts = range(0, self._count, size)
         self._files = [shard_path(self.folder, split, i) for i in range(len(self._starts))]
@@ -85,6 +86,11 @@ class LatentSource(ImageSource):
 
     def __repr__(self) -> str:
         return f"LatentSource({str(self.folder)!r}, {self.split!r})"
+
+    @property
+    def identity(self) -> str:
+        """Split, number and autoencoder."""
+        return f"latents {self.split}: {len(self)} records, autoencoder {self._autoencoder}"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Record `index`: latent float16 [h, w, 2 C], caption str, index int, and the images' integers.
@@ -168,8 +174,9 @@ def contents_of(config: Any, space: Any, splits: dict[str, int]) -> dict[str, An
         UserError: the images are to be flipped.
     """
     cfg_data, (height, width, channels) = config.data, space.shape
-    if cfg_data.horizontal_flip:
-        raise UserError("config.data.horizontal_flip=True cannot act on stored latents; set it to False")
+    for key, off in (("horizontal_flip", False), ("random_crop", 0.0)):
+        if (value := cfg_data[key]) != off:
+            raise UserError(f"config.data.{key}={value} cannot act on stored latents; set it to {off}")
     return {
         "data": f"{cfg_data.source} {cfg_data.preset if cfg_data.source == 'openmoji' else cfg_data.path}",
         "seed": cfg_data.seed,

@@ -55,6 +55,11 @@ class OpenMojiSource(ImageSource):
         preset = "+".join(self.presets)
         return f"OpenMojiSource({preset!r}, {self.split!r}, {self.image_size}, seed={self.seed})"
 
+    @property
+    def identity(self) -> str:
+        """Preset, split and seed."""
+        return f"openmoji {'+'.join(self.presets)} {self.split}, seed {self.seed}: {len(self)} records"
+
     def scene(self, index: int) -> scenes.Scene:
         """Record `index` as integers, before drawing."""
         self.check_index(index)

@@ -1,18 +1,23 @@
 """From a random-access source to an iterator of this process's batches, by Grain.
 
-Batches are formed of record *indices*; reading follows. So the global batch of step i does not depend on the
-number of processes, skipping ahead reads nothing, and an iterator's state is one step number.
+The examples of a run are one endless stream: the records, shuffled anew in every epoch. A batch is a piece of it, and
+batches are formed of record *indices*; reading follows. So the global batch of step i does not depend on the number of
+processes, skipping ahead reads nothing, and an iterator's state is the number of examples drawn, whatever the batch
+size.
 """
 
-import hashlib
+import sys
+import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import grain
 import numpy as np
 
+from contextdiff_jax.data.augment import Augmentation
 from contextdiff_jax.data.base import ImageSource
-from contextdiff_jax.data.sources import source
+from contextdiff_jax.data.sources import augmentation, source
 from contextdiff_jax.errors import UserError
 
 FromRecords = Callable[[Sequence[dict[str, Any]]], dict[str, np.ndarray]]
@@ -30,8 +35,9 @@ def build(
     from_records: FromRecords | None,
     repeat: bool = True,
     shuffle: bool = True,
+    augment: bool = False,
     records: ImageSource | None = None,
-) -> grain.DatasetIterator:
+) -> "Batches":
     """This process's rows of every global batch, as a checkpointable iterator (`get_state`, `set_state`).
 
     Process p of P holds the contiguous rows [p * B / P, (p + 1) * B / P) of each global batch of B. Every
@@ -41,9 +47,10 @@ def build(
         cfg_data: the config's `data` section.
         split: train, or one of the source's others.
         batch_size: B, of all processes together; divisible by process_count.
-        seed: of the order of records (and of flips); the records' own seed is cfg_data.seed.
+        seed: of the order of records (and of crops and flips); the records' own seed is cfg_data.seed.
         from_records: n records -> the fields of their condition, such as {"tokens": int32 [n, L], "token_mask": bool
             [n, L]}; None adds none.
+        augment: whether the config's random crops and flips are applied: for training alone.
         records: what to read instead of the config's source, e.g. its stored latents.
 
     Returns:
@@ -58,33 +65,103 @@ def build(
         raise UserError(
             f"data.batch_size: {batch_size} is no positive multiple of the {process_count} processes"
         )
+    records = source(cfg_data, split) if records is None else records
+    read_record = _reader(records, augmentation(cfg_data) if augment else None, seed)
+    order = grain.MapDataset.range(len(records)).seed(seed)
+    order = order.shuffle() if shuffle else order
+    order = order.repeat() if repeat else order
+
+    def read(first: int, size: int) -> dict[str, np.ndarray]:
+        """This process's rows of the batch of `size` examples from `first` on."""
+        rows = range(first + process_index * size // process_count, first + (process_index + 1) * size // process_count)
+        return collate([read_record(int(order[i]), i) for i in rows], from_records, records.levels)
+
+    return Batches(read, len(order), batch_size, reading(cfg_data), records.identity)
+
+
+class Batches:
+    """An iterator over batches that remembers how many examples it has given, not how many batches.
+
+    Args:
+        read: (first example, number of examples) -> the batch.
+        total: number of examples; sys.maxsize for an endless stream.
+        batch_size: examples of a batch, of all processes together; the last may have fewer.
+        options: Grain's threads and buffer.
+        identity: what tells these records from others.
+    """
+
+    def __init__(
+        self, read: Callable[[int, int], Any], total: int, batch_size: int, options: grain.ReadOptions, identity: str
+    ):
+        self._read, self._total, self._batch_size = read, total, batch_size
+        self._options, self._identity = options, identity
+        self._go_to(0)
+
+    def _go_to(self, example: int) -> None:
+        size, left = self._batch_size, self._total - example
+        count = left // size if self._total == sys.maxsize else -(-left // size)
+        batches = grain.MapDataset.range(count).map(partial(self._batch, example))
+        self._first, self._iterator = example, iter(batches.to_iter_dataset(self._options))
+
+    def _batch(self, start: int, number: int) -> Any:
+        first = start + number * self._batch_size
+        return self._read(first, min(self._batch_size, self._total - first))
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._iterator)
+
+    def get_state(self) -> dict[str, Any]:
+        """{"examples": how many have been given, "records": the identity of the records}."""
+        given = self._first + self._iterator.get_state()["next_index"] * self._batch_size
+        return {"examples": min(given, self._total), "records": self._identity}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to where the state was taken, with this iterator's own batch size.
+
+        Args:
+            state: of `get_state`; without "records" they are not compared. A state that counts batches
+                ("next_index", as earlier versions wrote) is taken to mean batches of this size.
+
+        Raises:
+            UserError: the state is of other records.
+        """
+        if (then := state.get("records", self._identity)) != self._identity:
+            raise UserError(
+                f"data: the records are not those that this run has seen: then {then}, now {self._identity}; put them "
+                "back as they were, or go on with what is there now by --allow_config_change"
+            )
+        self._go_to(state["examples"] if "examples" in state else state["next_index"] * self._batch_size)
+
+
+def reading(cfg_data: Any) -> grain.ReadOptions:
+    """Threads and buffer of a reader; each thread reads one batch at a time, and the buffer holds finished ones.
+
+    Raises:
+        UserError: a negative number.
+    """
     for name in ("num_threads", "prefetch"):
         if cfg_data[name] < 0:
             raise UserError(f"data.{name}: {cfg_data[name]} is negative; accepted: whole numbers from 0")
-    records = source(cfg_data, split) if records is None else records
-    flip = cfg_data.horizontal_flip and split == "train"
+    threads, prefetch = cfg_data.num_threads, cfg_data.prefetch
+    if 0 < prefetch < threads:
+        warnings.warn(
+            f"data.num_threads={threads} with data.prefetch={prefetch}: only {prefetch} threads can ever work; "
+            f"set data.prefetch to {threads} or more, or data.num_threads to {prefetch}",
+            stacklevel=2,
+        )
+        threads = prefetch
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
 
-    def local_rows(global_rows: np.ndarray) -> tuple[slice, np.ndarray]:
-        n = len(global_rows)
-        rows = slice(process_index * n // process_count, (process_index + 1) * n // process_count)
-        return rows, global_rows[rows]
 
-    def read(step: int, global_rows: np.ndarray) -> dict[str, np.ndarray]:
-        rows, indices = local_rows(global_rows)
-        batch = collate([records[int(i)] for i in indices], from_records, records.levels)
-        if flip:
-            flipped = _coin_tosses(seed, step, len(global_rows))[rows]
-            batch["image"][flipped] = batch["image"][flipped, :, ::-1]
-        return batch
-
-    order = grain.MapDataset.range(len(records)).seed(seed)
-    if shuffle:
-        order = order.shuffle()
-    if repeat:
-        order = order.repeat()
-    batches = order.batch(batch_size, drop_remainder=False).map_with_index(read)
-    options = grain.ReadOptions(num_threads=cfg_data.num_threads, prefetch_buffer_size=cfg_data.prefetch)
-    return iter(batches.to_iter_dataset(options))
+def _reader(records: ImageSource, augment: Augmentation | None, seed: int) -> Callable[[int, int], dict[str, Any]]:
+    """(index of the record, number of the example) -> the record, changed at random where that is asked for."""
+    if not augment:
+        return lambda index, example: records[index]
+    read = records.whole if augment.crop else records.__getitem__
+    return lambda index, example: augment(read(index), seed, example)
 
 
 def collate(
@@ -102,9 +179,3 @@ def collate(
         if name in records[0]:
             batch[name] = np.array([record[name] for record in records], np.int32)
     return batch
-
-
-def _coin_tosses(seed: int, step: int, n: int) -> np.ndarray:
-    """n booleans that belong to a step of the global stream, whoever reads which row."""
-    digest = hashlib.shake_128(f"flip/{seed}/{step}".encode()).digest(n)
-    return np.frombuffer(digest, np.uint8) < 128

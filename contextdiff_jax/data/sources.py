@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from contextdiff_jax.data.augment import Augmentation
 from contextdiff_jax.data.base import Description, ImageSource
 from contextdiff_jax.data.cifar10 import Cifar10Source
 from contextdiff_jax.data.digits import DigitsSource
@@ -16,6 +17,7 @@ SOURCES = {
     "digits": DigitsSource,
     "cifar10": Cifar10Source,
 }
+_NOT_TO_CROP = {"digits": "8 x 8 pixels are the whole digit"}
 _NOT_TO_FLIP = {"openmoji": "its captions say left and right", "digits": "a mirrored digit is none"}
 
 
@@ -26,13 +28,28 @@ def source(cfg_data: Any, split: str) -> ImageSource:
         UserError: unknown source, preset or split, bad image size, unreadable files.
     """
     name, path, size = _known(cfg_data.source), cfg_data.path, cfg_data.image_size
-    if cfg_data.horizontal_flip and name in _NOT_TO_FLIP:
-        raise UserError(f"data.horizontal_flip: {name} is not to be flipped, {_NOT_TO_FLIP[name]}; set it to False")
+    augmentation(cfg_data)
     if name == "openmoji":
         return OpenMojiSource(cfg_data.preset, split, size, cfg_data.seed)
     if name == "folder":
         return ImageFolderSource(path, split, size, max_bad_fraction=cfg_data.max_bad_fraction)
     return DigitsSource(split, size) if name == "digits" else Cifar10Source(path, split, size)
+
+
+def augmentation(cfg_data: Any) -> Augmentation:
+    """What training does to the records at random.
+
+    Raises:
+        UserError: something that the source's records do not bear.
+    """
+    name = _known(cfg_data.source)
+    if cfg_data.horizontal_flip and name in _NOT_TO_FLIP:
+        raise UserError(f"data.horizontal_flip: {name} is not to be flipped, {_NOT_TO_FLIP[name]}; set it to False")
+    if cfg_data.random_crop and name in _NOT_TO_CROP:
+        raise UserError(f"data.random_crop: {name} is not to be cropped, {_NOT_TO_CROP[name]}; set it to 0")
+    if not 0 <= cfg_data.random_crop <= 1:
+        raise UserError(f"data.random_crop: {cfg_data.random_crop!r} is not a share; accepted: 0 (none) to 1")
+    return Augmentation(cfg_data.random_crop, cfg_data.horizontal_flip, cfg_data.image_size)
 
 
 def describe(cfg_data: Any) -> Description:

@@ -80,6 +80,7 @@ class ContrastiveTask:
             seed=self.config.seed,
             process_index=process_index,
             process_count=process_count,
+            augment=True,
             from_records=TextCondition(self.clip).from_records,
         )
 

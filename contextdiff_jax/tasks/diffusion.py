@@ -66,6 +66,7 @@ class DiffusionTask:
             seed=self.config.seed,
             process_index=process_index,
             process_count=process_count,
+            augment=True,
             from_records=self.parts.condition.from_records,
             records=source(self.config, self.parts, "train"),
         )

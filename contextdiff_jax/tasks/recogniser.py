@@ -67,6 +67,7 @@ class RecogniserTask:
             seed=self.config.seed,
             process_index=process_index,
             process_count=process_count,
+            augment=True,
             from_records=None,
         )
 

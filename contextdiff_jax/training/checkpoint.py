@@ -45,19 +45,20 @@ class Checkpoints:
 
     # Restore.
 
-    def restore(self, abstract: TrainState, iterator: Any) -> TrainState | None:
+    def restore(self, abstract: TrainState, iterator: Any, any_records: bool = False) -> TrainState | None:
         """The newest intact state, with the iterator moved to where it was; None where there is none yet.
 
         Args:
             abstract: shapes and shardings of the state.
             iterator: this process's data iterator.
+            any_records: whether the data may be other records than those the run has seen.
 
         Raises:
             UserError: there are checkpoints and all are damaged, or an intact one does not fit the model.
         """
         damaged: dict[int, str] = {}
         while (step := distributed.agree(self._next_candidate(damaged))) >= 0:
-            state, problem = self._try(step, abstract, iterator)
+            state, problem = self._try(step, abstract, iterator, any_records)
             if state is not None:
                 self._set_aside(damaged, step)
                 return state
@@ -82,7 +83,9 @@ class Checkpoints:
             damaged[step] = problem
         return _DAMAGED if steps else -1
 
-    def _try(self, step: int, abstract: TrainState, iterator: Any) -> tuple[TrainState | None, str]:
+    def _try(
+        self, step: int, abstract: TrainState, iterator: Any, any_records: bool
+    ) -> tuple[TrainState | None, str]:
         """The state of a step, or None and why it is damaged."""
         directory = self.folder / str(step)
         try:
@@ -99,7 +102,7 @@ class Checkpoints:
             state, problem = None, f"it cannot be read ({form.brief(error)})"
         if not distributed.all_true(problem is None):
             return None, problem or "another process cannot read it"
-        form.set_iterator(iterator, loaded["data"])
+        form.set_iterator(iterator, loaded["data"], loaded["config"]["data"]["batch_size"], any_records)
         if distributed.is_primary() and not integrity.has_checksums(directory):
             integrity.write_checksums(directory)
         return state, ""

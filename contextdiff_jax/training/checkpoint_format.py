@@ -81,15 +81,30 @@ def iterator_states(iterator: Any) -> dict[str, Any]:
     return {"states": [json.loads(row[:n].tobytes().decode()) for row, n in zip(rows, lengths, strict=True)]}
 
 
-def set_iterator(iterator: Any, data: dict[str, Any]) -> None:
-    """Moves the iterator to this process's saved state, or to the one that all processes shared."""
+def set_iterator(iterator: Any, data: dict[str, Any], batch_size: int, any_records: bool = False) -> None:
+    """Moves the iterator to this process's saved state, or to the one that all processes shared.
+
+    Args:
+        iterator: this process's.
+        data: what `iterator_states` returned.
+        batch_size: that the states were saved with.
+        any_records: whether the place counts in other records than those it was taken in, too.
+
+    Raises:
+        UserError: several processes' states differ and their number has changed, or the records have.
+    """
     states = data["states"]
     if len(states) == jax.process_count():
-        iterator.set_state(states[jax.process_index()])
+        state = states[jax.process_index()]
     elif all(state == states[0] for state in states):
-        iterator.set_state(states[0])
+        state = states[0]
     else:
         raise UserError(
             f"the checkpoint's data iterators are those of {len(states)} processes and differ; "
             f"continue with {len(states)} processes instead of {jax.process_count()}"
         )
+    if "next_index" in state and "examples" in iterator.get_state():  # earlier versions counted batches
+        state = {"examples": state["next_index"] * batch_size}
+    if any_records:
+        state = {name: value for name, value in state.items() if name != "records"}
+    iterator.set_state(state)

@@ -55,7 +55,7 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
         stack.callback(checkpoints.close)
 
         # The newest intact checkpoint, or a fresh start.
-        state = checkpoints.restore(setup.abstract, batches)
+        state = checkpoints.restore(setup.abstract, batches, any_records=allow_config_change)
         first = 0 if state is None else int(state.step)
         state = setup.init_state() if state is None else state
         if distributed.is_primary():

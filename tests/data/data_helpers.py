@@ -14,6 +14,7 @@ def config(**changes) -> ConfigDict:
             image_size=16,
             seed=0,
             horizontal_flip=False,
+            random_crop=0.0,
             max_bad_fraction=0.01,
             num_threads=2,
             prefetch=2,

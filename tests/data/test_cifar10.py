@@ -68,7 +68,7 @@ def test_reads_the_archive_s_own_folder(written, tmp_path_factory):
 def test_flips_about_half_of_the_training_images(written):
     section, flipped = _section(written[0], horizontal_flip=True), []
     source = data.source(section, "train")
-    batches = data.build(section, "train", **_ALONE, batch_size=35)
+    batches = data.build(section, "train", **_ALONE, batch_size=35, augment=True)
     for _ in range(4):
         batch = next(batches)
         assert batch["label"].dtype == np.int32

@@ -77,9 +77,9 @@ def test_no_condition_leaves_tokens_out():
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("flip", [False, True])
 def test_global_batch_is_the_same_for_any_number_of_processes(count, flip, folder):
-    section = config(source="folder", path=folder, horizontal_flip=True) if flip else config()
-    one = _build(section)
-    several = [_build(section, process=(p, count)) for p in range(count)]
+    section = config(source="folder", path=folder, horizontal_flip=True, random_crop=0.5) if flip else config()
+    one = _build(section, augment=True)
+    several = [_build(section, process=(p, count), augment=True) for p in range(count)]
     for _ in range(4):
         parts = [next(iterator) for iterator in several]
         assert all(len(part["index"]) == 8 // count for part in parts)
@@ -95,7 +95,7 @@ def test_state_restores_bitwise(threads):
     state = iterator.get_state()
     expected = [next(iterator) for _ in range(3)]
     assert json.loads(json.dumps(state)) == state
-    other = _build(config(num_threads=2, prefetch=1))
+    other = _build(config(num_threads=1, prefetch=1))
     next(other)
     other.set_state(state)
     chex.assert_trees_all_equal([next(other) for _ in range(3)], expected)
@@ -108,7 +108,7 @@ def test_going_ahead_costs_nothing(monkeypatch):
     iterator = _build(config(num_threads=0))
     next(iterator)
     state = iterator.get_state()
-    state["next_index"] = 10**9
+    state["examples"] = 8 * 10**9
     reads.clear()
     start = time.perf_counter()
     iterator.set_state(state)
@@ -146,9 +146,9 @@ def test_order_depends_on_the_seed():
     assert a == b != c
 
 
-def test_flips_are_half_of_the_training_images_only(folder):
+def test_flips_are_half_of_the_images_and_only_where_asked_for(folder):
     section = config(source="folder", path=folder, horizontal_flip=True)
-    iterator = _build(section, batch_size=50)
+    iterator = _build(section, batch_size=50, augment=True)
     source = data.source(section, "train")
     flipped = []
     for _ in range(4):
@@ -160,7 +160,70 @@ def test_flips_are_half_of_the_training_images_only(folder):
             flipped.append(is_flipped)
     assert 60 < sum(flipped) < 140
     plain = next(_build(config(source="folder", path=folder), batch_size=50))
-    assert not np.array_equal(plain["image"], next(_build(section, batch_size=50))["image"])
+    assert not np.array_equal(plain["image"], next(_build(section, batch_size=50, augment=True))["image"])
+    np.testing.assert_array_equal(plain["image"], next(_build(section, batch_size=50))["image"])
+
+
+def _examples(iterator, count):
+    """The stream's next examples as (index, image) whatever the batches."""
+    rows = []
+    while len(rows) < count:
+        batch = next(iterator)
+        rows += zip(batch["index"].tolist(), batch["image"], strict=True)
+    return rows[:count]
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 16, 24])
+def test_another_batch_size_goes_on_at_the_same_example(size, folder):
+    section = config(source="folder", path=folder, horizontal_flip=True, random_crop=0.7)
+    whole = _examples(_build(section, augment=True), 80)
+    first = _build(section, augment=True)
+    _examples(first, 16)
+    assert first.get_state()["examples"] == 16
+    again = _build(section, batch_size=size, augment=True)
+    again.set_state(first.get_state())
+    for (index, image), (expected, pixels) in zip(_examples(again, 30), whole[16:], strict=False):
+        assert index == expected
+        np.testing.assert_array_equal(image, pixels)
+    back = _build(section, augment=True)
+    back.set_state(again.get_state())
+    assert _examples(back, 8)[0][0] == whole[16 + -(-30 // size) * size][0]
+
+
+def test_a_state_that_counts_batches_still_loads():
+    iterator, other = _build(), _build()
+    for _ in range(3):
+        next(iterator)
+    other.set_state({"next_index": 3})
+    chex.assert_trees_all_equal(next(other), next(iterator))
+
+
+@pytest.mark.parametrize(
+    "changes, image_size", [({}, 16), ({"source": "digits"}, 8), ({"source": "folder"}, 16)], ids=lambda v: str(v)
+)
+@pytest.mark.parametrize("size", [1, 2000])
+def test_batches_of_one_and_of_more_than_there_are(changes, image_size, size, folder):
+    section = config(image_size=image_size, path=folder, num_threads=0, **changes)
+    iterator = _build(section, split="train" if changes else "val", batch_size=size)
+    batches = [next(iterator) for _ in range(2)]
+    assert [len(batch["index"]) for batch in batches] == [size, size]
+    assert iterator.get_state()["examples"] == 2 * size
+
+
+def test_other_records_are_refused_by_name(folder):
+    state = _build(config(source="folder", path=folder)).get_state()
+    PIL.Image.new("RGB", (16, 16)).save(f"{folder}/new.png")
+    with open(f"{folder}/metadata.jsonl", "a") as file:
+        file.write("\n" + json.dumps({"file_name": "new.png", "text": "new"}))
+    changed = _build(config(source="folder", path=folder))
+    with pytest.raises(UserError, match=r"then .*10 images.*, now .*11 images.*--allow_config_change"):
+        changed.set_state(state)
+    changed.set_state({"examples": state["examples"]})
+
+
+def test_threads_that_the_buffer_would_idle_are_named():
+    with pytest.warns(UserWarning, match="data.num_threads=8 with data.prefetch=2: only 2 threads can ever work"):
+        _build(config(num_threads=8, prefetch=2))
 
 
 def test_mixture_through_the_pipeline():
@@ -180,6 +243,8 @@ def test_mixture_through_the_pipeline():
         ({"image_size": 7}, {}, "data.image_size: 7"),
         ({"num_threads": -1}, {}, "data.num_threads: -1"),
         ({"horizontal_flip": True}, {}, "data.horizontal_flip"),
+        ({"source": "digits", "image_size": 8, "random_crop": 0.5}, {}, "data.random_crop: digits is not to be"),
+        ({"random_crop": 1.5}, {}, "data.random_crop: 1.5 is not a share"),
         ({"source": "folder"}, {}, "data.path: is empty"),
     ],
 )
