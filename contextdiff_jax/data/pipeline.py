@@ -100,12 +100,10 @@ class Batches:
     def _go_to(self, example: int) -> None:
         size, left = self._batch_size, self._total - example
         count = left // size if self._total == sys.maxsize else -(-left // size)
-        batches = grain.MapDataset.range(count).map(partial(self._batch, example))
+        # Not a method of this object: a cycle of references would keep its reader threads alive.
+        piece = partial(_piece, self._read, example, size, self._total)
+        batches = grain.MapDataset.range(count).map(piece)
         self._first, self._iterator = example, iter(batches.to_iter_dataset(self._options))
-
-    def _batch(self, start: int, number: int) -> Any:
-        first = start + number * self._batch_size
-        return self._read(first, min(self._batch_size, self._total - first))
 
     def __iter__(self) -> "Batches":
         return self
@@ -134,6 +132,12 @@ class Batches:
                 "back as they were, or go on with what is there now by --allow_config_change"
             )
         self._go_to(state["examples"] if "examples" in state else state["next_index"] * self._batch_size)
+
+
+def _piece(read: Callable[[int, int], Any], start: int, size: int, total: int, number: int) -> Any:
+    """Batch `number` of those that begin at example `start`."""
+    first = start + number * size
+    return read(first, min(size, total - first))
 
 
 def reading(cfg_data: Any) -> grain.ReadOptions:
