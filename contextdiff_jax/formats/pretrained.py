@@ -43,13 +43,16 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """The tensors of a model by name: of one file, or of the shards that an index names; one file wins.
+    """The tensors of a model by name: of one file, or of the shards that an index names; one file wins. A safetensors
+    file by itself will do as well.
 
     Other files, such as `model.fp16.safetensors`, are variants and never taken by guess.
 
     Raises:
         UserError: none, damaged or missing files; pickles are refused with the way to convert them.
     """
+    if folder.is_file():
+        return read_header(folder)
     for stem in STEMS:
         if (folder / f"{stem}.safetensors").is_file():
             return read_header(folder / f"{stem}.safetensors")
@@ -112,7 +115,7 @@ def read_params(
     The host never holds more than one tensor, as it is stored, beside what is returned.
 
     Args:
-        folder: model folder.
+        folder: model folder, or a safetensors file.
         expected: tree of shapes (`jax.eval_shape` of the module's init).
         name_of: "/"-joined path of a parameter -> name of the tensor in the file, or all names by which it is known.
         ignore: regular expressions of tensor names that are known not to be parameters.
@@ -172,7 +175,7 @@ def _match(
     unexpected = [f"{n} {t.shape}" for n, t in stored.items() if n not in known and not skipped.search(n)]
     kinds = {"missing": missing, "unexpected": unexpected, "wrong shape": wrong}
     if problems := [f"{kind}: {_some(names)}" for kind, names in kinds.items() if names]:
-        raise UserError(f"weights in {str(folder)!r} do not fit config.json; " + "; ".join(problems))
+        raise UserError(f"weights in {str(folder)!r} do not fit the network; " + "; ".join(problems))
     if foreign:
         raise UserError(
             f"weights in {str(folder)!r} have types that cannot be read: {_some(foreign)}; "
