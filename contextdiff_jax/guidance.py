@@ -1,8 +1,11 @@
 """The one place where predictions are blended."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.process.chart import Denoiser
@@ -15,10 +18,10 @@ THRESHOLDS = (None, "static", "dynamic")
 def classifier_free(
     f_both: Callable[[Array, Array], tuple[Array, Array]],
     s: Schedule,
-    scale: float,
+    scale: float | Array,
     *,
-    rescale: float = 0.0,
-    interval: tuple[float, float] = (0.0, 1.0),
+    rescale: float | Array = 0.0,
+    interval: tuple[float, float] | Array = (0.0, 1.0),
     threshold: str | None = None,
     percentile: float = 0.995,
 ) -> Denoiser:
@@ -27,7 +30,8 @@ def classifier_free(
     Args:
         f_both: (x_t, t) -> (x0_hat with the condition, x0_hat without it).
         s: schedule.
-        scale: 1 is the conditional model, 0 the unconditional one; a number or [B].
+        scale: 1 is the conditional model, 0 the unconditional one; a number or [B]. (A pipeline, like diffusers, takes
+            every scale of at most 1 as none: there 0 draws the conditional model.)
         rescale: 0..1, how far the guided estimate's standard deviation is drawn back to the conditional one's
             (Lin et al. 2024).
         interval: fractions (low, high) of T between which guidance acts; outside it the scale is 1
@@ -40,16 +44,17 @@ def classifier_free(
         f(x_t, t) -> x0_hat.
     """
     _check(scale, rescale, interval, threshold, percentile)
-    low, high = (round(fraction * s.num_timesteps, 6) for fraction in interval)
+    # The fractions may be float32: the edges are met within a thousandth of a step.
+    low, high = interval[0] * s.num_timesteps - 1e-3, interval[1] * s.num_timesteps + 1e-3
 
     def f(x: Array, t: Array) -> Array:
         cond, null = f_both(x, t)
         per_example = jnp.reshape(scale, (-1,) + (1,) * (cond.ndim - 1)) if jnp.ndim(scale) else scale
         # null + scale (cond - null), in the form that is exact at scale = 1
         x0_hat = cond + (per_example - 1.0) * (cond - null)
-        if rescale:
+        if not _is(rescale, 0.0):
             x0_hat = x0_hat * (rescale * _std(cond) / jnp.maximum(_std(x0_hat), 1e-12) + (1.0 - rescale))
-        if tuple(interval) != (0.0, 1.0):
+        if not _is(interval, (0.0, 1.0)):
             at = gather(jnp.arange(s.num_timesteps + 1), index(s, t), x)
             x0_hat = jnp.where((low <= at) & (at <= high), x0_hat, cond)
         return _threshold(x0_hat, threshold, percentile)
@@ -68,17 +73,23 @@ def _threshold(x0_hat: Array, kind: str | None, percentile: float) -> Array:
     return x0_hat
 
 
+def _is(value: Any, known: Any) -> bool:
+    """Whether a number is known before tracing, and this one."""
+    return not isinstance(value, Tracer) and np.array_equal(value, known)
+
+
 def _std(x: Array) -> Array:
     """Standard deviation of each example, [B, 1, ..., 1]."""
     return jnp.std(x, axis=tuple(range(1, x.ndim)), keepdims=True)
 
 
 def _check(scale, rescale, interval, threshold, percentile) -> None:
+    known = lambda value: not isinstance(value, Tracer)
     if isinstance(scale, int | float) and not abs(scale) < float("inf"):
         raise UserError(f"guidance scale={scale} must be a finite number; 1 turns guidance off")
-    if not 0.0 <= rescale <= 1.0:
+    if known(rescale) and not 0.0 <= rescale <= 1.0:
         raise UserError(f"guidance rescale={rescale} must lie between 0 and 1")
-    if len(interval) != 2 or not 0.0 <= interval[0] < interval[1] <= 1.0:
+    if len(interval) != 2 or known(interval) and not 0.0 <= interval[0] < interval[1] <= 1.0:
         raise UserError(f"guidance interval={interval} must be two rising fractions of T, e.g. (0.0, 1.0)")
     if threshold not in THRESHOLDS:
         raise UserError(f"threshold {threshold!r} is unknown; accepted: None, static, dynamic")

@@ -1,8 +1,7 @@
 """A trained model in three lines: load, sample, look."""
 
-import json
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from contextdiff_jax import config as config_lib
-from contextdiff_jax import saved, trees
+from contextdiff_jax import sampling, saved, trees
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.data.folder import read_image, square
 from contextdiff_jax.errors import UserError
@@ -21,6 +20,7 @@ from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.training.state import initial_params, stream
 from contextdiff_jax.types import Array, Params
 
+PROGRAMS = 16  # compiled samplers that a pipeline keeps
 Picture = Image.Image | str | Path | np.ndarray
 
 
@@ -40,7 +40,7 @@ class Pipeline:
     def __init__(self, task: DiffusionTask, params: Params, step: int):
         self.task, self.params, self.step = task, jax.device_put(params), step
         self.frozen = jax.device_put(task.frozen)
-        self._compiled = {}
+        self._program = lru_cache(maxsize=PROGRAMS)(self._compile)
 
     @classmethod
     def load(
@@ -95,7 +95,7 @@ class Pipeline:
             prompts: one or several captions, or classes; how many pictures, where the model takes no prompt.
             key: seed or jax key; picture i uses fold_in(key, i).
             steps: sampling steps; None takes config.sample.num_steps.
-            guidance: guidance scale, 1 for none; None takes config.sample.guidance.
+            guidance: guidance scale, at most 1 for none; None takes config.sample.guidance.
             sampler: ddpm, ddim, heun or dpmpp_2m; None takes config.sample.sampler.
             image: start from this picture (PIL, path, or array uint8 or float in [-1, 1]), or from one per prompt,
                 cropped to the centre and resized: img2img.
@@ -109,7 +109,7 @@ class Pipeline:
         given = dict(num_steps=steps, guidance=guidance, sampler=sampler)
         given = {k: v for k, v in given.items() if v is not None} | overrides
         starts = None if image is None else self._pictures(image, len(prompts))
-        run, batch_size = self._sampler(given, None if starts is None else strength)
+        run, numbers, batch_size = self._sampler(given, None if starts is None else strength)
         # A power of two keeps the number of compilations small when the number of prompts varies.
         batch_size = min(batch_size, 1 << (len(prompts) - 1).bit_length())
         root = jax.random.key(check_seed(key)) if isinstance(key, int | np.integer) else key
@@ -119,7 +119,7 @@ class Pipeline:
         for start in range(0, len(prompts), batch_size):
             rows = np.minimum(np.arange(start, start + batch_size), len(prompts) - 1)
             part, start_from = {k: v[rows] for k, v in condition.items()}, None if starts is None else starts[rows]
-            out = run(self.params, self.frozen, part, keys[rows], start_from)
+            out = run(self.params, self.frozen, part, keys[rows], numbers, start_from)
             images.append(np.asarray(out))
         return np.concatenate(images)[: len(prompts)]
 
@@ -152,7 +152,7 @@ class Pipeline:
         return np.broadcast_to(arrays, (count, *arrays.shape[1:]))
 
     def _sampler(self, overrides: dict[str, Any], strength: float | None = None):
-        """The jitted sampler under these overrides of config.sample, and its batch size."""
+        """The jitted sampler under these overrides of config.sample, its numbers and its batch size."""
         config = ConfigDict(self.config.to_dict())
         for name, value in overrides.items():
             if name not in config.sample:
@@ -165,11 +165,11 @@ class Pipeline:
         config_lib.check(config)
         if strength is not None:
             check_strength(strength, config.sample.num_steps)
-        cache_key = json.dumps([config.sample.to_dict(), strength], sort_keys=True)
-        if cache_key not in self._compiled:
-            run = partial(self.task.sample, sample=config.sample, strength=strength)
-            self._compiled[cache_key] = jax.jit(run)
-        return self._compiled[cache_key], config.sample.batch_size
+        plan = sampling.Plan.of(self.task, config.sample, 1.0 if strength is None else strength)
+        return self._program(plan), sampling.Numbers.of(config.sample), config.sample.batch_size
+
+    def _compile(self, plan: sampling.Plan) -> Callable[..., Array]:
+        return jax.jit(partial(sampling.sample, self.task, plan=plan))
 
 
 def _with_untrained(task: DiffusionTask, expected: Params, params: Params) -> Params:

@@ -11,7 +11,7 @@ from PIL import Image
 
 import contextdiff_jax as cdx
 from configs import t2i
-from contextdiff_jax import command_line, export
+from contextdiff_jax import command_line, export, sampling
 from contextdiff_jax.errors import UserError
 from tests import stable_diffusion_helpers as helpers
 from tests.diffusers_helpers import relative_error
@@ -187,8 +187,8 @@ def test_img2img_goes_through_the_contextual_forward_process(trained):
     context = task.encode(frozen, task.parts.condition.read(PROMPTS[:1]))
     image = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
     eps = np.random.default_rng(1).normal(size=(1, 8, 8, 4)).astype(np.float32)
-    xt = task._noised(pipe.params, frozen, context, image, t, eps, pipe.config.sample)
     x0 = task.parts.space.encode(frozen["space"], {"image": image})
+    xt = sampling.noised(task, pipe.params, frozen, context, x0, t, eps, adapter=True)
     ab_t = float(task.schedule.alpha_bar[t])
     shift = np.asarray(xt - np.sqrt(ab_t) * x0 - np.sqrt(1 - ab_t) * eps)
     expected = np.asarray(task.shift(pipe.params, frozen, context)(x0, np.int32(t)))

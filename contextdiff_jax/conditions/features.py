@@ -10,13 +10,10 @@ from contextdiff_jax.types import Array, Params
 
 
 class Features(Protocol):
-    """Image features of x0.
+    """Image features of x0."""
 
-    Attributes:
-        grid: (h, w) of the tokens.
-    """
-
-    grid: tuple[int, int]
+    def grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """(h, w) of the tokens of an x0 of this shape (H, W, C)."""
 
     def encode(self, clip_params: Params, space_params: Params, x0: Array) -> Array:
         """x0 [B, ...] -> tokens [B, h * w, D]."""
@@ -27,7 +24,10 @@ class ClipFeatures:
 
     def __init__(self, clip, space: Pixels | Latents):
         self.clip, self._space = clip, space
-        self.grid = clip.grid
+
+    def grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """The CLIP's own, which resizes what it is shown."""
+        return self.clip.grid
 
     def encode(self, clip_params: Params, space_params: Params, x0: Array) -> Array:
         """[B, h * w, D]; differentiable in x0."""
@@ -42,7 +42,10 @@ class PatchFeatures:
         if height % patch_size or width % patch_size:
             raise UserError(f"samples of {height} x {width} have no whole patches of adapter.patch_size={patch_size}")
         self._patch_size = patch_size
-        self.grid = height // patch_size, width // patch_size
+
+    def grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """The patches along each side."""
+        return shape[0] // self._patch_size, shape[1] // self._patch_size
 
     def encode(self, clip_params: Params, space_params: Params, x0: Array) -> Array:
         """[B, h * w, patch * patch * C]."""

@@ -163,24 +163,26 @@ class Shift:
     Attributes:
         schedule: holds k_t.
         features: x0 [B, ...] -> image features; the expensive half, independent of t.
-        relate: (features, t [B]) -> r [B, ...], where features and t may be stacked n-fold along the batch.
+        relate: (features, t [B], shape of one x0) -> r [B, ...], where features and t may be stacked n-fold along the
+            batch.
     """
 
     schedule: Schedule
     features: Callable[[Array], Array]
-    relate: Callable[[Array, Array], Array]
+    relate: Callable[[Array, Array, tuple[int, ...]], Array]
 
-    def _scaled(self, features: Array, t: Array) -> Array:
-        r = self.relate(features, t)
+    def _scaled(self, features: Array, t: Array, shape: tuple[int, ...]) -> Array:
+        r = self.relate(features, t, shape)
         return self.schedule.k[t].reshape(-1, *(1,) * (r.ndim - 1)) * r
 
     def __call__(self, x0: Array, t: Array) -> Array:
         """b_t, shaped like x0; t int32 [B] or scalar."""
-        return self._scaled(self.features(x0), jnp.broadcast_to(t, x0.shape[:1]))
+        return self._scaled(self.features(x0), jnp.broadcast_to(t, x0.shape[:1]), x0.shape[1:])
 
     def pair(self, x0: Array, t: Array, s: Array) -> tuple[Array, Array]:
         """(b_t, b_s) from one encoding of x0, the two times as one batch."""
         batch = x0.shape[:1]
         features = self.features(x0)
         times = jnp.concatenate([jnp.broadcast_to(t, batch), jnp.broadcast_to(s, batch)])
-        return tuple(jnp.split(self._scaled(jnp.concatenate([features, features]), times), 2))
+        stacked = jnp.concatenate([features, features])
+        return tuple(jnp.split(self._scaled(stacked, times, x0.shape[1:]), 2))

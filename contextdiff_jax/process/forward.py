@@ -24,8 +24,11 @@ class Gaussian(NamedTuple):
     var: Array
 
     def sample(self, key: Array) -> Array:
-        """A draw."""
-        return self.at(jax.random.normal(key, self.mean.shape, self.mean.dtype))
+        """A draw; with one key per example, [B], each draws its own."""
+        shape, dtype = self.mean.shape, self.mean.dtype
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 1:
+            return self.at(jax.vmap(lambda one: jax.random.normal(one, shape[1:], dtype))(key))
+        return self.at(jax.random.normal(key, shape, dtype))
 
     def at(self, eps: Array) -> Array:
         """The draw that standard normal noise makes: mean + sqrt(var) eps, differentiable in both."""

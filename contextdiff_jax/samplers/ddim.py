@@ -27,7 +27,8 @@ def ddim(
     Args:
         chart: `chart.plain(f)` or `chart.contextual(f, b)`.
         s: schedule.
-        key: for the noise; without influence at eta = 0.
+        key: for the noise; without influence at eta = 0. With one key per example, [B], an example does not depend on
+            the batch it comes in.
         x_T: standard normal noise [B, ...].
         num_steps: network evaluations, 1..T.
         eta: 0 is deterministic, 1 the ancestral sampler.

@@ -1,6 +1,7 @@
 """What the samplers share: the times they visit and the scan over them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -91,7 +92,7 @@ def run(step: Step, key: Array, x_T: Array, rows: np.ndarray, s: Schedule, memor
 
     Args:
         step: one move from t to s.
-        key: split into one per step.
+        key: split into one per step; or one key per example, [B], each split into one per step.
         x_T: start [B, ...].
         rows: moves [n, 2].
         s: schedule; x is carried in its precision or better.
@@ -109,6 +110,8 @@ def run(step: Step, key: Array, x_T: Array, rows: np.ndarray, s: Schedule, memor
         # Networks may answer in another precision; the carried one stays.
         return jax.tree.map(lambda n, old: jnp.asarray(n, old.dtype), new, carry), None
 
-    keys = jax.random.split(key, len(rows))
+    one_for_all = key.ndim == 0 or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    split = partial(jax.random.split, num=len(rows))
+    keys = split(key) if one_for_all else jax.vmap(split, out_axes=1)(key)
     (x, _), _ = jax.lax.scan(body, (x_T, memory), (jnp.asarray(rows[:, 0]), jnp.asarray(rows[:, 1]), keys))
     return x

@@ -17,6 +17,8 @@ from contextdiff_jax.process import schedule
 from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.samplers.loop import check_num_steps, timesteps
 
+PRETRAINED = "pretrained"  # as a value of the config: what the pretrained folder says
+
 # The class whose rules hold for each of our samplers. diffusers has no Heun in this form; it gets DDIM's times.
 _CLASSES = {
     "ddim": "DDIMScheduler",

@@ -1,4 +1,4 @@
-"""Contextual diffusion as a task: encoders, process, denoiser and adapter put together, with their loss and sampler."""
+"""Contextual diffusion as a task: encoders, process, denoiser and adapter put together, with their loss."""
 
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -12,14 +12,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from contextdiff_jax import data, guidance, losses, samplers
+from contextdiff_jax import data, losses, sampling
 from contextdiff_jax.conditions.spaces import RGB_MAP, Latents, read_rgb_map, write_rgb_map
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.models import backbones, lipschitz, precond
 from contextdiff_jax.models.adapter import Adapter, Shift
 from contextdiff_jax.process import chart, forward
-from contextdiff_jax.samplers.scheduler_config import from_scheduler_config
-from contextdiff_jax.tasks.parts import PRETRAINED, Parts, source
+from contextdiff_jax.tasks.parts import Parts, source
 from contextdiff_jax.types import Array, Batch, Context, Params
 
 
@@ -40,7 +39,6 @@ class DiffusionTask:
         self.frozen = parts.params
         self.schedule, self.sample_shape = parts.schedule, parts.space.shape
         self.backbone = backbones.build(config, parts.dtype)
-        self._preview = jax.jit(partial(self.sample, sample=config.sample))
         self.adapter = None
         if config.adapter.enabled:
             self.adapter = Adapter(
@@ -81,7 +79,9 @@ class DiffusionTask:
         if self.adapter is not None:
             features = self.parts.features
             tokens = jax.eval_shape(partial(self._features, self.frozen), x0)
-            adapter = partial(self.adapter.lazy_init, grid=features.grid, sample_shape=self.sample_shape)
+            adapter = partial(
+                self.adapter.lazy_init, grid=features.grid(self.sample_shape), sample_shape=self.sample_shape
+            )
             params["adapter"] = adapter(key_adapter, tokens, t=t, context=context)["params"]
         return params
 
@@ -113,12 +113,12 @@ class DiffusionTask:
         """b(x0, t) under these conditions, or None without an adapter."""
         if self.adapter is None:
             return None
-        variables, grid = {"params": params["adapter"]}, self.parts.features.grid
+        variables = {"params": params["adapter"]}
 
-        def relate(features: Array, t: Array) -> Array:
-            copies = features.shape[0] // context.tokens.shape[0]
+        def relate(features: Array, t: Array, shape: tuple[int, ...]) -> Array:
+            copies, grid = features.shape[0] // context.tokens.shape[0], self.parts.features.grid(shape)
             stacked = jax.tree.map(lambda v: einops.repeat(v, "b ... -> (n b) ...", n=copies), context)
-            return self.adapter.apply(variables, features, grid, t, stacked, self.sample_shape)
+            return self.adapter.apply(variables, features, grid, t, stacked, shape)
 
         return Shift(self.schedule, features=partial(self._features, frozen), relate=relate)
 
@@ -210,109 +210,26 @@ class DiffusionTask:
         # Lemma 4 with the constants of this very pair x0, x0_hat: never below Eq. 5, and phi feels their growth.
         return losses.simple(s, x0, x0_hat, t, weighting="lemma4", lipschitz=(c_t, c_prev)), metrics
 
-    # Sampling.
-
-    def chart(self, params: Params, frozen: Params, context: Context, sample: ConfigDict) -> chart.Chart:
-        """The guided denoiser in the contextual chart, or in the plain one without an adapter."""
-        f = guidance.classifier_free(
-            self._conditional_and_null(params, frozen, context, sample.guidance),
-            self.schedule,
-            sample.guidance,
-            rescale=sample.rescale,
-            interval=tuple(sample.interval),
-            threshold=None if sample.threshold == "none" else sample.threshold,
-        )
-        b = self.shift(params, frozen, context) if sample.adapter else None
-        return chart.plain(f) if b is None else chart.contextual(f, b)
-
-    def _conditional_and_null(self, params: Params, frozen: Params, context: Context, scale: float) -> Callable:
-        """(x_t, t) -> (x0_hat with, x0_hat without the condition), in one network call of twice the batch."""
-        if scale == 1:
-            # Unguided: the null branch would be thrown away.
-            return lambda xt, t: (self.denoise(params, xt, t, context),) * 2
-        null = self.null_context(frozen, context)
-        both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), context, null)
-
-        def denoise_both(xt: Array, t: Array) -> tuple[Array, Array]:
-            t = jnp.tile(jnp.broadcast_to(t, xt.shape[:1]), 2)
-            return tuple(jnp.split(self.denoise(params, jnp.concatenate([xt, xt]), t, both), 2))
-
-        return denoise_both
-
-    def sample(
-        self,
-        params: Params,
-        frozen: Params,
-        condition: Batch,
-        keys: Array,
-        image: Array | None = None,
-        *,
-        sample: ConfigDict,
-        strength: float = 1.0,
-    ) -> Array:
-        """Images under conditions; pure and jittable, one compilation per batch shape and `sample` section.
-
-        Args:
-            condition: fields of `parts.condition.read`.
-            keys: one key per image [B] for its initial noise, so that with a deterministic sampler a picture does
-                not depend on the batch it came in.
-            image: images [B, H, W, C] in [-1, 1] to start from, noised by the contextual forward process; None starts
-                from noise.
-            sample: the config's `sample` section.
-            strength: share of the steps that is taken from `image`, above 0 to 1.
-
-        Returns:
-            [B, H, W, C] in [-1, 1].
-        """
-        context = self.encode(frozen, condition)
-        x = jax.vmap(lambda key: jax.random.normal(key, self.sample_shape))(keys)
-        options = self._steps(sample)
-        if image is not None:
-            # Strength as diffusers counts it: the share of the steps that is taken.
-            options["spacing"] = options["spacing"][-int(sample.num_steps * strength) :]
-            x = self._noised(params, frozen, context, image, int(options["spacing"][0, 0]), x, sample)
-        x0 = samplers.get(sample.sampler)(
-            self.chart(params, frozen, context, sample),
-            self.schedule,
-            jax.random.fold_in(keys[0], 1),
-            x,
-            len(options["spacing"]),
-            **options,
-        )
-        return self.parts.space.decode(frozen["space"], x0)
-
-    def _steps(self, sample: ConfigDict) -> dict[str, Any]:
-        """Keyword arguments of the sampler: its moves (t, s), and what else it takes."""
-        if sample.spacing == PRETRAINED:
-            with jax.ensure_compile_time_eval():  # the steps are known before anything is traced
-                options = from_scheduler_config(self.parts.scheduler, sample.sampler).options(sample.num_steps)
-        else:
-            options = {"spacing": samplers.moves(self.schedule.num_timesteps, sample.num_steps, sample.spacing)}
-        return options | ({"eta": sample.eta} if sample.sampler == "ddim" else {})
-
-    def _noised(
-        self, params: Params, frozen: Params, context: Context, image: Array, t: int, eps: Array, sample: ConfigDict
-    ) -> Array:
-        """x_t of given images by Eq. 1, their shift included."""
-        x0 = self.parts.space.encode(frozen["space"], {"image": image})
-        b = self.shift(params, frozen, context) if sample.adapter else None
-        b_t = jnp.zeros_like(x0) if b is None else b(x0, jnp.asarray(t))
-        return forward.marginal(self.schedule, x0, b_t, jnp.asarray(t)).at(eps)
+    # Looking at it.
 
     @cached_property
     def _preview_captions(self) -> list[str]:
         records = source(self.config, self.parts, None)
         return self.parts.prompts([records[i] for i in range(min(16, len(records)))])
 
+    @cached_property
+    def _draw(self) -> Callable[..., Array]:
+        return jax.jit(partial(sampling.sample, self, plan=sampling.Plan.of(self, self.config.sample)))
+
     def preview(self, params: Params, frozen: Params, key: Array) -> tuple[np.ndarray, list[str]]:
         """A fixed set of held-out captions and the pictures drawn for them, whole on every process."""
         captions = self._preview_captions
         count, keys = len(captions), jax.random.split(key, len(captions))
         condition, size = self.parts.condition.read(captions), min(self.config.sample.batch_size, len(captions))
-        images = []
+        images, numbers = [], sampling.Numbers.of(self.config.sample)
         for start in range(0, count, size):
             rows = np.minimum(np.arange(start, start + size), count - 1)  # the last batch is filled up: one compilation
-            part = self._preview(params, frozen, {k: v[rows] for k, v in condition.items()}, keys[rows])
+            part = self._draw(params, frozen, {k: v[rows] for k, v in condition.items()}, keys[rows], numbers)
             images.append(multihost_utils.process_allgather(part, tiled=True))
         return np.concatenate(images)[:count], captions
 

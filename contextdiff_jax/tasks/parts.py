@@ -21,10 +21,8 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_json
 from contextdiff_jax.models import backbones
 from contextdiff_jax.process import schedule
-from contextdiff_jax.samplers.scheduler_config import from_scheduler_config
+from contextdiff_jax.samplers.scheduler_config import PRETRAINED, from_scheduler_config
 from contextdiff_jax.types import Batch, Context, Params
-
-PRETRAINED = "pretrained"  # as a value of the config: what the pretrained folder says
 
 
 def compute_dtype(name: str) -> jnp.dtype:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import cifar10_nll
-from contextdiff_jax import data
+from contextdiff_jax import data, sampling
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.data import pipeline as data_pipeline
 from contextdiff_jax.evaluate.alignment import alignment
@@ -128,7 +128,8 @@ def _measures(task: Any, size: Size) -> tuple[Callable, Callable]:
     @jax.jit
     def draw(params: Params, frozen: Params, label: jax.Array) -> jax.Array:
         keys = jax.random.split(stream(0, "sample"), len(label))
-        return task.sample(params, frozen, {"label": label}, keys, sample=task.config.sample)
+        plan, numbers = sampling.Plan.of(task, task.config.sample), sampling.Numbers.of(task.config.sample)
+        return sampling.sample(task, params, frozen, {"label": label}, keys, numbers, plan=plan)
 
     return figures, draw
 

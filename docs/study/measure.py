@@ -50,7 +50,7 @@ def over_time(task: Any, params: Params, frozen: Params, batch: Batch, key: Arra
     s, context = task.schedule, task.encode(frozen, batch)
     f, b = partial(task.denoise, params, context=context), task.shift(params, frozen, context)
     x0 = task.parts.space.encode(frozen["space"], batch)
-    r = (lambda x, t: jnp.zeros_like(x)) if b is None else (lambda x, t: b.relate(b.features(x), t))
+    r = (lambda x, t: jnp.zeros_like(x)) if b is None else (lambda x, t: b.relate(b.features(x), t, x.shape[1:]))
 
     def at(inputs: tuple[Array, Array]) -> dict[str, Array]:
         t = jnp.broadcast_to(inputs[0], x0.shape[:1])

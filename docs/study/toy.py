@@ -17,6 +17,7 @@ from jax.scipy.special import logsumexp
 from ml_collections import ConfigDict
 
 from configs import cifar10_nll
+from contextdiff_jax import sampling
 from contextdiff_jax.conditions import ClassCondition
 from contextdiff_jax.evaluate.bpd import bits_per_dim
 from contextdiff_jax.layers import zeros
@@ -132,7 +133,10 @@ class Plane:
     """x0 is the point itself, and also what the adapter sees."""
 
     params: Params = {}
-    shape, grid = (DIM,), ()
+    shape = (DIM,)
+
+    def grid(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return ()
 
     def draw(self, batch: Batch, key: Array) -> Batch:
         return {}
@@ -248,7 +252,8 @@ def _draw(task: ToyTask, params: Params, *, size: Size) -> Array:
     """Samples [classes, N, 2]."""
     label = jnp.repeat(jnp.arange(len(task.data.means), dtype=jnp.int32), size.num_samples)
     keys = jax.random.split(stream(0, "sample"), len(label))
-    points = task.sample(params, task.frozen, {"label": label}, keys, sample=task.config.sample)
+    plan, numbers = sampling.Plan.of(task, task.config.sample), sampling.Numbers.of(task.config.sample)
+    points = sampling.sample(task, params, task.frozen, {"label": label}, keys, numbers, plan=plan)
     return points.reshape(-1, size.num_samples, DIM)
 
 

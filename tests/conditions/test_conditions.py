@@ -75,7 +75,7 @@ def test_patches_are_the_sample_s_own_values():
     x0 = np.arange(2 * 4 * 6 * 1, dtype=np.float32).reshape(2, 4, 6, 1)
     features = PatchFeatures((4, 6, 1), 2)
     tokens = features.encode({}, {}, x0)
-    assert features.grid == (2, 3) and tokens.shape == (2, 6, 4)
+    assert features.grid(x0.shape[1:]) == (2, 3) and tokens.shape == (2, 6, 4)
     np.testing.assert_array_equal(tokens[1, 4], x0[1, 2:4, 2:4, 0].ravel())
     with pytest.raises(UserError, match="patch_size=4"):
         PatchFeatures((4, 6, 1), 4)

@@ -92,7 +92,7 @@ def test_pair_is_two_calls_with_one_encoding():
         calls.append(x0.shape)
         return tokens + x0.mean((1, 2, 3))[:, None, None]
 
-    def relate(f, t):
+    def relate(f, t, shape):
         stacked = jax.tree.map(lambda v: jnp.tile(v, (f.shape[0] // 2, *(1,) * (v.ndim - 1))), context)
         return run(make(), params, f, grid, t, stacked, SHAPE)
 

@@ -1,0 +1,249 @@
+"""Sampling in pieces: where it starts, the chart it runs in, the run, and the decoding.
+
+`sample` is the four in a row; editing and a cascade put them together in their own way. What a compiled program depends
+on is a `Plan`, known before anything is traced; its arguments are arrays and `Numbers`, so that another guidance scale
+compiles nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from contextdiff_jax import guidance, samplers
+from contextdiff_jax.process import chart as charts
+from contextdiff_jax.process import forward
+from contextdiff_jax.process.chart import Chart
+from contextdiff_jax.process.schedule import Schedule
+from contextdiff_jax.samplers.scheduler_config import PRETRAINED, from_scheduler_config
+from contextdiff_jax.types import Array, Batch, Context, Params
+
+
+class Model(Protocol):
+    """What is sampled from; `tasks.diffusion.DiffusionTask` is one.
+
+    Attributes:
+        schedule: the noise schedule.
+        sample_shape: shape of one x0.
+        parts: its frozen surroundings, of which the space and the pretrained scheduler's file are used.
+    """
+
+    schedule: Schedule
+    sample_shape: tuple[int, ...]
+    parts: Any
+
+    def encode(self, frozen: Params, batch: Batch) -> Context:
+        """The condition of each example."""
+
+    def null_context(self, frozen: Params, context: Context) -> Context:
+        """What guidance moves away from."""
+
+    def denoise(self, params: Params, xt: Array, t: Array, context: Context) -> Array:
+        """x0_hat from the raw x_t."""
+
+    def shift(self, params: Params, frozen: Params, context: Context) -> charts.Shift | None:
+        """b(x0, t), or None without an adapter."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a compiled program depends on; hashable.
+
+    Attributes:
+        sampler: ddpm, ddim, heun or dpmpp_2m.
+        moves: the steps, rows (t, s).
+        guided: whether there is an unconditional branch; a guidance scale of at most 1 is none, as in diffusers.
+        threshold: None, "static" or "dynamic".
+        adapter: whether the shift of the process is undone and redone.
+        shape: of one x0.
+        first_order_last: see `samplers.dpmpp_2m`.
+    """
+
+    sampler: str
+    moves: tuple[tuple[int, int], ...]
+    guided: bool
+    threshold: str | None
+    adapter: bool
+    shape: tuple[int, ...]
+    first_order_last: bool = False
+
+    @classmethod
+    def of(cls, model: Model, sample: ConfigDict, strength: float = 1.0) -> "Plan":
+        """From the config's `sample` section.
+
+        Args:
+            model: what is sampled from.
+            sample: the section.
+            strength: share of the steps that is taken, above 0 to 1, counted as diffusers does.
+        """
+        if sample.spacing == PRETRAINED:
+            options = from_scheduler_config(model.parts.scheduler, sample.sampler).options(sample.num_steps)
+        else:
+            T = model.schedule.num_timesteps
+            options = {"spacing": samplers.moves(T, sample.num_steps, sample.spacing)}
+        moves = options["spacing"][-int(sample.num_steps * strength) :]
+        return cls(
+            sampler=sample.sampler,
+            moves=tuple((int(t), int(s)) for t, s in moves),
+            guided=sample.guidance > 1,
+            threshold=None if sample.threshold == "none" else sample.threshold,
+            adapter=sample.adapter,
+            shape=tuple(model.sample_shape),
+            first_order_last=options.get("first_order_last", False),
+        )
+
+
+@flax.struct.dataclass
+class Numbers:
+    """Arguments of a compiled program, each a scalar but for the interval.
+
+    Attributes:
+        guidance: scale of guidance; [] or [B].
+        rescale: how far guidance's gain in standard deviation is taken back.
+        interval: fractions of T between which guidance acts, [2].
+        eta: of ddim: 0 is deterministic, 1 ancestral.
+    """
+
+    guidance: Array
+    rescale: Array
+    interval: Array
+    eta: Array
+
+    @classmethod
+    def of(cls, sample: ConfigDict) -> "Numbers":
+        """From the config's `sample` section."""
+        number = lambda value: np.asarray(value, np.float32)
+        return cls(number(sample.guidance), number(sample.rescale), number(sample.interval), number(sample.eta))
+
+
+def sample(
+    model: Model,
+    params: Params,
+    frozen: Params,
+    condition: Batch,
+    keys: Array,
+    numbers: Numbers,
+    image: Array | None = None,
+    *,
+    plan: Plan,
+) -> Array:
+    """Images under conditions; pure and jittable, one compilation per plan and batch shape.
+
+    Args:
+        model: what is sampled from.
+        params: {"denoiser", "adapter"}.
+        frozen: parameters of what surrounds them.
+        condition: fields of `parts.condition.read`.
+        keys: one key per image, [B]: a picture does not depend on the batch it came in.
+        numbers: guidance and the like.
+        image: images [B, H, W, C] in [-1, 1] to start from, noised by the contextual forward process; None starts from
+            noise.
+        plan: sampler, steps and shape.
+
+    Returns:
+        [B, H, W, C] in [-1, 1].
+    """
+    context = model.encode(frozen, condition)
+    x = start(model, params, frozen, context, keys, plan, image)
+    chart = guided_chart(model, params, frozen, context, plan, numbers)
+    return decode(model, frozen, run(chart, model.schedule, keys, x, plan, numbers))
+
+
+def start(
+    model: Model,
+    params: Params,
+    frozen: Params,
+    context: Context,
+    keys: Array,
+    plan: Plan,
+    image: Array | None = None,
+) -> Array:
+    """x at the first time of the plan, [B, *shape]: noise of each picture's key, or the images noised by it (Eq. 1)."""
+    eps = jax.vmap(lambda key: jax.random.normal(key, plan.shape))(keys)
+    if image is None:
+        return eps
+    x0 = model.parts.space.encode(frozen["space"], {"image": image})
+    return noised(model, params, frozen, context, x0, plan.moves[0][0], eps, adapter=plan.adapter)
+
+
+def noised(
+    model: Model, params: Params, frozen: Params, context: Context, x0: Array, t: int, eps: Array, *, adapter: bool
+) -> Array:
+    """x_t of given x0 by Eq. 1, with their shift unless the adapter is off."""
+    b = model.shift(params, frozen, context) if adapter else None
+    b_t = jnp.zeros_like(x0) if b is None else b(x0, jnp.asarray(t))
+    return forward.marginal(model.schedule, x0, b_t, jnp.asarray(t)).at(eps)
+
+
+def guided_chart(
+    model: Model,
+    params: Params,
+    frozen: Params,
+    context: Context,
+    plan: Plan,
+    numbers: Numbers,
+    null: Context | None = None,
+) -> Chart:
+    """The guided denoiser in the contextual chart, or in the plain one without an adapter.
+
+    Args:
+        model, params, frozen: as for `sample`.
+        context: what is asked for, [B].
+        plan: says whether there is guidance, a threshold, an adapter.
+        numbers: guidance and the like.
+        null: what guidance moves away from, [B]; None takes the model's own.
+    """
+    both = _conditional_and_null(model, params, frozen, context, null, plan.guided)
+    how = dict(threshold=plan.threshold)
+    if plan.guided:
+        how |= dict(rescale=numbers.rescale, interval=numbers.interval)
+    f = guidance.classifier_free(both, model.schedule, numbers.guidance if plan.guided else 1.0, **how)
+    b = model.shift(params, frozen, context) if plan.adapter else None
+    return charts.plain(f) if b is None else charts.contextual(f, b)
+
+
+def _conditional_and_null(
+    model: Model, params: Params, frozen: Params, context: Context, null: Context | None, guided: bool
+) -> Callable[[Array, Array], tuple[Array, Array]]:
+    """(x_t, t) -> (x0_hat with, x0_hat without the condition), in one network call of twice the batch."""
+    if not guided:
+        # The null branch would be thrown away.
+        return lambda xt, t: (model.denoise(params, xt, t, context),) * 2
+    null = model.null_context(frozen, context) if null is None else null
+    both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), context, null)
+
+    def denoise_both(xt: Array, t: Array) -> tuple[Array, Array]:
+        t = jnp.tile(jnp.broadcast_to(t, xt.shape[:1]), 2)
+        return tuple(jnp.split(model.denoise(params, jnp.concatenate([xt, xt]), t, both), 2))
+
+    return denoise_both
+
+
+def run(chart: Chart, s: Schedule, keys: Array, x: Array, plan: Plan, numbers: Numbers) -> Array:
+    """x0 [B, ...] from x at the first time of the plan.
+
+    Args:
+        chart: from `guided_chart`, or any other.
+        s: the schedule of the model.
+        keys: one key per picture, [B], for samplers that draw noise; never the one of the start again.
+        x: start [B, ...].
+        plan: sampler and steps.
+        numbers: eta.
+    """
+    options: dict[str, Any] = {"spacing": np.array(plan.moves, np.int32)}
+    if plan.sampler == "ddim":
+        options["eta"] = numbers.eta
+    if plan.sampler == "dpmpp_2m":
+        options["first_order_last"] = plan.first_order_last
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+    return samplers.get(plan.sampler)(chart, s, keys, x, len(plan.moves), **options)
+
+
+def decode(model: Model, frozen: Params, x0: Array) -> Array:
+    """Images [B, H, W, C] in [-1, 1]."""
+    return model.parts.space.decode(frozen["space"], x0)
