@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from contextdiff_jax.errors import UserError
 
 CHOICES = {
-    "data.source": ("openmoji", "folder", "digits", "cifar10"),
+    "data.source": ("openmoji", "folder", "digits", "cifar10", "clip"),
     "condition.kind": ("text", "class", "none"),
     "space.kind": ("pixels", "latents"),
     "space.rgb": ("linear", "decode"),

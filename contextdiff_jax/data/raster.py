@@ -108,3 +108,8 @@ def paste(canvas: np.ndarray, code: str, left: int, top: int, size: int) -> None
     region = canvas[top : top + size, left : left + size]
     # At most 255 * 255 + 127, which just fits 16 bits; + 127 rounds to nearest.
     region[...] = (colour + region * clear + 127) // 255
+
+
+def alpha(code: str, size: int) -> np.ndarray:
+    """How opaque the drawing is at each pixel, uint8 [size, size]."""
+    return (255 - _CACHE.get(code, size)[1][..., 0]).astype(np.uint8)

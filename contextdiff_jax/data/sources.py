@@ -7,6 +7,7 @@ from contextdiff_jax.data.base import Description, ImageSource
 from contextdiff_jax.data.cifar10 import Cifar10Source
 from contextdiff_jax.data.digits import DigitsSource
 from contextdiff_jax.data.folder import ImageFolderSource
+from contextdiff_jax.data.one_clip import ClipSource, clip_of
 from contextdiff_jax.data.openmoji import OpenMojiSource
 from contextdiff_jax.data.vocabulary import class_names
 from contextdiff_jax.errors import UserError
@@ -16,9 +17,14 @@ SOURCES = {
     "folder": ImageFolderSource,
     "digits": DigitsSource,
     "cifar10": Cifar10Source,
+    "clip": ClipSource,
 }
-_NOT_TO_CROP = {"digits": "8 x 8 pixels are the whole digit"}
-_NOT_TO_FLIP = {"openmoji": "its captions say left and right", "digits": "a mirrored digit is none"}
+_NOT_TO_FLIP = {
+    "openmoji": "its captions say left and right",
+    "digits": "a mirrored digit is none",
+    "clip": "the clip itself is to be learnt",
+}
+_NOT_TO_CROP = {"digits": "8 x 8 pixels are the whole digit", "clip": "use data.crop, which is the same for all frames"}
 
 
 def source(cfg_data: Any, split: str) -> ImageSource:
@@ -33,6 +39,8 @@ def source(cfg_data: Any, split: str) -> ImageSource:
         return OpenMojiSource(cfg_data.preset, split, size, cfg_data.seed)
     if name == "folder":
         return ImageFolderSource(path, split, size, max_bad_fraction=cfg_data.max_bad_fraction)
+    if name == "clip":
+        return ClipSource(clip_of(cfg_data))
     return DigitsSource(split, size) if name == "digits" else Cifar10Source(path, split, size)
 
 

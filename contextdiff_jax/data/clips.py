@@ -1,0 +1,250 @@
+"""Clips in and out: folders of frames, and the videos that PyAV (mp4 and its kin) or Pillow (gif, webp) decode."""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageSequence
+
+from contextdiff_jax.data.folder import SUFFIXES, square
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import atomic
+
+ANIMATIONS = (".gif", ".webp")
+WRITTEN = (".mp4", ".gif")
+RATE = 8.0  # frames per second of a source that names none: a folder
+LEAST = 2  # frames that make a clip
+
+
+@dataclasses.dataclass(frozen=True)
+class Motion:
+    """Where the pixels of each frame were in the frame before.
+
+    Attributes:
+        flow: (dx, dy) in pixels, float32 [F - 1, H, W, 2]: pixel (x, y) of frame f + 1 was at (x + dx, y + dy) in f.
+        valid: where that is so, bool [F - 1, H, W]; elsewhere something was uncovered or has come in.
+    """
+
+    flow: np.ndarray
+    valid: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A short video.
+
+    Attributes:
+        frames: uint8 [F, H, W, 3].
+        rate: frames per second at which it is played.
+        caption: what it shows; empty where nobody has said.
+        masks: of the object, bool [F, H, W]; None where nobody knows.
+        motion: None where nobody knows.
+    """
+
+    frames: np.ndarray
+    rate: float = RATE
+    caption: str = ""
+    masks: np.ndarray | None = None
+    motion: Motion | None = None
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """What tells one clip's frames from another's."""
+        return hashlib.sha256(np.ascontiguousarray(self.frames)).hexdigest()[:16]
+
+
+def read_clip(
+    path: str | Path,
+    image_size: int,
+    num_frames: int,
+    *,
+    start: int = 0,
+    sampling_rate: int = 1,
+    crop: Sequence[int] = (0, 0, 0, 0),
+) -> Clip:
+    """Reads frames start, start + sampling_rate, ...; nothing behind the last of them is decoded.
+
+    Args:
+        path: a folder of pictures, taken in the order of the numbers in their names, or a video.
+        image_size: side of the frames, which are cropped to the centre and resized.
+        num_frames: 2 or more; 8 to 24 are usual.
+        start: the first frame, from 0.
+        sampling_rate: 1 takes every frame, 2 every other one.
+        crop: pixels cut off first: left, top, right, bottom.
+
+    Raises:
+        UserError: no such file, no frames, fewer than asked for, frames of several sizes, a crop that leaves nothing, a
+            file without pictures or that cannot be decoded.
+    """
+    path = Path(path).expanduser()
+    asked = ("num_frames", num_frames, LEAST), ("start", start, 0), ("sampling_rate", sampling_rate, 1)
+    for name, value, least in asked:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise UserError(f"data.{name}={value!r} is refused; give a whole number from {least}")
+    if not path.exists():
+        raise UserError(f"clip {str(path)!r} does not exist; give a folder of frames, or an mp4, gif or webp file")
+    frames, rate = _open(path)
+    last = start + (num_frames - 1) * sampling_rate
+    pictures, sizes, seen = [], set(), 0
+    for i, picture in enumerate(itertools.islice(frames, last + 1)):
+        seen = i + 1
+        if i >= start and (i - start) % sampling_rate == 0:
+            sizes.add(picture.size)
+            _check_sizes(path, sizes)
+            pictures.append(square(_cropped(path, picture, crop), image_size))
+    _check_count(path, seen, num_frames, start, sampling_rate)
+    return Clip(np.stack(pictures), rate / sampling_rate)
+
+
+def _open(path: Path) -> tuple[Iterator[PIL.Image.Image], float]:
+    """The frames of a source, decoded as they are asked for, and its rate."""
+    if path.is_dir():
+        names = sorted((p for p in path.iterdir() if p.suffix.lower() in SUFFIXES), key=_number)
+        return _pictures(path, names), RATE
+    if path.suffix.lower() in ANIMATIONS:
+        return _animation(path)
+    return _video(path)
+
+
+def _number(path: Path) -> tuple:
+    """Orders frame2 before frame10."""
+    return tuple((int(p), "") if p.isdecimal() else (-1, p) for p in re.split(r"(\d+)", path.stem)), path.suffix
+
+
+def _pictures(folder: Path, paths: Sequence[Path]) -> Iterator[PIL.Image.Image]:
+    if not paths:
+        raise UserError(f"clip {str(folder)!r} holds no pictures; give a folder of frames such as 00000.png")
+    for path in paths:
+        try:
+            with PIL.Image.open(path) as picture:
+                picture.load()
+                yield picture
+        except (OSError, SyntaxError) as error:
+            raise UserError(f"frame {str(path)!r} cannot be read ({error}); replace it") from error
+
+
+def _animation(path: Path) -> tuple[Iterator[PIL.Image.Image], float]:
+    """gif and webp; the rate is that of the first frame's duration."""
+    try:
+        image = PIL.Image.open(path)
+        image.load()
+    except (OSError, SyntaxError, EOFError) as error:
+        raise UserError(f"clip {str(path)!r} cannot be decoded ({error}); give an intact file") from error
+    duration = image.info.get("duration") or 1000.0 / RATE
+
+    def frames() -> Iterator[PIL.Image.Image]:
+        try:
+            with image:
+                for frame in PIL.ImageSequence.Iterator(image):
+                    yield frame.convert("RGB")
+        except (OSError, SyntaxError) as error:
+            raise UserError(f"clip {str(path)!r} cannot be decoded ({error}); give an intact file") from error
+
+    return frames(), 1000.0 / duration
+
+
+def _video(path: Path) -> tuple[Iterator[PIL.Image.Image], float]:
+    """Whatever FFmpeg decodes."""
+    import av
+
+    damaged = lambda error: UserError(f"clip {str(path)!r} cannot be decoded ({error}); give an intact file")
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError) as error:
+        raise damaged(error) from error
+    if not container.streams.video:
+        has_sound = bool(container.streams.audio)
+        container.close()
+        if not has_sound:
+            raise damaged("it is cut off or no video")
+        raise UserError(f"clip {str(path)!r} has sound but no pictures; give a video")
+    stream = container.streams.video[0]
+    rate = stream.average_rate or stream.guessed_rate
+
+    def frames() -> Iterator[PIL.Image.Image]:
+        with container:
+            try:
+                for frame in container.decode(stream):
+                    yield frame.to_image()
+            except av.FFmpegError as error:
+                raise damaged(error) from error
+
+    return frames(), float(rate) if rate else RATE
+
+
+def _check_sizes(path: Path, sizes: set[tuple[int, int]]) -> None:
+    if len(sizes) > 1:
+        words = " and ".join(f"{w} x {h}" for w, h in sorted(sizes))
+        raise UserError(f"clip {str(path)!r} has frames of several sizes ({words}); give frames of one size")
+
+
+def _check_count(path: Path, seen: int, num_frames: int, start: int, sampling_rate: int) -> None:
+    """Refuses a clip that ends before the last frame that was asked for."""
+    if seen > start + (num_frames - 1) * sampling_rate:
+        return
+    if seen < LEAST:
+        raise UserError(f"clip {str(path)!r} has {seen} frame{'s' * (seen != 1)}; a clip needs {LEAST} or more")
+    fits = max(0, (seen - 1 - start) // sampling_rate + 1)
+    remedy = f"at most num_frames={fits} fit" if fits >= LEAST else "start earlier or sample more densely"
+    raise UserError(
+        f"clip {str(path)!r} has {seen} frames, too few for num_frames={num_frames} from start={start} at "
+        f"sampling_rate={sampling_rate}; {remedy}"
+    )
+
+
+def _cropped(path: Path, picture: PIL.Image.Image, crop: Sequence[int]) -> PIL.Image.Image:
+    """The picture without its margins."""
+    if len(crop) != 4 or any(isinstance(c, bool) or not isinstance(c, int | np.integer) or c < 0 for c in crop):
+        raise UserError(f"data.crop={tuple(crop)} is refused; give pixels to cut off: (left, top, right, bottom)")
+    left, top, right, bottom = crop
+    if left + right >= picture.width or top + bottom >= picture.height:
+        raise UserError(f"data.crop={tuple(crop)} leaves nothing of the {picture.width} x {picture.height} of {path}")
+    return picture.crop((left, top, picture.width - right, picture.height - bottom)) if any(crop) else picture
+
+
+def write_clip(path: str | Path, frames: np.ndarray, rate: float = RATE) -> None:
+    """Writes an mp4 (H.264) or a gif, whole or not at all.
+
+    Args:
+        path: its suffix says which.
+        frames: uint8 [F, H, W, 3]. An mp4 needs even sides: an odd one is filled up by repeating its last pixels.
+        rate: frames per second.
+
+    Raises:
+        UserError: another suffix, or frames of another shape.
+    """
+    path, frames = Path(path), np.asarray(frames)
+    if path.suffix.lower() not in WRITTEN:
+        raise UserError(f"clip {str(path)!r}: suffix {path.suffix!r} is not written; accepted: {', '.join(WRITTEN)}")
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
+        raise UserError(f"frames of {frames.dtype} {frames.shape} cannot be written; give uint8 [F, H, W, 3]")
+    with atomic(path) as temporary:
+        (_write_gif if path.suffix.lower() == ".gif" else _write_mp4)(temporary, frames, rate)
+
+
+def _write_gif(path: Path, frames: np.ndarray, rate: float) -> None:
+    first, *rest = (PIL.Image.fromarray(frame) for frame in frames)
+    # Gifs count in hundredths of a second; disposal 2 keeps pictures that repeat apart.
+    duration = max(2, round(100.0 / rate)) * 10
+    first.save(path, save_all=True, append_images=rest, duration=duration, loop=0, disposal=2)
+
+
+def _write_mp4(path: Path, frames: np.ndarray, rate: float) -> None:
+    import av
+
+    _, height, width, _ = frames.shape
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001))
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        stream.options = {"crf": "12"}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())

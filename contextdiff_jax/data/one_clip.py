@@ -1,0 +1,85 @@
+"""One clip as a data source: what one-shot tuning trains on and what is edited."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contextdiff_jax.data.base import ImageSource
+from contextdiff_jax.data.clips import Clip, Motion, read_clip
+from contextdiff_jax.data.moving import moving
+from contextdiff_jax.errors import UserError
+
+
+class ClipSource(ImageSource):
+    """A source with one record, the clip: image uint8 [F, H, W, 3], caption, index. Every split is that clip.
+
+    Attributes:
+        clip: with its masks and its motion where they are known.
+    """
+
+    def __init__(self, clip: Clip):
+        self.clip = clip
+
+    def __len__(self) -> int:
+        return 1
+
+    def __repr__(self) -> str:
+        return f"ClipSource({self.clip.caption!r}, {self.identity})"
+
+    @property
+    def identity(self) -> str:
+        """What tells this clip from another, or from itself before it was changed."""
+        return f"clip {self.clip.digest}"
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The clip."""
+        self.check_index(index)
+        return {"image": self.clip.frames, "caption": self.clip.caption, "index": 0}
+
+
+def clip_of(cfg_data: Any) -> Clip:
+    """The clip of a config's `data` section: the user's at `path`, or an embedded one.
+
+    Args:
+        cfg_data: path, caption, num_frames, start, sampling_rate, crop, mask_path, flow_path, image_size; without a path
+            preset, index, seed.
+
+    Raises:
+        UserError: what `read_clip` raises; a user's clip without a caption; masks or a flow that do not fit it.
+    """
+    if not cfg_data.path:
+        clip = moving(cfg_data.preset, cfg_data.index, cfg_data.seed).clip(cfg_data.num_frames, cfg_data.image_size)
+        return dataclasses.replace(clip, caption=cfg_data.caption or clip.caption)
+    if not cfg_data.caption.strip():
+        raise UserError(
+            f"data.caption is empty; say what {cfg_data.path} shows, e.g. --config.data.caption='a jeep on a road'"
+        )
+    where = dict(start=cfg_data.start, sampling_rate=cfg_data.sampling_rate, crop=tuple(cfg_data.crop))
+    size, count = cfg_data.image_size, cfg_data.num_frames
+    clip = read_clip(cfg_data.path, size, count, **where)
+    masks = None
+    if cfg_data.mask_path:
+        masks = read_clip(cfg_data.mask_path, size, count, **where).frames.mean(axis=-1) > 127
+    motion = read_flow(cfg_data.flow_path, clip) if cfg_data.flow_path else None
+    return dataclasses.replace(clip, caption=cfg_data.caption.strip(), masks=masks, motion=motion)
+
+
+def read_flow(path: str | Path, clip: Clip) -> Motion:
+    """A user's optical flow: a .npy of (dx, dy), float [F - 1, H, W, 2] in pixels of the frames as they are edited.
+
+    Pixel (x, y) of frame f + 1 was at (x + dx, y + dy) in frame f; NaN where it was nowhere.
+
+    Raises:
+        UserError: a file that cannot be read, or another shape.
+    """
+    try:
+        flow = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"data.flow_path={str(path)!r} cannot be read ({error}); give a .npy file") from error
+    expected = (len(clip.frames) - 1, *clip.frames.shape[1:3], 2)
+    if flow.shape != expected:
+        raise UserError(f"data.flow_path={str(path)!r} has the shape {flow.shape}; this clip needs {expected}")
+    valid = np.isfinite(flow).all(axis=-1)
+    return Motion(np.where(valid[..., None], flow, 0.0).astype(np.float32), valid)

@@ -1,0 +1,138 @@
+"""Clips: files of every kind in and out, embedded clips with exact masks and motion, and one line for bad input."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from contextdiff_jax.data.clips import read_clip, write_clip
+from contextdiff_jax.data.moving import moving
+from contextdiff_jax.data.one_clip import clip_of
+from contextdiff_jax.errors import UserError
+
+SIZE = 32
+
+
+def frames(count: int = 10, height: int = 32, width: int = 32) -> np.ndarray:
+    """Frame i is a grey of 10 i with a brighter square: tells frames apart after compression."""
+    out = np.repeat(np.arange(count, dtype=np.uint8)[:, None, None, None] * 20, 3, axis=-1)
+    out = np.tile(out, (1, height, width, 1))
+    out[:, 8:16, 8:16] += 40
+    return out
+
+
+def write_folder(folder, pictures) -> str:
+    folder.mkdir()
+    for i, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / f"frame{i}.png")
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["folder", ".mp4", ".gif", ".webp"])
+def test_frames_come_back_in_order_and_at_their_rate(kind, tmp_path):
+    made, path = frames(12), tmp_path / f"clip{kind.removeprefix('folder')}"
+    if kind == "folder":
+        write_folder(path, made)
+    elif kind == ".webp":
+        first, *rest = (Image.fromarray(f) for f in made)
+        first.save(path, save_all=True, append_images=rest, duration=100, lossless=True)
+    else:
+        write_clip(path, made, 10.0)
+    clip = read_clip(path, SIZE, 4, start=1, sampling_rate=3)
+    assert clip.frames.shape == (4, SIZE, SIZE, 3)
+    assert np.abs(clip.frames.astype(int) - made[[1, 4, 7, 10]]).max() <= (8 if kind == ".mp4" else 1)
+    assert clip.rate == pytest.approx((8.0 if kind == "folder" else 10.0) / 3)
+
+
+def test_an_odd_side_is_filled_up_and_a_crop_is_cut_off(tmp_path):
+    made = frames(3, 31, 33)
+    made[:, :, :5] = 255
+    write_clip(tmp_path / "odd.mp4", made, 4.0)
+    clip = read_clip(tmp_path / "odd.mp4", 16, 3, crop=(8, 0, 0, 0))
+    assert clip.frames[0].max() < 60
+
+
+def test_bad_clips_are_refused_in_one_line(tmp_path):
+    read = lambda path, *args, **how: read_clip(path, SIZE, *(args or (4,)), **how)
+    folder = write_folder(tmp_path / "frames", frames(6))
+    (tmp_path / "empty").mkdir()
+    one = write_folder(tmp_path / "one", frames(1))
+    mixed = write_folder(tmp_path / "mixed", [*frames(2), *frames(2, 24, 32)])
+    (tmp_path / "corrupt.mp4").write_bytes(b"no video at all" * 100)
+    write_clip(tmp_path / "whole.mp4", frames(9), 8.0)
+    cut = (tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(cut[: len(cut) // 2])
+    (tmp_path / "corrupt.gif").write_bytes(b"GIF89a" + b"\x00" * 10)
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        sound.sample_rate, sound.time_base = 16000, Fraction(1, 16000)
+        for part in (sound, None):
+            container.mux(stream.encode(part))
+    for message, path, args, how in (
+        ("does not exist", tmp_path / "nowhere", (), {}),
+        ("holds no pictures", tmp_path / "empty", (), {}),
+        ("has 1 frame; a clip needs 2", one, (), {}),
+        ("frames of several sizes", mixed, (), {}),
+        ("cannot be decoded", tmp_path / "corrupt.mp4", (), {}),
+        ("cannot be decoded", tmp_path / "cut.mp4", (), {}),
+        ("cannot be decoded", tmp_path / "corrupt.gif", (), {}),
+        ("has sound but no pictures", tmp_path / "sound.mp4", (), {}),
+        ("at most num_frames=3 fit", folder, (4,), {"sampling_rate": 2}),
+        ("start earlier", folder, (4,), {"start": 5}),
+        ("num_frames=1 is refused", folder, (1,), {}),
+        ("leaves nothing", folder, (4,), {"crop": (16, 0, 16, 0)}),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            read(path, *args, **how)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="is not written"):
+        write_clip(tmp_path / "clip.avi", frames(2))
+
+
+@pytest.mark.parametrize("preset", ["demo", "pairs"])
+def test_embedded_clips_have_exact_masks_and_motion(preset):
+    """Each frame is the one before, moved by the flow, to the last bit; outside the masks nothing moves."""
+    size = 64
+    ys, xs = np.mgrid[:size, :size]
+    for index in range(3):
+        clip = moving(preset, index).clip(16, size)  # long enough to turn back
+        assert clip.caption and clip.digest == moving(preset, index).clip(16, size).digest
+        for f in range(15):
+            dx, dy = clip.motion.flow[f].astype(int).transpose(2, 0, 1)
+            warped = clip.frames[f][(ys + dy).clip(0, size - 1), (xs + dx).clip(0, size - 1)]
+            valid = clip.motion.valid[f]
+            assert np.array_equal(warped[valid], clip.frames[f + 1][valid])
+            assert valid.mean() > 0.9
+            never = ~clip.masks.any(axis=0)
+            assert np.array_equal(clip.frames[f][never], clip.frames[f + 1][never])
+        assert 0.05 < clip.masks.mean() < 0.5 and (clip.masks[0] != clip.masks[1]).any()
+
+
+def section(**changed) -> ConfigDict:
+    given = dict(path="", caption="", num_frames=4, start=0, sampling_rate=1, crop=(0, 0, 0, 0), mask_path="")
+    return ConfigDict(given | dict(flow_path="", image_size=SIZE, preset="demo", index=0, seed=0) | changed)
+
+
+def test_a_users_clip_has_a_caption_masks_and_flow(tmp_path):
+    path = write_folder(tmp_path / "frames", frames(6))
+    painted = np.zeros((6, 32, 32, 3), np.uint8)
+    painted[:, :10] = 255
+    masks = write_folder(tmp_path / "masks", painted)
+    flow = np.zeros((3, SIZE, SIZE, 2), np.float32)
+    flow[0, 0, 0] = np.nan
+    np.save(tmp_path / "flow.npy", flow)
+    given = dict(path=path, caption=" a square ", mask_path=masks, flow_path=str(tmp_path / "flow.npy"))
+    clip = clip_of(section(**given))
+    assert clip.caption == "a square"
+    assert clip.masks[:, :10].all() and not clip.masks[:, 10:].any()
+    assert not clip.motion.valid[0, 0, 0] and clip.motion.valid.sum() == 3 * SIZE * SIZE - 1
+    with pytest.raises(UserError, match="data.caption is empty"):
+        clip_of(section(path=path))
+    with pytest.raises(UserError, match="this clip needs"):
+        clip_of(section(**given, num_frames=5))
+    with pytest.raises(UserError, match="multiple of 32"):
+        clip_of(section(image_size=48))
