@@ -43,7 +43,7 @@ def clip_of(cfg_data: Any) -> Clip:
     """The clip of a config's `data` section: the user's at `path`, or an embedded one.
 
     Args:
-        cfg_data: path, caption, num_frames, start, sampling_rate, crop, mask_path, flow_path, image_size; without a path
+        cfg_data: path, caption, num_frames, start, sampling_rate, crop, mask_path, flow_path, image_size; with no path
             preset, index, seed.
 
     Raises:
