@@ -5,19 +5,20 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from contextdiff_jax import runtime
 from contextdiff_jax.types import Array
 
 
 def _fused_kernel_fits(q: Array, mask: Array | None) -> bool:
-    """Whether cuDNN's fused kernel takes these shapes: NVIDIA, 16 bits, head dim a multiple of 8, no mask.
+    """Whether cuDNN's fused kernel takes these shapes: NVIDIA from compute capability 8.0 on, 16 bits, head dim a
+    multiple of 8, no mask.
 
     It would want a mask spread over all queries, which costs more than the fusion saves for short texts.
     """
-    if jax.default_backend() != "gpu" or mask is not None or q.dtype not in (jnp.bfloat16, jnp.float16):
+    capability = runtime.current().capability
+    if capability < 8.0 or mask is not None or q.dtype not in (jnp.bfloat16, jnp.float16):
         return False
-    device = jax.devices()[0]
-    hopper = float(getattr(device, "compute_capability", None) or 0) >= 9.0
-    return "NVIDIA" in device.device_kind and q.shape[-1] % 8 == 0 and q.shape[-1] <= (256 if hopper else 128)
+    return q.shape[-1] % 8 == 0 and q.shape[-1] <= (256 if capability >= 9.0 else 128)
 
 
 def _loop_pays(q: Array, k: Array, mask: Array | None, is_causal: bool, bias: Array | None) -> bool:

@@ -16,6 +16,7 @@ from contextdiff_jax import task as task_lib
 from contextdiff_jax.data.folder import read_image, square
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.pictures import to_uint8
+from contextdiff_jax.runtime import here
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.training.state import initial_params, stream
 from contextdiff_jax.types import Array, Params
@@ -175,7 +176,7 @@ class Pipeline:
 def _with_untrained(task: DiffusionTask, expected: Params, params: Params) -> Params:
     """Parameters that were read together with those that training left as they were."""
     have = set(trees.names(params))
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    place = jax.sharding.SingleDeviceSharding(here().devices[0])
     places = jax.tree.map(lambda _: place, trees.select(expected, lambda name: name not in have))
     return trees.merge(initial_params(task, places, task.config.seed) if places else {}, params)
 

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from contextdiff_jax import config as config_lib
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.runtime import Runtime
 from contextdiff_jax.types import Array, Batch, Params
 
 
@@ -37,8 +38,13 @@ class Task(Protocol):
         """Writes what a user keeps of the training."""
 
 
-def build(config: ConfigDict) -> Task:
+def build(config: ConfigDict, runtime: Runtime | None = None, weights: bool = True) -> Task:
     """The task that `config.task` names, after checking the config.
+
+    Args:
+        config: the whole config.
+        runtime: what it will run on; None takes this machine.
+        weights: whether to read the parameters of frozen networks; without them a step can be traced, not run.
 
     Raises:
         UserError: for anything in the config that cannot work.
@@ -46,7 +52,9 @@ def build(config: ConfigDict) -> Task:
     config_lib.check(config)
     match config.task:
         case "diffusion":
-            from contextdiff_jax.tasks.diffusion import DiffusionTask as task
+            from contextdiff_jax.tasks.diffusion import DiffusionTask
+
+            return DiffusionTask(config, runtime, weights)
         case "contrastive":
             from contextdiff_jax.tasks.contrastive import ContrastiveTask as task
         case "recogniser":

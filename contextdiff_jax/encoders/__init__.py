@@ -133,12 +133,13 @@ def load_clip(
     *,
     shardings: Callable[[Params], Any] | None = None,
     param_dtype: Any = np.float32,
+    weights: bool = True,
 ) -> Clip:
     """Reads a CLIP model of both towers.
 
     Args:
         path: a folder in the Hugging Face layout, or "builtin:NAME" for one that ships with the package.
-        dtype, tokenizer_dir, shardings, param_dtype: as for `load_text_encoder`.
+        dtype, tokenizer_dir, shardings, param_dtype, weights: as for `load_text_encoder`.
 
     Raises:
         UserError: no such folder, not a CLIP model, weights that do not fit.
@@ -146,7 +147,7 @@ def load_clip(
     name = str(path)
     folder = _builtin(name.removeprefix(BUILTIN)) if name.startswith(BUILTIN) else Path(path)
     config = clip_lib.CLIPConfig.from_dict(pretrained.read_config(folder))
-    model = Clip(config, None, Path(tokenizer_dir or folder), dtype=dtype).read(folder, shardings, param_dtype)
+    model = Clip(config, None, Path(tokenizer_dir or folder), dtype=dtype).read(folder, shardings, param_dtype, weights)
     preprocessor = folder / "preprocessor_config.json"
     image = read_json(preprocessor) if preprocessor.is_file() else {}
     return dataclasses.replace(
@@ -164,6 +165,7 @@ def load_text_encoder(
     max_length: int | None = None,
     shardings: Callable[[Params], Any] | None = None,
     param_dtype: Any = np.float32,
+    weights: bool = True,
 ) -> TextEncoder:
     """Reads a text encoder: CLIP, CLIP's text tower alone, or the encoder of T5, as config.json says.
 
@@ -175,6 +177,7 @@ def load_text_encoder(
         shardings: from a tree of shapes to a tree of shardings, where the parameters go as they are read. None gives
             numpy arrays.
         param_dtype: type of the parameters.
+        weights: whether to read the parameters; else they are float32 shapes.
 
     Raises:
         UserError: no such folder, another kind of model, weights that do not fit, or a length that cannot be.
@@ -188,7 +191,7 @@ def load_text_encoder(
     if max_length is not None and (kind != "t5" or max_length < 1):
         raise UserError(f"max_length={max_length}: only T5 has a choice, and it takes 1 or more; leave it out")
     if kind == "clip":
-        return load_clip(path, dtype, tokenizer_dir, shardings=shardings, param_dtype=param_dtype)
+        return load_clip(path, dtype, tokenizer_dir, shardings=shardings, param_dtype=param_dtype, weights=weights)
     if kind == "clip_text_model":
         model = ClipText(clip_lib.CLIPTextConfig.from_dict(config), None, tokenizer_dir, dtype)
     elif kind == "t5":
@@ -199,7 +202,7 @@ def load_text_encoder(
             f"{str(path)!r} holds a model of type {kind!r}; text encoders are clip, clip_text_model (the text_encoder "
             "folder of a pipeline) and t5"
         )
-    return model.read(Path(path), shardings, param_dtype)
+    return model.read(Path(path), shardings, param_dtype, weights)
 
 
 def _find_tokenizer(folder: Path) -> Path:

@@ -44,9 +44,17 @@ class TextEncoder:
         """The empty text, [1, L]."""
         return self.tokenize([""])
 
-    def read(self, folder: Path, shardings: Callable[[Params], Any] | None = None, dtype: Any = np.float32) -> Self:
+    def read(
+        self,
+        folder: Path,
+        shardings: Callable[[Params], Any] | None = None,
+        dtype: Any = np.float32,
+        weights: bool = True,
+    ) -> Self:
         """The model with the parameters of a folder; see `load_text_encoder`."""
         expected = jax.eval_shape(self.init, jax.random.key(0))
+        if not weights:
+            return dataclasses.replace(self, params=expected)
         places = shardings(expected) if shardings else None
         params = pretrained.read_params(folder, expected, self.names, self.ignore, shardings=places, dtype=dtype)
         return dataclasses.replace(self, params=params)

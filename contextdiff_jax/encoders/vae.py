@@ -268,16 +268,18 @@ def tensor_name(path: str) -> str | tuple[str, ...]:
     return name if old == name else (name, old)
 
 
-def load_vae(folder: str | Path, dtype: jnp.dtype = jnp.float32) -> Vae:
+def load_vae(folder: str | Path, dtype: jnp.dtype = jnp.float32, *, weights: bool = True) -> Vae:
     """Reads an autoencoder.
 
     Args:
         folder: in the layout of diffusers, `vae` of a pipeline's folder.
         dtype: type of the computation.
+        weights: whether to read the parameters; else they are shapes.
 
     Raises:
         UserError: no such folder, another kind of model, weights that do not fit.
     """
     vae = Vae(VAEConfig.from_dict(pretrained.read_config(folder)), None, dtype)
     expected = jax.eval_shape(vae.init, jax.random.key(0))
-    return dataclasses.replace(vae, params=pretrained.read_params(folder, expected, tensor_name))
+    params = pretrained.read_params(folder, expected, tensor_name) if weights else expected
+    return dataclasses.replace(vae, params=params)

@@ -1,7 +1,6 @@
 """The evaluation of a trained run: alignment, bits per dimension and speed, into eval.json and report.png."""
 
 import itertools
-import os
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -18,6 +17,7 @@ from contextdiff_jax.evaluate.report import write_report
 from contextdiff_jax.files import write_json
 from contextdiff_jax.models.recogniser import Recogniser, load_recogniser
 from contextdiff_jax.pipeline import Pipeline
+from contextdiff_jax.runtime import here
 from contextdiff_jax.types import Params
 
 GRID = 32  # pictures of each set shown in the report
@@ -64,9 +64,7 @@ def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]
 
 def hardware() -> str:
     """What the figures were measured on, e.g. "1 x cpu, 2 cores"."""
-    device = jax.devices()[0]
-    cores = f", {os.cpu_count()} cores" if device.platform == "cpu" else ""
-    return f"{jax.device_count()} x {device.device_kind}{cores}"
+    return str(here())
 
 
 def _judge(config) -> Recogniser | None:

@@ -18,6 +18,7 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.models import backbones, lipschitz, precond
 from contextdiff_jax.models.adapter import Adapter, Shift
 from contextdiff_jax.process import chart, forward
+from contextdiff_jax.runtime import Runtime
 from contextdiff_jax.tasks.parts import Parts, source
 from contextdiff_jax.types import Array, Batch, Context, Params
 
@@ -33,9 +34,9 @@ class DiffusionTask:
         sample_shape: (H, W, C) of x0.
     """
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: ConfigDict, runtime: Runtime | None = None, weights: bool = True):
         self.config = config
-        self.parts = parts = Parts.of(config)
+        self.parts = parts = Parts.of(config, runtime, weights)
         self.frozen = parts.params
         self.schedule, self.sample_shape = parts.schedule, parts.space.shape
         self.backbone = backbones.build(config, parts.dtype)
@@ -78,7 +79,7 @@ class DiffusionTask:
         params = {"denoiser": self.backbone.init(key_denoiser, x0, t, context)}
         if self.adapter is not None:
             features = self.parts.features
-            tokens = jax.eval_shape(partial(self._features, self.frozen), x0)
+            tokens = jax.eval_shape(self._features, self.frozen, x0)
             adapter = partial(
                 self.adapter.lazy_init, grid=features.grid(self.sample_shape), sample_shape=self.sample_shape
             )

@@ -2,11 +2,11 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -21,14 +21,15 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_json
 from contextdiff_jax.models import backbones
 from contextdiff_jax.process import schedule
+from contextdiff_jax.runtime import Runtime, here
 from contextdiff_jax.samplers.scheduler_config import PRETRAINED, from_scheduler_config
 from contextdiff_jax.types import Batch, Context, Params
 
 
-def compute_dtype(name: str) -> jnp.dtype:
+def compute_dtype(name: str, runtime: Runtime | None = None) -> jnp.dtype:
     """bfloat16 on accelerators and float32 on CPUs for "auto"; otherwise the type of that name."""
     if name == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return jnp.float32 if (runtime or here()).platform == "cpu" else jnp.bfloat16
     return jnp.dtype(name)
 
 
@@ -59,23 +60,28 @@ class Parts:
     clip: encoders.Clip | None
 
     @classmethod
-    def of(cls, config: ConfigDict) -> "Parts":
+    def of(cls, config: ConfigDict, runtime: Runtime | None = None, weights: bool = True) -> "Parts":
         """Reads whatever the config names.
+
+        Args:
+            config: the whole config.
+            runtime: what the networks will run on; None takes this machine.
+            weights: whether to read the frozen networks' parameters; else they are shapes.
 
         Raises:
             UserError: something that is not there, or does not fit.
         """
-        dtype = compute_dtype(config.model.dtype)
+        dtype = compute_dtype(config.model.dtype, runtime)
         # One CLIP may serve as text encoder and as the adapter's eye; it is read once.
         clip = None
         if _needs_clip(config):
             with _naming("encoder.clip", config.encoder.clip):
-                clip = encoders.load_clip(config.encoder.clip, dtype)
-        space = _space(config)
+                clip = encoders.load_clip(config.encoder.clip, dtype, weights=weights)
+        space = _space(config, runtime, weights)
         backbones.check_size(config, space.shape)
         scheduler = _scheduler(config)
         s, prediction = _process(config, scheduler)
-        condition = _condition(config, clip, dtype)
+        condition = _condition(config, clip, partial(encoders.load_text_encoder, dtype=dtype, weights=weights))
         levels = data.describe(config.data).levels if config.space.kind == "pixels" else None
         features = _features(config, clip, space)
         return cls(dtype, s, prediction, scheduler, condition, space, levels, features, clip)
@@ -149,7 +155,8 @@ def _process(config: ConfigDict, scheduler: dict[str, Any]) -> tuple[schedule.Sc
     return s, prediction
 
 
-def _condition(config: ConfigDict, clip: encoders.Clip | None, dtype: jnp.dtype) -> Condition:
+def _condition(config: ConfigDict, clip: encoders.Clip | None, load: Callable) -> Condition:
+    """What c is; `load` reads a text encoder."""
     if config.condition.kind == "class":
         names = data.describe(config.data).class_names
         if not names:
@@ -162,26 +169,27 @@ def _condition(config: ConfigDict, clip: encoders.Clip | None, dtype: jnp.dtype)
         return ClassCondition(())
     if config.condition.encoder:
         with _naming("condition.encoder", config.condition.encoder):
-            return TextCondition(encoders.load_text_encoder(config.condition.encoder, dtype))
+            return TextCondition(load(config.condition.encoder))
     if config.model.backbone == "sd":
         folder = Path(config.model.pretrained)
         with _naming("model.pretrained", folder):
-            return TextCondition(encoders.load_text_encoder(folder / "text_encoder", dtype, folder / "tokenizer"))
+            return TextCondition(load(folder / "text_encoder", tokenizer_dir=folder / "tokenizer"))
     return TextCondition(clip)
 
 
-def _space(config: ConfigDict) -> Pixels | Latents:
+def _space(config: ConfigDict, runtime: Runtime | None, weights: bool) -> Pixels | Latents:
     if config.space.kind == "pixels":
         return Pixels(config.data.image_size, data.describe(config.data).channels)
-    return latent_space(config)
+    return latent_space(config, runtime, weights)
 
 
-def latent_space(config: ConfigDict) -> Latents:
-    """The latents of the pretrained folder's autoencoder."""
+def latent_space(config: ConfigDict, runtime: Runtime | None = None, weights: bool = True) -> Latents:
+    """The latents of the pretrained folder's autoencoder; arguments are those of `Parts.of`."""
     from contextdiff_jax.encoders.vae import load_vae
 
     with _naming("model.pretrained", config.model.pretrained):
-        vae = load_vae(Path(config.model.pretrained) / "vae", compute_dtype(config.model.dtype))
+        dtype = compute_dtype(config.model.dtype, runtime)
+        vae = load_vae(Path(config.model.pretrained) / "vae", dtype, weights=weights)
     rgb_map = read_rgb_map(config.space.rgb_map or config.space.latents)
     return Latents(vae, config.data.image_size, config.space.rgb, rgb_map)
 

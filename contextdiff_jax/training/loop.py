@@ -131,8 +131,7 @@ def _greeting(setup: Setup, first: int, num_steps: int) -> str:
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(setup.abstract.params))
     mesh = ", ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())
     what = f"continuing from the checkpoint of step {first}" if first else "starting"
-    platform = jax.devices()[0].platform
-    return f"{what}, to step {num_steps}; {count / 1e6:.3g} M parameters on {platform} (mesh: {mesh})"
+    return f"{what}, to step {num_steps}; {count / 1e6:.3g} M parameters on {setup.runtime.platform} (mesh: {mesh})"
 
 
 def _farewell(step: int, num_steps: int, workdir: Path) -> str:

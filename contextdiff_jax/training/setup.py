@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from contextdiff_jax import trees
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.runtime import Runtime, here, in_use
 from contextdiff_jax.training import sharding
 from contextdiff_jax.training import state as state_lib
 from contextdiff_jax.training.optimizer import make_optimizer
@@ -33,49 +34,68 @@ class Setup:
     Attributes:
         task: what is trained.
         mesh: the devices.
+        runtime: whose devices they are.
         optimizer: the update rule.
         abstract: shapes and shardings of the state.
-        fixed_places: shardings of the parameters that `train.trainable` leaves out.
+        fixed: shapes and shardings of the parameters that `train.trainable` leaves out.
     """
 
     task: Any
     mesh: Mesh
+    runtime: Runtime
     optimizer: optax.GradientTransformation
     abstract: TrainState
-    fixed_places: Params
+    fixed: Params
 
     @classmethod
-    def of(cls, task: Any) -> "Setup":
+    def of(cls, task: Any, runtime: Runtime | None = None) -> "Setup":
         """Checks that batch, mesh, sharding rules and optimizer fit the task and the devices.
+
+        Args:
+            task: what is trained.
+            runtime: for which devices; None takes this machine's.
 
         Raises:
             UserError: they do not.
         """
-        config = task.config
-        mesh = sharding.make_mesh(config.mesh)
-        sharding.data_shard(mesh, config.data.batch_size, config.optim.accum_steps)
+        config, runtime = task.config, runtime or here()
+        mesh = sharding.make_mesh(config.mesh, runtime)
+        sharding.check_batch(mesh, config.data.batch_size, config.optim.accum_steps)
+        if not runtime.described:
+            sharding.data_shard(mesh, config.data.batch_size)
         everything = jax.eval_shape(task.init, state_lib.stream(config.seed, "init"))
         params, fixed = _split(everything, config.train.trainable)
         optimizer = make_optimizer(config, params)
         shapes = state_lib.abstract_state(optimizer, params)
         places = state_lib.state_shardings(shapes, optimizer, config.sharding.rules, mesh)
-        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
-        return cls(task, mesh, optimizer, abstract, sharding.tree_shardings(fixed, config.sharding.rules, mesh))
+        abstract = spec_of(shapes, places)
+        fixed = spec_of(fixed, sharding.tree_shardings(fixed, config.sharding.rules, mesh))
+        return cls(task, mesh, runtime, optimizer, abstract, fixed)
 
     @property
     def shardings(self) -> TrainState:
         """Where every leaf of the state lies."""
         return jax.tree.map(lambda x: x.sharding, self.abstract)
 
+    @property
+    def frozen_spec(self) -> Params:
+        """Shapes and shardings of `frozen`."""
+        frozen = spec_of(self.task.frozen, self._frozen_places)
+        return frozen | {"fixed": self.fixed} if self.fixed else frozen
+
+    @property
+    def _frozen_places(self) -> Any:
+        return sharding.tree_shardings(self.task.frozen, self.task.config.sharding.rules, self.mesh)
+
     @cached_property
     def frozen(self) -> Params:
         """The frozen parameters on the devices, by the same rules as the trained ones: the encoders', and under "fixed"
         those of the networks that are not trained."""
-        places = sharding.tree_shardings(self.task.frozen, self.task.config.sharding.rules, self.mesh)
-        frozen = sharding.put_tree(self.task.frozen, places)
-        if not self.fixed_places:
+        frozen = sharding.put_tree(self.task.frozen, self._frozen_places)
+        if not self.fixed:
             return frozen
-        return frozen | {"fixed": state_lib.initial_params(self.task, self.fixed_places, self.task.config.seed)}
+        places = jax.tree.map(lambda x: x.sharding, self.fixed)
+        return frozen | {"fixed": state_lib.initial_params(self.task, places, self.task.config.seed)}
 
     def init_state(self) -> TrainState:
         """The state at step 0."""
@@ -90,23 +110,40 @@ class Setup:
 
     def train_iterator(self) -> Iterator[dict[str, np.ndarray]]:
         """This process's rows of the batches."""
-        config = self.task.config
-        shard = sharding.data_shard(self.mesh, config.data.batch_size, config.optim.accum_steps)
-        return self.task.train_iterator(*shard)
+        return self.task.train_iterator(*sharding.data_shard(self.mesh, self.task.config.data.batch_size))
 
     def put(self, batch: dict[str, np.ndarray]) -> Batch:
         """The global batch on the devices, from every process's own rows."""
         return sharding.put_batch(batch, self.mesh)
 
-    def compile(self, batch: Batch) -> jax.stages.Compiled:
-        """The training step for batches of this shape; it takes state and guard for itself (donation)."""
+    def lower(self, batch_spec: Batch, frozen_spec: Params) -> jax.stages.Lowered:
+        """The training step traced for batches and frozen parameters of these shapes, ready to be compiled for the
+        runtime; it takes state and guard for itself (donation).
+
+        Args:
+            batch_spec: arrays, or their shapes with shardings (`spec_of`).
+            frozen_spec: the same for `frozen`.
+        """
         whole = sharding.replicated(self.mesh)
+        guard = spec_of(jax.eval_shape(partial(Guard.clear, self.task.config.data.batch_size)), whole)
         step = jax.jit(
             make_step(self.task, self.optimizer, self.mesh),
             donate_argnums=(0, 1),
             out_shardings=(self.shardings, whole, whole),
         )
-        return step.lower(self.abstract, self.init_guard(), self.frozen, batch).compile()
+        with in_use(self.runtime):
+            return step.lower(self.abstract, guard, frozen_spec, batch_spec)
+
+    def compile(self, batch: Batch) -> jax.stages.Compiled:
+        """The training step for batches of this shape."""
+        return self.lower(batch, self.frozen).compile()
+
+
+def spec_of(tree: Any, places: Any) -> Any:
+    """Shapes and shardings of arrays or shapes; `places` is one sharding for all, or a tree of them."""
+    if isinstance(places, jax.sharding.Sharding):
+        places = jax.tree.map(lambda _: places, tree)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, places)
 
 
 def _split(params: Params, patterns: Any) -> tuple[Params, Params]:

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.runtime import Runtime, here
 from contextdiff_jax.types import Array, Batch, Params
 
 AXES = ("data", "fsdp", "tensor")
@@ -19,16 +20,18 @@ ROWS = P(("data", "fsdp"))  # examples of a batch are split over both
 Rules = Iterable[tuple[str, Any]]
 
 
-def make_mesh(config: ConfigDict) -> Mesh:
+def make_mesh(config: ConfigDict, runtime: Runtime | None = None) -> Mesh:
     """All devices as a mesh with the axes data, fsdp and tensor.
 
     Args:
         config: the config's `mesh` section; one size may be -1, which takes the devices that are left.
+        runtime: whose devices; None takes this machine's.
 
     Raises:
         UserError: the sizes do not multiply to the number of devices.
     """
-    sizes, count = [config[axis] for axis in AXES], jax.device_count()
+    runtime = runtime or here()
+    sizes, count = [config[axis] for axis in AXES], len(runtime.devices)
     given = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
@@ -37,10 +40,10 @@ def make_mesh(config: ConfigDict) -> Mesh:
         raise UserError(f"{given} does not fit {count} devices; the product of the sizes must be {count}")
     shape = tuple(count // known if size == -1 else size for size in sizes)
     auto = (AxisType.Auto,) * len(AXES)
-    mesh = jax.make_mesh(shape, AXES, axis_types=auto)
-    if _process_rows(mesh, count) is None:
+    mesh = jax.make_mesh(shape, AXES, axis_types=auto, devices=runtime.devices)
+    if not runtime.described and _process_rows(mesh, count) is None:
         # The fastest ring is not in the order of the processes; each must hold one block of the batch.
-        devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+        devices = sorted(runtime.devices, key=lambda d: (d.process_index, d.id))
         mesh = Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=auto)
     return mesh
 
@@ -57,14 +60,8 @@ def _process_rows(mesh: Mesh, num_rows: int) -> tuple[int, int] | None:
     return start // size, num_rows // size
 
 
-def data_shard(mesh: Mesh, batch_size: int, accum_steps: int) -> tuple[int, int]:
-    """Which block of every global batch this process reads: (q, Q) for rows [q * B / Q, (q + 1) * B / Q).
-
-    Processes that share rows (when the tensor axis spans processes) get the same answer.
-
-    Raises:
-        UserError: the batch cannot be split evenly over devices and accumulation steps.
-    """
+def check_batch(mesh: Mesh, batch_size: int, accum_steps: int) -> None:
+    """Raises UserError where the batch cannot be split evenly over devices and accumulation steps."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"] * accum_steps
     if batch_size % ways:
         raise UserError(
@@ -72,6 +69,16 @@ def data_shard(mesh: Mesh, batch_size: int, accum_steps: int) -> tuple[int, int]
             f"(mesh.data={mesh.shape['data']} x mesh.fsdp={mesh.shape['fsdp']} x "
             f"optim.accum_steps={accum_steps}); try {-(-batch_size // ways) * ways}"
         )
+
+
+def data_shard(mesh: Mesh, batch_size: int) -> tuple[int, int]:
+    """Which block of every global batch this process reads: (q, Q) for rows [q * B / Q, (q + 1) * B / Q).
+
+    Processes that share rows (when the tensor axis spans processes) get the same answer.
+
+    Raises:
+        UserError: this process's rows are not one block.
+    """
     rows = _process_rows(mesh, batch_size)
     if rows is None:
         raise UserError(f"{dict(mesh.shape)}: a process would hold scattered rows; use a smaller mesh.tensor")
