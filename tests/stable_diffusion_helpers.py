@@ -7,11 +7,11 @@ import diffusers
 import torch
 import transformers
 from diffusers.pipelines import stable_diffusion
+from diffusers_helpers import randomised
 from PIL import Image
 
 from contextdiff_jax import data
 from contextdiff_jax.encoders import ASSETS
-from tests.diffusers_helpers import randomised
 
 UNET = dict(
     sample_size=8,

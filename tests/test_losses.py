@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gaussian_toy import functions, negative_log_density, toy
 from scipy.stats import norm
 
 from contextdiff_jax import losses
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.process import forward, schedule
-from tests.gaussian_toy import functions, negative_log_density, toy
 
 rng = np.random.default_rng(0)
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from diffusers_helpers import relative_error
 from PIL import Image
 
 import contextdiff_jax as cdx
@@ -14,7 +15,6 @@ from configs import t2i
 from contextdiff_jax import command_line, export, sampling
 from contextdiff_jax.errors import UserError
 from tests import stable_diffusion_helpers as helpers
-from tests.diffusers_helpers import relative_error
 
 PROMPTS = ("a frog on a blue background", "a red apple on a white background")
 

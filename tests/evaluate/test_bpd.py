@@ -5,12 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gaussian_toy import functions, negative_log_density, toy
 
 from contextdiff_jax import losses
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.evaluate.bpd import _to_unit_scale, bits_per_dim, join, low_discrepancy
+from contextdiff_jax.evaluate.bpd import _to_unit_scale, bits_per_dim, join
 from contextdiff_jax.process import schedule
-from tests.gaussian_toy import functions, negative_log_density, toy
 
 BITS = 1 / np.log(2.0)
 
@@ -160,12 +160,12 @@ def test_drawn_times_estimate_the_sum_over_all(x64):
 
 
 def test_low_discrepancy_times_are_uniform_and_stratified():
-    times = np.asarray(low_discrepancy(jax.random.key(0), 41, 5, 1000))
+    times = np.asarray(losses.low_discrepancy(jax.random.key(0), 41, 5, 1000))
     chex.assert_shape(times, (5, 1000))
     np.testing.assert_array_equal(np.bincount(times.ravel(), minlength=42)[2:], 125)
     for row in range(5):
         assert times[row].min() >= 2 + 8 * row and times[row].max() <= 9 + 8 * row
-    single = np.asarray(low_discrepancy(jax.random.key(0), 2, 3, 2))
+    single = np.asarray(losses.low_discrepancy(jax.random.key(0), 2, 3, 2))
     assert np.all(single == 2)
 
 

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gaussian_toy import functions, negative_log_density, toy
 
 from contextdiff_jax import losses
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.bpd import bits_per_dim, difference, join
 from contextdiff_jax.process import schedule
-from tests.gaussian_toy import functions, negative_log_density, toy
 
 BITS = 1 / np.log(2.0)
 MEANS, SDS, SHARES = np.array([-0.6, 0.1, 0.7]), np.array([0.12, 0.2, 0.15]), np.array([0.3, 0.5, 0.2])

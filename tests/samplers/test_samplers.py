@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from gaussian_toy import functions, toy
 
 from contextdiff_jax import samplers
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.process import chart, forward, schedule
-from tests.gaussian_toy import functions, toy
 
 ALL = ("ddpm", "ddim", "heun", "dpmpp_2m")
 SPACINGS = samplers.SPACINGS
