@@ -35,8 +35,13 @@ def get_config(preset: str | None = None) -> ConfigDict:
     )
     config.process = ConfigDict(
         dict(
-            schedule="cosine",  # cosine | linear | scaled_linear | pretrained (as its scheduler says)
+            schedule="cosine",  # cosine | linear | scaled_linear | log_snr | learned | pretrained (its scheduler's)
             num_timesteps=1000,
+            init="log_snr",  # learned: the schedule it starts as
+            ends="free",  # learned: free | fixed
+            log_snr=(6.0, -8.0),  # log_snr only: at t = 1 and t = T
+            variance="beta",  # of the reverse steps in the bound: beta | posterior | learned (by ddpm as well)
+            variance_per_channel=False,  # learned only
             beta_start=1e-4,  # linear and scaled_linear only
             beta_end=2e-2,
             zero_terminal_snr=False,
@@ -79,6 +84,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
             objective="simple",  # simple (Eq. 6) | posterior (Eq. 5) | nelbo (Eq. 4)
             weighting="constant",  # simple only: constant | snr | min_snr | p2 | vlb | lemma4
             gamma=5.0,  # min_snr only
+            num_times=0,  # nelbo only: times in 2..T drawn for each example, T - 1 takes all; 0: one in 1..T
             cond_drop_prob=0.1,
         )
     )
@@ -88,6 +94,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
             num_steps=15,
             spacing="trailing",  # uniform | trailing | leading | pretrained (as its scheduler says)
             eta=0.0,  # ddim only
+            last_noise=False,  # ddpm with a learned variance: draw from the last step too, not take its mean
             guidance=3.0,
             rescale=0.0,
             interval=(0.0, 1.0),  # fractions of T in which guidance acts

@@ -5,6 +5,7 @@
 <folder>/denoiser/              config.json, model.safetensors; for Stable Diffusion instead the whole pipeline in
                                 the diffusers layout: unet/ (trained), and all that model_index.json names
 <folder>/adapter/               config.json, model.safetensors
+<folder>/process/               likewise, where the schedule or the reverse variance is learned
 <folder>/vae/ scheduler/        of the pretrained folder, where diffusion is in latents
 <folder>/image_encoder/         the CLIP of config.encoder.clip, where it does not ship with the package
 <folder>/condition_encoder/     likewise the text encoder, where it is another model
@@ -88,6 +89,8 @@ def _write(task: DiffusionTask, params: Params, step: int, out: Path, name: str)
         portable.model.pretrained = "."
     if "adapter" in params:
         _write_network(out / "adapter", params["adapter"], config.adapter)
+    if "process" in params:
+        _write_network(out / "process", params["process"], config.process)
     if task.parts.clip is not None:
         portable.encoder.clip = _write_encoder(config.encoder.clip, task.parts.clip, out / "image_encoder")
     if config.condition.kind == "text" and config.condition.encoder:
@@ -129,7 +132,7 @@ def read_networks(folder: str | Path, config: ConfigDict, expected: Params) -> P
         config: from `read_config`.
         expected: shapes of all parameters.
     """
-    names = ["adapter"] if config.model.backbone == "sd" else ["denoiser", "adapter"]
+    names = ["adapter"] if config.model.backbone == "sd" else ["denoiser", "adapter", "process"]
     read = lambda name: pretrained.read_params(Path(folder) / name, expected[name], _tensor_name)
     return {name: read(name) for name in names if name in expected}
 

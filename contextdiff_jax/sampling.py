@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from contextdiff_jax import guidance, samplers
+from contextdiff_jax.losses import Variance
 from contextdiff_jax.process import chart as charts
 from contextdiff_jax.process import forward
 from contextdiff_jax.process.chart import Chart
@@ -28,7 +29,7 @@ class Model(Protocol):
     """What is sampled from; `tasks.diffusion.DiffusionTask` is one.
 
     Attributes:
-        schedule: the noise schedule.
+        schedule: the noise schedule; of a learned one the start.
         sample_shape: shape of one x0.
         parts: its frozen surroundings, of which the space and the pretrained scheduler's file are used.
     """
@@ -36,6 +37,12 @@ class Model(Protocol):
     schedule: Schedule
     sample_shape: tuple[int, ...]
     parts: Any
+
+    def schedule_of(self, params: Params) -> Schedule:
+        """The noise schedule under these parameters."""
+
+    def variance_of(self, params: Params) -> Variance:
+        """The variance of the reverse steps: a name, or a learned table."""
 
     def encode(self, frozen: Params, batch: Batch) -> Context:
         """The condition of each example."""
@@ -62,6 +69,7 @@ class Plan:
         adapter: whether the shift of the process is undone and redone.
         shape: of one x0.
         first_order_last: see `samplers.dpmpp_2m`.
+        last_noise: see `samplers.ddpm`.
     """
 
     sampler: str
@@ -71,6 +79,7 @@ class Plan:
     adapter: bool
     shape: tuple[int, ...]
     first_order_last: bool = False
+    last_noise: bool = False
 
     @classmethod
     def of(cls, model: Model, sample: ConfigDict, strength: float = 1.0) -> "Plan":
@@ -95,6 +104,7 @@ class Plan:
             adapter=sample.adapter,
             shape=tuple(model.sample_shape),
             first_order_last=options.get("first_order_last", False),
+            last_noise=sample.last_noise,
         )
 
 
@@ -151,7 +161,8 @@ def sample(
     context = model.encode(frozen, condition)
     x = start(model, params, frozen, context, keys, plan, image)
     chart = guided_chart(model, params, frozen, context, plan, numbers)
-    return decode(model, frozen, run(chart, model.schedule, keys, x, plan, numbers))
+    s, variance = model.schedule_of(params), model.variance_of(params)
+    return decode(model, frozen, run(chart, s, keys, x, plan, numbers, variance))
 
 
 def start(
@@ -177,7 +188,7 @@ def noised(
     """x_t of given x0 by Eq. 1, with their shift unless the adapter is off."""
     b = model.shift(params, frozen, context) if adapter else None
     b_t = jnp.zeros_like(x0) if b is None else b(x0, jnp.asarray(t))
-    return forward.marginal(model.schedule, x0, b_t, jnp.asarray(t)).at(eps)
+    return forward.marginal(model.schedule_of(params), x0, b_t, jnp.asarray(t)).at(eps)
 
 
 def guided_chart(
@@ -224,7 +235,9 @@ def _conditional_and_null(
     return denoise_both
 
 
-def run(chart: Chart, s: Schedule, keys: Array, x: Array, plan: Plan, numbers: Numbers) -> Array:
+def run(
+    chart: Chart, s: Schedule, keys: Array, x: Array, plan: Plan, numbers: Numbers, variance: Variance = "posterior"
+) -> Array:
     """x0 [B, ...] from x at the first time of the plan.
 
     Args:
@@ -234,12 +247,15 @@ def run(chart: Chart, s: Schedule, keys: Array, x: Array, plan: Plan, numbers: N
         x: start [B, ...].
         plan: sampler and steps.
         numbers: eta.
+        variance: a learned table, which ddpm takes; a name leaves it Eq. 3's.
     """
     options: dict[str, Any] = {"spacing": np.array(plan.moves, np.int32)}
     if plan.sampler == "ddim":
         options["eta"] = numbers.eta
     if plan.sampler == "dpmpp_2m":
         options["first_order_last"] = plan.first_order_last
+    if plan.sampler == "ddpm" and not isinstance(variance, str):
+        options |= {"variance": variance, "last_noise": plan.last_noise}
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
     return samplers.get(plan.sampler)(chart, s, keys, x, len(plan.moves), **options)
 

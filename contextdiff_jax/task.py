@@ -23,7 +23,7 @@ class Task(Protocol):
         """Fresh float32 parameters; pure."""
 
     # Optional: load(shardings) -> Params, whatever of these parameters is pretrained; keep(workdir), which puts what a
-    # checkpoint lacks into the run's folder.
+    # checkpoint lacks into the run's folder; check_params(params), which refuses to save what cannot be right.
 
     def draw(self, batch: Batch, key: Array) -> Batch:
         """The global batch with the step's per-example randomness added; pure."""

@@ -24,7 +24,7 @@ class Toy:
     d: np.ndarray
     u: np.ndarray = None
     w: np.ndarray = None
-    variance: str = "posterior"
+    variance: str | np.ndarray = "posterior"
 
     @property
     def T(self):
@@ -57,7 +57,9 @@ class Toy:
         mean = lambda x: self._posterior_mean(x, self.f(x, t), t)
         ab, prev = self.ab[t], self.ab[t - 1]
         var = 1 - ab / prev
-        if self.variance == "posterior" and t > 1:
+        if not isinstance(self.variance, str):
+            var = self.variance[t]
+        elif self.variance == "posterior" and t > 1:
             var *= (1 - prev) / (1 - ab)
         return mean(1.0) - mean(0.0), mean(0.0), var
 

@@ -1,5 +1,6 @@
 """The likelihood recipes: both networks trace at full size, and the tiny one trains, is measured and draws."""
 
+import dataclasses
 import json
 import re
 
@@ -12,6 +13,10 @@ from configs import cifar10_nll, t2i
 from contextdiff_jax import command_line
 from contextdiff_jax import config as config_lib
 from contextdiff_jax import task as task_lib
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.pipeline import Pipeline
+from contextdiff_jax.process import schedule
+from contextdiff_jax.process.learned import Process
 from contextdiff_jax.training import Setup
 from contextdiff_jax.training.step import make_step
 
@@ -86,3 +91,45 @@ def test_tiny_trains_measures_and_draws(tmp_path):
         assert bits[row]["images"] == 16 and np.isfinite([bits[row]["mean"], bits[row]["stderr"]]).all()
     drawn = sorted(next((tmp_path / "samples").iterdir()).glob("0*.png"))
     assert len(drawn) == 2 and Image.open(drawn[0]).size == (8, 8)
+
+
+def test_a_learned_process_of_three_steps_trains_resumes_and_is_kept(tmp_path):
+    """Through training, a checkpoint, the bound, every sampler's schedule and an export."""
+    config = cifar10_nll.get_config("tiny")
+    changes = {
+        "process.num_timesteps": 3,
+        "process.schedule": "learned",
+        "process.variance": "learned",
+        "process.variance_per_channel": True,
+        "loss.num_times": 2,
+        "optim.weight_decay": 0.5,
+        "sample.sampler": "ddpm",
+        "sample.num_steps": 3,
+    }
+    config.update_from_flattened_dict(changes)
+    options = command_line.Options(workdir=str(tmp_path / "run"))
+    command_line.run("train", config, options)
+    bits = json.loads((tmp_path / "run" / "eval.json").read_text())["bits_per_dim"]
+    assert np.isfinite(bits["adapter on"]["mean"])
+    pipeline = Pipeline.load(tmp_path / "run")
+    task, learned = pipeline.task, pipeline.params["process"]
+    assert {name: v.shape for name, v in learned.items()} == {"gamma_1": (), "steps": (2,), "log_ratio": (3, 1)}
+    started = task.parts.process.init()
+    assert all(np.all(learned[name] != started[name]) for name in learned)  # every one of them has moved
+    command_line.run("export", config, dataclasses.replace(options, out=str(tmp_path / "export")))
+    exported = Pipeline.load(tmp_path / "export")
+    jax.tree.map(np.testing.assert_array_equal, exported.params["process"], learned)
+    drawn = pipeline.sample_arrays(["3", "5"], batch_size=2)
+    np.testing.assert_array_equal(exported.sample_arrays(["3", "5"], batch_size=2), drawn)
+    other = pipeline.sample_arrays(["3", "5"], batch_size=2, sampler="dpmpp_2m", steps=2)
+    assert np.isfinite(other).all() and np.any(other != drawn)
+    with pytest.raises(UserError, match="all 3 of them"):
+        pipeline.sample_arrays(["3"], steps=2)
+
+
+def test_a_process_that_cannot_be_right_is_not_saved(tmp_path):
+    task = task_lib.build(cifar10_nll.get_config("tiny"))
+    task.parts = dataclasses.replace(task.parts, process=Process(schedule.cosine(50), learned=True))
+    params = {"process": task.parts.process.init() | {"gamma_1": np.float32(np.nan)}}
+    with pytest.raises(UserError, match="does not fall at t=1"):
+        task.check_params(params)

@@ -58,6 +58,9 @@ def test_a_user_error_reaches_the_shell_as_one_line_and_status_2(tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+LEARNED = {"process.schedule": "learned", "process.variance": "learned", "loss.objective": "nelbo"}
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
@@ -73,6 +76,15 @@ def test_a_user_error_reaches_the_shell_as_one_line_and_status_2(tmp_path):
         ({"adapter.patch_size": 5}, ["adapter.patch_size=5"]),
         ({"model.channels": 20}, ["model.channels=20", "16"]),
         ({"process.schedule": "quadratic"}, ["quadratic", "cosine"]),
+        ({"process.num_timesteps": 0}, ["num_timesteps=0", "greater than 0"]),
+        ({"process.schedule": "learned"}, ["process.schedule='learned'", "objective='nelbo'", "'simple'"]),
+        ({"process.variance": "learned"}, ["process.variance='learned'", "objective='nelbo'"]),
+        (LEARNED | {"model.pretrained": "sd"}, ["process.schedule='learned'", "model.pretrained"]),
+        (LEARNED | {"process.zero_terminal_snr": True, "model.prediction": "v"}, ["zero_terminal_snr"]),
+        (LEARNED | {"sample.sampler": "ddpm"}, ["sample.num_steps=15", "all 1000"]),
+        (LEARNED | {"sample.eta": 0.5}, ["sample.eta=0.5", "ddpm"]),
+        ({"sample.last_noise": True}, ["last_noise", "process.variance='learned'"]),
+        ({"loss.num_times": 4}, ["loss.num_times=4", "nelbo"]),
     ],
 )
 def test_check_names_key_value_and_remedy(changes, words):

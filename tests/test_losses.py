@@ -32,8 +32,11 @@ def expectation(model, x0, t, term):
     return sum(w * v for w, v in zip(weights / weights.sum(), values, strict=True))
 
 
+LEARNED = np.array([0.0, 0.05, 0.3, 0.1, 0.7, 0.2, 1.5])  # any variances, of both sides of beta_t
+
+
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("variance", losses.VARIANCES)
+@pytest.mark.parametrize("variance", [*losses.VARIANCES, LEARNED], ids=[*losses.VARIANCES, "learned"])
 @pytest.mark.parametrize("build", [schedule.cosine, lambda T: schedule.linear(T, 1e-3, 0.4)])
 def test_lemma_3_the_terms_add_up_to_the_bound_of_the_joint_gaussians(x64, build, variance, seed):
     s = build(6)
@@ -47,7 +50,7 @@ def test_lemma_3_the_terms_add_up_to_the_bound_of_the_joint_gaussians(x64, build
         def term(xt, t=t):
             x0_hat = f(xt, t)
             if t == 1:
-                sigma = np.sqrt(1 - model.ab[1])
+                sigma = np.sqrt(1 - model.ab[1] if isinstance(variance, str) else variance[1])
                 return -losses.log_density(x0, x0_hat, sigma)[:, 0]
             shifts = b(x0, t), b(x0, t - 1), b(x0_hat, t), b(x0_hat, t - 1)
             return losses.posterior(s, x0, x0_hat, t, *shifts, variance=variance)
@@ -58,7 +61,7 @@ def test_lemma_3_the_terms_add_up_to_the_bound_of_the_joint_gaussians(x64, build
     assert np.all(total >= negative_log_density(x0[:, 0], *model.model_distribution()))
 
 
-@pytest.mark.parametrize("variance", losses.VARIANCES)
+@pytest.mark.parametrize("variance", [*losses.VARIANCES, LEARNED], ids=[*losses.VARIANCES, "learned"])
 def test_nelbo_estimates_that_bound_without_bias(x64, variance):
     s = schedule.cosine(6)
     model = random_toy(s, 1, variance)
@@ -83,6 +86,45 @@ def test_nelbo_scales_one_t_to_the_sum(x64):
     bound = losses.nelbo(s, x0, lambda x, t: 0.1 * jnp.ones_like(x), None, t, jax.random.key(0))
     exact = sum(losses.posterior(s, x0, 0.1, i, 0.0, 0.0, 0.0, 0.0)[0] for i in range(2, 10))
     np.testing.assert_allclose(bound.diffusion.mean(), exact, rtol=1e-12)
+
+
+def test_several_times_an_example_estimate_the_same_sum_and_all_of_them_are_it(x64):
+    s, f = schedule.cosine(9), lambda x, t: 0.1 * jnp.ones_like(x)
+    x0 = np.repeat(rng.normal(size=(1, 5)), 8, axis=0)
+    exact = sum(losses.posterior(s, x0, 0.1, i, 0.0, 0.0, 0.0, 0.0)[0] for i in range(2, 10))
+    few, every = losses.times(jax.random.key(1), 9, 2, 8), losses.times(jax.random.key(1), 9, 50, 8)
+    assert few.shape == (8, 2) and every.shape == (8, 8) and np.all(np.asarray(every[0]) == np.arange(2, 10))
+    bound = lambda t: losses.nelbo(s, x0, f, None, t, jax.random.key(0)).diffusion
+    np.testing.assert_allclose(bound(few).mean(), exact, rtol=1e-12)  # 16 draws, evenly over the 8 times
+    np.testing.assert_allclose(bound(every), exact, rtol=1e-12)
+
+
+@pytest.mark.parametrize("T", [1, 2])
+def test_one_and_two_steps(x64, T):
+    """At T = 1 there is no diffusion term; at T = 2 all times is one time."""
+    s, x0, f = schedule.log_snr(T), rng.normal(size=(6, 3)), lambda x, t: 0.1 * x
+    t = 1 + np.arange(6) % T
+    one = losses.nelbo(s, x0, f, None, t, jax.random.key(0), bins=None)
+    every = losses.nelbo(s, x0, f, None, losses.times(jax.random.key(1), T, 7, 6), jax.random.key(0), bins=None)
+    np.testing.assert_array_equal(one.prior, every.prior)
+    np.testing.assert_array_equal(one.reconstruction, every.reconstruction)
+    assert (one.diffusion[t == 1] == 0).all() and (every.diffusion > 0).all() == (T > 1)
+    assert every.diffusion.shape == (6,)
+
+
+def test_a_variance_for_each_channel(x64):
+    """The KL is a sum over elements, each with the variance of its channel."""
+    s, t = schedule.cosine(6), np.array([1, 3, 6])
+    x0, x0_hat = rng.normal(size=(2, 3, 2, 2, 3))
+    factors = np.array([0.5, 1.0, 3.0])
+    whole = losses.posterior(s, x0, x0_hat, t, 0.0, 0.0, 0.0, 0.0, variance=LEARNED[:, None] * factors)
+    parts = [
+        losses.posterior(s, x0[..., [i]], x0_hat[..., [i]], t, 0.0, 0.0, 0.0, 0.0, variance=LEARNED * factor)
+        for i, factor in enumerate(factors)
+    ]
+    np.testing.assert_allclose(whole, sum(parts), rtol=1e-12)
+    with pytest.raises(UserError, match=r"\[7\]"):
+        losses.posterior(s, x0, x0_hat, t, 0.0, 0.0, 0.0, 0.0, variance=np.ones(5))
 
 
 @pytest.mark.parametrize("build", [schedule.cosine, schedule.scaled_linear])

@@ -10,7 +10,7 @@ import numpy as np
 
 from contextdiff_jax import losses
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.losses import Nelbo
+from contextdiff_jax.losses import Nelbo, Variance
 from contextdiff_jax.process.chart import Denoiser, Shift
 from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.types import Array
@@ -56,7 +56,7 @@ def bits_per_dim(
     bins: int | None = 256,
     dequantize: bool = False,
     data_range: tuple[float, float] = (-1.0, 1.0),
-    variance: str = "beta",
+    variance: Variance = "beta",
 ) -> BitsPerDim:
     """The bound for N images. Jittable as a whole, which is advisable where `f` and `b` close over large
     parameters.
@@ -80,7 +80,7 @@ def bits_per_dim(
         dequantize: bounds the levels' probability by the density of x0 plus uniform noise, instead of giving
             the decoder bins.
         data_range: the values of the first and the last level.
-        variance: of p_theta, "beta" or "posterior", see `losses.reverse_variance`.
+        variance: of p_theta, "beta", "posterior" or a learned table, see `losses.reverse_variance`.
 
     Returns:
         Bits per dimension.
@@ -151,7 +151,7 @@ def _bound(
     num_t: int | None,
     bins: int | None,
     dequantize: bool,
-    variance: str,
+    variance: Variance,
 ) -> Nelbo:
     """The three terms in nats per image [N]."""
     key_noise, key_1, key_t, key_eps = jax.random.split(key, 4)
@@ -161,12 +161,13 @@ def _bound(
         width = 2.0 / (bins - 1)
         x0 = x0 + width * (jax.random.uniform(key_noise, x0.shape, x0.dtype) - 0.5)
         offset = -x0[0].size * np.log(width)
-    reconstruction = losses.reconstruction_term(s, x0, f, b, key_1, bins=None if dequantize else bins)
+    decoder = dict(bins=None if dequantize else bins, variance=variance)
+    reconstruction = losses.reconstruction_term(s, x0, f, b, key_1, **decoder)
     T, size = s.num_timesteps, x0.shape[0]
     if num_t is None:
         times = jnp.broadcast_to(jnp.arange(2, T + 1)[:, None], (T - 1, size))
     else:
-        times = low_discrepancy(key_t, T, num_t, size)
+        times = losses.low_discrepancy(key_t, T, num_t, size)
 
     def add(total, inputs):
         t, key = inputs
@@ -178,13 +179,6 @@ def _bound(
     return Nelbo(
         prior=losses.prior_term(s, x0, b), reconstruction=reconstruction + offset, diffusion=scale * total
     )
-
-
-def low_discrepancy(key: Array, T: int, num_t: int, num_images: int) -> Array:
-    """Times in 2..T, int32 [num_t, num_images], each uniform: a row per stratum, images spread in it."""
-    u = (jax.random.uniform(key) + jnp.arange(num_images) / num_images) % 1.0
-    fraction = (jnp.arange(num_t)[:, None] + u) / num_t
-    return jnp.minimum(2 + jnp.floor(fraction * (T - 1)), T).astype(jnp.int32)
 
 
 def _to_unit_scale(x0: Array, bins: int | None, data_range: tuple[float, float]) -> Array:

@@ -151,7 +151,8 @@ def _bits_per_dim(pipeline: Pipeline, seed: int) -> dict[str, dict]:
         context = task.encode(frozen, batch)
         f = partial(task.denoise, params, context=context)
         b = task.shift(params, frozen, context) if with_adapter else None
-        return bits_per_dim(f, b, task.schedule, batch["image"], key, num_t=num_t, bins=levels, dequantize=dequantize)
+        s, how = task.schedule_of(params), dict(num_t=num_t, bins=levels, dequantize=dequantize)
+        return bits_per_dim(f, b, s, batch["image"], key, variance=task.variance_of(params), **how)
 
     rows = {}
     for label, with_adapter in {"adapter on": True, "adapter off": False}.items():

@@ -1,5 +1,5 @@
 """The contextual diffusion process: schedules, its Gaussians (Eqs. 1-3, 18), and charts for samplers."""
 
-from contextdiff_jax.process import chart, forward, schedule
+from contextdiff_jax.process import chart, forward, learned, schedule
 
-__all__ = ["chart", "forward", "schedule"]
+__all__ = ["chart", "forward", "learned", "schedule"]

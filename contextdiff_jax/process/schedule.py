@@ -17,6 +17,8 @@ from contextdiff_jax.types import Array
 
 LINEAR_BETAS = (1e-4, 2e-2)  # Ho et al. 2020
 SCALED_LINEAR_BETAS = (0.00085, 0.012)  # Rombach et al. 2022; Table 8
+LOG_SNR_ENDS = (6.0, -8.0)  # at t = 1 and t = T
+MAX_LOG_SNR = 14.0  # beyond, float32 cannot tell 1 - alpha_bar from 0
 
 
 @flax.struct.dataclass
@@ -78,6 +80,18 @@ def scaled_linear(
     return _from_betas(np.linspace(beta_start**0.5, beta_end**0.5, T) ** 2)
 
 
+def log_snr(T: int, first: float = LOG_SNR_ENDS[0], last: float = LOG_SNR_ENDS[1]) -> Schedule:
+    """log(alpha_bar_t / (1 - alpha_bar_t)) linear in t, from `first` at t = 1 down to `last` at t = T.
+
+    Its ends do not move with T: with few steps the first one still sees what little noise the data ask for.
+    """
+    _check_T(T)
+    if not MAX_LOG_SNR >= first > last >= -MAX_LOG_SNR:
+        raise UserError(f"log_snr=({first}, {last}): the ends must fall, within {MAX_LOG_SNR:g} and {-MAX_LOG_SNR:g}")
+    signal = 1.0 / (1.0 + np.exp(-np.linspace(first, last, T)))
+    return _from_alpha_bar(np.concatenate([[1.0], signal]))
+
+
 def from_betas(betas: np.ndarray) -> Schedule:
     """The schedule of beta_1..beta_T, [T], each strictly between 0 and 1."""
     betas = np.asarray(betas, np.float64)
@@ -103,17 +117,19 @@ def from_config(config: ConfigDict) -> Schedule:
     """The schedule of a config's `process` section.
 
     Args:
-        config: schedule (cosine, linear, scaled_linear), num_timesteps, beta_start, beta_end,
-            zero_terminal_snr.
+        config: schedule (cosine, linear, scaled_linear, log_snr), num_timesteps, beta_start, beta_end, log_snr,
+            zero_terminal_snr. Of a learned schedule this is the start, which `init` names.
     """
+    name = config.init if config.schedule == "learned" else config.schedule
     builders = {
         "cosine": lambda: cosine(config.num_timesteps),
         "linear": lambda: linear(config.num_timesteps, config.beta_start, config.beta_end),
         "scaled_linear": lambda: scaled_linear(config.num_timesteps, config.beta_start, config.beta_end),
+        "log_snr": lambda: log_snr(config.num_timesteps, *config.log_snr),
     }
-    if config.schedule not in builders:
-        raise UserError(f"schedule {config.schedule!r} is unknown; accepted: {', '.join(builders)}")
-    s = builders[config.schedule]()
+    if name not in builders:
+        raise UserError(f"schedule {name!r} is unknown; accepted: {', '.join(builders)}")
+    s = builders[name]()
     return zero_terminal_snr(s) if config.zero_terminal_snr else s
 
 
@@ -137,22 +153,24 @@ def index(s: Schedule, t: Array, lowest: int = 0) -> Array:
 
 
 def gather(values: Array, t: Array, like: Array) -> Array:
-    """values[t] with trailing axes added so that it broadcasts against `like`.
+    """values[t] with axes added so that it broadcasts against `like`.
 
     Args:
-        values: a table over time, [T+1].
+        values: a table over time, [T+1], or over time and channels, [T+1, C].
         t: integer [B] or scalar.
-        like: array of any rank whose first axis is the batch.
+        like: array of any rank whose first axis is the batch, and with channels the last one they.
 
     Returns:
-        [B, 1, ..., 1], or [] for a scalar t.
+        [B, 1, ..., 1], or [] for a scalar t; with channels [B, 1, ..., C] or [C].
     """
     shape, batch = jnp.shape(t), jnp.shape(like)[:1]
     if len(shape) > 1 or (shape and not batch) or (shape and 1 not in (*shape, *batch) and shape != batch):
         raise UserError(
             f"timestep of shape {shape} does not match data of shape {jnp.shape(like)}; use [B] or []"
         )
-    return values[t].reshape(shape + (1,) * (jnp.ndim(like) - 1) if shape else ())
+    channels = jnp.shape(values)[1:]
+    ones = (1,) * (jnp.ndim(like) - 1 - len(channels)) if shape else ()
+    return values[t].reshape(shape + ones + channels)
 
 
 def _check_T(T: int) -> None:

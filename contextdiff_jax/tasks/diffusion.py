@@ -15,9 +15,11 @@ from ml_collections import ConfigDict
 from contextdiff_jax import data, losses, sampling
 from contextdiff_jax.conditions.spaces import RGB_MAP, Latents, read_rgb_map, write_rgb_map
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.losses import Variance
 from contextdiff_jax.models import backbones, lipschitz, precond
 from contextdiff_jax.models.adapter import Adapter, Shift
 from contextdiff_jax.process import chart, forward
+from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.runtime import Runtime
 from contextdiff_jax.tasks.parts import Parts, source
 from contextdiff_jax.types import Array, Batch, Context, Params
@@ -30,7 +32,7 @@ class DiffusionTask:
         config: the whole config.
         parts: the frozen surroundings: condition, space, the adapter's view of x0, schedule.
         frozen: their parameters, {"clip", "condition", "space"}; an argument of every jitted function.
-        schedule: the noise schedule.
+        schedule: the noise schedule; of a learned one the start, see `schedule_of`.
         sample_shape: (H, W, C) of x0.
     """
 
@@ -84,7 +86,26 @@ class DiffusionTask:
                 self.adapter.lazy_init, grid=features.grid(self.sample_shape), sample_shape=self.sample_shape
             )
             params["adapter"] = adapter(key_adapter, tokens, t=t, context=context)["params"]
-        return params
+        return params | self.process_params()
+
+    def process_params(self) -> Params:
+        """{"process": ...} at the start of training; {} where nothing of the process is learned."""
+        learned = self.parts.process.init()
+        return {"process": learned} if learned else {}
+
+    def schedule_of(self, params: Params) -> Schedule:
+        """The noise schedule under these parameters; a constant unless it is learned."""
+        return self.parts.process.schedule(params.get("process", {}))
+
+    def variance_of(self, params: Params) -> Variance:
+        """The variance of p_theta(x_{t-1} | x_t, c) in the bound: a name, or the learned table."""
+        return self.parts.process.reverse_variance(params.get("process", {}))
+
+    def check_params(self, params: Params) -> None:
+        """Refuses a learned process that has become none; see `Process.check`."""
+        process, learned = self.parts.process, params.get("process", {})
+        if learned and learned.keys() == process.init().keys():
+            process.check(learned)
 
     def load(self, shardings: Params) -> Params:
         """Whatever of these parameters is pretrained, each tensor read onto its sharding; {} where nothing is."""
@@ -105,7 +126,7 @@ class DiffusionTask:
         """x0_hat = f_theta(x_t, c, t) from the raw x_t [B, H, W, C], t int32 [B] or scalar."""
         t = jnp.broadcast_to(t, xt.shape[:1])
         out = self.backbone(params["denoiser"], xt, t, context, dropout_key)
-        return precond.to_x0_hat(self.schedule, out, xt, t, self.parts.prediction)
+        return precond.to_x0_hat(self.schedule_of(params), out, xt, t, self.parts.prediction)
 
     def _features(self, frozen: Params, x0: Array) -> Array:
         return self.parts.features.encode(frozen["clip"], frozen["space"], x0)
@@ -121,7 +142,7 @@ class DiffusionTask:
             stacked = jax.tree.map(lambda v: einops.repeat(v, "b ... -> (n b) ...", n=copies), context)
             return self.adapter.apply(variables, features, grid, t, stacked, shape)
 
-        return Shift(self.schedule, features=partial(self._features, frozen), relate=relate)
+        return Shift(self.schedule_of(params), features=partial(self._features, frozen), relate=relate)
 
     # Training.
 
@@ -129,7 +150,8 @@ class DiffusionTask:
         """The batch with this step's randomness beside it: t int32 [B], eps [B, H, W, C], drop_cond bool [B].
 
         Times are stratified over the batch (one uniform draw, evenly spaced offsets), which lowers the variance of
-        the loss. Drawing for the whole batch at once keeps the step independent of how it is split.
+        the loss; with `loss.num_times` each example has several, int32 [B, n], see `losses.times`. Drawing for the
+        whole batch at once keeps the step independent of how it is split.
         """
         key_t, key_eps, key_drop = jax.random.split(key, 3)
         key_space = jax.random.fold_in(key, 1)
@@ -137,6 +159,8 @@ class DiffusionTask:
         u = (jax.random.uniform(key_t) + jnp.arange(size) / size) % 1.0
         num_timesteps = self.schedule.num_timesteps
         t = 1 + jnp.minimum(jnp.floor(u * num_timesteps), num_timesteps - 1).astype(jnp.int32)
+        if self.config.loss.num_times:
+            t = losses.times(key_t, num_timesteps, self.config.loss.num_times, size)
         eps = jax.random.normal(key_eps, (size, *self.sample_shape))
         drop_cond = jax.random.bernoulli(key_drop, self.config.loss.cond_drop_prob, (size,))
         return batch | {"t": t, "eps": eps, "drop_cond": drop_cond} | self.parts.space.draw(batch, key_space)
@@ -167,20 +191,21 @@ class DiffusionTask:
         f = partial(self.denoise, params, context=dropped, dropout_key=key_dropout)
         b = self.shift(params, frozen, context)
         if self.config.loss.objective == "nelbo":
-            bound = losses.nelbo(self.schedule, x0, f, b, t, key_bound, bins=self.parts.levels, variance="beta")
+            s, variance = self.schedule_of(params), self.variance_of(params)
+            bound = losses.nelbo(s, x0, f, b, t, key_bound, bins=self.parts.levels, variance=variance)
             bits = lambda nats: nats / (x0[0].size * jnp.log(2.0))
             terms = dict(prior=bound.prior, reconstruction=bound.reconstruction, diffusion=bound.diffusion)
             metrics = {name: bits(nats) for name, nats in terms.items()}
             if b is not None and self.config.adapter.track_lipschitz:
-                metrics["lipschitz_max"] = self._secant(x0, f, b, t, eps)
+                metrics["lipschitz_max"] = self._secant(s, x0, f, b, t if t.ndim == 1 else t[:, 0], eps)
             return bits(bound.total), metrics
         return self._denoising_loss(x0, f, b, t, eps)
 
-    def _secant(self, x0: Array, f: chart.Denoiser, b: Shift, t: Array, eps: Array) -> Array:
+    def _secant(self, s: Schedule, x0: Array, f: chart.Denoiser, b: Shift, t: Array, eps: Array) -> Array:
         """|r(x0) - r(x0_hat)| / |x0 - x0_hat| at one x_t per example, [B]: C_t from below."""
         b_t = b(x0, t)
-        x0_hat = f(forward.marginal(self.schedule, x0, b_t, t).at(eps), t)
-        return lipschitz.secant_of_shifts(self.schedule, b_t, b(x0_hat, t), x0, x0_hat, t)
+        x0_hat = f(forward.marginal(s, x0, b_t, t).at(eps), t)
+        return lipschitz.secant_of_shifts(s, b_t, b(x0_hat, t), x0, x0_hat, t)
 
     def _denoising_loss(
         self, x0: Array, f: chart.Denoiser, b: Shift | None, t: Array, eps: Array

@@ -21,6 +21,7 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_json
 from contextdiff_jax.models import backbones
 from contextdiff_jax.process import schedule
+from contextdiff_jax.process.learned import Process
 from contextdiff_jax.runtime import Runtime, here
 from contextdiff_jax.samplers.scheduler_config import PRETRAINED, from_scheduler_config
 from contextdiff_jax.types import Batch, Context, Params
@@ -39,7 +40,7 @@ class Parts:
 
     Attributes:
         dtype: type of the computation inside networks.
-        schedule: the noise schedule.
+        process: the noise schedule, that at the start of training if it is learned, and the reverse variance.
         prediction: x0, eps or v.
         scheduler: content of the pretrained folder's scheduler_config.json; {} without one.
         condition: what c is.
@@ -50,7 +51,7 @@ class Parts:
     """
 
     dtype: jnp.dtype
-    schedule: schedule.Schedule
+    process: Process
     prediction: str
     scheduler: dict[str, Any]
     condition: Condition
@@ -80,11 +81,16 @@ class Parts:
         space = _space(config, runtime, weights)
         backbones.check_size(config, space.shape)
         scheduler = _scheduler(config)
-        s, prediction = _process(config, scheduler)
         condition = _condition(config, clip, partial(encoders.load_text_encoder, dtype=dtype, weights=weights))
+        process, prediction = _process(config, scheduler, space)
         levels = data.describe(config.data).levels if config.space.kind == "pixels" else None
         features = _features(config, clip, space)
-        return cls(dtype, s, prediction, scheduler, condition, space, levels, features, clip)
+        return cls(dtype, process, prediction, scheduler, condition, space, levels, features, clip)
+
+    @property
+    def schedule(self) -> schedule.Schedule:
+        """The noise schedule, that at the start of training if it is learned."""
+        return self.process.start
 
     @property
     def params(self) -> dict[str, Params]:
@@ -139,8 +145,8 @@ def _scheduler(config: ConfigDict) -> dict[str, Any]:
     return read_json(path)
 
 
-def _process(config: ConfigDict, scheduler: dict[str, Any]) -> tuple[schedule.Schedule, str]:
-    """Schedule and prediction; "pretrained" takes those of the folder's scheduler."""
+def _process(config: ConfigDict, scheduler: dict[str, Any], space: Pixels | Latents) -> tuple[Process, str]:
+    """Process and prediction; "pretrained" takes those of the folder's scheduler."""
     s, prediction = None, config.model.prediction
     if PRETRAINED in (config.process.schedule, prediction):
         found = from_scheduler_config(scheduler, config.sample.sampler)
@@ -152,7 +158,18 @@ def _process(config: ConfigDict, scheduler: dict[str, Any]) -> tuple[schedule.Sc
             f"config.process.num_timesteps={config.process.num_timesteps}, but the pretrained schedule has "
             f"{s.num_timesteps}; set it to that"
         )
-    return s, prediction
+    return process_of(config.process, s, space.shape[-1]), prediction
+
+
+def process_of(config: ConfigDict, start: schedule.Schedule, channels: int) -> Process:
+    """What is learned of the process, by the config's section `process`, from this schedule on."""
+    return Process(
+        start,
+        learned=config.schedule == "learned",
+        fixed_ends=config.ends == "fixed",
+        variance=config.variance,
+        channels=channels if config.variance_per_channel else 0,
+    )
 
 
 def _condition(config: ConfigDict, clip: encoders.Clip | None, load: Callable) -> Condition:

@@ -93,7 +93,7 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
                 metrics.log(step)
             if save_due:
                 with metrics.pause():
-                    _save(checkpoints, state, batches, watch)
+                    _save(task, checkpoints, state, batches, watch)
             if preview_due:
                 with metrics.pause():
                     _preview(setup, state, workdir / "previews" / f"step-{step:07d}.png")
@@ -118,8 +118,11 @@ def _compile(setup: Setup, batch: Batch, metrics: Metrics) -> jax.stages.Compile
     return compiled
 
 
-def _save(checkpoints: Checkpoints, state: TrainState, batches: Any, watch: Watch) -> None:
+def _save(task: Any, checkpoints: Checkpoints, state: TrainState, batches: Any, watch: Watch) -> None:
     """Starts a save, unless the state went bad where the loss of its step could not show it yet."""
+    if hasattr(task, "check_params"):
+        task.check_params(state.params)
+        task.check_params(state.ema)
     try:
         checkpoints.save(state, batches)
     except FloatingPointError:

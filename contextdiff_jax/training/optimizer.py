@@ -44,10 +44,16 @@ def make_optimizer(config: ConfigDict, params: Params) -> optax.GradientTransfor
     return optax.chain(
         optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
         optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps),
-        optax.add_decayed_weights(optim.weight_decay, mask=lambda p: jax.tree.map(lambda x: x.ndim >= 2, p)),
+        optax.add_decayed_weights(optim.weight_decay, mask=_decayed),
         optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, multipliers)),
         optax.scale_by_learning_rate(lambda step: learning_rate(config, step)),
     )
+
+
+def _decayed(params: Params) -> Params:
+    """True for matrices, unless they are tables of the process."""
+    decayed = lambda path, x: x.ndim >= 2 and not leaf_name(path).startswith("process/")
+    return jax.tree_util.tree_map_with_path(decayed, params)
 
 
 def _multipliers(rules: Any, params: Params) -> Params:

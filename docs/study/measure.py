@@ -42,12 +42,13 @@ def bound(task: Any, params: Params, frozen: Params, batch: Batch, key: Array, n
     context = task.encode(frozen, batch)
     f, b = partial(task.denoise, params, context=context), task.shift(params, frozen, context)
     x0 = task.parts.space.encode(frozen["space"], batch)
-    return bits_per_dim(f, b, task.schedule, x0, key, num_t=num_t, bins=task.parts.levels)
+    process = dict(s=task.schedule_of(params), variance=task.variance_of(params))
+    return bits_per_dim(f, b, x0=x0, key=key, num_t=num_t, bins=task.parts.levels, **process)
 
 
 def over_time(task: Any, params: Params, frozen: Params, batch: Batch, key: Array, times: Array) -> dict[str, Array]:
     """Curves over `times` [K]: what Eq. 6 minimises, the size of r per element, and its steepest slope at these x0."""
-    s, context = task.schedule, task.encode(frozen, batch)
+    s, context = task.schedule_of(params), task.encode(frozen, batch)
     f, b = partial(task.denoise, params, context=context), task.shift(params, frozen, context)
     x0 = task.parts.space.encode(frozen["space"], batch)
     r = (lambda x, t: jnp.zeros_like(x)) if b is None else (lambda x, t: b.relate(b.features(x), t, x.shape[1:]))

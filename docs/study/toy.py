@@ -25,7 +25,7 @@ from contextdiff_jax.models.backbones import PixelBackbone
 from contextdiff_jax.models.blocks import TimeEmbedding
 from contextdiff_jax.process import schedule
 from contextdiff_jax.tasks.diffusion import DiffusionTask
-from contextdiff_jax.tasks.parts import Parts
+from contextdiff_jax.tasks.parts import Parts, process_of
 from contextdiff_jax.training.optimizer import make_optimizer
 from contextdiff_jax.training.state import stream
 from contextdiff_jax.training.step import Guard, make_step
@@ -158,7 +158,7 @@ class ToyTask(DiffusionTask):
         self.schedule, self.sample_shape = schedule.from_config(config.process), plane.shape
         self.parts = Parts(
             dtype=jnp.float32,
-            schedule=self.schedule,
+            process=process_of(config.process, self.schedule, DIM),
             prediction=config.model.prediction,
             scheduler={},
             condition=ClassCondition(names),
@@ -179,7 +179,7 @@ class ToyTask(DiffusionTask):
         params = {"denoiser": self.backbone.module.init(key_denoiser, x0, t, context)["params"]}
         if self.adapter is not None:
             params["adapter"] = self.adapter.init(key_adapter, x0, (), t, context, DIM)["params"]
-        return params
+        return params | self.process_params()
 
     def _features(self, frozen: Params, x0: Array) -> Array:
         return x0

@@ -1,0 +1,40 @@
+"""Training objectives, one value per example: Eq. 6 (simple), Eq. 5 (posterior), Eq. 4 (nelbo).
+
+A mask marks the elements that count. It may lack trailing axes (a video's frames: bool [B, F]); those are
+filled in.
+"""
+
+from contextdiff_jax.losses.bound import (
+    Nelbo,
+    diffusion_term,
+    low_discrepancy,
+    nelbo,
+    posterior,
+    prior_term,
+    reconstruction_term,
+    times,
+)
+from contextdiff_jax.losses.decoder import check_bins, log_density, log_mass
+from contextdiff_jax.losses.denoising import WEIGHTINGS, lipschitz_weight, simple, weight
+from contextdiff_jax.losses.variance import VARIANCES, Variance, reverse_variance
+
+__all__ = [
+    "VARIANCES",
+    "WEIGHTINGS",
+    "Nelbo",
+    "Variance",
+    "check_bins",
+    "diffusion_term",
+    "lipschitz_weight",
+    "log_density",
+    "log_mass",
+    "low_discrepancy",
+    "nelbo",
+    "posterior",
+    "prior_term",
+    "reconstruction_term",
+    "reverse_variance",
+    "simple",
+    "times",
+    "weight",
+]
