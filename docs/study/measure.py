@@ -46,6 +46,27 @@ def bound(task: Any, params: Params, frozen: Params, batch: Batch, key: Array, n
     return bits_per_dim(f, b, x0=x0, key=key, num_t=num_t, bins=task.parts.levels, **process)
 
 
+def terms(task: Any, params: Params, frozen: Params, batch: Batch, key: Array, repeats: int) -> Array:
+    """The terms of Eq. 4 in nats, [T+1, N]: prior, reconstruction, then the KL of t = 2..T; means of several draws."""
+    s, variance, context = task.schedule_of(params), task.variance_of(params), task.encode(frozen, batch)
+    f, b = partial(task.denoise, params, context=context), task.shift(params, frozen, context)
+    x0, T = task.parts.space.encode(frozen["space"], batch), s.num_timesteps
+
+    def kl(inputs: tuple[Array, Array]) -> Array:
+        t = jnp.broadcast_to(inputs[0], x0.shape[:1])
+        return losses.diffusion_term(s, x0, f, b, t, inputs[1], variance=variance)
+
+    def once(key: Array) -> Array:
+        key_1, key_t = jax.random.split(key)
+        first = losses.reconstruction_term(s, x0, f, b, key_1, bins=task.parts.levels, variance=variance)
+        if T == 1:
+            return jnp.stack([losses.prior_term(s, x0, b), first])
+        kls = jax.lax.map(kl, (jnp.arange(2, T + 1), jax.random.split(key_t, T - 1)))
+        return jnp.concatenate([losses.prior_term(s, x0, b)[None], first[None], kls])
+
+    return jax.lax.map(once, jax.random.split(key, repeats)).mean(0)
+
+
 def over_time(task: Any, params: Params, frozen: Params, batch: Batch, key: Array, times: Array) -> dict[str, Array]:
     """Curves over `times` [K]: what Eq. 6 minimises, the size of r per element, and its steepest slope at these x0."""
     s, context = task.schedule_of(params), task.encode(frozen, batch)

@@ -90,7 +90,8 @@ class Size:
 
     num_steps: int = 3000
     batch_size: int = 128
-    width: int = 64
+    width: int = 64  # of the denoiser
+    adapter_width: int = 64
     num_test: int = 256
     num_t: int = 0  # times drawn for the bound; 0 sums over all
     num_samples: int = 500  # per class
@@ -169,7 +170,7 @@ class ToyTask(DiffusionTask):
         )
         self.frozen = self.parts.params
         self.backbone = PixelBackbone(Mlp(size.width, T))
-        self.adapter = MlpAdapter(size.width, T, config.adapter.bound) if config.adapter.enabled else None
+        self.adapter = MlpAdapter(size.adapter_width, T, config.adapter.bound) if config.adapter.enabled else None
 
     def init(self, key: Array) -> Params:
         """As the library's; networks of this size are made outright."""
@@ -232,15 +233,15 @@ def run(name: str, variant: Variant, seeds: list[int], size: Size) -> Iterator[t
     key = stream(0, "measure")
     figure = jax.jit(lambda p: measure.bound(task, p, task.frozen, test, key, size.num_t or None))
     curves = jax.jit(lambda p: measure.over_time(task, p, task.frozen, test, key, times))
-    draw = jax.jit(partial(_draw, task, size=size))
+    drawn = jax.jit(partial(draw, task, sample=task.config.sample, size=size))
     for i, seed in enumerate(seeds):
         of_seed = jax.tree.map(lambda v, i=i: v[i], params)
-        points = np.asarray(draw(of_seed))
+        points = np.asarray(drawn(of_seed))
         yield (
             seed,
             measure.record(figure(of_seed), curves(of_seed), NATS)
             | {
-                "quality": {"energy": _energy(task.data, points)},
+                "quality": {"energy": energy(task.data, points)},
                 "points": points[:, :80].round(3).tolist(),
                 "last_loss": float(losses[i, -100:].mean()),
                 "seconds": round(seconds, 1),
@@ -248,24 +249,24 @@ def run(name: str, variant: Variant, seeds: list[int], size: Size) -> Iterator[t
         )
 
 
-def _draw(task: ToyTask, params: Params, *, size: Size) -> Array:
-    """Samples [classes, N, 2]."""
+def draw(task: ToyTask, params: Params, *, sample: ConfigDict, size: Size) -> Array:
+    """Samples [classes, N, 2] under a config's section `sample`."""
     label = jnp.repeat(jnp.arange(len(task.data.means), dtype=jnp.int32), size.num_samples)
     keys = jax.random.split(stream(0, "sample"), len(label))
-    plan, numbers = sampling.Plan.of(task, task.config.sample), sampling.Numbers.of(task.config.sample)
+    plan, numbers = sampling.Plan.of(task, sample), sampling.Numbers.of(sample)
     points = sampling.sample(task, params, task.frozen, {"label": label}, keys, numbers, plan=plan)
     return points.reshape(-1, size.num_samples, DIM)
 
 
-def _energy(data: Mixture, points: np.ndarray) -> float | None:
+def energy(data: Mixture, points: np.ndarray) -> float | None:
     """Energy distance to held-out points, the mean of the classes; None where sampling diverged."""
     if not np.isfinite(points).all():
         return None
-    held_out = _held_out(data, points.shape[1], "held out")
-    return float(np.mean([measure.energy_distance(x, y) for x, y in zip(points, held_out, strict=True)]))
+    real = held_out(data, points.shape[1], "held out")
+    return float(np.mean([measure.energy_distance(x, y) for x, y in zip(points, real, strict=True)]))
 
 
-def _held_out(data: Mixture, count: int, name: str) -> np.ndarray:
+def held_out(data: Mixture, count: int, name: str) -> np.ndarray:
     label = jnp.repeat(jnp.arange(len(data.means)), count)
     return np.asarray(data.sample(stream(0, name), label)).reshape(-1, count, DIM)
 
@@ -281,7 +282,7 @@ def reference(name: str, size: Size) -> dict[str, Any]:
         f, None, task.schedule, test["image"], key, num_t=size.num_t or None, bins=None, repeats=repeats
     )
     often = ideal(stream(0, "ideal"), 64)
-    others = [_energy(data, _held_out(data, size.num_samples, f"floor {i}")) for i in range(5)]
+    others = [energy(data, held_out(data, size.num_samples, f"floor {i}")) for i in range(5)]
     times = measure.times(task.schedule.num_timesteps)
     return {
         "exact": measure.rounded(exact),
@@ -290,7 +291,7 @@ def reference(name: str, size: Size) -> dict[str, Any]:
         "ideal_above_exact": float(NATS * often.mean - exact.mean()),
         "ideal_above_exact_stderr": float(NATS * often.monte_carlo),
         "floor": {"energy": float(np.mean(others)), "energy_std": float(np.std(others, ddof=1))},
-        "points": _held_out(data, 80, "held out").round(3).tolist(),
+        "points": held_out(data, 80, "held out").round(3).tolist(),
         "times": times.tolist(),
         "k": np.asarray(task.schedule.k)[times].tolist(),
         "unit": "nats",
@@ -300,4 +301,6 @@ def reference(name: str, size: Size) -> dict[str, Any]:
 
 def quick(size: Size) -> Size:
     """The same in a second or two, for tests."""
-    return replace(size, num_steps=5, batch_size=16, width=16, num_test=8, num_t=4, num_samples=40, sampling_steps=4)
+    networks = dict(width=16, adapter_width=16)
+    measured = dict(num_test=8, num_t=4, num_samples=40, sampling_steps=4)
+    return replace(size, num_steps=5, batch_size=16, **networks, **measured)

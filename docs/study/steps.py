@@ -1,0 +1,190 @@
+"""Second part of the study: few steps. Every model is trained at its own T, on Eq. 4, with a learned process.
+
+    python -m docs.study.steps                                     # the mixture, what is missing of it
+    python -m docs.study.steps --data=mixture --T=4 --arms=plain,plain_wide,free,bounded
+
+Schedule and reverse variance are learned in every arm, from the same start; the arms differ in the shift alone.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.training.state import stream
+from contextdiff_jax.types import Batch, Params
+from docs.study import measure, toy
+from docs.study.run import RESULTS, load, save
+
+TIMES = (2, 4, 8, 16)  # what is run unless asked otherwise
+SEEDS = (0, 1, 2)
+BLOCKS = 64  # test points are stored in so many means
+PLAIN_STEPS = (2, 4, 8, 16, 64)  # in which the plain model of T = 1000 is sampled
+MANY = 1000
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is compared at equal T.
+
+    Attributes:
+        label: as in tables and plots.
+        overrides: what it changes in a config.
+        colour: in plots.
+        width: of the mixture's denoiser.
+    """
+
+    label: str
+    overrides: dict[str, object]
+    colour: str
+    width: int = 64
+
+
+ARMS = {
+    "plain": Arm("plain", {"adapter.enabled": False}, "#52606d"),
+    "plain_wide": Arm("plain, more parameters", {"adapter.enabled": False}, "#9aa5b1", width=100),
+    "bounded": Arm("contextual, r bounded", {"adapter.enabled": True, "adapter.bound": 1.0}, "#ee964b"),
+    "free": Arm("contextual, r free", {"adapter.enabled": True, "adapter.bound": 0.0}, "#d1495b"),
+}
+PROCESS = {
+    "loss.objective": "nelbo",
+    "process.schedule": "learned",
+    "process.init": "log_snr",
+    "process.variance": "learned",
+    "sample.sampler": "ddpm",
+    "sample.spacing": "trailing",
+    "sample.last_noise": True,
+}
+SIZE = toy.Size(num_steps=3000, batch_size=64, num_test=4096, num_samples=2000)
+
+
+def config_of(T: int, arm: Arm, size: toy.Size) -> ConfigDict:
+    """The mixture's config at T steps. Three times an example, or all where there are fewer."""
+    config = toy.config_of(size)
+    changes = PROCESS | arm.overrides | {"process.num_timesteps": T, "loss.num_times": min(max(T - 1, 1), 3)}
+    changes |= {"sample.num_steps": T, "process.variance_per_channel": True}
+    changes |= {"optim.lr": 2e-3, "optim.b2": 0.999, "optim.warmup_steps": 0, "optim.weight_decay": 0.0}
+    if T == MANY:  # what a user has: the cosine schedule, fixed
+        changes |= {"process.schedule": "cosine", "process.variance": "beta", "process.variance_per_channel": False}
+        changes |= {"sample.last_noise": False}
+    config.update_from_flattened_dict(changes | {"ema.decay": 0.99})
+    return config
+
+
+def run(T: int, arm: Arm, seeds: list[int], size: toy.Size = SIZE) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Trains and measures one arm on the mixture at one T, all seeds at once."""
+    data = toy.DATA["mixture"]
+    config, size = config_of(T, arm, size), toy.replace(size, width=arm.width, sampling_steps=T)
+    task = toy.ToyTask(config, data, size)
+    start = time.perf_counter()
+    params, _ = jax.block_until_ready(toy.train(task, jnp.asarray(seeds, jnp.int32)))
+    seconds = (time.perf_counter() - start) / len(seeds)
+    test = task.batch(stream(0, "test"), size.num_test if T < MANY else size.num_test // 16)
+    exact = np.asarray(data.negative_log_density(test["image"], test["label"]))
+    bound = jax.jit(lambda p: measure.terms(task, p, task.frozen, test, stream(0, "measure"), 4 if T < MANY else 1))
+    count = sum(v.size for v in jax.tree.leaves(params)) // len(seeds)
+    for i, seed in enumerate(seeds):
+        of_seed = jax.tree.map(lambda v, i=i: v[i], params)
+        task.check_params(of_seed)
+        figures = bounds(np.asarray(bound(of_seed)), exact)
+        figures |= {"energy": energies(task, of_seed, size), "process": process_of(task, of_seed)}
+        if task.adapter is not None and T < MANY:
+            figures["r_rms"] = sizes_of_r(task, of_seed, test)
+        yield seed, figures | {"parameters": count, "seconds": round(seconds, 1)}
+
+
+def bounds(terms: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
+    """Of [T+1, N] terms in nats: the mean above the exact value, in blocks of points, and each term's mean."""
+    blocks = (terms.sum(0) - exact).reshape(BLOCKS, -1).mean(1)
+    shown = terms.mean(1) if len(terms) <= 66 else [terms[0].mean(), terms[1].mean(), terms[2:].sum(0).mean()]
+    return {"above": float(blocks.mean()), "blocks": measure.rounded(blocks), "terms": measure.rounded(shown)}
+
+
+def process_of(task: Any, params: Params) -> dict[str, Any]:
+    """What has been learned: log SNR of t = 1..T, and the reverse variance over beta_t, mean of the channels."""
+    if not task.parts.process.learned:
+        return {}
+    ab = np.asarray(task.schedule_of(params).alpha_bar, np.float64)[1:]
+    ratio = np.exp(np.asarray(params["process"]["log_ratio"])).reshape(len(ab), -1).mean(1)
+    return {"log_snr": measure.rounded(np.log(ab / (1 - ab))), "variance": measure.rounded(ratio)}
+
+
+def sizes_of_r(task: Any, params: Params, test: Batch) -> list[float]:
+    """Root mean square of r at t = 1..T on the data."""
+    b, x0 = task.shift(params, task.frozen, task.encode(task.frozen, test)), test["image"]
+    at = jax.jit(lambda t: jnp.sqrt(jnp.mean(b.relate(b.features(x0), jnp.full(x0.shape[:1], t)) ** 2)))
+    return measure.rounded([at(t) for t in range(1, task.schedule.num_timesteps + 1)])
+
+
+def energies(task: Any, params: Params, size: toy.Size) -> dict[str, float | None]:
+    """Energy distances to held-out points at exactly T evaluations; of the model of T = 1000 in several numbers of
+    steps, by the samplers that a user would take."""
+    T, own = task.schedule.num_timesteps, task.config.sample
+    if T < MANY:
+        ways = {"decoder's draw": {}, "decoder's mean": {"last_noise": False}}
+    else:
+        ways = {
+            f"{name} {steps}": {"sampler": name, "num_steps": steps}
+            for name in ("dpmpp_2m", "ddim")
+            for steps in PLAIN_STEPS
+        }
+    result = {}
+    for label, changes in ways.items():
+        sample = own.copy_and_resolve_references()
+        sample.update(changes)
+        points = np.asarray(jax.jit(partial(toy.draw, task, sample=sample, size=size))(params))
+        result[label] = toy.energy(task.data, points)
+    return result
+
+
+def study(times: list[int], arms: list[str], seeds: list[int], results: Path = RESULTS, size: toy.Size = SIZE) -> None:
+    """Runs whatever of these is not in results/steps-mixture.json yet."""
+    path = results / "steps-mixture.json"
+    stored = load(path)
+    data = toy.DATA["mixture"]
+    if not stored["reference"]:
+        others = [toy.energy(data, toy.held_out(data, size.num_samples, f"floor {i}")) for i in range(5)]
+        stored["reference"] = {"energy": float(np.mean(others)), "energy_std": float(np.std(others, ddof=1))}
+    for T in times:
+        for name in arms:
+            of_arm = stored["runs"].setdefault(str(T), {}).setdefault(name, {})
+            if not (missing := [seed for seed in seeds if str(seed) not in of_arm]):
+                continue
+            for seed, figures in run(T, ARMS[name], missing, size):
+                of_arm[str(seed)] = figures
+                save(stored, path)
+                energy = {label: 1000 * value for label, value in figures["energy"].items()}
+                print(
+                    f"T={T} {name} seed {seed}: {figures['above']:.4f} nats above exact, energy distance x 1000 "
+                    f"{ {label: round(value, 1) for label, value in energy.items()} }, "
+                    f"{figures['parameters']} parameters, {figures['seconds']} s",
+                    flush=True,
+                )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--T", default=",".join(map(str, TIMES)))
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
+    parser.add_argument("--cache", default="runs/study-compiled", help="folder of compiled programs")
+    args = parser.parse_args()
+    jax.config.update("jax_compilation_cache_dir", str(Path(args.cache).absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    arms = args.arms.split(",")
+    if unknown := set(arms) - set(ARMS):
+        raise UserError(f"--arms={','.join(sorted(unknown))} is unknown; accepted: {', '.join(ARMS)}")
+    study([int(T) for T in args.T.split(",")], arms, [int(seed) for seed in args.seeds.split(",")])
+
+
+if __name__ == "__main__":
+    main()
