@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from contextdiff_jax import config as config_lib
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import check_local, check_writable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,9 @@ def _check_key(config: ConfigDict, key: str) -> None:
 
 
 def run(mode: str, config: ConfigDict, options: Options) -> None:
-    """Checks the config and dispatches on the mode."""
+    """Checks the config and where results go, and dispatches on the mode."""
+    for path in (options.workdir, options.out):
+        check_local(path)
     config_lib.check(config)
     MODES[mode](config, options)
 
@@ -176,16 +179,14 @@ def asked_for(config: ConfigDict, options: Options) -> list[str] | int:
     return options.num_samples or 16
 
 
-def make_folder(path: Path) -> Path:
-    """Makes an output folder before the work that fills it.
+def make_folder(path: Path, flag: str = "--out") -> Path:
+    """Makes an output folder, and tries to write there, before the work that fills it.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: that cannot be done.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output folder {str(path)!r} cannot be made ({error}); give another --out") from error
+    check_writable(path, "output folder", f"give another {flag}")
+    path.mkdir(parents=True, exist_ok=True)
     return path
 
 
@@ -219,12 +220,14 @@ def evaluate(config: ConfigDict, options: Options) -> None:
     """Writes eval.json and report.png into the workdir and prints the table."""
     from contextdiff_jax.evaluate.suite import evaluate_run
 
-    evaluate_run(_pipeline(config, options), Path(options.workdir), seed=options.seed)
+    pipeline = _pipeline(config, options)
+    evaluate_run(pipeline, make_folder(Path(options.workdir), "--workdir"), seed=options.seed)
 
 
 def export(config: ConfigDict, options: Options) -> None:
     """Writes what a user keeps of a training into --out."""
     out = options.out or str(Path(options.workdir) / "export")
+    check_writable(Path(out), "output folder", "give another --out")
     if config.task == "diffusion":
         from contextdiff_jax import export as export_lib
 
@@ -234,10 +237,11 @@ def export(config: ConfigDict, options: Options) -> None:
         return
     from contextdiff_jax import task as task_lib
     from contextdiff_jax.training import checkpoint
+    from contextdiff_jax.training.workdir import check_same_model
 
     task = task_lib.build(config)
     params, saved, step = checkpoint.load_params(options.workdir, step=options.step)
-    checkpoint.check_same_run(saved, config, options.workdir)
+    check_same_model(saved, config, options.workdir)
     task.export(params, out)
     print(f"step {step} exported to {out}")
 
@@ -263,7 +267,7 @@ def bench(config: ConfigDict, options: Options) -> None:
         raise UserError(f"--mode=bench measures the adapter of a diffusion run; config.task is {config.task!r}")
     from contextdiff_jax.evaluate.bench import bench_adapter
 
-    bench_adapter(config, Path(options.workdir))
+    bench_adapter(config, make_folder(Path(options.workdir), "--workdir"))
 
 
 MODES = {"train": train, "sample": sample, "eval": evaluate, "export": export, "bench": bench, "encode": encode}

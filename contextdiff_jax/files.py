@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,30 @@ def atomic(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_local(path: str | Path) -> None:
+    """Raises UserError for an address of a remote store, which would otherwise become a folder of that name here."""
+    if match := re.match(r"([a-z][a-z0-9+.-]+):/", str(path)):
+        raise UserError(
+            f"{str(path)!r} is on a remote store ({match[1]}), where this library cannot write; mount it (gcsfuse, "
+            "s3fs) and give that folder, or take a local one"
+        )
+
+
+def check_writable(folder: str | Path, what: str, remedy: str) -> None:
+    """Tries to write into a folder, or where it is to be made; leaves nothing behind.
+
+    Raises:
+        UserError: that cannot be done.
+    """
+    folder = Path(folder)
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"tried")
+    except OSError as error:
+        raise UserError(f"{what} {str(folder)!r} cannot be written ({error.strerror}: {place}); {remedy}") from error
 
 
 def read_json(path: Path, remedy: str = "download it again") -> Any:

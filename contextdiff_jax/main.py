@@ -36,7 +36,7 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several processes: which 
 
 
 def main(argv: list[str]) -> None:
-    """Runs one mode; a UserError becomes one line and exit status 2."""
+    """Runs one mode; a UserError becomes one line and exit status 2, Ctrl-C one word and 130."""
     del argv
     logging.set_verbosity(logging.INFO if FLAGS["verbosity"].present else logging.WARNING)
     try:
@@ -61,6 +61,10 @@ def main(argv: list[str]) -> None:
         )
     except UserError as error:
         command_line.fail(error)
+    except KeyboardInterrupt:
+        # A second Ctrl-C in training, or the first elsewhere.
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
 
 
 def parse(argv: list[str]) -> list[str]:

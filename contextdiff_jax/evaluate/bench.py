@@ -2,6 +2,7 @@
 
 import re
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 from contextdiff_jax import task as task_lib
 from contextdiff_jax import trees
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.evaluate.suite import hardware
+from contextdiff_jax.evaluate.suite import hardware, keep
 from contextdiff_jax.files import write_json
 from contextdiff_jax.training import Setup
 
@@ -92,7 +93,6 @@ def bench_adapter(config: ConfigDict, out: Path) -> dict[str, Any]:
         "ratio_step_time_range": [float(ratios.min()), float(ratios.max())],
         "ratio_memory": first.bytes / second.bytes,
     }
-    write_json(figures, out / "bench.json")
     for name, variant in variants.items():
         row = variant.figures(config.data.batch_size)
         print(
@@ -102,6 +102,7 @@ def bench_adapter(config: ConfigDict, out: Path) -> dict[str, Any]:
     low, high = figures["ratio_step_time_range"]
     print(
         f"ratio            {figures['ratio_step_time']:.2f} x time ({low:.2f}-{high:.2f} over {ROUNDS} rounds), "
-        f"{figures['ratio_memory']:.2f} x memory; figures: {out / 'bench.json'}"
+        f"{figures['ratio_memory']:.2f} x memory"
     )
+    keep(out / "bench.json", partial(write_json, figures))
     return figures

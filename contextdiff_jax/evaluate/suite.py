@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,10 +56,19 @@ def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]
         figures["alignment"], figures["samples_per_second"], grids = _alignment(pipeline, judge, seed)
     if config.eval.bpd_images and config.space.kind == "pixels":
         figures["bits_per_dim"] = _bits_per_dim(pipeline, seed)
-    write_json(figures, out / "eval.json")
-    write_report(figures, grids, out / "report.png")
-    _print(figures, out)
+    _print(figures)
+    keep(out / "eval.json", partial(write_json, figures))
+    keep(out / "report.png", partial(write_report, figures, grids))
     return figures
+
+
+def keep(path: Path, write: Callable[[Path], None]) -> None:
+    """Writes a file of results and says so, or says why it could not be written: they have been printed."""
+    try:
+        write(path)
+        print(f"written: {path}")
+    except OSError as error:
+        print(f"NOT WRITTEN: {path} ({error})")
 
 
 def hardware() -> str:
@@ -167,7 +176,7 @@ def _bits_per_dim(pipeline: Pipeline, seed: int) -> dict[str, dict]:
     return rows
 
 
-def _print(figures: dict[str, Any], out: Path) -> None:
+def _print(figures: dict[str, Any]) -> None:
     """The table, for a terminal."""
     for name, row in figures.get("alignment", {}).items():
         cells = "  ".join(f"{m} {100 * row[m]:5.1f} %" for m in ("object", "background", "both"))
@@ -177,4 +186,3 @@ def _print(figures: dict[str, Any], out: Path) -> None:
         print(f"{'bits per dimension, ' + name:40s} {row['mean']:.3f} +- {row['stderr']:.3f}")
     for name, value in figures["samples_per_second"].items():
         print(f"{'samples per second, ' + name:40s} {value:.1f}")
-    print(f"figures: {out / 'eval.json'}   picture: {out / 'report.png'}")

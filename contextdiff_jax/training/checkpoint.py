@@ -22,10 +22,10 @@ from ml_collections import ConfigDict
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.training import checkpoint_format as form
 from contextdiff_jax.training import distributed, integrity
-from contextdiff_jax.training.workdir import check_same_run, check_workdir, folder_of, steps_in
+from contextdiff_jax.training.workdir import folder_of, steps_in
 from contextdiff_jax.types import Params, TrainState
 
-__all__ = ["Checkpoints", "check_same_run", "check_workdir", "load_params"]
+__all__ = ["Checkpoints", "load_params"]
 
 _DAMAGED = -2
 

@@ -10,12 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 from contextdiff_jax import trees
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import write_json
 from contextdiff_jax.training import distributed
 from contextdiff_jax.training.checkpoint import Checkpoints
+from contextdiff_jax.training.checkpoint_format import brief
 from contextdiff_jax.training.metrics import Metrics
 from contextdiff_jax.training.preemption import StopRequest
 from contextdiff_jax.training.setup import Setup
@@ -31,7 +33,7 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
     """Trains `task` in `workdir`, or continues there from the newest intact checkpoint.
 
     Returns:
-        The state at the end, or where SIGTERM stopped the run (compare `state.step` with `train.num_steps`).
+        The state at the end, or where SIGTERM or Ctrl-C stopped the run (compare `state.step` with `train.num_steps`).
 
     Raises:
         UserError: a config that does not fit the devices or the workdir, a workdir in use, checkpoints that
@@ -41,7 +43,7 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
     """
     config, workdir = task.config, Path(workdir)
     num_steps, every = config.train.num_steps, config.train
-    check_workdir(workdir, config, allow_config_change=allow_config_change)
+    changes = check_workdir(workdir, config, allow_config_change=allow_config_change)
 
     with contextlib.ExitStack() as stack:
         if distributed.is_primary():
@@ -59,13 +61,15 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
         first = 0 if state is None else int(state.step)
         state = setup.init_state() if state is None else state
         if distributed.is_primary():
-            write_json(config.to_dict(), workdir / "config.json")
+            _write_config(config, workdir / "config.json")
             if hasattr(task, "keep"):
                 task.keep(workdir)
         checkpoints.open()
         metrics = Metrics(workdir, first, num_steps, config.data.batch_size)
         stack.callback(metrics.close)
         metrics.say(_greeting(setup, first, num_steps))
+        for change in changes:
+            metrics.say(f"changed by --allow_config_change: {change}")
 
         watch = Watch(setup.init_guard())
         compiled, queued = None, deque()
@@ -106,8 +110,20 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
                 f"the last checkpoint could not be saved: {checkpoints.failure}; "
                 f"{checkpoints.newest_in_words()}; put that right and run the same command again"
             )
-        metrics.say(_farewell(int(state.step), num_steps, workdir))
+        metrics.say(_farewell(int(state.step), num_steps, workdir, stop.cause))
     return state
+
+
+def _write_config(config: ConfigDict, path: Path) -> None:
+    """Puts the config into the workdir.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    try:
+        write_json(config.to_dict(), path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); make room, or take another --workdir") from error
 
 
 def _compile(setup: Setup, batch: Batch, metrics: Metrics) -> jax.stages.Compiled:
@@ -137,23 +153,25 @@ def _greeting(setup: Setup, first: int, num_steps: int) -> str:
     return f"{what}, to step {num_steps}; {count / 1e6:.3g} M parameters on {setup.runtime.platform} (mesh: {mesh})"
 
 
-def _farewell(step: int, num_steps: int, workdir: Path) -> str:
+def _farewell(step: int, num_steps: int, workdir: Path, cause: str) -> str:
     """What has happened."""
     if step < num_steps:
-        return f"stopped by SIGTERM after step {step} of {num_steps}; saved; run the same command to continue"
+        return f"stopped by {cause} after step {step} of {num_steps}; saved; run the same command to continue"
     return f"finished step {step}; checkpoints, metrics and previews are in {workdir}"
 
 
 def _preview(setup: Setup, state: TrainState, path: Path) -> None:
-    """Captioned pictures of the averaged parameters, from the same noise every time: grids compare."""
-    params = trees.merge(setup.frozen.get("fixed", {}), state.ema)
-    drawn = setup.task.preview(params, setup.frozen, stream(setup.task.config.seed, "preview"))
-    if drawn is None or not distributed.is_primary():
-        return
+    """Captioned pictures of the averaged parameters, from the same noise every time: grids compare.
+
+    Whatever fails here, memory included, is logged: a training does not end for a picture.
+    """
     # Only here: pictures need fonts and image libraries, which a run without previews does not.
     from contextdiff_jax.pictures import caption_grid
 
     try:
-        caption_grid(np.asarray(drawn[0]), drawn[1], path)
-    except OSError as error:
-        logging.error("preview %s could not be written: %s; training goes on", path, error)
+        params = trees.merge(setup.frozen.get("fixed", {}), state.ema)
+        drawn = setup.task.preview(params, setup.frozen, stream(setup.task.config.seed, "preview"))
+        if drawn is not None and distributed.is_primary():
+            caption_grid(np.asarray(drawn[0]), drawn[1], path)
+    except Exception as error:
+        logging.error("preview %s failed: %s; training goes on", path, brief(error))

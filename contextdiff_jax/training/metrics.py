@@ -8,9 +8,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
-import tensorboardX
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
 from contextdiff_jax.training import distributed
@@ -40,7 +42,9 @@ class Metrics:
             return
         self._path = Path(workdir) / "metrics.jsonl"
         drop_after(self._path, start)
-        self._tensorboard = tensorboardX.SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start + 1)
+        self._unwritten: list[str] = []
+        self._complained = False
+        self._tensorboard = TensorBoard(Path(workdir) / "tensorboard", start + 1)
         self._tty = sys.stderr.isatty()
         self._bar = tqdm(
             total=total,
@@ -88,12 +92,22 @@ class Metrics:
             "step_ms": 1000 / speed,
             "peak_memory_mib": peak_memory() / _MIB,
         }
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **{k: float(f"{v:.7g}") for k, v in values.items()}}) + "\n")
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
-        self._tensorboard.flush()
+        self._write(step, values)
         self._show(step, values, speed)
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        """Both files; what cannot be written to metrics.jsonl now is written with the next."""
+        self._unwritten.append(json.dumps({"step": step, **{k: float(f"{v:.7g}") for k, v in values.items()}}) + "\n")
+        try:
+            append_whole(self._path, "".join(self._unwritten))
+            self._unwritten = []
+            self._tensorboard.write(step, values)
+        except OSError as error:
+            if not self._complained:
+                self.say(f"THE METRICS OF STEP {step} WERE NOT WRITTEN: {error}; training goes on, and tries again")
+            self._complained = True
+        else:
+            self._complained = False
 
     def _show(self, step: int, values: dict[str, float], speed: float) -> None:
         """The bar's figures, or one line where nobody watches a terminal."""
@@ -119,6 +133,59 @@ class Metrics:
         if self._primary:
             self._bar.close()
             self._tensorboard.close()
+
+
+class TensorBoard:
+    """Scalars for TensorBoard, written by the thread that calls: one of its own would die of a full disk unseen.
+
+    Args:
+        folder: of the event files; made.
+        first: what earlier files hold for this step and later ones does not count.
+    """
+
+    def __init__(self, folder: Path, first: int):
+        self._folder, self._first = folder, first
+        self._writer: event_file_writer.EventsWriter | None = None
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One value per name.
+
+        Raises:
+            OSError: the file cannot be written; later ones may.
+        """
+        if self._writer is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._writer = event_file_writer.EventsWriter(str(self._folder / "events"))
+            log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._event(self._first, session_log=log)
+        for name, value in values.items():
+            self._event(step, summary=summary.scalar(name, value))
+        self._writer.flush()
+
+    def _event(self, step: int, **content: Any) -> None:
+        self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=step, **content))
+
+    def close(self) -> None:
+        """Ends the file."""
+        if self._writer is not None:
+            with contextlib.suppress(OSError):  # it has been reported
+                self._writer.close()
+
+
+def append_whole(path: Path, text: str) -> None:
+    """Appends all of `text`, or nothing.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    before = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.truncate(path, before)
+        raise
 
 
 def drop_after(path: Path, step: int) -> None:

@@ -1,5 +1,6 @@
-"""SIGTERM: finish the step, save, leave with status 0."""
+"""SIGTERM and Ctrl-C: finish the step, save, leave with status 0."""
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -9,33 +10,45 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest:
-    """Notices SIGTERM while it is entered; a context manager.
+    """Notices SIGTERM and the first Ctrl-C while it is entered; a context manager. A second Ctrl-C ends at once.
 
-    With one process this is a signal handler. With several, JAX's coordination service hears the signal in
-    any of them and all agree on one step, so that none waits in a collective for another that has left. (Its
-    own handler was installed by `jax.distributed.initialize` and must not be replaced.)
+    With one process this is a signal handler. With several, JAX's coordination service hears SIGTERM in any of them
+    and all agree on one step, so that none waits in a collective for another that has left. (Its own handler was
+    installed by `jax.distributed.initialize` and must not be replaced; Ctrl-C is passed on to it.)
+
+    Attributes:
+        cause: what was heard, in words; "" so far.
     """
 
     def __init__(self):
-        self._asked = False
-        self._previous = None
+        self.cause = ""
+        self._previous = {}
         in_main = threading.current_thread() is threading.main_thread()
-        self._handles_signal = in_main and not jax.distributed.is_initialized()
+        alone = not jax.distributed.is_initialized()
+        self._signals = [signal.SIGINT, *([signal.SIGTERM] if alone else [])] if in_main else []
 
     def __enter__(self) -> "StopRequest":
-        if self._handles_signal:
-            self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+        self._previous = {number: signal.signal(number, self._on_signal) for number in self._signals}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._handles_signal:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        self._asked = True
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.cause = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            # No print: this may interrupt one.
+            os.write(2, b"\nCtrl-C: saving after this step; Ctrl-C again ends at once\n")
+            if jax.distributed.is_initialized():
+                os.kill(os.getpid(), signal.SIGTERM)
 
     def reached(self, step: int) -> bool:
         """Whether to stop after `step`; to be asked after every step, by every process."""
         if jax.distributed.is_initialized():
-            self._asked |= multihost_utils.reached_preemption_sync_point(step)
-        return self._asked
+            if multihost_utils.reached_preemption_sync_point(step):
+                self.cause = self.cause or "SIGTERM"
+                return True
+            return False
+        return bool(self.cause)

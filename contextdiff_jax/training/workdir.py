@@ -13,17 +13,49 @@ from ml_collections import ConfigDict
 
 from contextdiff_jax import config as config_lib
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import check_local, check_writable
 
-# What may differ between a saved run and its continuation: it does not reach the trained parameters.
+# What may differ between a saved run and its continuation without a word: where data lie, how often something happens,
+# how sampling and evaluation look, and on what devices.
 MAY_DIFFER = (
+    "preset",
     "sample.",
     "eval.",
-    "train.log_every",
-    "train.preview_every",
     "mesh.",
     "sharding.",
+    "data.path",
     "data.num_threads",
     "data.prefetch",
+    "data.max_bad_fraction",
+    "space.latents",
+    "space.rgb_map",
+    "train.log_every",
+    "train.preview_every",
+    "train.checkpoint_every",
+    "train.keep",
+)
+# What makes it another model: no flag allows that. All else is allowed with the flag, and listed.
+ANOTHER_MODEL = (
+    "task",
+    "model.",
+    "adapter.",
+    "process.",
+    "condition.",
+    "clip.",
+    "recogniser.channels",
+    "space.kind",
+    "space.rgb",
+    "data.image_size",
+    "train.trainable",
+)
+THE_SAME_MODEL = (
+    "model.dropout",
+    "model.dtype",
+    "model.pretrained",
+    "model.remat",
+    "adapter.track_lipschitz",
+    "condition.encoder",
+    "clip.tokenizer_dir",
 )
 
 
@@ -39,31 +71,66 @@ def steps_in(folder: Path) -> list[int]:
     return sorted((int(p.name) for p in folder.iterdir() if re.fullmatch(r"\d+", p.name)), reverse=True)
 
 
-def check_same_run(saved: Any, now: ConfigDict, where: str | Path) -> None:
-    """Raises UserError with "key: saved X, now Y" for every key that makes `now` another run."""
-    lines = config_lib.differences(config_lib.complete(ConfigDict(saved)), now, MAY_DIFFER)
-    if lines:
+def check_same_model(saved: Any, now: ConfigDict, where: str | Path) -> None:
+    """Raises UserError with "key: saved X, now Y" for every key that makes `now` another model."""
+    if lines := _another_model(_changes(saved, now)):
+        raise UserError(f"{where} holds another model ({'; '.join(lines)}); undo the change, or give its own --config")
+
+
+def check_workdir(workdir: str | Path, config: ConfigDict, *, allow_config_change: bool = False) -> list[str]:
+    """Whether a run may start, or continue, in a folder; leaves nothing there.
+
+    Returns:
+        "key: saved X, now Y" for every change that `allow_config_change` allows.
+
+    Raises:
+        UserError: the folder cannot be written, or holds a run with another config.
+    """
+    workdir, path = Path(workdir), Path(workdir) / "config.json"
+    check_local(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"workdir {str(workdir)!r} is a file; give a folder")
+    check_writable(workdir, "workdir", "take another --workdir")
+    if not path.exists():
+        return []
+    changes = _changes(_saved_config(path), config)
+    if lines := _another_model(changes):
         raise UserError(
-            f"{where} holds a run with another config ({'; '.join(lines)}); "
+            f"{workdir} holds a run with another config ({'; '.join(lines)}), which is another model; "
+            "take another --workdir, or undo the change"
+        )
+    if changes and not allow_config_change:
+        raise UserError(
+            f"{workdir} holds a run with another config ({'; '.join(changes)}); "
             "take another --workdir, undo the change, or allow it with --allow_config_change"
         )
+    return changes
 
 
-def check_workdir(workdir: str | Path, config: ConfigDict, *, allow_config_change: bool = False) -> None:
-    """Raises UserError if `workdir` holds a run with another config; writes nothing."""
-    path = Path(workdir) / "config.json"
-    if Path(workdir).exists() and not Path(workdir).is_dir():
-        raise UserError(f"workdir {str(workdir)!r} is a file; give a folder")
-    if path.exists() and not allow_config_change:
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(
-                f"{path} is not JSON ({error}); delete it to take the config of the command line"
-            ) from error
-        if not isinstance(saved, dict):
-            raise UserError(f"{path} is not a config; delete it to take the config of the command line")
-        check_same_run(saved, config, workdir)
+def _saved_config(path: Path) -> dict[str, Any]:
+    """The config that a run was started with."""
+    remedy = "delete it to take the config of the command line"
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not JSON ({error}); {remedy}") from error
+    if not isinstance(saved, dict):
+        raise UserError(f"{path} is not a config; {remedy}")
+    return saved
+
+
+def _changes(saved: Any, now: ConfigDict) -> list[str]:
+    """Lines of all that differs and may not do so without a word."""
+    saved = config_lib.complete(ConfigDict(saved))
+    free = MAY_DIFFER
+    steps = [config_lib.leaves(c).get("train.num_steps") for c in (saved, now)]
+    if None not in steps and steps[1] > steps[0]:  # a longer run
+        free += ("train.num_steps",)
+    return config_lib.differences(saved, now, free)
+
+
+def _another_model(changes: list[str]) -> list[str]:
+    return [line for line in changes if line.startswith(ANOTHER_MODEL) and not line.startswith(THE_SAME_MODEL)]
 
 
 @contextlib.contextmanager
@@ -74,10 +141,8 @@ def exclusive(workdir: str | Path) -> Iterator[None]:
         UserError: another process trains in this folder.
     """
     path = Path(workdir) / ".lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"workdir {str(workdir)!r} cannot be made ({error}); take another --workdir") from error
+    check_writable(path.parent, "workdir", "take another --workdir")
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,7 +16,9 @@ import orbax.checkpoint as ocp
 import pytest
 from absl import logging
 
+from configs import t2i
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import write_json
 from contextdiff_jax.training import check_workdir, integrity, load_params, train
 from contextdiff_jax.training.checkpoint import Checkpoints
 from contextdiff_jax.training.setup import Setup
@@ -287,11 +289,34 @@ def test_another_config_is_refused_with_its_keys(run):
         assert "optim.lr: saved 0.01, now 0.5" in str(error.value)
         assert "data.batch_size: saved 16, now 8" in str(error.value)
         assert "log_every" not in str(error.value) and "preview_every" not in str(error.value)
-    check_workdir(run, other, allow_config_change=True)
-    train(ToyTask(toy_config(**{"train.log_every": 3})), run)
-    longer = toy_config(**{"train.num_steps": 14})
-    assert int(train(ToyTask(longer), run, allow_config_change=True).step) == 14
+    listed = check_workdir(run, other, allow_config_change=True)
+    assert listed == ["data.batch_size: saved 16, now 8", "optim.lr: saved 0.01, now 0.5"]
+
+
+def test_a_longer_run_moved_data_and_another_cadence_need_no_flag(run):
+    free = {"train.log_every": 3, "train.checkpoint_every": 7, "train.keep_every": 7, "data.path": "elsewhere"}
+    longer = toy_config(**free, **{"train.num_steps": 14})
+    assert int(train(ToyTask(longer), run).step) == 14
     assert json.loads((run / "config.json").read_text())["train"]["num_steps"] == 14
+    with pytest.raises(UserError, match="train.num_steps: saved 14, now 13"):
+        check_workdir(run, toy_config(**{"train.num_steps": 13}))
+
+
+def test_what_is_allowed_by_the_flag_is_listed(run, capfd):
+    train(ToyTask(toy_config(**{"optim.b1": 0.8})), run, allow_config_change=True)
+    assert "changed by --allow_config_change: optim.b1: saved 0.9, now 0.8" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("key, value", [("model.channels", 32), ("adapter.bound", 0.0), ("process.schedule", "linear")])
+def test_no_flag_allows_another_model(tmp_path, key, value):
+    write_json(t2i.get_config("tiny").to_dict(), tmp_path / "config.json")
+    other = t2i.get_config("tiny")
+    other.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=f"{key}: saved .* is another model"):
+        check_workdir(tmp_path, other, allow_config_change=True)
+    other = t2i.get_config("tiny")
+    other.model.remat, other.adapter.track_lipschitz = True, True
+    assert len(check_workdir(tmp_path, other, allow_config_change=True)) == 2
 
 
 def test_an_intact_checkpoint_of_another_model_is_an_error_not_damage(run, warnings):

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from contextdiff_jax import files
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.training import NonFiniteLoss, load_params, train
+from contextdiff_jax.training import NonFiniteLoss, load_params, loop, metrics, train
 from contextdiff_jax.training.metrics import drop_after
 from contextdiff_jax.training.workdir import exclusive, steps_in
 from tests.training.toy_task import ToyTask, toy_config
@@ -53,6 +54,10 @@ def sigterm():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def records(workdir: Path) -> list[dict]:
     """The lines of metrics.jsonl, if there are any."""
     path = workdir / "metrics.jsonl"
@@ -77,15 +82,28 @@ def test_a_run_that_crashed_continues_bitwise(tmp_path, whole, at):
     assert logged == expected, "every step is logged once, with the same figures"
 
 
-def test_sigterm_finishes_the_step_saves_and_continues_bitwise(tmp_path, whole, capfd):
-    before = signal.getsignal(signal.SIGTERM)
-    state = train(InterruptedTask(toy_config(), 6, sigterm), tmp_path)
+@pytest.mark.parametrize(
+    "action, number, cause", [(sigterm, signal.SIGTERM, "SIGTERM"), (ctrl_c, signal.SIGINT, "Ctrl-C")]
+)
+def test_a_signal_finishes_the_step_saves_and_continues_bitwise(tmp_path, whole, capfd, action, number, cause):
+    before = signal.getsignal(number)
+    state = train(InterruptedTask(toy_config(), 6, action), tmp_path)
     assert int(state.step) == 6 and steps_in(tmp_path / "checkpoints") == [6, 4]
-    assert "stopped by SIGTERM after step 6 of 12; saved" in capfd.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert f"stopped by {cause} after step 6 of 12; saved" in capfd.readouterr().err
+    assert signal.getsignal(number) is before
     state = train(ToyTask(toy_config()), tmp_path)
     assert "continuing from the checkpoint of step 6" in capfd.readouterr().err
     chex.assert_trees_all_equal(jax.device_get(state), whole[1])
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path):
+    def twice():
+        ctrl_c()
+        ctrl_c()
+
+    with pytest.raises(KeyboardInterrupt):
+        train(InterruptedTask(toy_config(), 3, twice), tmp_path)
+    assert steps_in(tmp_path / "checkpoints") == []
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, capfd):
@@ -95,6 +113,38 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, capfd):
     chex.assert_trees_all_equal(jax.device_get(again), first)
     assert files == {p: p.stat().st_mtime_ns for p in (tmp_path / "checkpoints").rglob("*") if p.is_file()}
     assert "compiled" not in capfd.readouterr().err.split("continuing")[1]
+
+
+def test_a_preview_that_fails_does_not_end_the_training(tmp_path, whole, monkeypatch):
+    class NoMemory(ToyTask):
+        def preview(self, params, frozen, key):
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    said = []
+    monkeypatch.setattr(loop.logging, "error", lambda text, *args: said.append(text % args))
+    state = train(NoMemory(toy_config(**{"train.preview_every": 6})), tmp_path)
+    chex.assert_trees_all_equal(jax.device_get(state), whole[1])
+    assert len(said) == 2 and "RESOURCE_EXHAUSTED" in said[0] and "training goes on" in said[0]
+
+
+@pytest.mark.parametrize("file", ["metrics.append_whole", "metrics.TensorBoard.write"])
+def test_metrics_that_cannot_be_written_are_said_once_and_written_later(tmp_path, whole, monkeypatch, capfd, file):
+    """A disk that is full for the second to fourth lines of the log."""
+    where = metrics.TensorBoard if "TensorBoard" in file else metrics
+    name, calls = file.split(".")[-1], []
+    right = getattr(where, name)
+
+    def full(*args):
+        calls.append(args)
+        if 2 <= len(calls) <= 4:
+            raise OSError(28, "No space left on device")
+        return right(*args)
+
+    monkeypatch.setattr(where, name, full)
+    state = train(ToyTask(toy_config()), tmp_path)
+    chex.assert_trees_all_equal(jax.device_get(state), whole[1])
+    assert capfd.readouterr().err.count("No space left") == 1
+    assert [record["step"] for record in records(tmp_path)] == [2, 4, 6, 8, 10, 12], "nothing is lost"
 
 
 @pytest.mark.parametrize("log_every", [1, 100])
@@ -186,6 +236,24 @@ def test_what_cannot_work_is_one_line_before_any_compilation(tmp_path, overrides
     with pytest.raises(UserError, match=words) as error:
         train(ToyTask(toy_config(**overrides)), tmp_path)
     assert "\n" not in str(error.value) and "compiled" not in capfd.readouterr().err
+
+
+def test_a_workdir_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch):
+    def refuse(**where):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(UserError, match=r"cannot be written \(Permission denied.*another --workdir"):
+        train(ToyTask(toy_config()), tmp_path / "new" / "run")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run"])
+def test_a_remote_workdir_is_refused_and_no_local_folder_takes_its_name(address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="remote store .* mount it"):
+        train(ToyTask(toy_config()), address)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_workdir_that_is_a_file_is_refused(tmp_path):
