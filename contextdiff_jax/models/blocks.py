@@ -2,8 +2,10 @@
 
 import einops
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from contextdiff_jax import runtime
 from contextdiff_jax.layers import Attention, zeros
 from contextdiff_jax.types import Array, Context
 
@@ -82,9 +84,15 @@ def embed_condition(
 
 def space_to_depth(x: Array, p: int) -> Array:
     """[B, H, W, C] -> [B, H/p, W/p, p*p*C]."""
-    return einops.rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p)
+    return _kept_apart(einops.rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p))
 
 
 def depth_to_space(x: Array, p: int) -> Array:
     """[B, H, W, p*p*C] -> [B, H*p, W*p, C], the inverse of `space_to_depth`."""
-    return einops.rearrange(x, "b h w (p q c) -> b (h p) (w q) c", p=p, q=p)
+    return einops.rearrange(_kept_apart(x), "b h w (p q c) -> b (h p) (w q) c", p=p, q=p)
+
+
+def _kept_apart(x: Array) -> Array:
+    """The identity, which keeps a TPU's compiler from fusing the rearrangement into the convolution beside it: merging
+    rows of blocks inside a padded window is what it cannot do, and it then aborts the process (libtpu 0.0.52)."""
+    return jax.lax.optimization_barrier(x) if runtime.current().platform == "tpu" else x
