@@ -29,6 +29,11 @@ class Options:
     out: str = ""
     image: str = ""
     strength: float = 0.8
+    images: str = ""
+    reference: str = ""
+    features: tuple[str, ...] = ()
+    captions: str = ""
+    crop: int | None = None
     allow_config_change: bool = False
     coordinator: str = ""
     num_processes: int | None = None
@@ -109,6 +114,9 @@ def run(mode: str, config: ConfigDict, options: Options) -> None:
     """Checks the config and where results go, and dispatches on the mode."""
     for path in (options.workdir, options.out):
         check_local(path)
+    if mode in WITHOUT_CONFIG:
+        WITHOUT_CONFIG[mode](options)
+        return
     config_lib.check(config)
     MODES[mode](config, options)
 
@@ -270,4 +278,19 @@ def bench(config: ConfigDict, options: Options) -> None:
     bench_adapter(config, make_folder(Path(options.workdir), "--workdir"))
 
 
+def metrics(options: Options) -> None:
+    """Measures a set of pictures against another, or writes the statistics of one."""
+    from contextdiff_jax.evaluate.measure import measure_on_command
+
+    measure_on_command(
+        options.images,
+        options.reference,
+        options.features or ("efficientnet",),
+        crop=options.crop,
+        captions=options.captions,
+        out=options.out,
+    )
+
+
+WITHOUT_CONFIG = {"metrics": metrics}
 MODES = {"train": train, "sample": sample, "eval": evaluate, "export": export, "bench": bench, "encode": encode}

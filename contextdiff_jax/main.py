@@ -2,7 +2,7 @@
 
     python -m contextdiff_jax.main --config=configs/t2i.py[:preset] --workdir=DIR --mode=MODE
 
-with MODE one of train, sample, eval, export, bench, encode.
+with MODE one of train, sample, eval, export, bench, encode; metrics needs no config.
 """
 
 import sys
@@ -16,7 +16,9 @@ from contextdiff_jax.errors import UserError
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file with optional preset, FILE.py[:PRESET].")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config>-<preset>.")
-MODE = flags.DEFINE_enum("mode", "train", sorted(command_line.MODES), "What to do.")
+MODE = flags.DEFINE_enum(
+    "mode", "train", sorted(command_line.MODES | command_line.WITHOUT_CONFIG), "What to do."
+)
 PROMPTS = flags.DEFINE_multi_string("prompt", [], "sample: what to draw; repeatable.")
 PROMPTS_FILE = flags.DEFINE_string("prompts_file", "", "sample: file with one prompt per line.")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 0, "sample: pictures of each prompt, or in all.")
@@ -24,6 +26,16 @@ SEED = flags.DEFINE_integer("seed", 0, "sample, eval: seed of the pictures.")
 STEP = flags.DEFINE_integer("step", None, "sample, eval, export: checkpoint step; default the newest intact one.")
 OUT = flags.DEFINE_string("out", "", "sample, export: where the result goes; default inside the workdir.")
 IMAGE = flags.DEFINE_string("image", "", "sample: picture to start from.")
+IMAGES = flags.DEFINE_string("images", "", "metrics: folder or npz of pictures to measure.")
+REFERENCE = flags.DEFINE_string("reference", "", "metrics: folder or npz of pictures, or npz of statistics.")
+FEATURES = flags.DEFINE_multi_string(
+    "features",
+    [],
+    "metrics: feature space; repeatable; default efficientnet. Others: inception:FILE.safetensors, clip:FOLDER, "
+    "clip:builtin:clip_mini, dinov2:FOLDER.",
+)
+CAPTIONS = flags.DEFINE_string("captions", "", "metrics: text file with a caption a line, or a metadata.jsonl.")
+CROP = flags.DEFINE_integer("crop", None, "metrics: crop pictures to squares of this side; default as they are.")
 STRENGTH = flags.DEFINE_float("strength", 0.8, "sample: how far --image is noised first, above 0 to 1.")
 ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
     "allow_config_change", False, "train: continue a run although its saved config differs."
@@ -44,7 +56,7 @@ def main(argv: list[str]) -> None:
             MODE.value,
             CONFIG.value,
             command_line.Options(
-                workdir=WORKDIR.value or command_line.default_workdir(FLAGS["config"].config_filename, CONFIG.value),
+                workdir=WORKDIR.value or default_workdir(),
                 prompts=tuple(PROMPTS.value),
                 prompts_file=PROMPTS_FILE.value,
                 num_samples=NUM_SAMPLES.value,
@@ -53,6 +65,11 @@ def main(argv: list[str]) -> None:
                 out=OUT.value,
                 image=IMAGE.value,
                 strength=STRENGTH.value,
+                images=IMAGES.value,
+                reference=REFERENCE.value,
+                features=tuple(FEATURES.value),
+                captions=CAPTIONS.value,
+                crop=CROP.value,
                 allow_config_change=ALLOW_CONFIG_CHANGE.value,
                 coordinator=COORDINATOR.value,
                 num_processes=NUM_PROCESSES.value,
@@ -67,6 +84,11 @@ def main(argv: list[str]) -> None:
         sys.exit(130)
 
 
+def default_workdir() -> str:
+    """That of the config; none where a mode needs no config."""
+    return "" if CONFIG.value is None else command_line.default_workdir(FLAGS["config"].config_filename, CONFIG.value)
+
+
 def parse(argv: list[str]) -> list[str]:
     """Flags with our own words for what can be wrong in them."""
     try:
@@ -74,7 +96,7 @@ def parse(argv: list[str]) -> list[str]:
         rest = FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"argument {rest[1]!r} is not a flag; flags look like --name=value")
-        if CONFIG.value is None:
+        if CONFIG.value is None and MODE.value not in command_line.WITHOUT_CONFIG:
             raise UserError("--config is missing; try --config=configs/t2i.py")
         return rest
     except (UserError, flags.Error) as error:

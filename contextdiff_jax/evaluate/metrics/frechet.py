@@ -34,6 +34,23 @@ class Moments:
         moments.add(features, name)
         return moments
 
+    @classmethod
+    def from_statistics(cls, mean: np.ndarray, covariance: np.ndarray, n: int | None) -> "Moments":
+        """Moments [D], [D, D] that were kept; n None where the file does not say, which counts as enough.
+
+        Raises:
+            UserError: shapes that do not fit, or values that are not finite.
+        """
+        moments = cls()
+        mean, covariance = check(mean[None], "mean")[0], check(covariance, "covariance")
+        if covariance.shape != (len(mean), len(mean)):
+            raise UserError(
+                f"a mean of {len(mean)} features with a covariance of {covariance.shape}; take both of one set"
+            )
+        moments.n, moments.mean = n or len(mean) + 2, mean
+        moments.scatter = covariance * (moments.n - 1)
+        return moments
+
     def add(self, features: np.ndarray, name: str = "features") -> None:
         """Takes in features [B, D]."""
         x = check(features, name)

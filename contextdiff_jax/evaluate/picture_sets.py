@@ -1,0 +1,217 @@
+"""Sets of pictures to be measured: a folder of files or an npz of arrays, read as a stream."""
+
+import concurrent.futures
+import hashlib
+import itertools
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from contextdiff_jax.data.folder import SUFFIXES, square, to_rgb
+from contextdiff_jax.errors import UserError
+
+NAMED = 10  # files that a message lists
+THREADS = 4
+Batch = tuple[np.ndarray, list[dict[str, Any]]]
+
+
+class PictureSet:
+    """Pictures of one size, in the order of their names. After a pass over `batches` it knows what was in it.
+
+    Args:
+        path: a folder (its subfolders too), or an npz with one array [N, H, W, 3] of uint8, as ADM's samplers write it.
+        crop: None takes pictures as they are; a number crops each to a square at its centre and resizes it (Lanczos).
+        captions: "", or a text file with one caption a line in the order of the pictures, or a metadata.jsonl.
+
+    Attributes:
+        n: pictures read.
+        shape: (height, width) of the first.
+        unreadable: (name, reason) of each file that was left out.
+        digest: of all pixels in order, the first 16 digits of a SHA-256.
+
+    Raises:
+        UserError: nothing there, no pictures, captions that do not match.
+    """
+
+    def __init__(self, path: str | Path, crop: int | None = None, captions: str | Path = ""):
+        self.path, self.crop = Path(path).expanduser(), crop
+        if crop is not None and crop < 8:
+            raise UserError(f"crop={crop} pixels; give 8 or more, or leave it out to take pictures as they are")
+        if not self.path.exists():
+            raise UserError(f"pictures {str(path)!r} do not exist; give a folder of pictures or an npz file")
+        self.names = _picture_files(self.path) if self.path.is_dir() else None
+        self.total = len(self.names) if self.names is not None else _npz_shape(self.path)[0]
+        if not self.total:
+            accepted = ", ".join(sorted(SUFFIXES))
+            raise UserError(f"{str(path)!r} holds no pictures; accepted: {accepted}, or an npz of them")
+        self.captions = _captions(Path(captions), self.names, self.total) if str(captions) else None
+        self.n, self.shape, self.unreadable = 0, None, []
+        self._digest = hashlib.sha256()
+
+    @property
+    def digest(self) -> str:
+        """Of all pixels in order."""
+        return self._digest.hexdigest()[:16]
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """(images uint8 [B, H, W, 3], records with "index", "name" and maybe "caption"), B at most `size`.
+
+        Raises:
+            UserError: pictures of two sizes, or none that can be read.
+        """
+        self.n, self.shape, self.unreadable, self._digest = 0, None, [], hashlib.sha256()
+        pictures = self._from_folder() if self.names is not None else self._from_npz(size)
+        while batch := list(itertools.islice(pictures, size)):
+            self.n += len(batch)
+            images = np.stack([image for image, _ in batch])
+            self._digest.update(images.tobytes())
+            yield images, [record for _, record in batch]
+        if not self.n:
+            named = self.named_unreadable()
+            raise UserError(
+                f"none of {self.total} pictures in {str(self.path)!r} can be read: {named}; look at the files"
+            )
+
+    def named_unreadable(self) -> str:
+        """The files that were left out, for a message."""
+        more = len(self.unreadable) - NAMED
+        named = ", ".join(f"{name} ({reason})" for name, reason in self.unreadable[:NAMED])
+        return named + (f", and {more} more" if more > 0 else "")
+
+    def described(self) -> dict[str, Any]:
+        """What a result says of the set."""
+        shape = list(self.shape or ())
+        about = {"path": str(self.path), "n": self.n, "digest": self.digest, "size": shape, "crop": self.crop_rule}
+        if self.unreadable:
+            left_out = [f"{name}: {reason}" for name, reason in self.unreadable[:NAMED]]
+            about["unreadable"] = {"count": len(self.unreadable), "first": left_out}
+        return about
+
+    @property
+    def crop_rule(self) -> str:
+        """In words."""
+        return "none" if self.crop is None else f"centre square, Lanczos, {self.crop}"
+
+    def _record(self, index: int, name: str) -> dict[str, Any]:
+        record = {"index": index, "name": name}
+        return record if self.captions is None else record | {"caption": self.captions[index]}
+
+    def _checked(self, image: np.ndarray, name: str) -> np.ndarray:
+        shape = image.shape[:2]
+        if self.shape is None:
+            self.shape, self._first = shape, name
+        if shape != self.shape:
+            raise UserError(
+                f"{str(self.path)!r} mixes sizes: {self._first} is {self.shape[1]} x {self.shape[0]} and {name} is "
+                f"{shape[1]} x {shape[0]}; crop all to one size, e.g. --crop={min(*shape, *self.shape)}"
+            )
+        return image
+
+    def _from_folder(self) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        """Decoded in threads, a bounded number ahead."""
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            for start in range(0, len(self.names), 256):
+                names = self.names[start : start + 256]
+                for i, found in enumerate(pool.map(self._read, names), start):
+                    if isinstance(found, str):
+                        self.unreadable.append((self.names[i], found))
+                    else:
+                        yield self._checked(found, self.names[i]), self._record(i, self.names[i])
+
+    def _read(self, name: str) -> np.ndarray | str:
+        """A file's pixels, or why they cannot be had."""
+        try:
+            with PIL.Image.open(self.path / name) as image:
+                if self.crop is not None:
+                    return square(image, self.crop)
+                return np.asarray(to_rgb(image))
+        except Exception as error:  # decoders raise almost anything on damaged files
+            return "not an image" if isinstance(error, PIL.UnidentifiedImageError) else str(error).split("\n")[0]
+
+    def _from_npz(self, size: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        """Read through the archive a few pictures at a time: 50,000 of them are never in memory."""
+        index = 0
+        for block in _npz_rows(self.path, size):
+            for image in block:
+                image = image if self.crop is None else square(PIL.Image.fromarray(image), self.crop)
+                yield self._checked(image, f"picture {index}"), self._record(index, str(index))
+                index += 1
+
+
+def _picture_files(folder: Path) -> list[str]:
+    """Names of the pictures below a folder, sorted; hidden ones are left out."""
+    names = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        here = Path(root).relative_to(folder)
+        names += [
+            (here / name).as_posix() for name in files if name[0] != "." and Path(name).suffix.lower() in SUFFIXES
+        ]
+    return sorted(names)
+
+
+def _open_array(path: Path) -> tuple[zipfile.ZipFile, Any, tuple[int, ...], np.dtype]:
+    """The first array of pictures in an npz, opened at its first value."""
+    try:
+        archive = zipfile.ZipFile(path)
+        for name in archive.namelist():
+            handle = archive.open(name)
+            version = np.lib.format.read_magic(handle)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(handle)
+            if len(shape) == 4 and shape[-1] == 3 and dtype == np.uint8 and not fortran:
+                return archive, handle, shape, dtype
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{str(path)!r} is no npz file ({error}); give a folder of pictures or an npz") from error
+    raise UserError(f"{str(path)!r} has no array of pictures; expected uint8 [N, height, width, 3], as arr_0")
+
+
+def _npz_shape(path: Path) -> tuple[int, ...]:
+    archive, handle, shape, _ = _open_array(path)
+    handle.close()
+    archive.close()
+    return shape
+
+
+def _npz_rows(path: Path, size: int) -> Iterator[np.ndarray]:
+    """Blocks of pictures [<= size, H, W, 3]."""
+    archive, handle, shape, dtype = _open_array(path)
+    one = int(np.prod(shape[1:]))
+    with archive, handle:
+        for start in range(0, shape[0], size):
+            rows = min(size, shape[0] - start)
+            data = handle.read(rows * one)
+            if len(data) < rows * one:
+                raise UserError(f"{str(path)!r} is cut short at picture {start + len(data) // one}; write it again")
+            yield np.frombuffer(data, dtype).reshape(rows, *shape[1:])
+
+
+def _captions(path: Path, names: Sequence[str] | None, total: int) -> list[str]:
+    """One caption per picture, in their order."""
+    try:
+        lines = path.expanduser().read_text(encoding="utf-8").rstrip("\n").split("\n")
+        if path.suffix != ".jsonl":
+            found = [line.strip() for line in lines]
+        elif names is None:
+            raise UserError(f"captions {str(path)!r} name files, which an npz has not; give one caption a line")
+        else:
+            rows = [json.loads(line) for line in lines if line.strip()]
+            by_name = {row["file_name"]: row.get("text") or row.get("caption") or "" for row in rows}
+            found = [by_name.get(name, "") for name in names]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        remedy = "give a text file with one caption a line, or a metadata.jsonl"
+        raise UserError(f"captions {str(path)!r} cannot be read ({error}); {remedy}") from error
+    if len(found) != total:
+        raise UserError(f"captions {str(path)!r} has {len(found)} lines for {total} pictures; give one for each")
+    if empty := [i for i, caption in enumerate(found) if not caption]:
+        which = names[empty[0]] if names is not None else f"picture {empty[0]}"
+        raise UserError(f"captions {str(path)!r} have none for {len(empty)} of {total} pictures, the first is {which}")
+    return found

@@ -1,0 +1,114 @@
+"""Reference statistics in npz files: `mu` and `sigma` as pytorch-fid has them, and `mu_s` and `sigma_s` as ADM has.
+
+Ours say besides in which space they were taken ("contextdiff", a JSON text that other readers leave alone).
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.evaluate.feature_spaces import Described
+from contextdiff_jax.evaluate.metrics.frechet import Moments
+from contextdiff_jax.files import atomic
+
+ABOUT = "contextdiff"
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """Moments of a reference.
+
+    Attributes:
+        pooled: of the features.
+        spatial: of sFID's, where there are any.
+        about: what was measured: n, digest, crop and the space; of others' files only the path.
+    """
+
+    pooled: Moments
+    spatial: Moments | None
+    about: dict[str, Any]
+
+
+def is_statistics(path: str | Path) -> bool:
+    """Whether a file is an npz with a mean and a covariance."""
+    if Path(path).suffix != ".npz" or not Path(path).is_file():
+        return False
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {"mu", "sigma"} <= set(file.files)
+    except (OSError, ValueError):
+        return False
+
+
+def write(path: str | Path, space: Described, moments: Mapping[str, Moments], about: Mapping[str, Any]) -> None:
+    """Writes an npz that pytorch-fid, ADM's evaluator and `read` take.
+
+    Args:
+        path: the file.
+        space: where the features come from.
+        moments: "pooled", and "spatial" where there are any.
+        about: of the pictures.
+    """
+    arrays = {"mu": moments["pooled"].mean, "sigma": moments["pooled"].covariance}
+    if "spatial" in moments:
+        arrays |= {"mu_s": moments["spatial"].mean, "sigma_s": moments["spatial"].covariance}
+    text = json.dumps({"space": dataclasses.asdict(space), "n": moments["pooled"].n} | dict(about))
+    with atomic(path) as temporary:
+        np.savez(temporary, **arrays, **{ABOUT: np.array(text)})
+
+
+def read(path: str | Path, space: Described, crop_rule: str) -> Statistics:
+    """Statistics for comparison in a space.
+
+    Args:
+        path: the file.
+        space: in which the pictures are measured.
+        crop_rule: of the pictures.
+
+    Raises:
+        UserError: damaged; of another space, resize or crop; or another's, whose space is not named, outside FID's.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("mu", "sigma", "mu_s", "sigma_s", ABOUT) if name in file.files}
+        about = json.loads(str(arrays.pop(ABOUT))) if ABOUT in arrays else {"n": None}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"statistics {str(path)!r} cannot be read ({error}); write them again") from error
+    _check_space(path, arrays["mu"], about, space, crop_rule)
+    n = about["n"]
+    pair = lambda mu, sigma: Moments.from_statistics(arrays[mu], arrays[sigma], n)
+    spatial = pair("mu_s", "sigma_s") if {"mu_s", "sigma_s"} <= arrays.keys() else None
+    return Statistics(pair("mu", "sigma"), spatial, {"path": str(path)} | about)
+
+
+def _check_space(path: str | Path, mu: np.ndarray, about: dict[str, Any], space: Described, crop_rule: str) -> None:
+    """Figures across spaces mean nothing."""
+    if mu.shape != (space.width,):
+        raise UserError(
+            f"statistics {str(path)!r} are of another feature space: {mu.size} features there, {space.width} in "
+            f"{space.name}; take both in one"
+        )
+    if "space" not in about:
+        if not space.is_fid:
+            raise UserError(
+                f"statistics {str(path)!r} do not say in which features they were taken, so they count as FID's; "
+                f"measure with --features=inception:FILE, or write statistics in {space.name} with --mode=metrics --out"
+            )
+        return
+    asked = dataclasses.asdict(space)
+    for key in ("name", "digest", "resize"):
+        if about["space"][key] != asked[key]:
+            raise UserError(
+                f"statistics {str(path)!r} were taken in another feature space: {key} {about['space'][key]!r} there, "
+                f"{asked[key]!r} here; take both in one"
+            )
+    if about["crop"] != crop_rule:
+        raise UserError(
+            f"statistics {str(path)!r} were taken with crop {about['crop']!r} and the pictures with {crop_rule!r}; "
+            "crop both alike"
+        )

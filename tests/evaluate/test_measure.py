@@ -1,0 +1,270 @@
+"""Two sets of pictures against each other: files in, figures with their protocol out, bad input in one line."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+
+from contextdiff_jax import command_line
+from contextdiff_jax.data import OpenMojiSource
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.evaluate import metrics, statistics
+from contextdiff_jax.evaluate.feature_spaces import Described, FeatureSpace, open_space
+from contextdiff_jax.evaluate.measure import measure, observe
+from contextdiff_jax.evaluate.picture_sets import PictureSet
+
+SIDE = 8
+
+
+def colours(is_fid: bool = False, **change) -> FeatureSpace:
+    """A space of six features that needs no network: the mean colours of the two halves."""
+
+    def run(params, images):
+        x = images.astype(jnp.float32) / 255.0
+        pooled = jnp.concatenate([x[:, : SIDE // 2].mean((1, 2)), x[:, SIDE // 2 :].mean((1, 2))], axis=-1)
+        out = {"pooled": pooled}
+        return (
+            out | {"spatial": pooled[:, :2], "probabilities": jnp.exp(pooled) / jnp.exp(pooled).sum(1)[:, None]}
+            if is_fid
+            else out
+        )
+
+    described = dict(name="colours", digest="0123", resize="none", width=6, is_fid=is_fid) | change
+    return FeatureSpace(Described(**described), run, {})
+
+
+def pictures(n: int, seed: int, side: int = SIDE) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+
+
+def folder(path, images: np.ndarray, start: int = 0):
+    path.mkdir(exist_ok=True)
+    for i, image in enumerate(images, start):
+        PIL.Image.fromarray(image).save(path / f"{i:03d}.png")
+    return path
+
+
+def test_folders_and_npz_give_the_figures_of_the_arrays(tmp_path):
+    a, b = pictures(40, 0), pictures(50, 1)
+    folder(tmp_path / "a", a), folder(tmp_path / "b", b)
+    np.savez(tmp_path / "a.npz", arr_0=a, arr_1=np.arange(40))  # as ADM's samplers write pictures and classes
+    np.savez_compressed(tmp_path / "b.npz", b)
+    space = colours(is_fid=True)
+    x, y = (space.features(z)["pooled"] for z in (a, b))
+    results = [measure(tmp_path / i, tmp_path / j, [space]) for i, j in (("a", "b"), ("a.npz", "b.npz"))]
+    for result in results:
+        figures = result["spaces"]["colours"]["figures"]
+        assert figures["fid"]["frechet"] == pytest.approx(metrics.frechet(x, y), rel=1e-6)
+        assert figures["kid"]["kid"] == pytest.approx(metrics.kid(x, y), rel=1e-5)
+        assert set(figures) == {"fid", "sfid", "kid", "precision_recall", "inception_score"}
+        assert result["spaces"]["colours"]["digest"] == "0123"
+        assert (result["images"]["n"], result["reference"]["n"]) == (40, 50)
+        assert result["images"]["size"] == [SIDE, SIDE] and result["images"]["crop"] == "none"
+    assert results[0]["images"]["digest"] == results[1]["images"]["digest"] != results[0]["reference"]["digest"]
+
+
+def test_only_fids_own_features_give_fid(tmp_path):
+    folder(tmp_path / "a", pictures(20, 0))
+    figures = measure(tmp_path / "a", tmp_path / "a", [colours()])["spaces"]["colours"]["figures"]
+    assert set(figures) == {"frechet_distance", "kernel_distance", "precision_recall"}
+
+
+def test_pictures_reach_the_network_in_whole_batches_and_once():
+    calls = []
+
+    def run(params, images):
+        calls.append(images.shape)  # once per compilation
+        return {"pooled": images.astype(jnp.float32).mean((1, 2))}
+
+    space = FeatureSpace(Described("mean", "", "", 3), run, {})
+    images = pictures(70, 0)
+    np.testing.assert_allclose(space.pooled(images), images.mean((1, 2)), rtol=1e-5)
+    assert space.pooled(images) is space.pooled(images)
+    assert calls == [(32, SIDE, SIDE, 3)]
+
+
+def test_statistics_stand_in_for_pictures(tmp_path):
+    a, b = folder(tmp_path / "a", pictures(40, 0)), folder(tmp_path / "b", pictures(50, 1))
+    space = colours(is_fid=True)
+    (found,) = observe(PictureSet(b), [space])
+    statistics.write(tmp_path / "ours.npz", space.described, found.moments, found.about)
+    y = space.features(pictures(50, 1))["pooled"].astype(np.float64)
+    np.savez(tmp_path / "pytorch_fid.npz", mu=y.mean(0), sigma=np.cov(y.T))
+    with np.load(tmp_path / "ours.npz") as file:  # and the other way round: they find theirs in ours
+        np.testing.assert_allclose(file["mu"], y.mean(0), rtol=1e-6)
+        np.testing.assert_allclose(file["sigma"], np.cov(y.T), rtol=1e-5, atol=1e-9)
+        assert {"mu_s", "sigma_s"} <= set(file.files)
+    theirs = measure(a, b, [space])["spaces"]["colours"]["figures"]
+    for name, kept in (
+        ("ours.npz", {"fid", "sfid", "inception_score"}),
+        ("pytorch_fid.npz", {"fid", "inception_score"}),
+    ):
+        result = measure(a, tmp_path / name, [space])
+        figures = result["spaces"]["colours"]["figures"]
+        assert set(figures) == kept  # kernel distance, precision and recall need the pictures themselves
+        assert figures["fid"]["frechet"] == pytest.approx(theirs["fid"]["frechet"], rel=1e-6)
+        assert result["reference"]["n"] == (50 if name == "ours.npz" else None)
+
+
+@pytest.mark.parametrize(
+    "space, crop, words",
+    [
+        (colours(is_fid=True, digest="4567"), None, "another feature space: digest '0123' there, '4567' here"),
+        (colours(is_fid=True, resize="299"), None, "another feature space: resize"),
+        (colours(is_fid=True, width=7), None, "another feature space: 6 features there, 7"),
+        (colours(is_fid=True), 16, "crop 'none' and the pictures with 'centre square, Lanczos, 16'"),
+    ],
+)
+def test_statistics_of_another_space_are_refused(tmp_path, space, crop, words):
+    a, own = folder(tmp_path / "a", pictures(20, 0)), colours(is_fid=True)
+    (found,) = observe(PictureSet(a), [own])
+    statistics.write(tmp_path / "s.npz", own.described, found.moments, found.about)
+    with pytest.raises(UserError, match=words):
+        measure(a, tmp_path / "s.npz", [space], crop=crop)
+
+
+def test_statistics_that_name_no_space_are_fids(tmp_path):
+    np.savez(tmp_path / "s.npz", mu=np.zeros(6), sigma=np.eye(6))
+    with pytest.raises(UserError, match="do not say in which features"):
+        measure(folder(tmp_path / "a", pictures(20, 0)), tmp_path / "s.npz", [colours()])
+
+
+def test_corrupt_pictures_are_counted_and_named(tmp_path):
+    a = folder(tmp_path / "a", pictures(20, 0))
+    (a / "005.png").write_bytes(b"not a picture")
+    (a / "007.png").write_bytes((a / "007.png").read_bytes()[:60])
+    about = measure(a, a, [colours()])["images"]
+    assert about["n"] == 18 and about["unreadable"]["count"] == 2
+    assert [line.split(":")[0] for line in about["unreadable"]["first"]] == ["005.png", "007.png"]
+
+
+def test_few_pictures_refuse_the_frechet_distance_and_keep_the_others(tmp_path):
+    a, b = folder(tmp_path / "a", pictures(6, 0)), folder(tmp_path / "b", pictures(50, 1))
+    space = measure(a, b, [colours(is_fid=True)])["spaces"]["colours"]
+    assert re.search("6 pictures in 6 features .* kid", space["refused"]["fid"])
+    assert {"kid", "precision_recall"} <= space["figures"].keys()
+
+
+def test_crop_brings_mixed_sizes_together(tmp_path):
+    a = folder(folder(tmp_path / "a", pictures(20, 0)).parent / "a", pictures(3, 1, side=12), start=20)
+    result = measure(a, a, [colours()], crop=8)
+    assert result["images"]["n"] == 23 and result["images"]["crop"] == "centre square, Lanczos, 8"
+
+
+def bad(tmp_path, name: str):
+    """(images, reference, options) of one kind of bad input."""
+    fine = folder(tmp_path / "fine", pictures(20, 0))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "captions.txt").write_text("one\ntwo\n")
+    (tmp_path / "blank.txt").write_text("one\n" * 10 + "\n" + "two\n" * 9)
+    (tmp_path / "text.npz").write_text("no archive")
+    np.savez(tmp_path / "floats.npz", arr_0=np.zeros((3, 8, 8, 3)))
+    whole = tmp_path / "whole.npz"
+    np.savez(whole, arr_0=pictures(20, 0))
+    mixed = folder(folder(tmp_path / "mixed", pictures(3, 0)), pictures(1, 0, side=12), start=3)
+    return {
+        "nothing there": (tmp_path / "none", fine, {}, "do not exist"),
+        "empty folder": (tmp_path / "empty", fine, {}, "holds no pictures; accepted: .bmp"),
+        "empty reference": (fine, tmp_path / "empty", {}, "holds no pictures"),
+        "one picture": (folder(tmp_path / "one", pictures(1, 0)), fine, {}, "1 pictures in 6 features.*kid"),
+        "mixed sizes": (mixed, fine, {}, "mixes sizes: 000.png is 8 x 8 and 003.png is 12 x 12; .*--crop=8"),
+        "two sizes": (fine, folder(tmp_path / "large", pictures(9, 0, side=12)), {}, "pictures are 8 x 8 .* 12 x 12"),
+        "no archive": (tmp_path / "text.npz", fine, {}, "is no npz file"),
+        "no pictures in it": (tmp_path / "floats.npz", fine, {}, "no array of pictures; expected uint8"),
+        "captions too few": (fine, fine, dict(captions=tmp_path / "captions.txt"), "2 lines for 20 pictures"),
+        "a blank caption": (fine, fine, dict(captions=tmp_path / "blank.txt"), "none for 1 of 20 .* 010.png"),
+        "captions without clip": (fine, fine, dict(captions=tmp_path / "full.txt"), "no feature space has a text enc"),
+        "tiny crop": (fine, fine, dict(crop=2), "crop=2 pixels; give 8"),
+    }[name]
+
+
+BAD = [
+    "nothing there",
+    "empty folder",
+    "empty reference",
+    "one picture",
+    "mixed sizes",
+    "two sizes",
+    "no archive",
+    "no pictures in it",
+    "captions too few",
+    "a blank caption",
+    "captions without clip",
+    "tiny crop",
+]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line(tmp_path, name):
+    (tmp_path / "full.txt").write_text("a picture\n" * 20)
+    images, reference, options, words = bad(tmp_path, name)
+    with pytest.raises(UserError, match=words) as caught:
+        measure(images, reference, [colours()], **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_nan_features_are_refused(tmp_path):
+    a = folder(tmp_path / "a", pictures(20, 0))
+    space = FeatureSpace(Described("nan", "", "", 2), lambda p, x: {"pooled": jnp.full((len(x), 2), jnp.nan)}, {})
+    with pytest.raises(UserError, match="not finite in 20 of 20 rows"):
+        measure(a, a, [space])
+
+
+@pytest.mark.parametrize("spec", ["vgg", "efficientnet:x", "clip", "inception:", "clip:builtin:none", "dinov2:nowhere"])
+def test_unknown_spaces_are_named(spec):
+    with pytest.raises(UserError, match="accepted|do not exist|does not exist"):
+        open_space(spec)
+
+
+def test_command_line(tmp_path):
+    source = OpenMojiSource("demo", "test", 32)
+    records = [source[i] for i in range(60)]
+    a = folder(tmp_path / "a", np.stack([r["image"] for r in records[:30]]))
+    folder(tmp_path / "b", np.stack([r["image"] for r in records[30:]]))
+    (tmp_path / "captions.txt").write_text("\n".join(r["caption"] for r in records[:30]) + "\n")
+    lines = [{"file_name": f"{i:03d}.png", "text": r["caption"]} for i, r in enumerate(records[:30])]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, reversed(lines))))
+    options = command_line.Options(
+        "", images=str(a), features=("clip:builtin:clip_mini",), out=str(tmp_path / "out.json")
+    )
+    options = dataclasses.replace(options, reference=str(tmp_path / "b"))
+    command_line.run("metrics", None, dataclasses.replace(options, captions=str(tmp_path / "metadata.jsonl")))
+    with open(tmp_path / "out.json") as file:
+        ours = json.load(file)["spaces"]["clip clip_mini"]
+    assert {"kernel_distance", "precision_recall", "cmmd", "clip_score"} == ours["figures"].keys()
+    assert "128 features" in ours["refused"]["frechet_distance"]
+    flags = [f"--images={a}", f"--reference={options.reference}", f"--captions={tmp_path / 'captions.txt'}"]
+    command = [sys.executable, "-m", "contextdiff_jax.main", "--mode=metrics", "--features=clip:builtin:clip_mini"]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # Standard output is the JSON alone; the captions are the same in the other order and layout.
+    assert json.loads(done.stdout)["spaces"]["clip clip_mini"]["figures"]["clip_score"] == ours["figures"]["clip_score"]
+
+
+def test_command_line_says_what_is_missing(tmp_path):
+    a = str(folder(tmp_path / "a", pictures(20, 0)))
+    for options, words in (
+        ({}, "--images is missing"),
+        (dict(images=a), "--reference is missing"),
+        (dict(images=a, out="s.npz", features=("efficientnet", "efficientnet")), "2 feature spaces for one file"),
+    ):
+        with pytest.raises(UserError, match=words):
+            command_line.run("metrics", None, command_line.Options("", **options))
+
+
+def test_statistics_from_the_command_line(tmp_path):
+    a, out = folder(tmp_path / "a", pictures(200, 0)), tmp_path / "s.npz"
+    options = dict(images=str(a), features=("clip:builtin:clip_mini",), crop=32)
+    command_line.run("metrics", None, command_line.Options("", out=str(out), **options))
+    command_line.run(
+        "metrics", None, command_line.Options("", reference=str(out), out=str(tmp_path / "o.json"), **options)
+    )
+    with open(tmp_path / "o.json") as file:
+        figures = json.load(file)["spaces"]["clip clip_mini"]["figures"]
+    assert figures == {"frechet_distance": {"frechet": pytest.approx(0.0, abs=1e-5), "n": 200}}
