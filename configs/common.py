@@ -31,6 +31,7 @@ def base(task: str) -> ConfigDict:
             preset="demo",  # openmoji: demo | single | pairs, several joined by "+"
             path="",  # folder: images with metadata.jsonl or name.txt captions
             image_size=32,
+            num_frames=1,  # of a clip; 1 for pictures
             batch_size=64,  # global
             seed=0,
             horizontal_flip=False,

@@ -63,6 +63,12 @@ def get_config(preset: str | None = None) -> ConfigDict:
             remat=False,
             dtype="auto",  # auto (bfloat16 on accelerators) | float32 | bfloat16
             prediction="x0",  # x0 | eps | v | pretrained (as its scheduler says)
+            video=dict(  # sd, for clips: what joins their frames (models/video.py)
+                temporal_conv_rank=0,
+                temporal_attention="none",  # none | after | parallel
+                key_frames=(),  # frames relative to each, such as -1, or first, mid, last; () for itself
+                key_frames_min_channels=0,
+            ),
         )
     )
     config.adapter = ConfigDict(
@@ -76,6 +82,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
             bound=1.0,  # 0: free
             spectral_norm=0.0,  # cap on the largest singular value of every kernel; 0: off
             self_attention=False,  # among the sample's patches, before the condition is looked at
+            frames_back=0,  # for clips: how many frames each attends to, itself the last
             track_lipschitz=False,  # log the largest |r(x0) - r(x0_hat)| / |x0 - x0_hat| of each batch
         )
     )

@@ -1,11 +1,14 @@
 """Layers that the frozen encoders and the networks share."""
 
+from collections.abc import Callable
+from functools import partial, reduce
+
 import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from contextdiff_jax.attention import attention
+from contextdiff_jax.attention import attention, attention_weights
 from contextdiff_jax.types import Array
 
 zeros = nn.initializers.zeros_init()
@@ -61,15 +64,42 @@ class Attention(nn.Module):
     bias: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, kv: Array | None = None, kv_mask: Array | None = None) -> Array:
-        """x [B, Tq, D], kv [B, Tk, E], kv_mask bool [B, Tk] -> [B, Tq, D]."""
+    def __call__(
+        self,
+        x: Array,
+        kv: Array | None = None,
+        kv_mask: Array | None = None,
+        *,
+        mask: Array | None = None,
+        edit: Callable[[Array], Array] | None = None,
+    ) -> Array:
+        """Attention.
+
+        Args:
+            x: where queries come from [B, Tq, D].
+            kv: where keys and values come from [B, Tk, E].
+            kv_mask: True where a key may be looked at, bool [B, Tk].
+            mask: True where query i may look at key j, bool [Tq, Tk].
+            edit: from the weights after the softmax, float32 [B, H, Tq, Tk], to those to use; they are then computed
+                plainly. None is the fastest kernel.
+
+        Returns:
+            [B, Tq, D].
+        """
         dim = x.shape[-1]
         kv = x if kv is None else kv.astype(self.dtype)
         split = lambda h: einops.rearrange(h, "b t (h d) -> b t h d", h=self.num_heads)
         project = lambda h, name: split(nn.Dense(dim, use_bias=self.bias, dtype=self.dtype, name=name)(h))
         q, k, v = project(x, "query"), project(kv, "key"), project(kv, "value")
-        mask = None if kv_mask is None else kv_mask[:, None, None, :]
-        h = einops.rearrange(attention(q, k, v, mask=mask), "b t h d -> b t (h d)")
+        masks = [] if mask is None else [mask[None, None]]
+        masks += [] if kv_mask is None else [kv_mask[:, None, None, :]]
+        mask = reduce(jnp.logical_and, masks) if masks else None
+        if edit is None:
+            h = attention(q, k, v, mask=mask)
+        else:
+            weights = edit(attention_weights(q, k, mask))
+            h = jnp.einsum("bhts,bshd->bthd", weights.astype(v.dtype), v)
+        h = einops.rearrange(h, "b t h d -> b t (h d)")
         return nn.Dense(dim, dtype=self.dtype, kernel_init=self.out_init, name="out")(h)
 
 
@@ -85,6 +115,7 @@ class ResBlock(nn.Module):
             Diffusion).
         conv_skip: a skip that changes the width is a 1x1 convolution; otherwise a dense layer, which is the same but
             for the shape of its kernel.
+        conv: makes the convolutions.
     """
 
     channels: int
@@ -94,11 +125,12 @@ class ResBlock(nn.Module):
     epsilon: float = 1e-5
     film: bool = True
     conv_skip: bool = False
+    conv: Callable[..., nn.Module] = nn.Conv
 
     @nn.compact
     def __call__(self, x: Array, emb: Array | None = None, train: bool = False) -> Array:
         """x [B, H, W, C], emb [B, E] or None -> [B, H, W, channels]."""
-        conv = lambda size, name, **how: nn.Conv(self.channels, (size, size), dtype=self.dtype, name=name, **how)
+        conv = lambda size, name, **how: self.conv(self.channels, (size, size), dtype=self.dtype, name=name, **how)
         project = lambda dim, name: nn.Dense(dim, dtype=self.dtype, name=name)(nn.silu(emb))[:, None, None, :]
         norm = lambda name: GroupNorm(self.dtype, self.num_groups, self.epsilon, name=name)
         h = conv(3, "conv_1")(nn.silu(norm("norm_1")(x)))
@@ -111,7 +143,8 @@ class ResBlock(nn.Module):
         h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
         h = conv(3, "conv_2", kernel_init=zeros)(h)
         if x.shape[-1] != self.channels:
-            x = (conv(1, "skip") if self.conv_skip else nn.Dense(self.channels, dtype=self.dtype, name="skip"))(x)
+            skip = partial(nn.Conv, kernel_size=(1, 1)) if self.conv_skip else nn.Dense
+            x = skip(self.channels, dtype=self.dtype, name="skip")(x)
         return x + h
 
 

@@ -108,7 +108,7 @@ def stable_diffusion_config(folder: str | Path) -> ConfigDict:
     side = unet.get("sample_size", 64) * 2 ** (len(vae.get("block_out_channels", (0,))) - 1)
     scheduler = folder / "scheduler" / "scheduler_config.json"
     num_timesteps = read_json(scheduler).get("num_train_timesteps", 1000) if scheduler.is_file() else 1000
-    return ConfigDict(
+    config = ConfigDict(
         dict(
             task="diffusion",
             seed=0,
@@ -138,3 +138,4 @@ def stable_diffusion_config(folder: str | Path) -> ConfigDict:
             train=dict(trainable=(".*",)),
         )
     )
+    return config_lib.complete(config)

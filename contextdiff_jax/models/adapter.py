@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from contextdiff_jax.layers import Attention, zeros
 from contextdiff_jax.models.blocks import TimeEmbedding, depth_to_space, sinusoidal_grid
+from contextdiff_jax.models.video import TemporalAttention
 from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.types import Array, Context, Params
 
@@ -23,11 +24,16 @@ class AdapterBlock(nn.Module):
         num_heads: attention heads.
         dtype: type of the computation.
         self_attention: attend among the queries first, so that a patch's shift may depend on other patches.
+        num_frames: F of the clips that the batch is made of.
+        frames_back: attend then, at each position, to this many frames of the clip, the last of them the frame itself;
+            0 leaves that out. It starts as zero: an adapter trained on images is the start of one for clips.
     """
 
     num_heads: int
     dtype: jnp.dtype
     self_attention: bool = False
+    num_frames: int = 1
+    frames_back: int = 0
 
     @nn.compact
     def __call__(self, x: Array, emb: Array, text: Array, text_mask: Array) -> Array:
@@ -43,6 +49,11 @@ class AdapterBlock(nn.Module):
 
         if self.self_attention:
             x = x + Attention(self.num_heads, self.dtype, name="self")(normed(x, 3))
+        if self.frames_back:
+            ages = jnp.arange(self.num_frames)[:, None] - jnp.arange(self.num_frames)
+            h = nn.LayerNorm(dtype=self.dtype, name="norm_temporal")(x)
+            over_time = TemporalAttention(self.num_heads, self.dtype, self.num_frames, name="temporal")
+            x = x + over_time(h, seen=(ages >= 0) & (ages < self.frames_back))
         x = x + Attention(self.num_heads, self.dtype, name="cross")(normed(x, 1), text, text_mask)
         h = nn.gelu(nn.Dense(4 * dim, dtype=self.dtype, name="mlp_in")(normed(x, 2)))
         return x + nn.Dense(dim, dtype=self.dtype, name="mlp_out")(h)
@@ -69,6 +80,8 @@ class Adapter(nn.Module):
         bound: largest absolute value of r; 0 leaves it free.
         num_timesteps: T of the process.
         self_attention: whether the patches attend to one another as well.
+        num_frames: F of the clips that a batch is made of, [B * F, ...], the frames of each one after another.
+        frames_back: how many frames each one attends to, itself the last (paper: 3); 0 for images.
         spectral_norm: largest singular value that a kernel may have (see `cap_spectral_norms`); 0 leaves all free.
         dtype: type of the computation; the bound is applied in float32.
     """
@@ -80,6 +93,8 @@ class Adapter(nn.Module):
     bound: float
     num_timesteps: int
     self_attention: bool = False
+    num_frames: int = 1
+    frames_back: int = 0
     spectral_norm: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
@@ -118,7 +133,8 @@ class Adapter(nn.Module):
         emb = TimeEmbedding(self.width, self.num_timesteps, self.dtype, name="time")(t)
         text = nn.LayerNorm(dtype=self.dtype, name="text_norm")(context.tokens)
         for i in range(self.depth):
-            block = AdapterBlock(self.num_heads, self.dtype, self.self_attention, name=f"block_{i}")
+            over = (self.self_attention, self.num_frames, self.frames_back)
+            block = AdapterBlock(self.num_heads, self.dtype, *over, name=f"block_{i}")
             x = block(x, emb, text, context.mask)
         x = nn.LayerNorm(dtype=self.dtype, name="out_norm")(x)
         out_dim = self.patch_size**2 * channels

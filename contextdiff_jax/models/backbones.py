@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.models.unet import UNet
+from contextdiff_jax.models.video import Edit, VideoConfig, with_branches_over_time
 from contextdiff_jax.types import Array, Context, Params
 
 
@@ -55,22 +56,37 @@ class StableDiffusionBackbone:
 
     folder: Path
     module: nn.Module
+    num_frames: int = 1
 
     def init(self, key: Array, xt: Any, t: Any, context: Any) -> Params:
         """Random parameters of the same shapes; training starts from `load`."""
         return self.module.lazy_init(key, xt, t, context.tokens)["params"]
 
     def load(self, shardings: Params) -> Params:
-        """The folder's weights."""
+        """The folder's weights; layers that join frames and are no copies are not among them."""
         from contextdiff_jax.models.sd_unet import read_sd_unet
 
-        return read_sd_unet(self.folder, shardings)
+        params = read_sd_unet(self.folder, shardings)
+        parallel = self.module.video.temporal_attention == "parallel"
+        return with_branches_over_time(params, shardings) if parallel else params
 
     def __call__(
-        self, params: Params, xt: Array, t: Array, context: Context, dropout_key: Array | None = None
+        self,
+        params: Params,
+        xt: Array,
+        t: Array,
+        context: Context,
+        dropout_key: Array | None = None,
+        *,
+        edit: Edit | None = None,
+        control: tuple[Array, ...] = (),
     ) -> Array:
-        """The network's output; all 77 text tokens are attended to, padding included, as the original does."""
-        return self.module.apply({"params": params}, xt, jnp.maximum(t - 1, 0), context.tokens)
+        """The network's output; all 77 text tokens are attended to, padding included, as the original does.
+
+        `edit` and `control` are those of `SDUNet`.
+        """
+        how = dict(num_frames=self.num_frames, edit=edit, control=control)
+        return self.module.apply({"params": params}, xt, jnp.maximum(t - 1, 0), context.tokens, **how)
 
 
 def factor(config: ConfigDict) -> int:
@@ -138,5 +154,6 @@ def build(config: ConfigDict, dtype: jnp.dtype) -> Backbone:
             from contextdiff_jax.models.sd_unet import SDUNet, read_unet_config
 
             folder = Path(model.pretrained) / "unet"
-            return StableDiffusionBackbone(folder, SDUNet(read_unet_config(folder), dtype=dtype, remat=model.remat))
+            module = SDUNet(read_unet_config(folder), dtype, model.remat, VideoConfig.from_config(model.video))
+            return StableDiffusionBackbone(folder, module, config.data.num_frames)
     raise UserError(f"config.model.backbone={model.backbone!r} is unknown; accepted: unet, vdm, sd")

@@ -1,5 +1,6 @@
 """The U-Net of Stable Diffusion 1.x and 2.x in Linen, faithful to diffusers' `UNet2DConditionModel`."""
 
+import dataclasses
 from pathlib import Path
 
 import flax.linen as nn
@@ -10,8 +11,9 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import pretrained
 from contextdiff_jax.formats.diffusers_format import STEM, tensor_name
 from contextdiff_jax.layers import GroupNorm, zeros
-from contextdiff_jax.models.sd_blocks import MidStage, Stage, TimeEmbedding
+from contextdiff_jax.models.sd_blocks import MidStage, Stage, TimeEmbedding, frame_conv
 from contextdiff_jax.models.sd_config import UNetConfig
+from contextdiff_jax.models.video import Edit, Frames, VideoConfig
 from contextdiff_jax.types import Array, Params
 
 
@@ -22,14 +24,26 @@ class SDUNet(nn.Module):
         config: sizes.
         dtype: type of the computation; parameters are float32.
         remat: recompute residual blocks and transformers in the backward pass to save memory.
+        video: the layers that join the frames of a clip; by default there are none.
     """
 
     config: UNetConfig
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    video: VideoConfig = VideoConfig()
 
     @nn.compact
-    def __call__(self, xt: Array, t: Array, tokens: Array, mask: Array | None = None) -> Array:
+    def __call__(
+        self,
+        xt: Array,
+        t: Array,
+        tokens: Array,
+        mask: Array | None = None,
+        *,
+        num_frames: int = 1,
+        edit: Edit | None = None,
+        control: tuple[Array, ...] = (),
+    ) -> Array:
         """Network output, eps or v as the checkpoint was trained.
 
         Args:
@@ -37,6 +51,9 @@ class SDUNet(nn.Module):
             t: timestep as diffusers counts, int or float [B] or scalar, in 0..T-1 with 0 the least noisy.
             tokens: text features [B, L, cross_attention_dim].
             mask: True where a token may be looked at, bool [B, L]; None (as Stable Diffusion is trained) for all.
+            num_frames: F; a batch is B / F clips, the frames of each one after another.
+            edit: of attention weights (models/video.py); None is the fastest program.
+            control: what a ControlNet adds to the skips, in their order, and last to the middle; () for nothing.
 
         Returns:
             [B, h, w, out_channels] float32.
@@ -45,14 +62,15 @@ class SDUNet(nn.Module):
             UserError: sides that are not multiples of the config's factor, or other channels than the config's.
         """
         config, widths = self.config, self.config.block_out_channels
-        self._check(xt, tokens)
+        self._check(xt, tokens, num_frames)
         emb = TimeEmbedding(config, self.dtype, name="time_embedding")(jnp.broadcast_to(t, xt.shape[:1]))
         given = (emb, tokens.astype(self.dtype), mask)
-        conv = lambda channels, name, **how: nn.Conv(channels, (3, 3), dtype=self.dtype, name=name, **how)
+        frames = Frames(self.video, num_frames, edit)
+        conv = lambda channels, name, **how: frame_conv(frames)(channels, (3, 3), dtype=self.dtype, name=name, **how)
 
         def stage(level: int, block_type: str, num_layers: int, resample: str, name: str) -> Stage:
             heads = config.heads(level) if block_type.startswith("CrossAttn") else 0
-            return Stage(config, widths[level], heads, num_layers, resample, self.dtype, self.remat, name=name)
+            return Stage(config, widths[level], heads, num_layers, resample, self.dtype, self.remat, frames, name=name)
 
         h = conv(widths[0], "conv_in")(xt.astype(self.dtype))
         skips, last = [h], len(widths) - 1
@@ -60,7 +78,14 @@ class SDUNet(nn.Module):
             resample = "down" if level < last else ""
             down = stage(level, block_type, config.layers_per_block, resample, f"down_blocks_{level}")
             skips.extend(down(skips[-1], *given))
-        h = MidStage(config, self.dtype, self.remat, name="mid_block")(skips[-1], *given)
+        # ControlVideo has its branch over time on the way down and up only.
+        parallel = self.video.temporal_attention == "parallel"
+        in_the_middle = dataclasses.replace(self.video, temporal_attention="none") if parallel else self.video
+        mid = MidStage(config, self.dtype, self.remat, frames._replace(video=in_the_middle), name="mid_block")
+        h = mid(skips[-1], *given)
+        if control:
+            skips = [skip + added.astype(self.dtype) for skip, added in zip(skips, control[:-1], strict=True)]
+            h = h + control[-1].astype(self.dtype)
         for i, block_type in enumerate(config.up_block_types):
             resample, num_layers = "up" if i < last else "", config.layers_per_block + 1
             up = stage(last - i, block_type, num_layers, resample, f"up_blocks_{i}")
@@ -68,8 +93,10 @@ class SDUNet(nn.Module):
         h = nn.silu(GroupNorm(self.dtype, config.norm_num_groups, config.norm_eps, name="conv_norm_out")(h))
         return conv(config.out_channels, "conv_out", kernel_init=zeros)(h).astype(jnp.float32)
 
-    def _check(self, xt: Array, tokens: Array) -> None:
+    def _check(self, xt: Array, tokens: Array, num_frames: int) -> None:
         """Raises for inputs that do not fit."""
+        if num_frames < 1 or xt.shape[0] % num_frames:
+            raise UserError(f"a batch of {xt.shape[0]} pictures is no whole number of clips of {num_frames} frames")
         config, (height, width, channels) = self.config, xt.shape[1:]
         if height % config.factor or width % config.factor:
             raise UserError(f"latents of {height} x {width} do not fit the U-Net; give multiples of {config.factor}")

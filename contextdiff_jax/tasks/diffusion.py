@@ -52,6 +52,8 @@ class DiffusionTask:
                 bound=config.adapter.bound,
                 spectral_norm=config.adapter.spectral_norm,
                 self_attention=config.adapter.self_attention,
+                num_frames=config.data.num_frames,
+                frames_back=config.adapter.frames_back,
                 num_timesteps=config.process.num_timesteps,
                 dtype=parts.dtype,
             )

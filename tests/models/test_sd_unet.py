@@ -22,7 +22,7 @@ from flax import traverse_util
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats.pretrained import flax_axes
-from contextdiff_jax.models.sd_blocks import res_block, transformer
+from contextdiff_jax.models.sd_blocks import MidStage, res_block, transformer
 from contextdiff_jax.models.sd_unet import SDUNet, UNetConfig, load_sd_unet, read_sd_unet, save_sd_unet, tensor_name
 
 DOWN, UP = "DownBlock2D", "UpBlock2D"
@@ -151,14 +151,15 @@ def test_epsilons_show_in_faint_features(small):
     config, middle = small.net.config, small.params["mid_block"]
     x = 1e-3 * np.random.default_rng(2).normal(size=(4, 2, 3, 24)).astype(np.float32)
     emb = np.random.default_rng(3).normal(size=(4, 32)).astype(np.float32)
-    attend = transformer(config, config.heads(-1), jnp.float32, False, None)
+    stage = MidStage(config, jnp.float32, remat=False)
+    attend = transformer(stage, config.heads(-1), None)
     with torch.no_grad():
         theirs = small.model.mid_block.attentions[0](to_torch(x), torch.tensor(tokens)).sample
     ours = attend.apply({"params": middle["attentions_0"]}, x, tokens, None)
     assert relative_error(ours, to_numpy(theirs)) < 1e-5
     with torch.no_grad():
         theirs = small.model.mid_block.resnets[0](to_torch(x), torch.tensor(emb))
-    ours = res_block(config, 24, jnp.float32, False, None).apply({"params": middle["resnets_0"]}, x, emb)
+    ours = res_block(stage, 24, None).apply({"params": middle["resnets_0"]}, x, emb)
     assert relative_error(ours, to_numpy(theirs)) < 1e-5
 
 
