@@ -30,6 +30,8 @@ def base(task: str) -> ConfigDict:
             source="openmoji",  # openmoji | folder
             preset="demo",  # openmoji: demo | single | pairs, several joined by "+"
             path="",  # folder: images with metadata.jsonl or name.txt captions
+            labels="none",  # folder: none | subfolders (its first folders are classes)
+            class_names=(),  # of labels: filled in when a run starts, so that it can do without the folder
             image_size=32,
             num_frames=1,  # of a clip; 1 for pictures
             batch_size=64,  # global

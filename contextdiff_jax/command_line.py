@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from contextdiff_jax import config as config_lib
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import check_local, check_writable
+from contextdiff_jax.files import check_local, check_writable, read_text, text_lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,16 +208,13 @@ def read_prompts(path: str) -> list[str]:
     """The lines of a text file; "" reads nothing.
 
     Raises:
-        UserError: the file is missing or has an empty line before its end.
+        UserError: the file is missing or no text, or has an empty line before its end.
     """
     if not path:
         return []
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise UserError(f"prompts file {path!r} does not exist; give a text file with one prompt per line")
-    try:
-        lines = Path(path).read_text(encoding="utf-8").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts file {path!r} cannot be read ({error}); it must be UTF-8 text") from error
+    lines = text_lines(read_text(path).rstrip())
     for i, line in enumerate(lines):
         if not line.strip():
             raise UserError(f"{path} line {i + 1} is empty; every line is one prompt")

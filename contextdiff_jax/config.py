@@ -9,6 +9,7 @@ from contextdiff_jax.errors import UserError
 
 CHOICES = {
     "data.source": ("openmoji", "folder", "digits", "cifar10", "clip"),
+    "data.labels": ("none", "subfolders"),
     "condition.kind": ("text", "class", "none"),
     "space.kind": ("pixels", "latents"),
     "space.rgb": ("linear", "decode"),
@@ -241,6 +242,8 @@ def _check_adapter(config: ConfigDict) -> None:
 # Keys that came after the first runs were saved, with the values that describe those.
 _LATER = {
     "data.random_crop": 0.0,
+    "data.labels": "none",
+    "data.class_names": (),
     "condition.kind": "text",
     "condition.encoder": "",
     "space.kind": "pixels",

@@ -1,9 +1,12 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and text files as the world writes them."""
 
+import codecs
 import contextlib
 import json
 import os
 import re
+import secrets
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +23,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    # Processes of several hosts may share the folder, and their numbers may agree.
+    unique = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{path.stem[:80]}.{unique}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -56,12 +61,47 @@ def read_json(path: Path, remedy: str = "download it again") -> Any:
     """The content of a JSON file; the remedy is for a damaged one.
 
     Raises:
-        UserError: it is damaged.
+        UserError: it is damaged, or cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:  # bad JSON or bad UTF-8
         raise UserError(f"{path} is damaged ({error}); {remedy}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); make it a readable file") from error
+
+
+def read_text(path: str | Path) -> str:
+    """A text file: UTF-8 with or without a byte order mark, or UTF-16 with one.
+
+    Raises:
+        UserError: it cannot be read, or is no such text; names the line.
+    """
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); make it a readable text file") from error
+    encoding = "utf-16" if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path} line {line}: is not UTF-8 text; save the file as UTF-8") from None
+
+
+def text_lines(text: str) -> list[str]:
+    """The lines of a text, ended by \\n, \\r\\n or \\r alone: other separators belong to what people write."""
+    return re.split(r"\r\n|\n|\r", text)
+
+
+def is_unicode(text: str) -> bool:
+    """False where a text holds half a character (a lone surrogate), which no tokenizer and no file takes."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def cache_folder() -> Path:
+    """Where what can be computed again is kept for the next start: $XDG_CACHE_HOME/contextdiff_jax, else ~/.cache's."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "contextdiff_jax"
 
 
 def write_json(value: Any, path: str | Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from contextdiff_jax import config as config_lib
 from contextdiff_jax import sampling, saved, trees
 from contextdiff_jax import task as task_lib
-from contextdiff_jax.data.folder import read_image, square
+from contextdiff_jax.data.images import asked_for, square
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.runtime import here
@@ -194,10 +194,7 @@ def as_array(picture: Picture, size: int) -> np.ndarray:
         UserError: a file that is not there or no image; an array of another shape or range.
     """
     if isinstance(picture, str | Path):
-        try:
-            return read_image(Path(picture), size).astype(np.float32) / 127.5 - 1.0
-        except OSError as error:
-            raise UserError(f"image {str(picture)!r} cannot be read ({error}); give a picture file") from error
+        return asked_for(picture, size).astype(np.float32) / 127.5 - 1.0
     if not isinstance(picture, Image.Image):
         array = np.asarray(picture)
         if array.ndim != 3 or array.shape[-1] not in (1, 3):

@@ -113,7 +113,15 @@ def stable_diffusion_config(folder: str | Path) -> ConfigDict:
             task="diffusion",
             seed=0,
             data=dict(
-                source="folder", preset="", path="", image_size=side, seed=0, horizontal_flip=False, random_crop=0.0
+                source="folder",
+                preset="",
+                path="",
+                labels="none",
+                class_names=(),
+                image_size=side,
+                seed=0,
+                horizontal_flip=False,
+                random_crop=0.0,
             ),
             encoder=dict(clip=""),
             condition=dict(kind="text", encoder=""),

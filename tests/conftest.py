@@ -12,6 +12,9 @@ if "xla_backend_optimization_level" not in (flags := os.environ.get("XLA_FLAGS",
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+# What the library remembers between starts is not the user's here.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="remembered-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax  # noqa: E402

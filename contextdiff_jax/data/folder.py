@@ -1,70 +1,86 @@
-"""A folder of the user's own images with captions.
+"""A folder of the user's own images with captions, with classes, or with both.
 
-Two layouts are read: `metadata.jsonl` (one object a line, with "file_name" and "text" or "caption") as
-Hugging Face's imagefolder has it, or `name.txt` beside `name.jpg`, in subfolders as well. Where there
-is a metadata.jsonl, no .txt is looked at.
+Captions are read as Hugging Face's imagefolder has them (`metadata.jsonl` or `.csv`, with "file_name" and "text" or
+"caption"), or from `name.txt` beside `name.jpg`; see `captions_on_disk`. Classes are the first folders below the root.
 """
 
-import concurrent.futures
 import hashlib
 import os
 import pathlib
 import unicodedata
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import PIL.Image
-import PIL.ImageOps
-
-from contextdiff_jax.data import captions_on_disk, checks
-from contextdiff_jax.data.base import ImageSource
+from contextdiff_jax.data import captions_on_disk, checks, images
+from contextdiff_jax.data.base import Description, ImageSource
+from contextdiff_jax.data.listing import files_below, listed
+from contextdiff_jax.data.scan import scan
+from contextdiff_jax.data.vocabulary import noun_phrase
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import is_unicode
 
 SPLITS = ("train", "val")
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+LABELS = ("none", "subfolders")
 _VAL_SHARE = 0.05
 _MIN_FOR_VAL = 20  # in a smaller folder every image is for training
-_NAMED = 10  # names that a message lists before "and N more"
-_SCAN_THREADS = 8
+
+
+class TooFewImages(UserError):
+    """A split of a folder has no image, because the folder is so small: the one reason to evaluate on another."""
 
 
 class ImageFolderSource(ImageSource):
     """Random-access captioned images of one folder, center-cropped and resized (Lanczos) to squares.
 
-    Every image of the split is decoded once at the start; what cannot be read is left out, counted in one
-    warning, and kept in `skipped`. The split depends on the file's name alone: from 20 images on, adding more
-    moves none.
+    Every image of the split is decoded once and that is remembered (see `scan`); what cannot be read is left out,
+    counted in one warning, and kept in `skipped`. The split depends on the file's name alone: from 20 images on,
+    adding more moves none.
 
     Args:
         path: the folder.
         split: train or val (about 1 in 20; empty, hence refused, below 20 images).
         image_size: side in pixels, 8 at least.
         max_bad_fraction: share of unreadable images from which on to stop.
+        labels: subfolders takes the first folder of each name for a class, and its name for a missing caption.
+        class_names: the classes that a run knows; () takes those of the folder.
 
     Attributes:
         names: file names relative to the folder, by record.
         skipped: (file name, reason) of every image left out.
 
     Raises:
-        UserError: no such folder, no images, images without caption, a malformed line, too many unreadable.
+        UserError: no such folder, no images, images without caption or class, a malformed line, too many unreadable.
     """
 
-    def __init__(self, path: str, split: str, image_size: int, *, max_bad_fraction: float = 0.01):
+    def __init__(
+        self,
+        path: str,
+        split: str,
+        image_size: int,
+        *,
+        max_bad_fraction: float = 0.01,
+        labels: str = "none",
+        class_names: Sequence[str] = (),
+    ):
         self.split = checks.split(split, SPLITS, "folder")
         self.image_size = checks.image_size(image_size)
         if not 0 <= max_bad_fraction <= 1:
             raise UserError(f"data.max_bad_fraction: {max_bad_fraction!r} is not a share; accepted: 0 to 1")
-        self.path = _existing_folder(path)
-        captions = captions_on_disk.read(self.path, _image_names(self.path))
+        self.path = existing_folder(path)
+        self.description = Description(class_names=class_names_of(path, labels, class_names))
+        self._labels = {name: label for label, name in enumerate(self.class_names)}
+        captions = self._captions_of_all()
         names = [name for name in captions if _split_of(name, len(captions)) == split]
         if not names:
             few = f"its {len(captions)} images give an empty {split} split"
-            raise UserError(f"data.path: {self.path}: {few}; add images ({_MIN_FOR_VAL} at least for val)")
-        self.skipped = self._find_unreadable(names, max_bad_fraction)
-        bad = {name for name, _ in self.skipped}
-        self.names = tuple(name for name in names if name not in bad)
+            raise TooFewImages(f"data.path: {self.path}: {few}; add images ({_MIN_FOR_VAL} at least for val)")
+        seen = scan(self.path, names)
+        self.skipped = tuple((name, seen[name].reason) for name in names if seen[name].reason)
+        self._check_skipped(len(names), max_bad_fraction)
+        self.names = tuple(name for name in names if not seen[name].reason)
         self._captions = tuple(captions[name] for name in self.names)
+        self._digest = _digest((name, seen[name].size, captions[name]) for name in self.names)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -72,62 +88,78 @@ class ImageFolderSource(ImageSource):
     def __repr__(self) -> str:
         return f"ImageFolderSource({str(self.path)!r}, {self.split!r}, {self.image_size})"
 
+    @property
+    def identity(self) -> str:
+        """Split, number, and a digest of names, sizes in bytes and captions."""
+        return f"folder {self.split}: {len(self)} images ({self._digest})"
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Record `index`: image uint8 [H, W, 3], caption str, index int, name str.
+        """Record `index`: image uint8 [H, W, 3], caption str, index int, name str; label int where there are classes.
 
         Raises:
             UserError: the file changed since the start and cannot be read any more.
         """
+        return self._record(index, images.read_image)
+
+    def whole(self, index: int) -> dict[str, Any]:
+        """Record `index` with its image as it is, uint8 [H, W, 3]; errors are the same."""
+        return self._record(index, images.read_whole)
+
+    def _record(self, index: int, read: Any) -> dict[str, Any]:
         self.check_index(index)
         name = self.names[index]
         try:
-            image = read_image(self.path / name, self.image_size)
+            image = read(self.path / name, self.image_size)
         except Exception as error:
-            raise UserError(f"{self.path / name}: cannot be read any more: {_reason(error)}") from error
-        return {"image": image, "caption": self._captions[index], "index": int(index), "name": name}
+            raise UserError(f"{self.path / name}: cannot be read any more: {images.reason(error)}") from error
+        record = {"image": image, "caption": self._captions[index], "index": int(index), "name": name}
+        return record | ({"label": self._labels[_class_of(name)]} if self._labels else {})
 
-    def _find_unreadable(self, names: list[str], max_bad_fraction: float) -> tuple[tuple[str, str], ...]:
-        """Decodes everything once, in threads (the decoders let go of the interpreter lock)."""
-        with concurrent.futures.ThreadPoolExecutor(_SCAN_THREADS) as pool:
-            reasons = pool.map(lambda name: _why_unreadable(self.path / name), names)
-            bad = tuple((name, reason) for name, reason in zip(names, reasons, strict=True) if reason)
-        if not bad:
-            return bad
-        count = f"{len(bad)} of {len(names)} {self.split} images in {self.path} cannot be read"
-        listed = _listing([f"{name} ({reason})" for name, reason in bad])
-        if len(bad) == len(names) or len(bad) > max_bad_fraction * len(names):
+    def _captions_of_all(self) -> dict[str, str]:
+        """{name: caption} of all images of the folder, sorted by name."""
+        names = files_below(self.path)
+        image_names = [name for name in names if pathlib.PurePosixPath(name).suffix.lower() in images.SUFFIXES]
+        if not image_names:
+            raise UserError(f"data.path: {self.path} holds no images; accepted: {', '.join(sorted(images.SUFFIXES))}")
+        captions = captions_on_disk.read(self.path, image_names, names)
+        if self.class_names:
+            self._check_classes(image_names)
+            by_class = {name: f"a photo of {noun_phrase(_class_of(name).replace('_', ' '))}" for name in image_names}
+            return dict(sorted((by_class | captions).items()))
+        if problem := captions_on_disk.missing(self.path, image_names, names, captions):
+            raise UserError(f"data.path: {problem}")
+        return captions
+
+    def _check_classes(self, image_names: list[str]) -> None:
+        """Every image has a class and every class an image."""
+        found = {_class_of(name) for name in image_names}
+        if "" in found:
+            outside = next(name for name in image_names if not _class_of(name))
+            raise UserError(f"data.path: {outside} in {self.path} is in no class subfolder; move it into one")
+        if empty := sorted(set(self.class_names) - found):
+            raise UserError(
+                f"data.path: the class subfolder {listed(empty)} of {self.path} holds no images; add some, or remove it"
+            )
+
+    def _check_skipped(self, total: int, max_bad_fraction: float) -> None:
+        """Says what is left out; UserError where that is too much."""
+        if not self.skipped:
+            return
+        bad = len(self.skipped)
+        count = f"{bad} of {total} {self.split} images in {self.path} cannot be read"
+        reasons = listed([f"{name} ({reason})" for name, reason in self.skipped])
+        if bad == total or bad > max_bad_fraction * total:
             limit = f"more than data.max_bad_fraction={max_bad_fraction} allows"
-            raise UserError(f"data.path: {count}, {limit}: {listed}")
-        warnings.warn(f"{count} and are skipped: {listed}", stacklevel=3)
-        return bad
+            raise UserError(f"data.path: {count}, {limit}: {reasons}")
+        warnings.warn(f"{count} and are skipped: {reasons}", stacklevel=3)
 
 
-def read_image(path: pathlib.Path, image_size: int) -> np.ndarray:
-    """One image file as uint8 [image_size, image_size, 3]: upright, flattened on white, center-cropped."""
-    with PIL.Image.open(path) as image:
-        # JPEG only: decode at a fraction of the size where that still leaves twice the pixels needed.
-        image.draft("RGB", (2 * image_size, 2 * image_size))
-        return square(image, image_size)
+def existing_folder(path: str) -> pathlib.Path:
+    """The folder that `data.path` names.
 
-
-def square(image: PIL.Image.Image, image_size: int) -> np.ndarray:
-    """An image as uint8 [image_size, image_size, 3]: upright, flattened on white, center-cropped."""
-    upright = PIL.ImageOps.exif_transpose(image)
-    return np.asarray(PIL.ImageOps.fit(to_rgb(upright), (image_size, image_size), PIL.Image.Resampling.LANCZOS))
-
-
-def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Any mode to 8-bit RGB: 16-bit greys are scaled (not clipped), transparency is laid on white."""
-    if image.mode.startswith("I"):
-        levels = np.asarray(image).astype(np.float64) / 257.0
-        return PIL.Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return PIL.Image.alpha_composite(PIL.Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
-
-
-def _existing_folder(path: str) -> pathlib.Path:
+    Raises:
+        UserError: it is empty, missing or a file.
+    """
     if not str(path):
         raise UserError("data.path: is empty; give the folder of images, --config.data.path=FOLDER")
     folder = pathlib.Path(path).expanduser()
@@ -137,17 +169,44 @@ def _existing_folder(path: str) -> pathlib.Path:
     return folder
 
 
-def _image_names(folder: pathlib.Path) -> list[str]:
-    """Relative names of all images, sorted; hidden files and folders are left out."""
-    names = []
-    for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and pathlib.PurePath(name).suffix.lower() in SUFFIXES:
-                names.append((pathlib.Path(root) / name).relative_to(folder).as_posix())
+def class_names_of(path: str, labels: str, known: Sequence[str] = ()) -> tuple[str, ...]:
+    """The classes of a folder: its first subfolders, sorted; () where labels are "none".
+
+    Args:
+        path: the folder; not looked at where it is gone and the names are known.
+        labels: none or subfolders.
+        known: names that a run has been trained with; () where there are none yet.
+
+    Raises:
+        UserError: no subfolder, names that are no text, or others than those known.
+    """
+    if labels not in LABELS:
+        raise UserError(f"data.labels: {labels!r} is unknown; accepted: {', '.join(LABELS)}")
+    known = tuple(known)
+    if labels == "none":
+        return ()
+    if known and not pathlib.Path(path).expanduser().is_dir():
+        return known
+    folder = existing_folder(path)
+    try:
+        with os.scandir(folder) as entries:
+            names = tuple(sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir()))
+    except OSError as error:
+        raise UserError(f"data.path: {folder} cannot be read ({error.strerror}); make it readable") from error
     if not names:
-        raise UserError(f"data.path: {folder} holds no images; accepted: {', '.join(sorted(SUFFIXES))}")
-    return sorted(names)
+        raise UserError(f"data.path: {folder} has no subfolders to take classes from; set data.labels to none")
+    if strange := [os.fsencode(name) for name in names if not is_unicode(name)]:
+        raise UserError(f"data.path: the class subfolder {strange[0]!r} of {folder} is not UTF-8; rename it")
+    if known and names != known:
+        gone, new = sorted(set(known) - set(names)), sorted(set(names) - set(known))
+        differing = "; ".join(f"{word} {listed(some)}" for word, some in (("without", gone), ("with", new)) if some)
+        raise UserError(f"data.path: {folder} has other classes than data.class_names ({differing}); put them back")
+    return names
+
+
+def _class_of(name: str) -> str:
+    """The first folder of a name; empty where it is in none."""
+    return name.partition("/")[0] if "/" in name else ""
 
 
 def _split_of(name: str, total: int) -> str:
@@ -157,25 +216,9 @@ def _split_of(name: str, total: int) -> str:
     return "val" if share < _VAL_SHARE and total >= _MIN_FOR_VAL else "train"
 
 
-def _why_unreadable(path: pathlib.Path) -> str:
-    """Why an image cannot be decoded; empty if it can. JPEGs are decoded small, but to the last byte."""
-    try:
-        with PIL.Image.open(path) as image:
-            image.draft("RGB", (1, 1))
-            image.load()
-    except Exception as error:  # decoders raise almost anything on damaged files
-        return _reason(error)
-    return ""
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, PIL.UnidentifiedImageError):
-        return "not an image"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _listing(names: list[str]) -> str:
-    more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+def _digest(facts: Any) -> str:
+    """A short hash of a sequence of tuples."""
+    digest = hashlib.blake2b(digest_size=6)
+    for fact in facts:
+        digest.update(repr(fact).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()

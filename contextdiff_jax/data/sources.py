@@ -6,7 +6,7 @@ from contextdiff_jax.data.augment import Augmentation
 from contextdiff_jax.data.base import Description, ImageSource
 from contextdiff_jax.data.cifar10 import Cifar10Source
 from contextdiff_jax.data.digits import DigitsSource
-from contextdiff_jax.data.folder import ImageFolderSource
+from contextdiff_jax.data.folder import ImageFolderSource, TooFewImages, class_names_of
 from contextdiff_jax.data.one_clip import ClipSource, clip_of
 from contextdiff_jax.data.openmoji import OpenMojiSource
 from contextdiff_jax.data.vocabulary import class_names
@@ -38,7 +38,8 @@ def source(cfg_data: Any, split: str) -> ImageSource:
     if name == "openmoji":
         return OpenMojiSource(cfg_data.preset, split, size, cfg_data.seed)
     if name == "folder":
-        return ImageFolderSource(path, split, size, max_bad_fraction=cfg_data.max_bad_fraction)
+        classes = dict(labels=cfg_data.labels, class_names=cfg_data.class_names)
+        return ImageFolderSource(path, split, size, max_bad_fraction=cfg_data.max_bad_fraction, **classes)
     if name == "clip":
         return ClipSource(clip_of(cfg_data))
     return DigitsSource(split, size) if name == "digits" else Cifar10Source(path, split, size)
@@ -61,13 +62,18 @@ def augmentation(cfg_data: Any) -> Augmentation:
 
 
 def describe(cfg_data: Any) -> Description:
-    """Channels, levels and classes of the images, from the config alone: nothing is read or downloaded.
+    """Channels, levels and classes of the images, without reading or downloading any; of a folder's classes, the names
+    of its subfolders are read, unless the config knows them and the folder is gone.
 
     Raises:
-        UserError: unknown source or preset.
+        UserError: unknown source or preset, a folder without subfolders for classes.
     """
-    name = _known(cfg_data.source)
-    return Description(class_names=class_names(cfg_data.preset)) if name == "openmoji" else SOURCES[name].description
+    match name := _known(cfg_data.source):
+        case "openmoji":
+            return Description(class_names=class_names(cfg_data.preset))
+        case "folder":
+            return Description(class_names=class_names_of(cfg_data.path, cfg_data.labels, cfg_data.class_names))
+    return SOURCES[name].description
 
 
 def held_out(cfg_data: Any) -> tuple[str, ImageSource]:
@@ -76,7 +82,7 @@ def held_out(cfg_data: Any) -> tuple[str, ImageSource]:
         return "test", source(cfg_data, "test")
     try:
         return "val", source(cfg_data, "val")
-    except UserError:
+    except TooFewImages:
         return "train", source(cfg_data, "train")
 
 

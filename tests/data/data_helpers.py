@@ -11,6 +11,8 @@ def config(**changes) -> ConfigDict:
             source="openmoji",
             preset="demo",
             path="",
+            labels="none",
+            class_names=(),
             image_size=16,
             seed=0,
             horizontal_flip=False,

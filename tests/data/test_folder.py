@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from contextdiff_jax.data import ImageFolderSource
-from contextdiff_jax.data.folder import read_image
+from contextdiff_jax.data.images import read_image
 from contextdiff_jax.errors import UserError
 
 

@@ -15,7 +15,7 @@ import pytest
 from configs import t2i
 from contextdiff_jax import data
 from contextdiff_jax.conditions.spaces import Latents, nearest_multiple, read_rgb_map, write_rgb_map
-from contextdiff_jax.data import folder as data_folder
+from contextdiff_jax.data import images as images_on_disk
 from contextdiff_jax.data import latents
 from contextdiff_jax.data.base import Description
 from contextdiff_jax.data.latents import LatentSource
@@ -241,8 +241,10 @@ def test_encoding_reads_each_image_once_and_continues(pictures, tmp_path, monkey
     monkeypatch.setattr(latents, "SHARD_SIZE", 8)
     monkeypatch.setattr(precompute, "FIT_IMAGES", 2)
     reads, bars = [], []
-    read_image, tqdm = data_folder.read_image, precompute.tqdm
-    monkeypatch.setattr(data_folder, "read_image", lambda path, size: reads.append(path.name) or read_image(path, size))
+    for split in ("train", "val"):
+        data.source(config_of(path=str(pictures)).data, split)  # the scan's own reads are remembered
+    read, tqdm = images_on_disk.read_image, precompute.tqdm
+    monkeypatch.setattr(images_on_disk, "read_image", lambda path, size: reads.append(path.name) or read(path, size))
     monkeypatch.setattr(precompute, "tqdm", lambda **options: bars.append(options) or tqdm(**options))
     config = config_of(path=str(pictures))
     folder = tmp_path / "deep" / "latents"

@@ -1,0 +1,101 @@
+"""Image files as arrays: one path from a file to pixels, for the scan at the start, for training and for `--image`."""
+
+import pathlib
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+from contextdiff_jax.errors import UserError
+
+SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+_ORIENTATION = 0x0112  # of EXIF
+_TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(path: pathlib.Path, image_size: int) -> np.ndarray:
+    """One image file as uint8 [image_size, image_size, 3]: upright, flattened on white, center-cropped.
+
+    Raises:
+        Exception: whatever Pillow's decoders raise, which is almost anything.
+    """
+    with PIL.Image.open(path) as image:
+        # JPEG only: decode at a fraction of the size where that still leaves twice the pixels needed.
+        image.draft("RGB", (2 * image_size, 2 * image_size))
+        return square(image, image_size)
+
+
+def read_whole(path: pathlib.Path, image_size: int) -> np.ndarray:
+    """One image file as uint8 [H, W, 3], not cropped; far larger ones come at a fraction of their size.
+
+    Args:
+        path: the file.
+        image_size: what the shorter side must keep.
+
+    Raises:
+        Exception: as `read_image`.
+    """
+    with PIL.Image.open(path) as image:
+        image.draft("RGB", (2 * image_size, 2 * image_size))
+        whole = to_rgb(upright(image))
+        return np.asarray(whole.reduce(max(1, min(whole.size) // (2 * image_size))))
+
+
+def square(image: PIL.Image.Image, image_size: int) -> np.ndarray:
+    """An image as uint8 [image_size, image_size, 3]: upright, flattened on white, center-cropped."""
+    fitted = PIL.ImageOps.fit(to_rgb(upright(image)), (image_size, image_size), PIL.Image.Resampling.LANCZOS)
+    return np.asarray(fitted)
+
+
+def upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The image turned as its EXIF orientation says; as it is stored where that cannot be read.
+
+    Nothing else of the EXIF block is looked at: cameras write entries that Pillow refuses to copy.
+    """
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+    except Exception:  # a damaged block, whose pixels are none the worse
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Any mode to 8-bit RGB: 16-bit greys are scaled (not clipped), transparency is laid on white."""
+    if image.mode.startswith("I"):
+        levels = np.asarray(image).astype(np.float64) / 257.0
+        return PIL.Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return PIL.Image.alpha_composite(PIL.Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def reason(error: Exception) -> str:
+    """In a few words, why an image cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, PIL.UnidentifiedImageError):
+        return "not an image"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def asked_for(path: str | pathlib.Path, image_size: int) -> np.ndarray:
+    """A picture that a user names, as `read_image` reads it.
+
+    Raises:
+        UserError: whatever is wrong with the file.
+    """
+    try:
+        return read_image(pathlib.Path(path).expanduser(), image_size)
+    except Exception as error:
+        raise UserError(f"image {str(path)!r} cannot be read ({reason(error)}); give a picture file") from error
