@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageSequence
 
-from contextdiff_jax.data.folder import SUFFIXES, square
+from contextdiff_jax.data.images import SUFFIXES, square
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import atomic
 
