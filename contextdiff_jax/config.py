@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from contextdiff_jax.config_process import check_process, check_reverse
 from contextdiff_jax.errors import UserError
 
 CHOICES = {
@@ -16,6 +17,7 @@ CHOICES = {
     "model.backbone": ("unet", "vdm", "sd"),
     "adapter.features": ("clip", "patches"),
     "process.schedule": ("cosine", "linear", "scaled_linear", "log_snr", "learned", "pretrained"),
+    "adapter.reverse": ("estimate", "head"),
     "process.init": ("cosine", "linear", "scaled_linear", "log_snr"),
     "process.ends": ("free", "fixed"),
     "process.variance": ("beta", "posterior", "learned"),
@@ -86,7 +88,8 @@ def check(config: ConfigDict) -> None:
     if "model" in config:
         _check_model(config)
     if "process" in config:
-        _check_process(config)
+        check_process(config)
+        check_reverse(config)
     if "sample" in config:
         _check_sample(config)
 
@@ -114,41 +117,6 @@ def _check_sample(config: ConfigDict) -> None:
         raise UserError(
             f"config.sample.num_steps={config.sample.num_steps} is more than the process has; "
             f"at most config.process.num_timesteps={config.process.num_timesteps}"
-        )
-
-
-def _check_process(config: ConfigDict) -> None:
-    """What cannot be learned, or not by this objective, or not be sampled."""
-    process, sample, T = config.process, config.sample, config.process.num_timesteps
-    learned = [key for key in ("schedule", "variance") if process[key] == "learned"]
-    if isinstance(T, bool) or not isinstance(T, int):
-        raise UserError(f"config.process.num_timesteps={T!r} must be a whole number from 1")
-    if learned and config.loss.objective != "nelbo":
-        raise UserError(
-            f"config.process.{learned[0]}='learned' needs the bound: config.loss.objective='nelbo', not "
-            f"{config.loss.objective!r}, whose minimum is a process without noise"
-        )
-    if process.schedule == "learned" and config.model.pretrained:
-        raise UserError(
-            "config.process.schedule='learned' with config.model.pretrained: that network knows the times of its own "
-            "schedule; use process.schedule='pretrained'"
-        )
-    if process.schedule == "learned" and process.zero_terminal_snr:
-        raise UserError("config.process.zero_terminal_snr=True fixes what config.process.schedule='learned' learns")
-    if config.loss.num_times and config.loss.objective != "nelbo":
-        raise UserError(f"config.loss.num_times={config.loss.num_times} is for config.loss.objective='nelbo'; use 0")
-    if process.variance != "learned":
-        if process.variance_per_channel or sample.last_noise:
-            raise UserError("variance_per_channel and last_noise are for config.process.variance='learned'; set it")
-        return
-    if sample.sampler == "ddpm" and sample.num_steps != T:
-        raise UserError(
-            f"config.sample.num_steps={sample.num_steps}: config.process.variance='learned' is that of single steps; "
-            f"sampler ddpm takes all {T} of them; or use ddim, heun or dpmpp_2m"
-        )
-    if sample.sampler == "ddim" and sample.eta > 0:
-        raise UserError(
-            f"config.sample.eta={sample.eta} draws with another variance than the learned one; use ddpm, or eta 0"
         )
 
 
@@ -261,6 +229,8 @@ _LATER = {
     "data.num_frames": 1,
     "model.video": dict(temporal_conv_rank=0, temporal_attention="none", key_frames=(), key_frames_min_channels=0),
     "adapter.track_lipschitz": False,
+    "adapter.reverse": "estimate",
+    "adapter.scale": 0.0,
     "process.init": "log_snr",
     "process.ends": "free",
     "process.log_snr": (6.0, -8.0),

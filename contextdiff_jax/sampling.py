@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from contextdiff_jax import guidance, samplers
 from contextdiff_jax.losses import Variance
 from contextdiff_jax.process import chart as charts
-from contextdiff_jax.process import forward
+from contextdiff_jax.process import forward, scaled
 from contextdiff_jax.process.chart import Chart
 from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.samplers.scheduler_config import PRETRAINED, from_scheduler_config
@@ -52,6 +52,9 @@ class Model(Protocol):
 
     def denoise(self, params: Params, xt: Array, t: Array, context: Context) -> Array:
         """x0_hat from the raw x_t."""
+
+    def denoiser(self, params: Params, context: Context) -> charts.Denoiser:
+        """The same as a function of (x_t, t), with a second head where there is one."""
 
     def shift(self, params: Params, frozen: Params, context: Context) -> charts.Shift | None:
         """b(x0, t), or None without an adapter."""
@@ -186,9 +189,11 @@ def noised(
     model: Model, params: Params, frozen: Params, context: Context, x0: Array, t: int, eps: Array, *, adapter: bool
 ) -> Array:
     """x_t of given x0 by Eq. 1, with their shift unless the adapter is off."""
-    b = model.shift(params, frozen, context) if adapter else None
+    b, s = model.shift(params, frozen, context) if adapter else None, model.schedule_of(params)
+    if hasattr(b, "warp"):
+        return scaled.marginal(s, x0, b.warp(x0, jnp.asarray(t)), jnp.asarray(t)).at(eps)
     b_t = jnp.zeros_like(x0) if b is None else b(x0, jnp.asarray(t))
-    return forward.marginal(model.schedule_of(params), x0, b_t, jnp.asarray(t)).at(eps)
+    return forward.marginal(s, x0, b_t, jnp.asarray(t)).at(eps)
 
 
 def guided_chart(
@@ -215,7 +220,19 @@ def guided_chart(
         how |= dict(rescale=numbers.rescale, interval=numbers.interval)
     f = guidance.classifier_free(both, model.schedule, numbers.guidance if plan.guided else 1.0, **how)
     b = model.shift(params, frozen, context) if plan.adapter else None
+    if b is not None and hasattr(two := model.denoiser(params, context), "with_shift"):
+        return charts.contextual(_unguided(two, model.schedule, plan.threshold), b)
     return charts.plain(f) if b is None else charts.contextual(f, b)
+
+
+def _unguided(two: charts.TwoHeaded, s: Schedule, threshold: str | None) -> charts.TwoHeaded:
+    """A denoiser with two heads, its x0_hat under the threshold."""
+
+    def with_shift(x: Array, t: Array) -> tuple[Array, Array]:
+        x0_hat, shift = two.with_shift(x, t)
+        return guidance.classifier_free(lambda x, t: (x0_hat,) * 2, s, 1.0, threshold=threshold)(x, t), shift
+
+    return charts.TwoHeaded(with_shift)
 
 
 def _conditional_and_null(

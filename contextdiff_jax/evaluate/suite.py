@@ -158,7 +158,7 @@ def _bits_per_dim(pipeline: Pipeline, seed: int) -> dict[str, dict]:
 
     def bound(params: Params, frozen: Params, batch: dict, key: jax.Array, with_adapter: bool):
         context = task.encode(frozen, batch)
-        f = partial(task.denoise, params, context=context)
+        f = task.denoiser(params, context)
         b = task.shift(params, frozen, context) if with_adapter else None
         s, how = task.schedule_of(params), dict(num_t=num_t, bins=levels, dequantize=dequantize)
         return bits_per_dim(f, b, s, batch["image"], key, variance=task.variance_of(params), **how)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from contextdiff_jax.losses.decoder import log_density, log_mass
 from contextdiff_jax.losses.masks import masked, summed
 from contextdiff_jax.losses.variance import Variance, decoder_variance, kl_of_variances, reverse_variance
-from contextdiff_jax.process import chart, forward
+from contextdiff_jax.process import chart, forward, scaled
 from contextdiff_jax.process.chart import Denoiser, Shift
 from contextdiff_jax.process.schedule import Schedule, gather, index
 from contextdiff_jax.types import Array
@@ -147,6 +147,9 @@ def low_discrepancy(key: Array, T: int, num_t: int, num_images: int) -> Array:
 def prior_term(s: Schedule, x0: Array, b: Shift | None, *, mask: Array | None = None) -> Array:
     """KL(q(x_T | x0, c) || N(0, I)) in nats [B]: through b_T it depends on the adapter."""
     T = jnp.full(x0.shape[:1], s.num_timesteps, jnp.int32)
+    if hasattr(b, "warp"):
+        q = scaled.marginal(s, x0, b.warp(x0, T), T)
+        return summed(masked(0.5 * (q.mean**2 + q.var - 1.0 - jnp.log(q.var)), mask))
     q = forward.marginal(s, x0, jnp.zeros_like(x0) if b is None else b(x0, T), T)
     # 1/2 (mean^2 + var - 1 - log var),  var = 1 - ab_T
     ab_T = gather(s.alpha_bar, T, x0)
@@ -165,10 +168,30 @@ def diffusion_term(
     variance: Variance = "posterior",
 ) -> Array:
     """KL(q(x_{t-1} | x_t, x0, c) || p_theta(x_{t-1} | x_t, c)) in nats [B] at one x_t drawn from Eq. 1."""
-    b_t, b_prev = chart.pair(b, x0, t, jnp.maximum(t - 1, 0))
-    x0_hat = f(forward.marginal(s, x0, b_t, t).sample(key), t)
-    b_t_hat, b_prev_hat = chart.pair(b, x0_hat, t, jnp.maximum(t - 1, 0))
+    prev = jnp.maximum(t - 1, 0)
+    if hasattr(b, "warps"):
+        return _scaled_term(s, x0, f, b, t, key, mask=mask, variance=variance)
+    b_t, b_prev = chart.pair(b, x0, t, prev)
+    xt = forward.marginal(s, x0, b_t, t).sample(key)
+    x0_hat, b_t_hat, b_prev_hat = chart.estimate(f, b, xt, t, prev)
     return posterior(s, x0, x0_hat, t, b_t, b_prev, b_t_hat, b_prev_hat, mask=mask, variance=variance)
+
+
+def _scaled_term(
+    s: Schedule, x0: Array, f: Denoiser, b: Shift, t: Array, key: Array, *, mask: Array | None, variance: Variance
+) -> Array:
+    """`diffusion_term` of a process with a forward scale; p_theta's variance is stretched by s_{t-1}(x0_hat)^2."""
+    prev = jnp.maximum(t - 1, 0)
+    now, before = b.warps(x0, t, prev)
+    xt = scaled.marginal(s, x0, now, t).sample(key)
+    x0_hat = f(xt, t)
+    now_hat, before_hat = b.warps(x0_hat, t, prev)
+    mismatch = scaled.posterior(s, xt, x0_hat, now_hat, before_hat, t).mean
+    mismatch -= scaled.posterior(s, xt, x0, now, before, t).mean
+    v = reverse_variance(s, t, x0, variance) * before_hat.scale**2
+    log_scale = 2.0 * (jnp.log(before.scale) - jnp.log(before_hat.scale))
+    kl = forward.ratio(mismatch**2, 2.0 * v) + kl_of_variances(s, t, x0, variance, log_scale)
+    return summed(masked(kl, mask))
 
 
 def reconstruction_term(
@@ -185,11 +208,14 @@ def reconstruction_term(
     """-log p_theta(x0 | x1, c) in nats [B] at one x_1; the decoder is N(x0_hat, beta_1 I) (Ho et al. 2020), or has a
     table's variance.
 
-    Eq. 7 at t = 1 has the mean x0_hat, without a shift, since A_1 = 1, B_1 = 0 and b_0 = 0.
+    Eq. 7 at t = 1 has the mean x0_hat, without a shift, since A_1 = 1, B_1 = 0 and b_0 = 0; a scale is 1 at t = 0.
     """
     one = jnp.ones(x0.shape[:1], jnp.int32)
-    b_1 = jnp.zeros_like(x0) if b is None else b(x0, one)
-    x0_hat = f(forward.marginal(s, x0, b_1, one).sample(key), one)
+    if hasattr(b, "warp"):
+        q = scaled.marginal(s, x0, b.warp(x0, one), one)
+    else:
+        q = forward.marginal(s, x0, jnp.zeros_like(x0) if b is None else b(x0, one), one)
+    x0_hat = f(q.sample(key), one)
     sigma = jnp.sqrt(decoder_variance(s, variance))
     log_prob = log_density if bins is None else partial(log_mass, bins=bins)
     return -summed(masked(log_prob(x0, x0_hat, sigma), mask))

@@ -35,21 +35,20 @@ def decoder_variance(s: Schedule, variance: Variance) -> Array:
     return 1.0 - s.alpha_bar[1] if isinstance(variance, str) else check_table(s, variance)[1]
 
 
-def kl_of_variances(s: Schedule, t: Array, like: Array, variance: Variance) -> Array:
-    """1/2 (q - 1 - log q) with q = var_t / v, which Eq. 5 has beside the mismatch; 0 at t = 1, where var_t is 0.
+def kl_of_variances(s: Schedule, t: Array, like: Array, variance: Variance, log_scale: Array = 0.0) -> Array:
+    """1/2 (q - 1 - log q), which Eq. 5 has beside the mismatch; 0 at t = 1, where var_t is 0.
 
-    Without cancellation as q comes near 1.
+    q = exp(log_scale) var_t / v. Without cancellation as q comes near 1.
     """
     t = index(s, t, lowest=1)
     ab_t, ab_prev = gather(s.alpha_bar, t, like), gather(s.alpha_bar, jnp.maximum(t - 1, 0), like)
-    if isinstance(variance, str):
-        if variance == "posterior":
-            return jnp.zeros_like(ab_t)
+    if isinstance(variance, str) and variance == "beta" and isinstance(log_scale, float):
         short = jnp.where(ab_prev < 1.0, forward.ratio(ab_prev - ab_t, 1.0 - ab_t), 0.0)  # 1 - var_t / beta_t
         return -0.5 * (short + jnp.log1p(-short))
     _, _, var_t = forward.posterior_coefficients(s, t, like)
-    v = gather(check_table(s, variance), t, like)
-    log_q = jnp.where(ab_prev < 1.0, jnp.log(jnp.where(ab_prev < 1.0, var_t, v)) - jnp.log(v), 0.0)
+    v = reverse_variance(s, t, like, variance)
+    log_q = jnp.log(jnp.where(ab_prev < 1.0, var_t, v)) - jnp.log(v) + log_scale
+    log_q = jnp.where(ab_prev < 1.0, log_q, 0.0)
     return 0.5 * (jnp.expm1(log_q) - log_q)
 
 

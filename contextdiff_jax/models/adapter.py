@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from contextdiff_jax.layers import Attention, zeros
 from contextdiff_jax.models.blocks import TimeEmbedding, depth_to_space, sinusoidal_grid
 from contextdiff_jax.models.video import TemporalAttention
+from contextdiff_jax.process import scaled
+from contextdiff_jax.process.scaled import Warp
 from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.types import Array, Context, Params
 
@@ -79,6 +81,7 @@ class Adapter(nn.Module):
         patch_size: side of the sample patch that one query answers for.
         bound: largest absolute value of r; 0 leaves it free.
         num_timesteps: T of the process.
+        scale: largest distance of the forward scale from 1, below 1; 0 answers r alone.
         self_attention: whether the patches attend to one another as well.
         num_frames: F of the clips that a batch is made of, [B * F, ...], the frames of each one after another.
         frames_back: how many frames each one attends to, itself the last (paper: 3); 0 for images.
@@ -92,6 +95,7 @@ class Adapter(nn.Module):
     patch_size: int
     bound: float
     num_timesteps: int
+    scale: float = 0.0
     self_attention: bool = False
     num_frames: int = 1
     frames_back: int = 0
@@ -112,7 +116,7 @@ class Adapter(nn.Module):
             sample_shape: (H, W, C) of x0.
 
         Returns:
-            r [B, H, W, C], float32, |r| < bound.
+            r [B, H, W, C], float32, |r| < bound; with a scale r and h, [B, H, W, 2 C], |h| < scale.
         """
         run = Adapter._run
         if self.spectral_norm > 0:
@@ -137,10 +141,18 @@ class Adapter(nn.Module):
             block = AdapterBlock(self.num_heads, self.dtype, *over, name=f"block_{i}")
             x = block(x, emb, text, context.mask)
         x = nn.LayerNorm(dtype=self.dtype, name="out_norm")(x)
-        out_dim = self.patch_size**2 * channels
+        out_dim = self.patch_size**2 * channels * (2 if self.scale else 1)
         r = nn.Dense(out_dim, dtype=jnp.float32, kernel_init=zeros, name="out")(x.astype(jnp.float32))
         r = depth_to_space(r.reshape(x.shape[0], rows, cols, out_dim), self.patch_size)
-        return self.bound * jnp.tanh(r / self.bound) if self.bound > 0 else r
+        return bounded(r, self.bound, self.scale)
+
+
+def bounded(out: Array, bound: float, scale: float) -> Array:
+    """r = bound tanh(. / bound), free at bound 0; with a scale the second half of the channels is h = scale tanh(.)."""
+    if not scale:
+        return bound * jnp.tanh(out / bound) if bound > 0 else out
+    r, h = jnp.split(out, 2, axis=-1)
+    return jnp.concatenate([bounded(r, bound, 0.0), scale * jnp.tanh(h)], axis=-1)
 
 
 def cap_spectral_norms(variables: Params, cap: float) -> Params:
@@ -202,3 +214,35 @@ class Shift:
         times = jnp.concatenate([jnp.broadcast_to(t, batch), jnp.broadcast_to(s, batch)])
         stacked = jnp.concatenate([features, features])
         return tuple(jnp.split(self._scaled(stacked, times, x0.shape[1:]), 2))
+
+
+@dataclass(frozen=True)
+class ScaledShift(Shift):
+    """Shift and scale of the forward process (process/scaled.py), from an adapter that answers both.
+
+    The scale is s_t = 1 + 4 k_t h with |h| < 1 from the adapter, as many channels again as r: 1 at t = 0, near 1 at T,
+    since 4 k_t <= 1, and never 0. `relate` gives r and h side by side, [B, ..., 2 C].
+    """
+
+    def _warp(self, features: Array, t: Array, shape: tuple[int, ...]) -> Warp:
+        r, h = jnp.split(self.relate(features, t, shape), 2, axis=-1)
+        k_t = self.schedule.k[t].reshape(-1, *(1,) * (r.ndim - 1))
+        return Warp(k_t * r, 1.0 + 4.0 * k_t * h)
+
+    def _scaled(self, features: Array, t: Array, shape: tuple[int, ...]) -> Array:
+        return self._warp(features, t, shape).shift
+
+    def warp(self, x0: Array, t: Array) -> Warp:
+        """Shift and scale at t, shaped like x0."""
+        return self._warp(self.features(x0), jnp.broadcast_to(t, x0.shape[:1]), x0.shape[1:])
+
+    def warps(self, x0: Array, t: Array, s: Array) -> tuple[Warp, Warp]:
+        """Those at t and at s, from one encoding of x0."""
+        batch, features = x0.shape[:1], self.features(x0)
+        times = jnp.concatenate([jnp.broadcast_to(t, batch), jnp.broadcast_to(s, batch)])
+        both = self._warp(jnp.concatenate([features, features]), times, x0.shape[1:])
+        return tuple(Warp(*parts) for parts in zip(*(jnp.split(v, 2) for v in both), strict=True))
+
+    def carry(self, x: Array, x0_hat: Array, t: Array, s: Array, update: Callable[[Array], Array]) -> Array:
+        """x at s from x at t through update(y_t) -> y_s, as `Chart.carry`."""
+        return scaled.carried(self.schedule, x, x0_hat, *self.warps(x0_hat, t, s), t, s, update)

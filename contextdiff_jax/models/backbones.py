@@ -112,6 +112,11 @@ def check_size(config: ConfigDict, sample_shape: tuple[int, ...]) -> None:
         )
 
 
+def two_headed(config: ConfigDict) -> bool:
+    """Whether the network predicts the shift of the reverse step beside x0."""
+    return config.adapter.enabled and config.adapter.reverse == "head"
+
+
 def build(config: ConfigDict, dtype: jnp.dtype) -> Backbone:
     """The backbone of a config's `model` section.
 
@@ -124,6 +129,7 @@ def build(config: ConfigDict, dtype: jnp.dtype) -> Backbone:
         num_blocks=model.num_blocks,
         dropout=model.dropout,
         remat=model.remat,
+        heads=2 if two_headed(config) else 1,
         dtype=dtype,
     )
     match model.backbone:

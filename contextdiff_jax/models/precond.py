@@ -8,7 +8,7 @@ equation to solve.
 import jax.numpy as jnp
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.process.forward import effective_noise, ratio
+from contextdiff_jax.process.forward import effective_noise, posterior_coefficients, ratio
 from contextdiff_jax.process.schedule import Schedule, gather, index
 from contextdiff_jax.types import Array
 
@@ -37,6 +37,16 @@ def to_x0_hat(s: Schedule, out: Array, xt: Array, t: Array, prediction: str = "x
         # x0 = sqrt(ab_t) x_t - sqrt(1 - ab_t) v
         return jnp.sqrt(ab_t) * xt - jnp.sqrt(1.0 - ab_t) * out
     return jnp.asarray(out)
+
+
+def to_shift(s: Schedule, out: Array, t: Array) -> Array:
+    """The shift of the step from t to t - 1 from a network's second head: (k_{t-1} + B_t k_t) out, 0 at t = 1.
+
+    The factor is the largest that b_{t-1} - B_t b_t can have for |r| <= 1. t is an integer [B] or scalar, in 1..T.
+    """
+    t = index(s, t)
+    _, B_t, _ = posterior_coefficients(s, jnp.maximum(t, 1), out)
+    return (gather(s.k, jnp.maximum(t - 1, 0), out) + B_t * gather(s.k, t, out)) * out
 
 
 def target(s: Schedule, x0: Array, xt: Array, t: Array, prediction: str = "x0") -> Array:

@@ -25,6 +25,7 @@ class UNet(nn.Module):
         patch_size: side of the pixel blocks folded into channels before level 0 (space to depth).
         num_timesteps: T of the process, so that the time code covers the same range for any T.
         dropout: rate inside the residual blocks.
+        heads: outputs, side by side along the channels, each as many as x_t has.
         remat: recompute the blocks in the backward pass to save memory.
         dtype: type of the computation; parameters are float32.
     """
@@ -38,6 +39,7 @@ class UNet(nn.Module):
     patch_size: int
     num_timesteps: int
     dropout: float = 0.0
+    heads: int = 1
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -54,7 +56,7 @@ class UNet(nn.Module):
         Returns:
             [B, H, W, C] float32.
         """
-        out_channels = self.patch_size**2 * xt.shape[-1]
+        out_channels = self.heads * self.patch_size**2 * xt.shape[-1]
         emb, text = embed_condition(t, context, 4 * self.channels, self.num_timesteps, self.dtype)
 
         def stage(h: Array, level: int, name: str) -> Array:

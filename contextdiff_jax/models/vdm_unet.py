@@ -37,6 +37,7 @@ class VDMUNet(nn.Module):
         cross_attention: whether the middle attends to the condition's tokens.
         num_timesteps: T of the process, so that the time code covers the same range for any T.
         dropout: rate inside the residual blocks.
+        heads: outputs, side by side along the channels, each as many as x_t has.
         remat: recompute the blocks in the backward pass to save memory.
         dtype: type of the computation; parameters are float32.
     """
@@ -48,6 +49,7 @@ class VDMUNet(nn.Module):
     num_timesteps: int
     cross_attention: bool = True
     dropout: float = 0.0
+    heads: int = 1
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -84,4 +86,5 @@ class VDMUNet(nn.Module):
         for i in range(self.num_blocks + 1):
             h = block(jnp.concatenate([h, skips.pop()], axis=-1), f"out_{i}")
         h = nn.silu(GroupNorm(self.dtype, name="out_norm")(h))
-        return nn.Conv(xt.shape[-1], (3, 3), dtype=self.dtype, kernel_init=zeros, name="out")(h).astype(jnp.float32)
+        out = nn.Conv(self.heads * xt.shape[-1], (3, 3), dtype=self.dtype, kernel_init=zeros, name="out")
+        return out(h).astype(jnp.float32)

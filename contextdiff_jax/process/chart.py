@@ -23,7 +23,8 @@ class Chart:
     Attributes:
         f: (x_t [B, ...], t) -> x0_hat [B, ...].
         b: (x0 [B, ...], t) -> b_t [B, ...], or None for plain diffusion. If it has `pair(x0, t, s) -> (b_t,
-            b_s)`, that is used wherever both are needed, so that x0 is encoded once.
+            b_s)`, that is used wherever both are needed, so that x0 is encoded once. If it has `carry`, the process has
+            a scale too, and all goes through that (models/adapter.py, `ScaledShift`).
     """
 
     f: Denoiser
@@ -40,6 +41,8 @@ class Chart:
 
     def carry(self, x: Array, x0_hat: Array, t: Array, s: Array, update: Callable[[Array], Array]) -> Array:
         """x at s from x at t through update(y_t) -> y_s, with the shifts of a given x0_hat."""
+        if hasattr(self.b, "carry"):
+            return self.b.carry(x, x0_hat, t, s, update)
         b_t, b_s = pair(self.b, x0_hat, t, s)
         return update(x - b_t) + b_s
 
@@ -57,8 +60,37 @@ class Chart:
         Returns:
             x at s, and x0_hat = f(x, t).
         """
+        if hasattr(self.f, "with_shift"):
+            x0_hat, shift = self.f.with_shift(x, t)
+            return update(x, x0_hat) + shift, x0_hat
         x0_hat = self.f(x, t)
         return self.carry(x, x0_hat, t, s, lambda y: update(y, x0_hat)), x0_hat
+
+
+@dataclass(frozen=True)
+class TwoHeaded:
+    """A denoiser that predicts, beside x0, what the step to t - 1 adds to the plain one: E[b_{t-1} - B_t b_t | x_t, c].
+
+    Eq. 7 takes b_{t-1}(x0_hat) - B_t b_t(x0_hat) there, which is that mean only where r is linear in x0.
+
+    Attributes:
+        with_shift: (x_t, t) -> (x0_hat, shift), both shaped like x_t.
+    """
+
+    with_shift: Callable[[Array, Array], tuple[Array, Array]]
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        """x0_hat."""
+        return self.with_shift(x, t)[0]
+
+
+def estimate(f: Denoiser, b: Shift | None, x: Array, t: Array, s: Array) -> tuple[Array, Array, Array]:
+    """(x0_hat, b_t_hat, b_s_hat) of the reverse step at x_t; a second head's prediction stands for b_s - B_t b_t."""
+    if hasattr(f, "with_shift"):
+        x0_hat, shift = f.with_shift(x, t)
+        return x0_hat, jnp.zeros_like(x0_hat), shift
+    x0_hat = f(x, t)
+    return x0_hat, *pair(b, x0_hat, t, s)
 
 
 def plain(f: Denoiser) -> Chart:

@@ -17,7 +17,7 @@ from contextdiff_jax.conditions.spaces import RGB_MAP, Latents, read_rgb_map, wr
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.losses import Variance
 from contextdiff_jax.models import backbones, lipschitz, precond
-from contextdiff_jax.models.adapter import Adapter, Shift
+from contextdiff_jax.models.adapter import Adapter, ScaledShift, Shift
 from contextdiff_jax.process import chart, forward
 from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.runtime import Runtime
@@ -50,6 +50,7 @@ class DiffusionTask:
                 width=config.adapter.width,
                 patch_size=config.adapter.patch_size,
                 bound=config.adapter.bound,
+                scale=config.adapter.scale,
                 spectral_norm=config.adapter.spectral_norm,
                 self_attention=config.adapter.self_attention,
                 num_frames=config.data.num_frames,
@@ -126,9 +127,27 @@ class DiffusionTask:
 
     def denoise(self, params: Params, xt: Array, t: Array, context: Context, dropout_key: Array | None = None) -> Array:
         """x0_hat = f_theta(x_t, c, t) from the raw x_t [B, H, W, C], t int32 [B] or scalar."""
-        t = jnp.broadcast_to(t, xt.shape[:1])
-        out = self.backbone(params["denoiser"], xt, t, context, dropout_key)
-        return precond.to_x0_hat(self.schedule_of(params), out, xt, t, self.parts.prediction)
+        return self._predict(params, xt, t, context, dropout_key)[0]
+
+    def _predict(
+        self, params: Params, xt: Array, t: Array, context: Context, dropout_key: Array | None = None
+    ) -> tuple[Array, Array | None]:
+        """(x0_hat, shift of the reverse step), the latter from a second head or None."""
+        s, t = self.schedule_of(params), jnp.broadcast_to(t, xt.shape[:1])
+        out, *second = jnp.split(self.backbone(params["denoiser"], xt, t, context, dropout_key), self._heads, axis=-1)
+        x0_hat = precond.to_x0_hat(s, out, xt, t, self.parts.prediction)
+        return x0_hat, precond.to_shift(s, second[0], t) if second else None
+
+    def denoiser(self, params: Params, context: Context, dropout_key: Array | None = None) -> chart.Denoiser:
+        """f(x_t, t) -> x0_hat under these conditions, with its second head where there is one."""
+        bound = partial(self._predict, params, context=context, dropout_key=dropout_key)
+        if self._heads == 2:
+            return chart.TwoHeaded(bound)
+        return lambda xt, t: bound(xt, t)[0]
+
+    @property
+    def _heads(self) -> int:
+        return 2 if backbones.two_headed(self.config) else 1
 
     def _features(self, frozen: Params, x0: Array) -> Array:
         return self.parts.features.encode(frozen["clip"], frozen["space"], x0)
@@ -144,7 +163,8 @@ class DiffusionTask:
             stacked = jax.tree.map(lambda v: einops.repeat(v, "b ... -> (n b) ...", n=copies), context)
             return self.adapter.apply(variables, features, grid, t, stacked, shape)
 
-        return Shift(self.schedule_of(params), features=partial(self._features, frozen), relate=relate)
+        kind = ScaledShift if self.config.adapter.scale else Shift
+        return kind(self.schedule_of(params), features=partial(self._features, frozen), relate=relate)
 
     # Training.
 
@@ -190,7 +210,7 @@ class DiffusionTask:
         dropped = jax.tree.map(
             lambda c, n: jnp.where(batch["drop_cond"].reshape(-1, *(1,) * (c.ndim - 1)), n, c), context, null
         )
-        f = partial(self.denoise, params, context=dropped, dropout_key=key_dropout)
+        f = self.denoiser(params, dropped, key_dropout)
         b = self.shift(params, frozen, context)
         if self.config.loss.objective == "nelbo":
             s, variance = self.schedule_of(params), self.variance_of(params)

@@ -1,7 +1,6 @@
 """What is measured of a trained model, on every data set alike."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -40,7 +39,7 @@ class Seeded:
 def bound(task: Any, params: Params, frozen: Params, batch: Batch, key: Array, num_t: int) -> BitsPerDim:
     """The full bound of Eq. 4; with the same key all variants meet the same times and noise."""
     context = task.encode(frozen, batch)
-    f, b = partial(task.denoise, params, context=context), task.shift(params, frozen, context)
+    f, b = task.denoiser(params, context), task.shift(params, frozen, context)
     x0 = task.parts.space.encode(frozen["space"], batch)
     process = dict(s=task.schedule_of(params), variance=task.variance_of(params))
     return bits_per_dim(f, b, x0=x0, key=key, num_t=num_t, bins=task.parts.levels, **process)
@@ -49,7 +48,7 @@ def bound(task: Any, params: Params, frozen: Params, batch: Batch, key: Array, n
 def terms(task: Any, params: Params, frozen: Params, batch: Batch, key: Array, repeats: int) -> Array:
     """The terms of Eq. 4 in nats, [T+1, N]: prior, reconstruction, then the KL of t = 2..T; means of several draws."""
     s, variance, context = task.schedule_of(params), task.variance_of(params), task.encode(frozen, batch)
-    f, b = partial(task.denoise, params, context=context), task.shift(params, frozen, context)
+    f, b = task.denoiser(params, context), task.shift(params, frozen, context)
     x0, T = task.parts.space.encode(frozen["space"], batch), s.num_timesteps
 
     def kl(inputs: tuple[Array, Array]) -> Array:
@@ -70,7 +69,7 @@ def terms(task: Any, params: Params, frozen: Params, batch: Batch, key: Array, r
 def over_time(task: Any, params: Params, frozen: Params, batch: Batch, key: Array, times: Array) -> dict[str, Array]:
     """Curves over `times` [K]: what Eq. 6 minimises, the size of r per element, and its steepest slope at these x0."""
     s, context = task.schedule_of(params), task.encode(frozen, batch)
-    f, b = partial(task.denoise, params, context=context), task.shift(params, frozen, context)
+    f, b = task.denoiser(params, context), task.shift(params, frozen, context)
     x0 = task.parts.space.encode(frozen["space"], batch)
     r = (lambda x, t: jnp.zeros_like(x)) if b is None else (lambda x, t: b.relate(b.features(x), t, x.shape[1:]))
 

@@ -54,6 +54,10 @@ ARMS = {
     "plain_wide": Arm("plain, more parameters", {"adapter.enabled": False}, "#9aa5b1", width=100),
     "bounded": Arm("contextual, r bounded", {"adapter.enabled": True, "adapter.bound": 1.0}, "#ee964b"),
     "free": Arm("contextual, r free", {"adapter.enabled": True, "adapter.bound": 0.0}, "#d1495b"),
+    "head": Arm(
+        "r free, second head", {"adapter.enabled": True, "adapter.bound": 0.0, "adapter.reverse": "head"}, "#8e5ea2"
+    ),
+    "scale": Arm("r free, scale", {"adapter.enabled": True, "adapter.bound": 0.0, "adapter.scale": 0.9}, "#2e9e5b"),
 }
 PROCESS = {
     "loss.objective": "nelbo",
@@ -121,7 +125,8 @@ def process_of(task: Any, params: Params) -> dict[str, Any]:
 def sizes_of_r(task: Any, params: Params, test: Batch) -> list[float]:
     """Root mean square of r at t = 1..T on the data."""
     b, x0 = task.shift(params, task.frozen, task.encode(task.frozen, test)), test["image"]
-    at = jax.jit(lambda t: jnp.sqrt(jnp.mean(b.relate(b.features(x0), jnp.full(x0.shape[:1], t)) ** 2)))
+    r_at = lambda t: b.relate(b.features(x0), jnp.full(x0.shape[:1], t), x0.shape[1:])[..., : toy.DIM]
+    at = jax.jit(lambda t: jnp.sqrt(jnp.mean(r_at(t) ** 2)))
     return measure.rounded([at(t) for t in range(1, task.schedule.num_timesteps + 1)])
 
 
@@ -176,6 +181,7 @@ def main() -> None:
     parser.add_argument("--T", default=",".join(map(str, TIMES)))
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
+    parser.add_argument("--results", default=str(RESULTS), help="folder of the stored figures")
     parser.add_argument("--cache", default="runs/study-compiled", help="folder of compiled programs")
     args = parser.parse_args()
     jax.config.update("jax_compilation_cache_dir", str(Path(args.cache).absolute()))
@@ -183,7 +189,7 @@ def main() -> None:
     arms = args.arms.split(",")
     if unknown := set(arms) - set(ARMS):
         raise UserError(f"--arms={','.join(sorted(unknown))} is unknown; accepted: {', '.join(ARMS)}")
-    study([int(T) for T in args.T.split(",")], arms, [int(seed) for seed in args.seeds.split(",")])
+    study([int(T) for T in args.T.split(",")], arms, [int(seed) for seed in args.seeds.split(",")], Path(args.results))
 
 
 if __name__ == "__main__":

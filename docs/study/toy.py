@@ -21,6 +21,7 @@ from contextdiff_jax import sampling
 from contextdiff_jax.conditions import ClassCondition
 from contextdiff_jax.evaluate.bpd import bits_per_dim
 from contextdiff_jax.layers import zeros
+from contextdiff_jax.models.adapter import bounded
 from contextdiff_jax.models.backbones import PixelBackbone
 from contextdiff_jax.models.blocks import TimeEmbedding
 from contextdiff_jax.process import schedule
@@ -103,17 +104,18 @@ class Mlp(nn.Module):
 
     width: int
     num_timesteps: int
+    heads: int = 1
 
     @nn.compact
     def __call__(self, x: Array, t: Array, context: Context, train: bool = False) -> Array:
-        """x [B, 2], t int32 [B] -> [B, 2]."""
+        """x [B, 2], t int32 [B] -> [B, 2], or [B, 4] with two heads."""
         emb = TimeEmbedding(self.width, self.num_timesteps, jnp.float32, name="time")(t)
         emb = nn.silu(emb + nn.Dense(self.width, name="class")(context.pooled))
         h = x
         for i in range(3):
             scale, shift = jnp.split(nn.Dense(2 * self.width, name=f"film_{i}")(emb), 2, axis=-1)
             h = nn.silu(nn.Dense(self.width, name=f"dense_{i}")(h) * (1 + scale) + shift)
-        return nn.Dense(DIM, kernel_init=zeros, name="out")(h)
+        return nn.Dense(self.heads * DIM, kernel_init=zeros, name="out")(h)
 
 
 class MlpAdapter(nn.Module):
@@ -122,12 +124,13 @@ class MlpAdapter(nn.Module):
     width: int
     num_timesteps: int
     bound: float
+    scale: float = 0.0
 
     @nn.compact
     def __call__(self, x0: Array, grid: Any, t: Array, context: Context, sample_shape: Any) -> Array:
-        """r [B, 2]."""
-        r = Mlp(self.width, self.num_timesteps)(x0, t, context)
-        return self.bound * jnp.tanh(r / self.bound) if self.bound > 0 else r
+        """r [B, 2], and h with a scale."""
+        out = Mlp(self.width, self.num_timesteps, 2 if self.scale else 1)(x0, t, context)
+        return bounded(out, self.bound, self.scale)
 
 
 class Plane:
@@ -169,8 +172,9 @@ class ToyTask(DiffusionTask):
             clip=None,
         )
         self.frozen = self.parts.params
-        self.backbone = PixelBackbone(Mlp(size.width, T))
-        self.adapter = MlpAdapter(size.adapter_width, T, config.adapter.bound) if config.adapter.enabled else None
+        self.backbone, self.adapter = PixelBackbone(Mlp(size.width, T, self._heads)), None
+        if config.adapter.enabled:
+            self.adapter = MlpAdapter(size.adapter_width, T, config.adapter.bound, config.adapter.scale)
 
     def init(self, key: Array) -> Params:
         """As the library's; networks of this size are made outright."""

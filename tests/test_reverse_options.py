@@ -1,0 +1,135 @@
+"""The options of the reverse process: a second head for the shift, a forward scale. Against brute force and Eq. 7."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gaussian_toy import functions, toy
+
+from contextdiff_jax import losses, samplers
+from contextdiff_jax.models import precond
+from contextdiff_jax.models.adapter import ScaledShift, Shift, bounded
+from contextdiff_jax.process import chart, forward, schedule
+
+rng = np.random.default_rng(0)
+KEY = jax.random.key(3)
+T = 6
+TABLE = np.array([0.0, 0.05, 0.3, 0.1, 0.7, 0.2, 1.5])
+
+
+def wavy(s, r=0.8, h=0.6):
+    """A scaled shift of an arbitrary smooth adapter."""
+
+    def relate(x0, t, shape):
+        at = t.reshape(-1, *(1,) * (x0.ndim - 1))
+        return jnp.concatenate([r * jnp.sin(2 * x0 + at), h * jnp.cos(3 * x0 - at)], axis=-1)
+
+    return ScaledShift(s, features=lambda x0: x0, relate=relate)
+
+
+def denoiser(x, t):
+    return 0.7 * jnp.tanh(x) + 0.1
+
+
+def gaussian_kl(q_mean, q_var, p_mean, p_var):
+    return 0.5 * ((q_mean - p_mean) ** 2 / p_var + q_var / p_var - 1 - np.log(q_var / p_var))
+
+
+@pytest.mark.parametrize("variance", ["beta", "posterior", TABLE], ids=["beta", "posterior", "learned"])
+def test_the_scaled_term_is_the_kl_of_the_two_gaussians(x64, variance):
+    """Written out from the definitions of the process, elementwise, at the x_t that the key draws."""
+    s, x0, t = schedule.cosine(T), rng.normal(size=(5, 3)), np.array([2, 3, 4, 5, 6])
+    b, ab = wavy(s), np.asarray(s.alpha_bar)
+    at, prev = ab[t][:, None], ab[t - 1][:, None]
+    beta = 1 - at / prev
+    keep = np.sqrt(at / prev) * (1 - prev) / (1 - at)  # B_t
+    (b_t, s_t), (b_prev, s_prev) = (map(np.asarray, warp) for warp in b.warps(x0, t, t - 1))
+    eps = np.asarray(jax.random.normal(KEY, x0.shape, x0.dtype))
+    xt = np.sqrt(at) * x0 + b_t + s_t * np.sqrt(1 - at) * eps
+    x0_hat = np.asarray(denoiser(xt, t))
+    (c_t, u_t), (c_prev, u_prev) = (map(np.asarray, warp) for warp in b.warps(x0_hat, t, t - 1))
+    mean = lambda x, shift, scale, before, stretch: (
+        np.sqrt(prev) * x + before + stretch / scale * keep * (xt - shift - np.sqrt(at) * x)
+    )
+    var_t = (1 - prev) * beta / (1 - at)
+    p_var = {"beta": beta, "posterior": var_t}[variance] if isinstance(variance, str) else variance[t][:, None]
+    expected = gaussian_kl(
+        mean(x0, b_t, s_t, b_prev, s_prev),
+        s_prev**2 * var_t,
+        mean(x0_hat, c_t, u_t, c_prev, u_prev),
+        u_prev**2 * p_var,
+    )
+    found = losses.diffusion_term(s, x0, denoiser, b, t, KEY, variance=variance)
+    np.testing.assert_allclose(found, expected.sum(1), rtol=1e-10)
+
+
+def test_scale_1_and_an_idle_head_are_todays_numbers_bit_by_bit():
+    s, x0 = schedule.cosine(T), rng.normal(size=(6, 3)).astype(np.float32)
+    t = 1 + np.arange(6)
+    bound = lambda f, b: losses.nelbo(s, x0, f, b, t, KEY, bins=None, variance="beta")
+    draw = lambda f, b: samplers.ddpm(chart.contextual(f, b), s, KEY, x0, T)
+    plain = Shift(s, features=lambda x0: x0, relate=lambda x0, t, shape: 0.8 * jnp.sin(2 * x0))
+    scaled = wavy(s, h=0.0)
+    unscaled = Shift(s, lambda x0: x0, lambda x0, t, shape: jnp.split(scaled.relate(x0, t, shape), 2, -1)[0])
+    for name in ("reconstruction", "diffusion"):
+        found, expected = getattr(bound(denoiser, scaled), name), getattr(bound(denoiser, unscaled), name)
+        np.testing.assert_allclose(found, expected, rtol=2e-6)  # the KL by another formula
+    np.testing.assert_array_equal(draw(denoiser, scaled), draw(denoiser, unscaled))
+    idle = chart.TwoHeaded(lambda x, t: (denoiser(x, t), precond.to_shift(s, jnp.zeros_like(x), t)))
+    none = Shift(s, features=lambda x0: x0, relate=lambda x0, t, shape: jnp.zeros_like(x0))
+    for found, expected in zip(jax.tree.leaves(bound(idle, none)), jax.tree.leaves(bound(denoiser, none)), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(draw(idle, none), draw(denoiser, None))
+    assert np.any(draw(denoiser, plain) != draw(denoiser, None))
+
+
+def test_a_head_that_answers_eq_7_is_eq_7(x64):
+    """In the bound and in the sampler; and with the true mean of the shift it does better for a nonlinear r."""
+    s, x0, t = schedule.cosine(T), rng.normal(size=(6, 3)), 1 + np.arange(6)
+    b = Shift(s, features=lambda x0: x0, relate=lambda x0, t, shape: 0.8 * jnp.sin(2 * x0))
+
+    def both(x, t):
+        x0_hat = denoiser(x, t)
+        b_t, b_prev = b.pair(x0_hat, t, t - 1)
+        _, B_t, _ = forward.posterior_coefficients(s, t, x)
+        return x0_hat, b_prev - B_t * b_t
+
+    two = chart.TwoHeaded(both)
+    for variance in ("posterior", TABLE):
+        bound = lambda f, variance=variance: losses.diffusion_term(s, x0, f, b, t, KEY, variance=variance)
+        np.testing.assert_allclose(bound(two), bound(denoiser), rtol=1e-10)
+    draw = lambda f: samplers.ddpm(chart.contextual(f, b), s, KEY, x0, T, variance=TABLE, last_noise=True)
+    np.testing.assert_allclose(draw(two), draw(denoiser), rtol=1e-10)
+    assert np.all(precond.to_shift(s, jnp.ones((6, 3)), t)[0] == 0)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("option", ["head", "scale", "scale, learned variance"])
+def test_the_bound_lies_above_the_exact_value_for_random_networks(x64, option, seed):
+    """N(m, v) data, an arbitrary adapter and an arbitrary reverse process, all t, many draws."""
+    r = np.random.default_rng(seed)
+    s, m, v, count = schedule.log_snr(T, 3.0, -5.0), 0.3, 0.25, 40_000
+    best = toy(s, m=m, v=v).with_optimal_denoiser()
+    f, _ = functions(best)  # near the truth, so that a bound that lies too low would be seen
+    x0 = m + np.sqrt(v) * r.normal(size=(count, 1))
+    b = wavy(s, *r.uniform(0.1, 0.4, size=2))
+    variance = TABLE * 0.5 if "learned" in option else "beta"
+    if option == "head":
+        b = Shift(s, b.features, lambda x0, t, shape, both=b.relate: both(x0, t, shape)[..., :1])
+        f = chart.TwoHeaded(lambda x, t, f=f: (f(x, t), precond.to_shift(s, 0.1 * jnp.sin(x), t)))
+    t = losses.times(KEY, T, T - 1, count)
+    total = losses.nelbo(s, x0, f, b, t, KEY, bins=None, variance=variance).total
+    exact = 0.5 * ((x0[:, 0] - m) ** 2 / v + np.log(2 * np.pi * v))
+    gap = np.asarray(total) - exact
+    assert gap.mean() > 3 * gap.std() / np.sqrt(count)
+
+
+def test_samplers_undo_and_redo_the_scale(x64):
+    """With an oracle x0 every sampler ends in it, whatever the scale; and the scale stays in its limits."""
+    s, x0 = schedule.cosine(23), rng.normal(size=(3, 2))
+    b = wavy(s)
+    for name in ("ddpm", "ddim", "heun", "dpmpp_2m"):
+        x = samplers.get(name)(chart.contextual(lambda x, t: x0, b), s, KEY, rng.normal(size=(3, 2)), 6)
+        np.testing.assert_allclose(x, x0, rtol=1e-10, atol=1e-10)
+    out = bounded(100 * rng.normal(size=(50, 6)), 1.0, 0.9)
+    assert np.abs(out[:, :3]).max() <= 1.0 and np.abs(out[:, 3:]).max() <= 0.9
