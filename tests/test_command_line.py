@@ -85,6 +85,9 @@ LEARNED = {"process.schedule": "learned", "process.variance": "learned", "loss.o
         (LEARNED | {"sample.eta": 0.5}, ["sample.eta=0.5", "ddpm"]),
         ({"sample.last_noise": True}, ["last_noise", "process.variance='learned'"]),
         ({"loss.num_times": 4}, ["loss.num_times=4", "nelbo"]),
+        ({"adapter.scale": 1.0}, ["adapter.scale=1.0", "reach zero"]),
+        ({"adapter.scale": 0.5}, ["adapter.scale=0.5", "objective='nelbo'"]),
+        ({"adapter.reverse": "head", "loss.objective": "nelbo"}, ["reverse='head'", "'ddpm'", "num_steps=1000"]),
     ],
 )
 def test_check_names_key_value_and_remedy(changes, words):
