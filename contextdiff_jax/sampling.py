@@ -44,10 +44,10 @@ class Model(Protocol):
     def variance_of(self, params: Params) -> Variance:
         """The variance of the reverse steps: a name, or a learned table."""
 
-    def encode(self, frozen: Params, batch: Batch) -> Context:
+    def encode(self, params: Params, frozen: Params, batch: Batch) -> Context:
         """The condition of each example."""
 
-    def null_context(self, frozen: Params, context: Context) -> Context:
+    def null_context(self, params: Params, frozen: Params, context: Context) -> Context:
         """What guidance moves away from."""
 
     def denoise(self, params: Params, xt: Array, t: Array, context: Context) -> Array:
@@ -161,7 +161,7 @@ def sample(
     Returns:
         [B, H, W, C] in [-1, 1].
     """
-    context = model.encode(frozen, condition)
+    context = model.encode(params, frozen, condition)
     x = start(model, params, frozen, context, keys, plan, image)
     chart = guided_chart(model, params, frozen, context, plan, numbers)
     s, variance = model.schedule_of(params), model.variance_of(params)
@@ -242,7 +242,7 @@ def _conditional_and_null(
     if not guided:
         # The null branch would be thrown away.
         return lambda xt, t: (model.denoise(params, xt, t, context),) * 2
-    null = model.null_context(frozen, context) if null is None else null
+    null = model.null_context(params, frozen, context) if null is None else null
     both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), context, null)
 
     def denoise_both(xt: Array, t: Array) -> tuple[Array, Array]:

@@ -16,10 +16,13 @@ class Condition(Protocol):
     Attributes:
         params: parameters of the frozen encoder; {} where there is none.
         takes_prompts: whether it says anything at all.
+        trained: whether its network is trained with the denoiser; it then has `init(key) -> Params`, and `encode` and
+            `null` are given the trained parameters in place of the frozen ones.
     """
 
     params: Params
     takes_prompts: bool
+    trained: bool
 
     def from_records(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
         """Fields that the data pipeline adds to a batch, from the records of that batch."""

@@ -21,6 +21,7 @@ class ClassCondition:
     """
 
     params: Params = {}
+    trained = False
 
     def __init__(self, names: Sequence[str]):
         self.names = tuple(names)

@@ -14,7 +14,7 @@ from contextdiff_jax.types import Batch, Context, Params
 class TextCondition:
     """A text, by a frozen text encoder. Fields: tokens int32 [B, L], token_mask bool [B, L]."""
 
-    takes_prompts = True
+    takes_prompts, trained = True, False
 
     def __init__(self, encoder: Any):
         self.encoder, self.params = encoder, encoder.params

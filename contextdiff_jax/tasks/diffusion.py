@@ -76,12 +76,15 @@ class DiffusionTask:
         )
 
     def init(self, key: Array) -> Params:
-        """{"denoiser": ..., "adapter": ...} in float32; the adapter's output, and so b, is exactly zero."""
+        """{"denoiser", "adapter", "condition" where it is trained, ...} in float32; the adapter's output, and so b, is exactly zero."""
         key_denoiser, key_adapter = jax.random.split(key)
+        condition, params = self.parts.condition, {}
+        if condition.trained:
+            params["condition"] = condition.init(jax.random.fold_in(key, 2))
         x0 = jax.ShapeDtypeStruct((1, *self.sample_shape), jnp.float32)
         t = jax.ShapeDtypeStruct((1,), jnp.int32)
-        context = jax.eval_shape(self.encode, self.frozen, self.parts.condition.empty(1))
-        params = {"denoiser": self.backbone.init(key_denoiser, x0, t, context)}
+        context = jax.eval_shape(self.encode, params, self.frozen, condition.empty(1))
+        params["denoiser"] = self.backbone.init(key_denoiser, x0, t, context)
         if self.adapter is not None:
             features = self.parts.features
             tokens = jax.eval_shape(self._features, self.frozen, x0)
@@ -117,13 +120,13 @@ class DiffusionTask:
 
     # Conditions, the network as x0_hat, and the shift.
 
-    def encode(self, frozen: Params, batch: Batch) -> Context:
-        """The condition of each example."""
-        return self.parts.encode_condition(frozen, batch)
+    def encode(self, params: Params, frozen: Params, batch: Batch) -> Context:
+        """The condition of each example; of `params` the condition's own are used, where it is trained."""
+        return self.parts.encode_condition(params, frozen, batch)
 
-    def null_context(self, frozen: Params, context: Context) -> Context:
+    def null_context(self, params: Params, frozen: Params, context: Context) -> Context:
         """What guidance moves away from: the condition without what was asked for."""
-        return self.parts.null_condition(frozen, context)
+        return self.parts.null_condition(params, frozen, context)
 
     def denoise(self, params: Params, xt: Array, t: Array, context: Context, dropout_key: Array | None = None) -> Array:
         """x0_hat = f_theta(x_t, c, t) from the raw x_t [B, H, W, C], t int32 [B] or scalar."""
@@ -205,8 +208,8 @@ class DiffusionTask:
         x0 = self.parts.space.encode(frozen["space"], batch)
         t, eps = batch["t"], batch["eps"]
         key_dropout, key_bound = jax.random.split(key)
-        context = self.encode(frozen, batch)
-        null = self.null_context(frozen, context)
+        context = self.encode(params, frozen, batch)
+        null = self.null_context(params, frozen, context)
         dropped = jax.tree.map(
             lambda c, n: jnp.where(batch["drop_cond"].reshape(-1, *(1,) * (c.ndim - 1)), n, c), context, null
         )

@@ -103,15 +103,17 @@ class Parts:
     def _reads_clip(self) -> bool:
         return isinstance(self.condition, TextCondition) and self.condition.encoder is self.clip
 
-    def encode_condition(self, frozen: Params, batch: Batch) -> Context:
+    def encode_condition(self, params: Params, frozen: Params, batch: Batch) -> Context:
         """The condition of each example of a batch."""
-        return self.condition.encode(self._condition_params(frozen), batch)
+        return self.condition.encode(self._condition_params(params, frozen), batch)
 
-    def null_condition(self, frozen: Params, context: Context) -> Context:
+    def null_condition(self, params: Params, frozen: Params, context: Context) -> Context:
         """What guidance moves away from: the condition without what was asked for."""
-        return self.condition.null(self._condition_params(frozen), context)
+        return self.condition.null(self._condition_params(params, frozen), context)
 
-    def _condition_params(self, frozen: Params) -> Params:
+    def _condition_params(self, params: Params, frozen: Params) -> Params:
+        if self.condition.trained:
+            return params["condition"]
         return frozen["clip" if self._reads_clip else "condition"]
 
     def prompts(self, records: Sequence[dict[str, Any]]) -> list[str]:
