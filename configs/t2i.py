@@ -20,7 +20,12 @@ def get_config(preset: str | None = None) -> ConfigDict:
     config.encoder = ConfigDict(dict(clip="builtin:clip_mini"))
     config.condition = ConfigDict(
         dict(
-            kind="text",  # text | class | none
+            kind="text",  # text | class | layout | none
+            embedding="one_hot",  # class: one_hot | resnet (trained: four tokens from residual blocks)
+            width=64,  # of the tokens of a trained condition (resnet classes, layouts)
+            depth=2,  # residual blocks, of layouts a stage
+            token_grid=8,  # layout: side of the square of tokens beside those of the objects
+            map_channels=16,  # layout: of the map that the denoiser is given beside x_t
             encoder="",  # folder of a CLIP or T5; empty: Stable Diffusion's own, else the text tower of encoder.clip
         )
     )

@@ -11,7 +11,8 @@ from contextdiff_jax.errors import UserError
 CHOICES = {
     "data.source": ("openmoji", "folder", "digits", "cifar10", "clip"),
     "data.labels": ("none", "subfolders"),
-    "condition.kind": ("text", "class", "none"),
+    "condition.kind": ("text", "class", "layout", "none"),
+    "condition.embedding": ("one_hot", "resnet"),
     "space.kind": ("pixels", "latents"),
     "space.rgb": ("linear", "decode"),
     "model.backbone": ("unet", "vdm", "sd"),
@@ -139,10 +140,14 @@ def _check_model(config: ConfigDict) -> None:
             raise UserError(
                 f"config.{key}='pretrained' needs config.model.pretrained, a folder in the diffusers layout"
             )
-    if model.backbone == "sd" and (config.space.kind != "latents" or config.condition.kind != "text"):
+    if model.backbone == "sd" and (config.space.kind != "latents" or config.condition.kind == "none"):
         raise UserError(
-            f"config.model.backbone='sd' works on latents and text, not on config.space.kind={config.space.kind!r} "
-            f"with config.condition.kind={config.condition.kind!r}"
+            f"config.model.backbone='sd' works on latents under a condition, not on config.space.kind="
+            f"{config.space.kind!r} with config.condition.kind={config.condition.kind!r}"
+        )
+    if config.condition.kind in ("class", "layout") and config.condition.width % 16:
+        raise UserError(
+            f"config.condition.width={config.condition.width} must be a multiple of 16 (group normalisation)"
         )
     if config.space.kind == "latents" and config.sample.threshold != "none":
         raise UserError(
@@ -214,6 +219,11 @@ _LATER = {
     "data.class_names": (),
     "condition.kind": "text",
     "condition.encoder": "",
+    "condition.embedding": "one_hot",
+    "condition.width": 64,
+    "condition.depth": 2,
+    "condition.token_grid": 8,
+    "condition.map_channels": 16,
     "space.kind": "pixels",
     "space.latents": "",
     "space.precomputed": True,

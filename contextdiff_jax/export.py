@@ -5,6 +5,7 @@
 <folder>/denoiser/              config.json, model.safetensors; for Stable Diffusion instead the whole pipeline in
                                 the diffusers layout: unet/ (trained), and all that model_index.json names
 <folder>/adapter/               config.json, model.safetensors
+<folder>/condition/             likewise, where the condition's network is trained: classes and layouts
 <folder>/process/               likewise, where the schedule or the reverse variance is learned
 <folder>/vae/ scheduler/        of the pretrained folder, where diffusion is in latents
 <folder>/image_encoder/         the CLIP of config.encoder.clip, where it does not ship with the package
@@ -89,6 +90,8 @@ def _write(task: DiffusionTask, params: Params, step: int, out: Path, name: str)
         portable.model.pretrained = "."
     if "adapter" in params:
         _write_network(out / "adapter", params["adapter"], config.adapter)
+    if "condition" in params:
+        _write_network(out / "condition", params["condition"], config.condition)
     if "process" in params:
         _write_network(out / "process", params["process"], config.process)
     if task.parts.clip is not None:
@@ -132,7 +135,7 @@ def read_networks(folder: str | Path, config: ConfigDict, expected: Params) -> P
         config: from `read_config`.
         expected: shapes of all parameters.
     """
-    names = ["adapter"] if config.model.backbone == "sd" else ["denoiser", "adapter", "process"]
+    names = ["adapter", "condition", "process"] + (["denoiser"] if config.model.backbone != "sd" else [])
     read = lambda name: pretrained.read_params(Path(folder) / name, expected[name], _tensor_name)
     return {name: read(name) for name in names if name in expected}
 

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from configs import clip_mini, recogniser, t2i
+from configs import class2img, clip_mini, layout2img, recogniser, t2i
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.training import Setup
 from contextdiff_jax.training.step import make_step
@@ -12,6 +12,8 @@ CONFIGS = {
     "t2i": lambda: t2i.get_config(),
     "t2i:tiny": lambda: t2i.get_config("tiny"),
     "t2i:small": lambda: t2i.get_config("small"),
+    "class2img:tiny": lambda: class2img.get_config("tiny"),
+    "layout2img:tiny": lambda: layout2img.get_config("tiny"),
     "clip_mini:tiny": lambda: clip_mini.get_config("tiny"),
     "recogniser:tiny": lambda: recogniser.get_config("tiny"),
 }

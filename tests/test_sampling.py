@@ -26,10 +26,10 @@ class Model:
         self.condition = ClassCondition(["a", "b"])
         self.parts = SimpleNamespace(space=Pixels(4, 1), scheduler={})
 
-    def encode(self, frozen, batch):
+    def encode(self, params, frozen, batch):
         return self.condition.encode({}, batch)
 
-    def null_context(self, frozen, context):
+    def null_context(self, params, frozen, context):
         return self.condition.null({}, context)
 
     def denoise(self, params, xt, t, context):
@@ -65,7 +65,7 @@ def test_noise_of_the_steps_is_standard_normal_and_not_that_of_the_start():
     model, count = Model(), 4000
     plan, keys = sampling.Plan.of(model, config), jax.random.split(jax.random.key(0), count)
     plan = dataclasses.replace(plan, moves=plan.moves[:1])
-    context = model.encode({}, {"label": jnp.zeros(count, jnp.int32)})
+    context = model.encode({}, {}, {"label": jnp.zeros(count, jnp.int32)})
     start = sampling.start(model, {}, {"space": {}}, context, keys, plan)
     chart = sampling.guided_chart(model, {}, {}, context, plan, sampling.Numbers.of(config))
     end = sampling.run(chart, model.schedule, keys, start, plan, sampling.Numbers.of(config))
@@ -90,7 +90,7 @@ def test_a_share_of_the_steps_starts_from_the_picture():
     plan = sampling.Plan.of(Model(), config, strength=0.3)
     assert plan.moves == sampling.Plan.of(Model(), config).moves[-3:]
     model, image = Model(), np.full((2, *SHAPE), 0.25, np.float32)
-    context = model.encode({}, {"label": np.array([0, 1], np.int32)})
+    context = model.encode({}, {}, {"label": np.array([0, 1], np.int32)})
     keys = jax.vmap(jax.random.key)(np.arange(2))
     x = sampling.start(model, {}, {"space": {}}, context, keys, plan, image)
     eps = jax.vmap(lambda key: jax.random.normal(key, SHAPE))(keys)

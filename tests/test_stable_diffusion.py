@@ -184,7 +184,7 @@ def test_img2img_goes_through_the_contextual_forward_process(trained):
     _, workdir = trained
     pipe = cdx.Pipeline.load(workdir, ema=False)
     task, frozen, t = pipe.task, pipe.frozen, 600
-    context = task.encode(frozen, task.parts.condition.read(PROMPTS[:1]))
+    context = task.encode(pipe.params, frozen, task.parts.condition.read(PROMPTS[:1]))
     image = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
     eps = np.random.default_rng(1).normal(size=(1, 8, 8, 4)).astype(np.float32)
     x0 = task.parts.space.encode(frozen["space"], {"image": image})

@@ -59,7 +59,7 @@ def bound_figures(pipe):
 
     @jax.jit
     def bound(params, frozen):
-        context = task.encode(frozen, batch)
+        context = task.encode(params, frozen, batch)
         f, b = partial(task.denoise, params, context=context), task.shift(params, frozen, context)
         key = jax.random.key(3)
         return cdx.evaluate.bits_per_dim(f, b, task.schedule, batch["image"], key, num_t=4, bins=task.parts.levels)

@@ -1,4 +1,4 @@
-"""What the condition c of a sample may be: a text, a class, a layout, or nothing. Each turns fields of a batch into a Context.
+"""What the condition c of a sample may be: a text, a class, a layout, or nothing. Each makes a Context of a batch.
 
 Beside it what else surrounds a denoiser: where x0 lives (`spaces`), and what the adapter sees of it (`features`).
 """

@@ -127,8 +127,8 @@ class LayoutCondition:
         return self.net.init(key, jnp.asarray(fields["boxes"]), jnp.asarray(fields["labels"]))["params"]
 
     def from_records(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
-        """The records' own boxes and labels."""
-        return self._fields([(record["labels"], record["boxes"]) for record in records])
+        """The records' own objects in their boxes."""
+        return self._fields([(record["objects"], record["boxes"]) for record in records])
 
     def read(self, layouts: Sequence[Layout]) -> dict[str, np.ndarray]:
         """Boxes and labels of what a user asks for.
@@ -154,7 +154,7 @@ class LayoutCondition:
     def _checked(self, layout: Layout, index: int) -> tuple[list[int], list[tuple[float, ...]]]:
         """(labels, boxes) of one layout."""
         if len(layout) > self.max_objects:
-            raise UserError(f"layout {index + 1} has {len(layout)} objects; this model takes at most {self.max_objects}")
+            raise UserError(f"layout {index + 1} has {len(layout)} objects; at most {self.max_objects} fit")
         labels, boxes = [], []
         for entry in layout:
             if isinstance(entry, str) or len(entry) != 2:
@@ -196,3 +196,15 @@ def _box(box: Any, where: str) -> tuple[float, ...]:
     if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
         raise UserError(f"{where}: box {(x0, y0, x1, y1)} must have 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1")
     return x0, y0, x1, y1
+
+
+def layout_of(record: Record, names: Sequence[str]) -> Layout:
+    """What to ask for to get a picture like a record's."""
+    shown = zip(record["objects"], record["boxes"], strict=True)
+    return [(names[label], tuple(float(v) for v in box)) for label, box in shown if label != PADDING]
+
+
+def in_words(layout: Layout) -> str:
+    """A layout as a caption: the objects and where they are, in hundredths of the sides."""
+    place = lambda box: ",".join(str(round(100 * v)) for v in box)
+    return "; ".join(f"{name} at {place(box)}" for name, box in layout) or "nothing"

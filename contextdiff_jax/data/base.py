@@ -13,11 +13,16 @@ class Description:
         channels: C of the images.
         levels: values a pixel can take, 0..levels-1; bits per dimension depend on it.
         class_names: one for each value of a record's `label`; empty where records have none.
+        object_names: one for each value of a record's `objects`, which stand in its `boxes`; empty where records have
+            none.
+        max_objects: places for objects in a record.
     """
 
     channels: int = 3
     levels: int = 256
     class_names: tuple[str, ...] = ()
+    object_names: tuple[str, ...] = ()
+    max_objects: int = 0
 
     @property
     def num_classes(self) -> int:

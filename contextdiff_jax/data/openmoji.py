@@ -16,8 +16,16 @@ __all__ = ["OpenMojiSource", "Vocabulary", "captions", "vocabulary"]
 _LENGTHS = {
     "demo": {"train": 100_000, "val": 2_000, "test": 2_000, "unseen": 2_000, "recogniser": 50_000},
     "single": {"train": 400_000, "val": 4_000, "test": 4_000, "unseen": 4_000, "recogniser": 400_000},
+    "demo_objects": {"train": 100_000, "val": 2_000, "test": 2_000, "unseen": 2_000, "recogniser": 50_000},
+    "demo_pairs": {"train": 200_000, "val": 2_000, "test": 2_000, "unseen": 2_000, "recogniser": 100_000},
     "pairs": {"train": 400_000, "val": 4_000, "test": 4_000, "unseen": 4_000, "recogniser": 400_000},
 }
+
+
+def describe(preset: str) -> Description:
+    """What the scenes of a preset are."""
+    names = dict(class_names=class_names(preset), object_names=vocabulary(preset).objects)
+    return Description(**names, max_objects=scenes.MAX_OBJECTS)
 
 
 class OpenMojiSource(ImageSource):
@@ -27,8 +35,8 @@ class OpenMojiSource(ImageSource):
     A mixture ("demo+pairs") takes its presets in turn; its length is that of the longest times their number.
 
     Args:
-        preset: demo (12 objects), single (every named emoji), pairs (two objects and a relation), or several
-            joined by "+".
+        preset: demo (12 objects), single (every named emoji), pairs (two objects and a relation), demo_objects (the
+            demo's, labelled by object alone), demo_pairs (two of the demo's), or several joined by "+".
         split: train, val, test, or unseen: the held-out combinations of object and background; recogniser:
             every combination, for the network that judges the others.
         image_size: side in pixels, 8 at least; 16 or more keep the objects recognisable.
@@ -44,7 +52,7 @@ class OpenMojiSource(ImageSource):
         self.image_size = checks.image_size(image_size)
         self.seed = int(seed)
         self.vocabulary = vocabulary(preset)
-        self.description = Description(class_names=class_names(preset))
+        self.description = describe(preset)
         self._vocabularies = tuple(vocabulary(part) for part in self.presets)
         self._lengths = tuple(_LENGTHS[part][split] for part in self.presets)
 

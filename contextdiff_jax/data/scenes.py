@@ -11,7 +11,7 @@ import struct
 import numpy as np
 
 from contextdiff_jax.data import raster
-from contextdiff_jax.data.vocabulary import BACKGROUNDS, SAME_DRAWING, Vocabulary
+from contextdiff_jax.data.vocabulary import BACKGROUNDS, OF_TWO, SAME_DRAWING, Vocabulary
 
 GRID = 32  # positions and sizes are whole numbers of 1/32 of the image side: exact pixels at 32 x 32
 MAX_OBJECTS = 2
@@ -86,7 +86,7 @@ class Scene:
 
 def draw_scene(preset: str, vocab: Vocabulary, split: str, seed: int, index: int) -> Scene:
     """Scene `index` of a split: candidates follow each other until one belongs to the split."""
-    propose = _propose_pair if preset == "pairs" else _propose_alone
+    propose = _propose_pair if preset in OF_TWO else _propose_alone
     attempt = 0
     while True:
         scene = propose(vocab, split, _words(preset, split, seed, index, attempt))

@@ -9,7 +9,7 @@ from contextdiff_jax.data.digits import DigitsSource
 from contextdiff_jax.data.folder import ImageFolderSource, TooFewImages, class_names_of
 from contextdiff_jax.data.one_clip import ClipSource, clip_of
 from contextdiff_jax.data.openmoji import OpenMojiSource
-from contextdiff_jax.data.vocabulary import class_names
+from contextdiff_jax.data.openmoji import describe as describe_scenes
 from contextdiff_jax.errors import UserError
 
 SOURCES = {
@@ -70,7 +70,7 @@ def describe(cfg_data: Any) -> Description:
     """
     match name := _known(cfg_data.source):
         case "openmoji":
-            return Description(class_names=class_names(cfg_data.preset))
+            return describe_scenes(cfg_data.preset)
         case "folder":
             return Description(class_names=class_names_of(cfg_data.path, cfg_data.labels, cfg_data.class_names))
     return SOURCES[name].description

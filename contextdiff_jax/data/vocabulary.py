@@ -15,7 +15,9 @@ import re
 
 from contextdiff_jax.errors import UserError
 
-PRESETS = ("demo", "single", "pairs")
+PRESETS = ("demo", "single", "pairs", "demo_objects", "demo_pairs")
+OF_THE_DEMO = ("demo", "demo_objects", "demo_pairs")  # presets that show its twelve objects only
+OF_TWO = ("pairs", "demo_pairs")
 SPLITS = ("train", "val", "test", "unseen", "recogniser")
 RELATIONS = ("to the left of", "to the right of", "above", "below")
 
@@ -165,7 +167,7 @@ def vocabulary(preset: str) -> Vocabulary:
         UserError: unknown preset.
     """
     rows = [(code, name) for code, name, _ in DEMO_OBJECTS]
-    if set(presets_of(preset)) - {"demo"}:
+    if set(presets_of(preset)) - set(OF_THE_DEMO):
         demo_codes = {code for code, _ in rows}
         rows += [(code, name) for code, name in sorted(_named_emoji().items()) if code not in demo_codes]
     codes = tuple(code for code, _ in rows)
@@ -185,7 +187,7 @@ def held_out_background(code: str) -> int:
 def captions(preset: str) -> tuple[str, ...]:
     """Caption texts of a preset, for training a tokenizer.
 
-    `demo` and `single` give all captions; `pairs` gives one for every object, relation and background (the
+    Presets of one object give all captions; those of two give one for every object, relation and background (the
     second object runs through the list), so that every word is there in its usual company.
     """
     texts: dict[str, None] = {}
@@ -193,7 +195,7 @@ def captions(preset: str) -> tuple[str, ...]:
         vocab = vocabulary(part)
         backgrounds = range(len(vocab.backgrounds))
         for i in range(len(vocab.objects)):
-            if part != "pairs":
+            if part not in OF_TWO:
                 texts.update((vocab.caption(i, b), None) for b in backgrounds)
                 continue
             for b in backgrounds:
@@ -206,6 +208,7 @@ def captions(preset: str) -> tuple[str, ...]:
 def class_names(preset: str) -> tuple[str, ...]:
     """What a record's `label` counts: for demo the captions (object and background), otherwise the objects.
 
+    `demo_objects` shows what demo shows, but its backgrounds are left open.
     The thousands of objects of the other presets with all their backgrounds would be too many classes to learn.
     """
     return captions(preset) if presets_of(preset) == ("demo",) else vocabulary(preset).objects

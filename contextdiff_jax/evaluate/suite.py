@@ -157,7 +157,7 @@ def _bits_per_dim(pipeline: Pipeline, seed: int) -> dict[str, dict]:
     num_t, levels, dequantize = config.eval.bpd_timesteps or None, task.parts.levels, config.eval.bpd_dequantize
 
     def bound(params: Params, frozen: Params, batch: dict, key: jax.Array, with_adapter: bool):
-        context = task.encode(frozen, batch)
+        context = task.encode(params, frozen, batch)
         f = task.denoiser(params, context)
         b = task.shift(params, frozen, context) if with_adapter else None
         s, how = task.schedule_of(params), dict(num_t=num_t, bins=levels, dequantize=dequantize)

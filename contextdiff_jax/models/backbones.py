@@ -60,7 +60,7 @@ class StableDiffusionBackbone:
 
     def init(self, key: Array, xt: Any, t: Any, context: Any) -> Params:
         """Random parameters of the same shapes; training starts from `load`."""
-        return self.module.lazy_init(key, xt, t, context.tokens)["params"]
+        return self.module.lazy_init(key, xt, t, context.tokens, spatial=context.spatial)["params"]
 
     def load(self, shardings: Params) -> Params:
         """The folder's weights; layers that join frames and are no copies are not among them."""
@@ -85,7 +85,7 @@ class StableDiffusionBackbone:
 
         `edit` and `control` are those of `SDUNet`.
         """
-        how = dict(num_frames=self.num_frames, edit=edit, control=control)
+        how = dict(num_frames=self.num_frames, edit=edit, control=control, spatial=context.spatial)
         return self.module.apply({"params": params}, xt, jnp.maximum(t - 1, 0), context.tokens, **how)
 
 

@@ -79,7 +79,15 @@ def embed_condition(
     emb = TimeEmbedding(dim, num_timesteps, dtype, name="time")(t)
     pooled = nn.LayerNorm(dtype=dtype, name="pooled_norm")(context.pooled)
     emb = emb + nn.Dense(dim, dtype=dtype, name="pooled")(pooled)
+    if context.level is not None:
+        code = sinusoidal_embedding(1000.0 * context.level, dim).astype(dtype)
+        emb = emb + nn.Dense(dim, dtype=dtype, name="level")(code)
     return emb, nn.LayerNorm(dtype=dtype, name="text_norm")(context.tokens)
+
+
+def beside_spatial(xt: Array, context: Context) -> Array:
+    """x_t with the condition's maps as more channels: [B, H, W, C] and [B, H, W, D] -> [B, H, W, C + D]."""
+    return xt if context.spatial is None else jnp.concatenate([xt, context.spatial.astype(xt.dtype)], axis=-1)
 
 
 def space_to_depth(x: Array, p: int) -> Array:

@@ -43,6 +43,7 @@ class SDUNet(nn.Module):
         num_frames: int = 1,
         edit: Edit | None = None,
         control: tuple[Array, ...] = (),
+        spatial: Array | None = None,
     ) -> Array:
         """Network output, eps or v as the checkpoint was trained.
 
@@ -53,6 +54,7 @@ class SDUNet(nn.Module):
             mask: True where a token may be looked at, bool [B, L]; None (as Stable Diffusion is trained) for all.
             num_frames: F; a batch is B / F clips, the frames of each one after another.
             edit: of attention weights (models/video.py); None is the fastest program.
+            spatial: maps beside xt [B, h, w, C] or None; what they add to the first feature map starts as zero.
             control: what a ControlNet adds to the skips, in their order, and last to the middle; () for nothing.
 
         Returns:
@@ -73,6 +75,9 @@ class SDUNet(nn.Module):
             return Stage(config, widths[level], heads, num_layers, resample, self.dtype, self.remat, frames, name=name)
 
         h = conv(widths[0], "conv_in")(xt.astype(self.dtype))
+        if spatial is not None:
+            # The same as more channels of conv_in, whose kernel keeps the shape that checkpoints have.
+            h = h + conv(widths[0], "conv_spatial", kernel_init=zeros, use_bias=False)(spatial.astype(self.dtype))
         skips, last = [h], len(widths) - 1
         for level, block_type in enumerate(config.down_block_types):
             resample = "down" if level < last else ""

@@ -6,7 +6,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from contextdiff_jax.layers import GroupNorm, ResBlock, upsample, zeros
-from contextdiff_jax.models.blocks import SpatialAttention, depth_to_space, embed_condition, space_to_depth
+from contextdiff_jax.models.blocks import (
+    SpatialAttention,
+    beside_spatial,
+    depth_to_space,
+    embed_condition,
+    space_to_depth,
+)
 from contextdiff_jax.types import Array, Context
 
 
@@ -71,7 +77,7 @@ class UNet(nn.Module):
                 h = attend(heads, *attends, self.dtype, name=f"{name}_attn")(h, text, context.mask)
             return h
 
-        h = space_to_depth(xt, self.patch_size).astype(self.dtype)
+        h = space_to_depth(beside_spatial(xt, context), self.patch_size).astype(self.dtype)
         h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="stem")(h)
         skips = [h]
         last = len(self.multipliers) - 1

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from contextdiff_jax.layers import GroupNorm, ResBlock, zeros
-from contextdiff_jax.models.blocks import SpatialAttention, embed_condition
+from contextdiff_jax.models.blocks import SpatialAttention, beside_spatial, embed_condition
 from contextdiff_jax.types import Array, Context
 
 
@@ -73,7 +73,8 @@ class VDMUNet(nn.Module):
             return res_block(self.channels, self.dropout, self.dtype, name=name)(h, emb, train)
 
         h = jnp.concatenate([xt, fourier_features(xt, self.fourier_bands)], axis=-1) if self.fourier_bands else xt
-        h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="stem")(h.astype(self.dtype))
+        h = beside_spatial(h, context).astype(self.dtype)
+        h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="stem")(h)
         skips = [h]
         for i in range(self.num_blocks):
             h = block(h, f"in_{i}")

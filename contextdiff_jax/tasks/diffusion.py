@@ -76,7 +76,7 @@ class DiffusionTask:
         )
 
     def init(self, key: Array) -> Params:
-        """{"denoiser", "adapter", "condition" where it is trained, ...} in float32; the adapter's output, and so b, is exactly zero."""
+        """{"denoiser", "adapter", "condition" if trained, ...}, float32; the adapter's output, and so b, is zero."""
         key_denoiser, key_adapter = jax.random.split(key)
         condition, params = self.parts.condition, {}
         if condition.trained:

@@ -11,8 +11,15 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from contextdiff_jax import data, encoders
-from contextdiff_jax.conditions import ClassCondition, Condition, TextCondition
+from contextdiff_jax.conditions import (
+    ClassCondition,
+    Condition,
+    EmbeddedClassCondition,
+    LayoutCondition,
+    TextCondition,
+)
 from contextdiff_jax.conditions.features import ClipFeatures, Features, PatchFeatures
+from contextdiff_jax.conditions.layout import layout_of
 from contextdiff_jax.conditions.spaces import Latents, Pixels, read_rgb_map
 from contextdiff_jax.data import latents
 from contextdiff_jax.data.base import ImageSource
@@ -81,7 +88,8 @@ class Parts:
         space = _space(config, runtime, weights)
         backbones.check_size(config, space.shape)
         scheduler = _scheduler(config)
-        condition = _condition(config, clip, partial(encoders.load_text_encoder, dtype=dtype, weights=weights))
+        load = partial(encoders.load_text_encoder, dtype=dtype, weights=weights)
+        condition = _condition(config, clip, load, space.shape)
         process, prediction = _process(config, scheduler, space)
         levels = data.describe(config.data).levels if config.space.kind == "pixels" else None
         features = _features(config, clip, space)
@@ -116,8 +124,10 @@ class Parts:
             return params["condition"]
         return frozen["clip" if self._reads_clip else "condition"]
 
-    def prompts(self, records: Sequence[dict[str, Any]]) -> list[str]:
+    def prompts(self, records: Sequence[dict[str, Any]]) -> list[Any]:
         """What to ask for to get pictures like these records'."""
+        if isinstance(self.condition, LayoutCondition):
+            return [layout_of(record, self.condition.names) for record in records]
         if isinstance(self.condition, ClassCondition) and self.condition.takes_prompts:
             return [self.condition.names[record["label"]] for record in records]
         return [record["caption"] for record in records]
@@ -174,15 +184,31 @@ def process_of(config: ConfigDict, start: schedule.Schedule, channels: int) -> P
     )
 
 
-def _condition(config: ConfigDict, clip: encoders.Clip | None, load: Callable) -> Condition:
+def _condition(
+    config: ConfigDict, clip: encoders.Clip | None, load: Callable, sample_shape: tuple[int, ...]
+) -> Condition:
     """What c is; `load` reads a text encoder."""
-    if config.condition.kind == "class":
-        names = data.describe(config.data).class_names
+    section, description = config.condition, data.describe(config.data)
+    if section.kind in ("class", "layout"):
+        names = description.class_names if section.kind == "class" else description.object_names
         if not names:
+            what = "classes" if section.kind == "class" else "boxes"
             raise UserError(
-                f"config.condition.kind='class', but the images of config.data.source={config.data.source!r} have no "
-                "classes; use kind text or none"
+                f"config.condition.kind={section.kind!r}, but the images of config.data.source={config.data.source!r} "
+                f"have no {what}; use kind text or none"
             )
+        if section.kind == "layout":
+            return LayoutCondition(
+                names,
+                description.max_objects,
+                tuple(sample_shape[:2]),
+                width=section.width,
+                depth=section.depth,
+                token_grid=section.token_grid,
+                map_channels=section.map_channels,
+            )
+        if section.embedding == "resnet":
+            return EmbeddedClassCondition(names, section.width, section.depth)
         return ClassCondition(names)
     if config.condition.kind == "none":
         return ClassCondition(())

@@ -38,7 +38,7 @@ class Seeded:
 
 def bound(task: Any, params: Params, frozen: Params, batch: Batch, key: Array, num_t: int) -> BitsPerDim:
     """The full bound of Eq. 4; with the same key all variants meet the same times and noise."""
-    context = task.encode(frozen, batch)
+    context = task.encode(params, frozen, batch)
     f, b = task.denoiser(params, context), task.shift(params, frozen, context)
     x0 = task.parts.space.encode(frozen["space"], batch)
     process = dict(s=task.schedule_of(params), variance=task.variance_of(params))
@@ -47,7 +47,7 @@ def bound(task: Any, params: Params, frozen: Params, batch: Batch, key: Array, n
 
 def terms(task: Any, params: Params, frozen: Params, batch: Batch, key: Array, repeats: int) -> Array:
     """The terms of Eq. 4 in nats, [T+1, N]: prior, reconstruction, then the KL of t = 2..T; means of several draws."""
-    s, variance, context = task.schedule_of(params), task.variance_of(params), task.encode(frozen, batch)
+    s, variance, context = task.schedule_of(params), task.variance_of(params), task.encode(params, frozen, batch)
     f, b = task.denoiser(params, context), task.shift(params, frozen, context)
     x0, T = task.parts.space.encode(frozen["space"], batch), s.num_timesteps
 
@@ -68,7 +68,7 @@ def terms(task: Any, params: Params, frozen: Params, batch: Batch, key: Array, r
 
 def over_time(task: Any, params: Params, frozen: Params, batch: Batch, key: Array, times: Array) -> dict[str, Array]:
     """Curves over `times` [K]: what Eq. 6 minimises, the size of r per element, and its steepest slope at these x0."""
-    s, context = task.schedule_of(params), task.encode(frozen, batch)
+    s, context = task.schedule_of(params), task.encode(params, frozen, batch)
     f, b = task.denoiser(params, context), task.shift(params, frozen, context)
     x0 = task.parts.space.encode(frozen["space"], batch)
     r = (lambda x, t: jnp.zeros_like(x)) if b is None else (lambda x, t: b.relate(b.features(x), t, x.shape[1:]))

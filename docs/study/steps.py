@@ -124,7 +124,7 @@ def process_of(task: Any, params: Params) -> dict[str, Any]:
 
 def sizes_of_r(task: Any, params: Params, test: Batch) -> list[float]:
     """Root mean square of r at t = 1..T on the data."""
-    b, x0 = task.shift(params, task.frozen, task.encode(task.frozen, test)), test["image"]
+    b, x0 = task.shift(params, task.frozen, task.encode(params, task.frozen, test)), test["image"]
     r_at = lambda t: b.relate(b.features(x0), jnp.full(x0.shape[:1], t), x0.shape[1:])[..., : toy.DIM]
     at = jax.jit(lambda t: jnp.sqrt(jnp.mean(r_at(t) ** 2)))
     return measure.rounded([at(t) for t in range(1, task.schedule.num_timesteps + 1)])

@@ -180,7 +180,7 @@ class ToyTask(DiffusionTask):
         """As the library's; networks of this size are made outright."""
         key_denoiser, key_adapter = jax.random.split(key)
         x0, t = jnp.zeros((1, DIM)), jnp.zeros(1, jnp.int32)
-        context = self.encode(self.frozen, self.parts.condition.empty(1))
+        context = self.encode({}, self.frozen, self.parts.condition.empty(1))
         params = {"denoiser": self.backbone.module.init(key_denoiser, x0, t, context)["params"]}
         if self.adapter is not None:
             params["adapter"] = self.adapter.init(key_adapter, x0, (), t, context, DIM)["params"]
