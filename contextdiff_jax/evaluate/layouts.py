@@ -41,9 +41,9 @@ def layout_figures(images: np.ndarray, layouts: Sequence[Layout], judge: Recogni
         judge: names what a crop shows.
 
     Returns:
-        object: share of the asked objects that the judge names in their box; iou: mean overlap of the asked box with
-        the place where, of all boxes of its size slid over the picture, the judge is surest of the object; both with their
-        "*_stderr" over pictures; n: objects.
+        object: share of the asked objects that the judge names in their box;
+        iou: mean overlap of the asked box with the place where, of all boxes of its size slid over the picture, the
+        judge is surest of the object; both with their "*_stderr" over pictures; n: objects.
     """
     hits, overlaps, name, size = [], [], namer(judge), judge.config.image_size
     for image, layout in zip(to_uint8(np.asarray(images)), layouts, strict=True):
