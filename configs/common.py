@@ -70,5 +70,6 @@ def base(task: str) -> ConfigDict:
         )
     )
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
-    config.sharding = ConfigDict(dict(rules=((".*", "fsdp"),)))
+    # A table split over its words would be looked up by all devices for all rows, and the answers summed over them.
+    config.sharding = ConfigDict(dict(rules=(("embedding$", "replicate"), (".*", "fsdp"))))
     return config

@@ -158,7 +158,8 @@ def end_features(x: Array, tokens: Array, eos_token_id: int) -> Array:
     """The feature of the first end token: x [B, L, D], tokens int32 [B, L] -> [B, D]."""
     # Configs from before eos_token_id was corrected carry 2; for them the end token is the largest id.
     end = jnp.argmax(tokens if eos_token_id == 2 else tokens == eos_token_id, axis=1)
-    return x[jnp.arange(x.shape[0]), end]
+    # Along the axis, row by row: indexed by the rows as well it would be summed over all devices of a batch.
+    return jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
 
 
 class CLIPTextModel(nn.Module):

@@ -191,8 +191,8 @@ class Shift:
     Attributes:
         schedule: holds k_t.
         features: x0 [B, ...] -> image features; the expensive half, independent of t.
-        relate: (features, t [B], shape of one x0) -> r [B, ...], where features and t may be stacked n-fold along the
-            batch.
+        relate: (features, t [B], shape of one x0) -> r [B, ...], where every example may have n rows of features and t
+            in a row.
     """
 
     schedule: Schedule
@@ -209,11 +209,20 @@ class Shift:
 
     def pair(self, x0: Array, t: Array, s: Array) -> tuple[Array, Array]:
         """(b_t, b_s) from one encoding of x0, the two times as one batch."""
-        batch = x0.shape[:1]
-        features = self.features(x0)
-        times = jnp.concatenate([jnp.broadcast_to(t, batch), jnp.broadcast_to(s, batch)])
-        stacked = jnp.concatenate([features, features])
-        return tuple(jnp.split(self._scaled(stacked, times, x0.shape[1:]), 2))
+        return _apart(self._scaled(*_side_by_side(self.features(x0), t, s), x0.shape[1:]))
+
+
+def _side_by_side(features: Array, t: Array, s: Array) -> tuple[Array, Array]:
+    """Features and times [2 B], an example's two rows together: a batch spread over devices stays where it is."""
+    batch = features.shape[:1]
+    times = jnp.stack([jnp.broadcast_to(t, batch), jnp.broadcast_to(s, batch)], axis=1)
+    return jnp.repeat(features, 2, axis=0), times.reshape(-1)
+
+
+def _apart(both: Array) -> tuple[Array, Array]:
+    """The two of every example, [2 B, ...] -> [B, ...] twice."""
+    both = both.reshape(-1, 2, *both.shape[1:])
+    return both[:, 0], both[:, 1]
 
 
 @dataclass(frozen=True)
@@ -238,10 +247,8 @@ class ScaledShift(Shift):
 
     def warps(self, x0: Array, t: Array, s: Array) -> tuple[Warp, Warp]:
         """Those at t and at s, from one encoding of x0."""
-        batch, features = x0.shape[:1], self.features(x0)
-        times = jnp.concatenate([jnp.broadcast_to(t, batch), jnp.broadcast_to(s, batch)])
-        both = self._warp(jnp.concatenate([features, features]), times, x0.shape[1:])
-        return tuple(Warp(*parts) for parts in zip(*(jnp.split(v, 2) for v in both), strict=True))
+        both = self._warp(*_side_by_side(self.features(x0), t, s), x0.shape[1:])
+        return tuple(Warp(*parts) for parts in zip(*map(_apart, both), strict=True))
 
     def carry(self, x: Array, x0_hat: Array, t: Array, s: Array, update: Callable[[Array], Array]) -> Array:
         """x at s from x at t through update(y_t) -> y_s, as `Chart.carry`."""

@@ -58,14 +58,20 @@ class SpatialAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, text: Array, text_mask: Array) -> Array:
         """x [B, H, W, C], text [B, L, D], text_mask bool [B, L] -> [B, H, W, C]."""
-        h = einops.rearrange(x, "b h w c -> b (h w) c")
+        h = einops.rearrange(_kept_apart(x), "b h w c -> b (h w) c")
         if self.self_attention:
             normed = nn.LayerNorm(dtype=self.dtype, name="norm_self")(h)
             h = h + Attention(self.num_heads, self.dtype, zeros, name="self")(normed)
         if self.cross_attention:
             normed = nn.LayerNorm(dtype=self.dtype, name="norm_cross")(h)
             h = h + Attention(self.num_heads, self.dtype, zeros, name="cross")(normed, text, text_mask)
-        return h.reshape(x.shape)
+        return _kept_apart(h.reshape(x.shape))
+
+
+def _kept_apart(x: Array) -> Array:
+    """The identity, which keeps a TPU's compiler from fusing the change between rows and positions into a convolution:
+    on small maps it merges rows inside the padded window, and then aborts the process (libtpu 0.0.52)."""
+    return jax.lax.optimization_barrier(x) if runtime.current().platform == "tpu" else x
 
 
 def embed_condition(
@@ -92,15 +98,9 @@ def beside_spatial(xt: Array, context: Context) -> Array:
 
 def space_to_depth(x: Array, p: int) -> Array:
     """[B, H, W, C] -> [B, H/p, W/p, p*p*C]."""
-    return _kept_apart(einops.rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p))
+    return einops.rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p)
 
 
 def depth_to_space(x: Array, p: int) -> Array:
     """[B, H, W, p*p*C] -> [B, H*p, W*p, C], the inverse of `space_to_depth`."""
-    return einops.rearrange(_kept_apart(x), "b h w (p q c) -> b (h p) (w q) c", p=p, q=p)
-
-
-def _kept_apart(x: Array) -> Array:
-    """The identity, which keeps a TPU's compiler from fusing the rearrangement into the convolution beside it: merging
-    rows of blocks inside a padded window is what it cannot do, and it then aborts the process (libtpu 0.0.52)."""
-    return jax.lax.optimization_barrier(x) if runtime.current().platform == "tpu" else x
+    return einops.rearrange(x, "b h w (p q c) -> b (h p) (w q) c", p=p, q=p)

@@ -163,8 +163,8 @@ class DiffusionTask:
 
         def relate(features: Array, t: Array, shape: tuple[int, ...]) -> Array:
             copies, grid = features.shape[0] // context.tokens.shape[0], self.parts.features.grid(shape)
-            stacked = jax.tree.map(lambda v: einops.repeat(v, "b ... -> (n b) ...", n=copies), context)
-            return self.adapter.apply(variables, features, grid, t, stacked, shape)
+            repeated = jax.tree.map(lambda v: einops.repeat(v, "b ... -> (b n) ...", n=copies), context)
+            return self.adapter.apply(variables, features, grid, t, repeated, shape)
 
         kind = ScaledShift if self.config.adapter.scale else Shift
         return kind(self.schedule_of(params), features=partial(self._features, frozen), relate=relate)

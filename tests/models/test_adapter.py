@@ -93,8 +93,8 @@ def test_pair_is_two_calls_with_one_encoding():
         return tokens + x0.mean((1, 2, 3))[:, None, None]
 
     def relate(f, t, shape):
-        stacked = jax.tree.map(lambda v: jnp.tile(v, (f.shape[0] // 2, *(1,) * (v.ndim - 1))), context)
-        return run(make(), params, f, grid, t, stacked, SHAPE)
+        repeated = jax.tree.map(lambda v: jnp.repeat(v, f.shape[0] // 2, axis=0), context)
+        return run(make(), params, f, grid, t, repeated, SHAPE)
 
     b = Shift(s, features, relate)
     x0 = jax.random.normal(jax.random.key(3), (2, *SHAPE))
