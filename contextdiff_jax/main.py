@@ -34,7 +34,9 @@ FEATURES = flags.DEFINE_multi_string(
     "metrics: feature space; repeatable; default efficientnet. Others: inception:FILE.safetensors, clip:FOLDER, "
     "clip:builtin:clip_mini, dinov2:FOLDER.",
 )
-CAPTIONS = flags.DEFINE_string("captions", "", "metrics: text file with a caption a line, or a metadata.jsonl.")
+CAPTIONS = flags.DEFINE_string(
+    "captions", "", "metrics: text file with a caption a line, a metadata.jsonl, or the folder that has both."
+)
 CROP = flags.DEFINE_integer("crop", None, "metrics: crop pictures to squares of this side; default as they are.")
 STRENGTH = flags.DEFINE_float("strength", 0.8, "sample: how far --image is noised first, above 0 to 1.")
 ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(

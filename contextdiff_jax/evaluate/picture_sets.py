@@ -4,7 +4,6 @@ import concurrent.futures
 import hashlib
 import itertools
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,10 +12,12 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from contextdiff_jax.data.folder import SUFFIXES, square, to_rgb
+from contextdiff_jax.data import captions_on_disk
+from contextdiff_jax.data.images import SUFFIXES, reason, square, to_rgb, upright
+from contextdiff_jax.data.listing import files_below, listed
 from contextdiff_jax.errors import UserError
 
-NAMED = 10  # files that a message lists
+NAMED = 10  # files that a result lists
 THREADS = 4
 Batch = tuple[np.ndarray, list[dict[str, Any]]]
 
@@ -27,7 +28,8 @@ class PictureSet:
     Args:
         path: a folder (its subfolders too), or an npz with one array [N, H, W, 3] of uint8, as ADM's samplers write it.
         crop: None takes pictures as they are; a number crops each to a square at its centre and resizes it (Lanczos).
-        captions: "", or a text file with one caption a line in the order of the pictures, or a metadata.jsonl.
+        captions: "", or a text file with one caption a line in the order of the pictures, a metadata.jsonl, or the
+            folder itself, which has its captions as a folder of training pictures has.
 
     Attributes:
         n: pictures read.
@@ -45,7 +47,9 @@ class PictureSet:
             raise UserError(f"crop={crop} pixels; give 8 or more, or leave it out to take pictures as they are")
         if not self.path.exists():
             raise UserError(f"pictures {str(path)!r} do not exist; give a folder of pictures or an npz file")
-        self.names = _picture_files(self.path) if self.path.is_dir() else None
+        self.names = None
+        if self.path.is_dir():
+            self.names = [name for name in files_below(self.path) if Path(name).suffix.lower() in SUFFIXES]
         self.total = len(self.names) if self.names is not None else _npz_shape(self.path)[0]
         if not self.total:
             accepted = ", ".join(sorted(SUFFIXES))
@@ -73,16 +77,10 @@ class PictureSet:
             self._digest.update(images.tobytes())
             yield images, [record for _, record in batch]
         if not self.n:
-            named = self.named_unreadable()
+            named = listed([f"{name} ({why})" for name, why in self.unreadable])
             raise UserError(
                 f"none of {self.total} pictures in {str(self.path)!r} can be read: {named}; look at the files"
             )
-
-    def named_unreadable(self) -> str:
-        """The files that were left out, for a message."""
-        more = len(self.unreadable) - NAMED
-        named = ", ".join(f"{name} ({reason})" for name, reason in self.unreadable[:NAMED])
-        return named + (f", and {more} more" if more > 0 else "")
 
     def described(self) -> dict[str, Any]:
         """What a result says of the set."""
@@ -130,9 +128,9 @@ class PictureSet:
             with PIL.Image.open(self.path / name) as image:
                 if self.crop is not None:
                     return square(image, self.crop)
-                return np.asarray(to_rgb(image))
+                return np.asarray(to_rgb(upright(image)))
         except Exception as error:  # decoders raise almost anything on damaged files
-            return "not an image" if isinstance(error, PIL.UnidentifiedImageError) else str(error).split("\n")[0]
+            return reason(error)
 
     def _from_npz(self, size: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         """Read through the archive a few pictures at a time: 50,000 of them are never in memory."""
@@ -142,18 +140,6 @@ class PictureSet:
                 image = image if self.crop is None else square(PIL.Image.fromarray(image), self.crop)
                 yield self._checked(image, f"picture {index}"), self._record(index, str(index))
                 index += 1
-
-
-def _picture_files(folder: Path) -> list[str]:
-    """Names of the pictures below a folder, sorted; hidden ones are left out."""
-    names = []
-    for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        here = Path(root).relative_to(folder)
-        names += [
-            (here / name).as_posix() for name in files if name[0] != "." and Path(name).suffix.lower() in SUFFIXES
-        ]
-    return sorted(names)
 
 
 def _open_array(path: Path) -> tuple[zipfile.ZipFile, Any, tuple[int, ...], np.dtype]:
@@ -194,6 +180,9 @@ def _npz_rows(path: Path, size: int) -> Iterator[np.ndarray]:
 
 def _captions(path: Path, names: Sequence[str] | None, total: int) -> list[str]:
     """One caption per picture, in their order."""
+    if path.is_dir() and names is not None:
+        beside = captions_on_disk.read(path, names, files_below(path))
+        return _matched([beside.get(name, "") for name in names], path, names, total)
     try:
         lines = path.expanduser().read_text(encoding="utf-8").rstrip("\n").split("\n")
         if path.suffix != ".jsonl":
@@ -209,6 +198,11 @@ def _captions(path: Path, names: Sequence[str] | None, total: int) -> list[str]:
             raise
         remedy = "give a text file with one caption a line, or a metadata.jsonl"
         raise UserError(f"captions {str(path)!r} cannot be read ({error}); {remedy}") from error
+    return _matched(found, path, names, total)
+
+
+def _matched(found: list[str], path: Path, names: Sequence[str] | None, total: int) -> list[str]:
+    """The captions, one of each picture."""
     if len(found) != total:
         raise UserError(f"captions {str(path)!r} has {len(found)} lines for {total} pictures; give one for each")
     if empty := [i for i, caption in enumerate(found) if not caption]:

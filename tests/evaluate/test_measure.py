@@ -157,6 +157,16 @@ def test_crop_brings_mixed_sizes_together(tmp_path):
     assert result["images"]["n"] == 23 and result["images"]["crop"] == "centre square, Lanczos, 8"
 
 
+def test_captions_beside_the_pictures(tmp_path):
+    a = folder(tmp_path / "a", pictures(3, 0))
+    for i in range(3):
+        (a / f"{i:03d}.txt").write_text(f"picture {i}")
+    assert PictureSet(a, captions=a).captions == ["picture 0", "picture 1", "picture 2"]
+    (a / "001.txt").unlink()
+    with pytest.raises(UserError, match="none for 1 of 3 pictures, the first is 001.png"):
+        PictureSet(a, captions=a)
+
+
 def bad(tmp_path, name: str):
     """(images, reference, options) of one kind of bad input."""
     fine = folder(tmp_path / "fine", pictures(20, 0))
