@@ -1,7 +1,7 @@
 """What all metrics share: checked features, a figure with its error, and the streaming form."""
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -10,7 +10,7 @@ from contextdiff_jax.errors import UserError
 
 Records = Sequence[Mapping[str, Any]]
 Features = Callable[[np.ndarray], np.ndarray]  # images [B, H, W, 3] -> [B, D]
-CHUNK = 1024  # rows of a block of distances or kernel values: memory stays flat in the number of pictures
+BLOCK = 1 << 21  # distances or kernel values computed at a time: memory stays flat in the number of pictures
 
 
 class Figure(float):
@@ -83,6 +83,12 @@ def check_pair(x: np.ndarray, y: np.ndarray, least: int = 1) -> tuple[np.ndarray
             f"features have {x.shape[1]} columns and those of the reference {y.shape[1]}; take both from one network"
         )
     return x, y
+
+
+def blocks(n: int, m: int) -> Iterator[slice]:
+    """Slices of n rows such that a block against m columns has about `BLOCK` values."""
+    rows = max(1, BLOCK // m)
+    return (slice(start, start + rows) for start in range(0, n, rows))
 
 
 class Accumulator(Protocol):

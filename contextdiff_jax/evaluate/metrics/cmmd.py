@@ -3,7 +3,7 @@
 import numpy as np
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.evaluate.metrics.base import CHUNK, Features, Metric, Records, Rows, check, check_pair, indices
+from contextdiff_jax.evaluate.metrics.base import Features, Metric, Records, Rows, blocks, check, check_pair, indices
 
 SIGMA = 10.0  # of the kernel exp(-|x - y|^2 / (2 sigma^2))
 SCALE = 1000.0
@@ -40,8 +40,8 @@ def unit(features: np.ndarray, name: str = "features") -> np.ndarray:
 
 def _mean_kernel(x: np.ndarray, y: np.ndarray) -> float:
     """Over all pairs of unit vectors, whose squared distance is 2 - 2 x.y."""
-    blocks = (x[i : i + CHUNK] @ y.T for i in range(0, len(x), CHUNK))
-    return sum(np.exp((block - 1.0) / SIGMA**2).sum() for block in blocks) / (len(x) * len(y))
+    total = sum(np.exp((x[rows] @ y.T - 1.0) / SIGMA**2).sum() for rows in blocks(len(x), len(y)))
+    return total / (len(x) * len(y))
 
 
 class Cmmd(Metric):

@@ -4,12 +4,12 @@ import numpy as np
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.metrics.base import (
-    CHUNK,
     Features,
     Figure,
     Metric,
     Records,
     Rows,
+    blocks,
     check,
     check_pair,
     entries,
@@ -51,12 +51,12 @@ def kid(x: np.ndarray, y: np.ndarray, *, subsets: int | None = None, subset_size
 def _kernel_sums(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sums of the kernel over rows and columns, [N] and [M], a block of rows at a time."""
     rows, columns = np.empty(len(x)), np.zeros(len(y))
-    for start in range(0, len(x), CHUNK):
-        block = x[start : start + CHUNK] @ y.T
+    for part in blocks(len(x), len(y)):
+        block = x[part] @ y.T
         block /= x.shape[1]
         block += 1.0
         block *= block * block
-        rows[start : start + CHUNK] = block.sum(axis=1)
+        rows[part] = block.sum(axis=1)
         columns += block.sum(axis=0)
     return rows, columns
 

@@ -6,12 +6,12 @@ import numpy as np
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.metrics.base import (
-    CHUNK,
     Features,
     Figure,
     Metric,
     Records,
     Rows,
+    blocks,
     check,
     check_pair,
     entries,
@@ -63,17 +63,16 @@ def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _radii(x: np.ndarray, k: int) -> np.ndarray:
     """Squared distance of each point to its k-th nearest other one, [N]."""
     radii = np.empty(len(x))
-    for start in range(0, len(x), CHUNK):
-        block = _squared_distances(x[start : start + CHUNK], x)
-        radii[start : start + CHUNK] = np.partition(block, k, axis=1)[:, k]  # the nearest is the point itself
+    for rows in blocks(len(x), len(x)):
+        block = _squared_distances(x[rows], x)
+        radii[rows] = np.partition(block, k, axis=1)[:, k]  # the nearest is the point itself
     return radii
 
 
 def _compare(x: np.ndarray, y: np.ndarray, radii_x: np.ndarray, radii_y: np.ndarray) -> PrecisionRecall:
     """Both shares from one pass over the distances between the sets."""
     in_y, in_x = np.empty(len(x), bool), np.zeros(len(y), bool)
-    for start in range(0, len(x), CHUNK):
-        rows = slice(start, start + CHUNK)
+    for rows in blocks(len(x), len(y)):
         block = _squared_distances(x[rows], y)
         in_y[rows] = (block <= radii_y).any(axis=1)
         in_x |= (block <= radii_x[rows, None]).any(axis=0)

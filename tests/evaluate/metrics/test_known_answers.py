@@ -1,5 +1,7 @@
 """Metrics on arrays against closed forms, naive sums and torch-fidelity."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -204,3 +206,22 @@ def test_bad_features_are_named(metric, x, y, words):
 def test_bad_calls_are_named(call, words):
     with pytest.raises(UserError, match=words):
         call()
+
+
+def test_blocks_do_not_change_the_figures_and_keep_memory_flat(monkeypatch):
+    x, y = sets(90, 110)
+    figures = lambda: [metrics.kid(x, y), *metrics.precision_recall(x, y), metrics.cmmd(x, y)]
+    whole = figures()
+    monkeypatch.setattr("contextdiff_jax.evaluate.metrics.base.BLOCK", 1000)
+    assert figures() == pytest.approx(whole, rel=1e-12)
+    rng = np.random.default_rng(0)
+    peaks = []
+    for n in (1000, 4000):
+        x, y = rng.normal(size=(2, n, 4))
+        monkeypatch.undo()
+        monkeypatch.setattr("contextdiff_jax.evaluate.metrics.base.BLOCK", 1 << 16)
+        tracemalloc.start()
+        figures()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2 * peaks[0]  # sixteen times the pairs
