@@ -7,7 +7,7 @@ import itertools
 import sys
 import traceback
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
@@ -34,6 +34,9 @@ class Options:
     features: tuple[str, ...] = ()
     captions: str = ""
     crop: int | None = None
+    negative: str = ""
+    size: str = ""
+    compilation_cache: str = "auto"
     allow_config_change: bool = False
     coordinator: str = ""
     num_processes: int | None = None
@@ -112,12 +115,17 @@ def _check_key(config: ConfigDict, key: str) -> None:
 
 def run(mode: str, config: ConfigDict, options: Options) -> None:
     """Checks the config and where results go, and dispatches on the mode."""
+    from contextdiff_jax import training
+    from contextdiff_jax.compilation import keep_programs
+
     for path in (options.workdir, options.out):
         check_local(path)
+    keep_programs(options.compilation_cache)
     if mode in WITHOUT_CONFIG:
         WITHOUT_CONFIG[mode](options)
         return
     config_lib.check(config)
+    training.initialize_distributed(options.coordinator, options.num_processes, options.process_id)
     MODES[mode](config, options)
 
 
@@ -126,7 +134,6 @@ def train(config: ConfigDict, options: Options) -> None:
     from contextdiff_jax import task as task_lib
     from contextdiff_jax import training
 
-    training.initialize_distributed(options.coordinator, options.num_processes, options.process_id)
     training.check_workdir(options.workdir, config, allow_config_change=options.allow_config_change)
     task = task_lib.build(config)
     state = training.train(task, options.workdir, allow_config_change=options.allow_config_change)
@@ -148,15 +155,18 @@ def _pipeline(config: ConfigDict, options: Options):
 
 def sample(config: ConfigDict, options: Options) -> None:
     """Draws the prompts and writes every picture, and a grid with the captions under them."""
+    from contextdiff_jax.asked import as_array, check_strength, read_size
     from contextdiff_jax.pictures import caption_grid
-    from contextdiff_jax.pipeline import as_array, check_strength
 
     prompts = asked_for(config, options)
-    start = {}
+    size = read_size(options.size) if options.size else None
+    start: dict[str, Any] = {"size": size}
     if options.image:
-        as_array(options.image, config.data.image_size)
+        as_array(options.image, size or (config.data.image_size,) * 2)
         check_strength(options.strength, config.sample.num_steps)
-        start = dict(image=options.image, strength=options.strength)
+        start |= dict(image=options.image, strength=options.strength)
+    if options.negative:
+        start["negative"] = options.negative
     pipeline = _pipeline(config, options)
     default = Path(options.workdir) / "samples" / f"step-{pipeline.step}-seed-{options.seed}"
     out = make_folder(Path(options.out) if options.out else unused(default))
@@ -174,7 +184,7 @@ def asked_for(config: ConfigDict, options: Options) -> list[str] | int:
     Raises:
         UserError: no prompt, an empty one, a negative number, or prompts where none are taken.
     """
-    from contextdiff_jax.pipeline import check_prompts
+    from contextdiff_jax.asked import check_prompts
 
     if options.num_samples < 0:
         raise UserError(f"--num_samples={options.num_samples} is negative; give how many pictures of each prompt")
@@ -257,12 +267,10 @@ def encode(config: ConfigDict, options: Options) -> None:
         raise UserError("--mode=encode is for latent diffusion (config.space.kind='latents'), e.g. configs/t2i.py:sd")
     if not config.space.latents:
         raise UserError("config.space.latents is empty; name the folder for the latents: --config.space.latents=FOLDER")
-    from contextdiff_jax import training
     from contextdiff_jax.models import backbones
     from contextdiff_jax.tasks.encode import encode as encode_data
     from contextdiff_jax.tasks.parts import latent_space
 
-    training.initialize_distributed(options.coordinator, options.num_processes, options.process_id)
     encode_data(config, latent_space(config), Path(config.space.latents), factor=backbones.factor(config))
 
 

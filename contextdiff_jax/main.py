@@ -39,6 +39,13 @@ CAPTIONS = flags.DEFINE_string(
 )
 CROP = flags.DEFINE_integer("crop", None, "metrics: crop pictures to squares of this side; default as they are.")
 STRENGTH = flags.DEFINE_float("strength", 0.8, "sample: how far --image is noised first, above 0 to 1.")
+NEGATIVE = flags.DEFINE_string("negative", "", "sample: what to stay away from; needs guidance above 1.")
+SIZE = flags.DEFINE_string("size", "", "sample: HEIGHTxWIDTH in pixels, e.g. 32x48; default that of the training.")
+COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    "auto",
+    "Folder of compiled programs; 'auto': JAX_COMPILATION_CACHE_DIR, or in the user's cache directory; 'off': none.",
+)
 ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
     "allow_config_change", False, "train: continue a run although its saved config differs."
 )
@@ -72,6 +79,9 @@ def main(argv: list[str]) -> None:
                 features=tuple(FEATURES.value),
                 captions=CAPTIONS.value,
                 crop=CROP.value,
+                negative=NEGATIVE.value,
+                size=SIZE.value,
+                compilation_cache=COMPILATION_CACHE.value,
                 allow_config_change=ALLOW_CONFIG_CHANGE.value,
                 coordinator=COORDINATOR.value,
                 num_processes=NUM_PROCESSES.value,

@@ -1,47 +1,59 @@
 """A trained model in three lines: load, sample, look."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 from PIL import Image
 
 from contextdiff_jax import config as config_lib
 from contextdiff_jax import sampling, saved, trees
 from contextdiff_jax import task as task_lib
-from contextdiff_jax.data.images import asked_for, square
+from contextdiff_jax.asked import Picture, check_prompts, check_strength, pictures, plain, root_key
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.pictures import to_uint8
-from contextdiff_jax.runtime import here
+from contextdiff_jax.serving import Contexts, Drawn, OnStep, Steps
 from contextdiff_jax.tasks.diffusion import DiffusionTask
+from contextdiff_jax.training import sharding
 from contextdiff_jax.training.state import initial_params, stream
 from contextdiff_jax.types import Array, Params
 
 PROGRAMS = 16  # compiled samplers that a pipeline keeps
-Picture = Image.Image | str | Path | np.ndarray
 
 
 class Pipeline:
-    """Text to images with a trained contextual diffusion model.
+    """Text to images with a trained contextual diffusion model, on all devices.
 
         pipe = cdx.Pipeline.load("runs/demo")
         images = pipe.sample(["a red apple on a blue background"], key=0)
 
     Attributes:
         task: the assembled model.
+        mesh: the devices; parameters lie on it by the config's sharding rules, batches by rows.
         params: {"denoiser", "adapter"}, the averaged ones unless asked otherwise.
         frozen: the encoders' parameters.
         step: the training step they come from.
     """
 
     def __init__(self, task: DiffusionTask, params: Params, step: int):
-        self.task, self.params, self.step = task, jax.device_put(params), step
-        self.frozen = jax.device_put(task.frozen)
+        self.task, self.step = task, step
+        self.mesh = sharding.serving_mesh(task.config.mesh)
+        self.params, self.frozen = (
+            sharding.place(tree, task.config.sharding.rules, self.mesh) for tree in (params, task.frozen)
+        )
+        self._rows = NamedSharding(self.mesh, sharding.ROWS)
         self._program = lru_cache(maxsize=PROGRAMS)(self._compile)
+        self._invert = jax.jit(self._inverted, static_argnames=("plan",))
+        encode, read = jax.jit(task.encode, out_shardings=self._rows), task.parts.condition.read
+        self._contexts = Contexts(lambda prompts: encode(self.params, self.frozen, self._put(read(prompts))))
+        self._watcher: Callable[[Any, Any], None] | None = None
 
     @classmethod
     def load(
@@ -70,7 +82,7 @@ class Pipeline:
         return self.task.config
 
     def sample(self, prompts: str | int | Sequence[str], **options: Any) -> list[Image.Image]:
-        """One picture per prompt; the options are those of `sample_arrays`."""
+        """One picture per prompt; the options are those of `stream`."""
         return self.to_images(self.sample_arrays(prompts, **options))
 
     @staticmethod
@@ -78,7 +90,11 @@ class Pipeline:
         """Pictures from [N, H, W, 3] or [N, H, W, 1] in [-1, 1]."""
         return [Image.fromarray(pixels) for pixels in to_uint8(arrays)]
 
-    def sample_arrays(
+    def sample_arrays(self, prompts: str | int | Sequence[str], **options: Any) -> np.ndarray:
+        """Pictures as float32 [N, H, W, C] in [-1, 1]; the options are those of `stream`."""
+        return np.concatenate([drawn.whole() for drawn in self.stream(prompts, **options)])
+
+    def stream(
         self,
         prompts: str | int | Sequence[str],
         *,
@@ -86,43 +102,108 @@ class Pipeline:
         steps: int | None = None,
         guidance: float | None = None,
         sampler: str | None = None,
+        negative: str | Sequence[str] | None = None,
+        size: tuple[int, int] | None = None,
         image: Picture | Sequence[Picture] | None = None,
         strength: float = 0.8,
+        on_step: OnStep | None = None,
         **overrides: Any,
-    ) -> np.ndarray:
-        """Pictures as float32 [N, H, W, C] in [-1, 1].
+    ) -> Iterator[Drawn]:
+        """Batches of pictures, one picture per prompt, as they are drawn; with several processes each calls it alike.
 
         Args:
             prompts: one or several captions, or classes; how many pictures, where the model takes no prompt.
-            key: seed or jax key; picture i uses fold_in(key, i).
+            key: seed or jax key; picture i uses fold_in(key, i), whatever batch it is in.
             steps: sampling steps; None takes config.sample.num_steps.
             guidance: guidance scale, at most 1 for none; None takes config.sample.guidance.
             sampler: ddpm, ddim, heun or dpmpp_2m; None takes config.sample.sampler.
+            negative: what guidance moves away from in the place of no prompt, one for all or one per prompt.
+            size: (height, width) in pixels; None takes that of the training.
             image: start from this picture (PIL, path, or array uint8 or float in [-1, 1]), or from one per prompt,
                 cropped to the centre and resized: img2img.
             strength: how far it is noised first, by the contextual forward process: the share of the steps taken.
+            on_step: called after every prediction with (step, steps, x0_hat), step from 1, x0_hat [B, ...] being the
+                present estimate in the model's space (see `decode`), rows that fill the batch up included. One process.
             **overrides: any other key of the config's `sample` section, e.g. adapter=False, eta=1.0, batch_size=16.
 
         Raises:
-            UserError: empty prompts, unknown options, more steps than the process has.
+            UserError: empty prompts, unknown options, more steps than the process has, a size that does not fit.
         """
         prompts = self.check_prompts(prompts)
-        given = dict(num_steps=steps, guidance=guidance, sampler=sampler)
-        given = {k: v for k, v in given.items() if v is not None} | overrides
-        starts = None if image is None else self._pictures(image, len(prompts))
-        run, numbers, batch_size = self._sampler(given, None if starts is None else strength)
-        # A power of two keeps the number of compilations small when the number of prompts varies.
-        batch_size = min(batch_size, 1 << (len(prompts) - 1).bit_length())
-        root = jax.random.key(check_seed(key)) if isinstance(key, int | np.integer) else key
-        condition = self.task.parts.condition.read(prompts)
-        keys = jax.vmap(partial(jax.random.fold_in, root))(np.arange(len(prompts)))
-        images = []
-        for start in range(0, len(prompts), batch_size):
-            rows = np.minimum(np.arange(start, start + batch_size), len(prompts) - 1)
-            part, start_from = {k: v[rows] for k, v in condition.items()}, None if starts is None else starts[rows]
-            out = run(self.params, self.frozen, part, keys[rows], numbers, start_from)
-            images.append(np.asarray(out))
-        return np.concatenate(images)[: len(prompts)]
+        given = {k: v for k, v in dict(num_steps=steps, guidance=guidance, sampler=sampler).items() if v is not None}
+        section = self._section(given | overrides)
+        if image is not None:
+            check_strength(strength, section.num_steps)
+        plan = sampling.Plan.of(self.task, section, 1.0 if image is None else strength, self._size(size))
+        negatives = self._negatives(negative, len(prompts), plan)
+        starts = None if image is None else self._pictures(image, len(prompts), size)
+        self.task.parts.condition.read(prompts)  # says what is wrong with any of them before the first is drawn
+        if on_step is not None and jax.process_count() > 1:
+            raise UserError("on_step works in one process; with several, follow the batches of `stream`")
+        return self._batches(prompts, negatives, starts, root_key(key), plan, section, on_step)
+
+    def _batches(
+        self,
+        prompts: list[str],
+        negatives: list[str] | None,
+        starts: np.ndarray | None,
+        key: Array,
+        plan: sampling.Plan,
+        section: ConfigDict,
+        on_step: OnStep | None,
+    ) -> Iterator[Drawn]:
+        run, numbers = self._program(plan, on_step is not None), sampling.Numbers.of(section)
+        size, key_data = self._batch_size(section.batch_size, len(prompts)), np.asarray(jax.random.key_data(key))
+        for start in range(0, len(prompts), size):
+            rows = np.minimum(np.arange(start, start + size), len(prompts) - 1)
+            context = self._contexts.of([prompts[i] for i in rows])
+            null = None if negatives is None else self._contexts.of([negatives[i] for i in rows])
+            if null is not None:
+                null = context.replace(tokens=null.tokens, pooled=null.pooled, mask=null.mask)
+            part = self._put((context, null, rows, None if starts is None else starts[rows]))
+            self._watcher = None if on_step is None else Steps(plan, on_step)
+            images = run(self.params, self.frozen, key_data, numbers, *part, impl=str(jax.random.key_impl(key)))
+            if on_step is not None:
+                jax.effects_barrier()
+            yield Drawn(images, rows[: len(prompts) - start])
+
+    def invert(
+        self,
+        images: Picture | Sequence[Picture],
+        prompts: str | Sequence[str],
+        *,
+        steps: int | None = None,
+        size: tuple[int, int] | None = None,
+        **overrides: Any,
+    ) -> np.ndarray:
+        """The deterministic way of pictures back into noise under their prompts, without guidance (DDIM inversion).
+
+        Args:
+            images: one picture, or one per prompt, as `stream` takes them.
+            prompts: what they show.
+            steps: None takes config.sample.num_steps.
+            size: (height, width) in pixels; None takes that of the training.
+            **overrides: any other key of the config's `sample` section, e.g. adapter=False.
+
+        Returns:
+            [steps + 1, N, ...] in the model's space: first the pictures' x0, last their noise.
+        """
+        prompts = self.check_prompts(prompts)
+        given = {"sampler": "ddim", "guidance": 1.0} | ({} if steps is None else {"num_steps": steps}) | overrides
+        section = self._section(given)
+        plan = sampling.Plan.of(self.task, section, size=self._size(size))
+        starts, whole = self._pictures(images, len(prompts), size), []
+        batch = self._batch_size(section.batch_size, len(prompts))
+        for start in range(0, len(prompts), batch):
+            rows = np.minimum(np.arange(start, start + batch), len(prompts) - 1)
+            part = self._put((self._contexts.of([prompts[i] for i in rows]), starts[rows]))
+            out = self._invert(self.params, self.frozen, sampling.Numbers.of(section), *part, plan=plan)
+            whole.append(np.moveaxis(sharding.gather(out), 0, 1)[:, : len(prompts) - start])
+        return np.concatenate(whole, axis=1)
+
+    def decode(self, x0: np.ndarray) -> np.ndarray:
+        """Pictures [B, H, W, C] in [-1, 1] of what is in the model's space, such as the x0_hat of `on_step`."""
+        return np.asarray(sampling.decode(self.task, self.frozen, x0))
 
     def check_prompts(self, prompts: str | int | Sequence[str]) -> list[str]:
         """The prompts as a list, one per picture.
@@ -132,7 +213,7 @@ class Pipeline:
         """
         if self.task.parts.condition.takes_prompts:
             prompts = [prompts] if isinstance(prompts, str) else prompts
-            if isinstance(prompts, int):
+            if isinstance(prompts, int | np.integer):
                 raise UserError(f"prompts={prompts}: this model draws what it is asked for; pass one or several texts")
             check_prompts(list(prompts))
             return list(prompts)
@@ -140,84 +221,82 @@ class Pipeline:
             raise UserError(f"prompts={prompts!r}: this model takes no prompt; pass how many pictures, e.g. 16")
         return [""] * int(prompts)
 
-    def _pictures(self, image: Picture | Sequence[Picture], count: int) -> np.ndarray:
-        """Pictures to start from, float32 [count, H, W, 3] in [-1, 1]."""
-        one = isinstance(image, str | Path | Image.Image) or (isinstance(image, np.ndarray | Array) and image.ndim < 4)
-        images = [image] if one else list(image)
-        if len(images) not in (1, count):
-            raise UserError(f"{len(images)} images for {count} prompts; give one for all, or one for each")
-        size = self.config.data.image_size
-        arrays = np.stack([as_array(picture, size) for picture in images])
-        if self.config.space.kind == "pixels" and self.task.sample_shape[-1] == 1:
-            arrays = arrays.mean(axis=-1, keepdims=True)
-        return np.broadcast_to(arrays, (count, *arrays.shape[1:]))
+    def _negatives(self, negative: str | Sequence[str] | None, count: int, plan: sampling.Plan) -> list[str] | None:
+        """What each picture's guidance moves away from."""
+        if negative is None:
+            return None
+        if not self.task.parts.condition.takes_prompts:
+            raise UserError(f"negative={negative!r}: this model takes no prompt, and so none to avoid; leave it out")
+        if not plan.guided:
+            raise UserError(f"negative={negative!r} cannot act without guidance; set guidance above 1, e.g. 3")
+        negatives = [negative] * count if isinstance(negative, str) else list(negative)
+        if len(negatives) != count:
+            raise UserError(f"{len(negatives)} negative prompts for {count} prompts; give one for all, or one for each")
+        if not all(isinstance(text, str) for text in negatives):
+            raise UserError(f"negative={negative!r}: negative prompts are texts")
+        self.task.parts.condition.read(negatives)
+        return negatives
 
-    def _sampler(self, overrides: dict[str, Any], strength: float | None = None):
-        """The jitted sampler under these overrides of config.sample, its numbers and its batch size."""
+    def _pictures(self, image: Any, count: int, size: tuple[int, int] | None) -> np.ndarray:
+        """Pictures to start from, of the size that is drawn and with the channels of the model."""
+        space = self.task.parts.space
+        grey = self.config.space.kind == "pixels" and space.shape[-1] == 1
+        return pictures(image, count, self._size(size) or space.size, 1 if grey else 3)
+
+    @staticmethod
+    def _size(size: Any) -> tuple[int, int] | None:
+        return None if size is None else tuple(plain(n) for n in size)
+
+    def _section(self, overrides: dict[str, Any]) -> ConfigDict:
+        """The config's `sample` section under these overrides, checked."""
         config = ConfigDict(self.config.to_dict())
         for name, value in overrides.items():
             if name not in config.sample:
                 accepted = ", ".join(sorted(config.sample))
                 raise UserError(f"sampling option {name}={value!r} is unknown; accepted: {accepted}")
             try:
-                config.sample[name] = value
+                config.sample[name] = plain(value)
             except TypeError as error:
                 raise UserError(f"sampling option {name}={value!r} has the wrong type: {error}") from error
         config_lib.check(config)
-        if strength is not None:
-            check_strength(strength, config.sample.num_steps)
-        plan = sampling.Plan.of(self.task, config.sample, 1.0 if strength is None else strength)
-        return self._program(plan), sampling.Numbers.of(config.sample), config.sample.batch_size
+        return config.sample
 
-    def _compile(self, plan: sampling.Plan) -> Callable[..., Array]:
-        return jax.jit(partial(sampling.sample, self.task, plan=plan))
+    def _batch_size(self, most: int, count: int) -> int:
+        """Pictures drawn at once; a power of two keeps the number of compilations small when the number varies."""
+        ways = math.prod(self.mesh.shape[axis] for axis in ("data", "fsdp"))
+        return -(-min(most, 1 << (count - 1).bit_length()) // ways) * ways
+
+    def _put(self, tree: Any) -> Any:
+        """Arrays that every process has whole, their rows split over the devices."""
+        return sharding.put_tree(tree, jax.tree.map(lambda _: self._rows, tree))
+
+    def _compile(self, plan: sampling.Plan, watched: bool) -> Callable[..., Array]:
+        """The jitted sampler of a plan."""
+        model = self.task.under(plan.sampler)
+
+        def draw(params, frozen, key_data, numbers, context, null, rows, image, *, impl):
+            root = jax.random.wrap_key_data(key_data, impl=impl)
+            keys = jax.vmap(partial(jax.random.fold_in, root))(rows)
+            how = dict(plan=plan, null=null, image=image, watch=self._report if watched else None)
+            return sampling.sample(model, params, frozen, context, keys, numbers, **how)
+
+        return jax.jit(draw, static_argnames=("impl",), out_shardings=self._rows)
+
+    def _report(self, t: Any, x0_hat: Any) -> None:
+        """What a compiled program calls: whoever watches now."""
+        if self._watcher is not None:
+            self._watcher(t, x0_hat)
+
+    def _inverted(self, params, frozen, numbers, context, images, *, plan) -> Array:
+        """[B, steps + 1, ...]."""
+        model = self.task.under(plan.sampler)
+        trajectory = sampling.invert(model, params, frozen, context, numbers, images, plan=plan)
+        return jax.lax.with_sharding_constraint(jnp.moveaxis(trajectory, 0, 1), self._rows)
 
 
 def _with_untrained(task: DiffusionTask, expected: Params, params: Params) -> Params:
     """Parameters that were read together with those that training left as they were."""
     have = set(trees.names(params))
-    place = jax.sharding.SingleDeviceSharding(here().devices[0])
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     places = jax.tree.map(lambda _: place, trees.select(expected, lambda name: name not in have))
     return trees.merge(initial_params(task, places, task.config.seed) if places else {}, params)
-
-
-def check_strength(strength: float, num_steps: int) -> None:
-    """Refuses a strength that leaves no step, or asks for more than all."""
-    if not 1 <= num_steps * strength <= num_steps:
-        raise UserError(f"strength={strength} of {num_steps} steps; accepted: {1 / num_steps:.3g} to 1")
-
-
-def as_array(picture: Picture, size: int) -> np.ndarray:
-    """A picture as float32 [size, size, 3] in [-1, 1], cropped to the centre and resized.
-
-    Raises:
-        UserError: a file that is not there or no image; an array of another shape or range.
-    """
-    if isinstance(picture, str | Path):
-        return asked_for(picture, size).astype(np.float32) / 127.5 - 1.0
-    if not isinstance(picture, Image.Image):
-        array = np.asarray(picture)
-        if array.ndim != 3 or array.shape[-1] not in (1, 3):
-            raise UserError(f"image of shape {array.shape}; give [height, width, 3]")
-        if array.dtype != np.uint8 and (not np.isfinite(array).all() or np.abs(array).max() > 1.001):
-            raise UserError(
-                f"image with values from {array.min():g} to {array.max():g}; give uint8, or floats in [-1, 1]"
-            )
-        picture = Image.fromarray(to_uint8(array[None])[0])
-    return square(picture, size).astype(np.float32) / 127.5 - 1.0
-
-
-def check_seed(seed: int) -> int:
-    """The seed; outside 0..2**32-1 different seeds would silently give the same pictures."""
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed {seed} is outside 0..{2**32 - 1}")
-    return int(seed)
-
-
-def check_prompts(prompts: Sequence[str]) -> None:
-    """Refuses an empty list and blank prompts."""
-    if not prompts:
-        raise UserError("no prompt given; pass at least one, e.g. --prompt='a red apple on a blue background'")
-    for i, prompt in enumerate(prompts):
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise UserError(f"prompt {i + 1} of {len(prompts)} is empty ({prompt!r}); describe what to draw")

@@ -24,19 +24,22 @@ from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.samplers.scheduler_config import PRETRAINED, from_scheduler_config
 from contextdiff_jax.types import Array, Batch, Context, Params
 
+Watch = Callable[[Any, Any], None]  # (t, x0_hat [B, ...]), on the host
+
 
 class Model(Protocol):
     """What is sampled from; `tasks.diffusion.DiffusionTask` is one.
 
     Attributes:
         schedule: the noise schedule; of a learned one the start.
-        sample_shape: shape of one x0.
         parts: its frozen surroundings, of which the space and the pretrained scheduler's file are used.
     """
 
     schedule: Schedule
-    sample_shape: tuple[int, ...]
     parts: Any
+
+    def shape_of(self, size: tuple[int, int] | None) -> tuple[int, ...]:
+        """Shape of one x0 for pictures of (height, width) pixels; None is the size of the training."""
 
     def schedule_of(self, params: Params) -> Schedule:
         """The noise schedule under these parameters."""
@@ -85,13 +88,17 @@ class Plan:
     last_noise: bool = False
 
     @classmethod
-    def of(cls, model: Model, sample: ConfigDict, strength: float = 1.0) -> "Plan":
+    def of(cls, model: Model, sample: ConfigDict, strength: float = 1.0, size: tuple[int, int] | None = None) -> "Plan":
         """From the config's `sample` section.
 
         Args:
             model: what is sampled from.
             sample: the section.
             strength: share of the steps that is taken, above 0 to 1, counted as diffusers does.
+            size: (height, width) of the pictures; None is that of the training.
+
+        Raises:
+            UserError: a size that the networks cannot take.
         """
         if sample.spacing == PRETRAINED:
             options = from_scheduler_config(model.parts.scheduler, sample.sampler).options(sample.num_steps)
@@ -105,7 +112,7 @@ class Plan:
             guided=sample.guidance > 1,
             threshold=None if sample.threshold == "none" else sample.threshold,
             adapter=sample.adapter,
-            shape=tuple(model.sample_shape),
+            shape=model.shape_of(size),
             first_order_last=options.get("first_order_last", False),
             last_noise=sample.last_noise,
         )
@@ -138,12 +145,14 @@ def sample(
     model: Model,
     params: Params,
     frozen: Params,
-    condition: Batch,
+    context: Context,
     keys: Array,
     numbers: Numbers,
-    image: Array | None = None,
     *,
     plan: Plan,
+    null: Context | None = None,
+    image: Array | None = None,
+    watch: Watch | None = None,
 ) -> Array:
     """Images under conditions; pure and jittable, one compilation per plan and batch shape.
 
@@ -151,19 +160,22 @@ def sample(
         model: what is sampled from.
         params: {"denoiser", "adapter"}.
         frozen: parameters of what surrounds them.
-        condition: fields of `parts.condition.read`.
+        context: what is asked for, [B], from `model.encode`.
         keys: one key per image, [B]: a picture does not depend on the batch it came in.
         numbers: guidance and the like.
+        plan: sampler, steps and shape.
+        null: what guidance moves away from, [B]; None takes the model's own.
         image: images [B, H, W, C] in [-1, 1] to start from, noised by the contextual forward process; None starts from
             noise.
-        plan: sampler, steps and shape.
+        watch: called on the host with (t, x0_hat) wherever the denoiser is.
 
     Returns:
         [B, H, W, C] in [-1, 1].
     """
-    context = model.encode(params, frozen, condition)
     x = start(model, params, frozen, context, keys, plan, image)
-    chart = guided_chart(model, params, frozen, context, plan, numbers)
+    chart = guided_chart(model, params, frozen, context, plan, numbers, null)
+    if watch is not None:
+        chart = watched(chart, watch)
     s, variance = model.schedule_of(params), model.variance_of(params)
     return decode(model, frozen, run(chart, s, keys, x, plan, numbers, variance))
 
@@ -243,13 +255,34 @@ def _conditional_and_null(
         # The null branch would be thrown away.
         return lambda xt, t: (model.denoise(params, xt, t, context),) * 2
     null = model.null_context(params, frozen, context) if null is None else null
-    both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), context, null)
+    both = jax.tree.map(_in_turn, context, null)
 
     def denoise_both(xt: Array, t: Array) -> tuple[Array, Array]:
-        t = jnp.tile(jnp.broadcast_to(t, xt.shape[:1]), 2)
-        return tuple(jnp.split(model.denoise(params, jnp.concatenate([xt, xt]), t, both), 2))
+        t = jnp.repeat(jnp.broadcast_to(t, xt.shape[:1]), 2)
+        x0_hat = model.denoise(params, _in_turn(xt, xt), t, both)
+        return x0_hat[0::2], x0_hat[1::2]
 
     return denoise_both
+
+
+def _in_turn(a: Array, b: Array) -> Array:
+    """Rows a_0, b_0, a_1, b_1, ...: each stays on the device that holds its pair."""
+    return jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])
+
+
+def watched(chart: Chart, watch: Watch) -> Chart:
+    """The same chart, which tells the host of every x0_hat."""
+
+    def tell(x0_hat: Array, t: Array) -> Array:
+        jax.debug.callback(watch, jnp.ravel(t)[0], x0_hat)
+        return x0_hat
+
+    def with_shift(x: Array, t: Array) -> tuple[Array, Array]:
+        x0_hat, shift = chart.f.with_shift(x, t)
+        return tell(x0_hat, t), shift
+
+    two = hasattr(chart.f, "with_shift")
+    return Chart(charts.TwoHeaded(with_shift) if two else lambda x, t: tell(chart.f(x, t), t), chart.b)
 
 
 def run(
@@ -275,6 +308,19 @@ def run(
         options |= {"variance": variance, "last_noise": plan.last_noise}
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
     return samplers.get(plan.sampler)(chart, s, keys, x, len(plan.moves), **options)
+
+
+def invert(
+    model: Model, params: Params, frozen: Params, context: Context, numbers: Numbers, image: Array, *, plan: Plan
+) -> Array:
+    """The trajectory of images up into noise, [steps + 1, B, *shape], x0 first: `samplers.ddim_invert`.
+
+    Args are those of `sample`; with guidance it rarely leads back.
+    """
+    x0 = model.parts.space.encode(frozen["space"], {"image": image})
+    chart = guided_chart(model, params, frozen, context, plan, numbers)
+    s, moves = model.schedule_of(params), np.array(plan.moves, np.int32)
+    return samplers.ddim_invert(chart, s, x0, len(moves), spacing=moves)
 
 
 def decode(model: Model, frozen: Params, x0: Array) -> Array:

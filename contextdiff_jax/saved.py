@@ -144,6 +144,8 @@ def stable_diffusion_config(folder: str | Path) -> ConfigDict:
                 batch_size=4,
             ),
             train=dict(trainable=(".*",)),
+            mesh=dict(data=-1, fsdp=1, tensor=1),
+            sharding=dict(rules=((".*", "fsdp"),)),
         )
     )
     return config_lib.complete(config)

@@ -22,9 +22,18 @@ class Model:
     """x0 is the same everywhere, told by the class and a little by x_t; the shift is a constant times k_t."""
 
     def __init__(self):
-        self.schedule, self.sample_shape = schedule.cosine(40), SHAPE
+        self.schedule = schedule.cosine(40)
         self.condition = ClassCondition(["a", "b"])
         self.parts = SimpleNamespace(space=Pixels(4, 1), scheduler={})
+
+    def shape_of(self, size):
+        return SHAPE
+
+    def schedule_of(self, params):
+        return self.schedule
+
+    def variance_of(self, params):
+        return "posterior"
 
     def encode(self, params, frozen, batch):
         return self.condition.encode({}, batch)
@@ -34,6 +43,9 @@ class Model:
 
     def denoise(self, params, xt, t, context):
         return (context.pooled @ jnp.array([0.05, 0.15, -0.1])).reshape(-1, 1, 1, 1) + 0.1 * jnp.tanh(xt)
+
+    def denoiser(self, params, context):
+        return partial(self.denoise, params, context=context)
 
     def shift(self, params, frozen, context):
         return lambda x0, t: 0.5 * self.schedule.k[jnp.broadcast_to(t, x0.shape[:1])].reshape(-1, 1, 1, 1) + 0 * x0
@@ -49,7 +61,8 @@ def draw(config, labels=(0, 1, 1), seeds=(0, 1, 2), **options):
     model, labels = Model(), np.array(labels, np.int32)
     keys = jax.vmap(jax.random.key)(np.array(seeds))
     run = jax.jit(partial(sampling.sample, model, plan=sampling.Plan.of(model, config)))
-    return np.asarray(run({}, {"space": {}}, {"label": labels}, keys, sampling.Numbers.of(config), **options))
+    context = model.encode({}, {}, {"label": labels})
+    return np.asarray(run({}, {"space": {}}, context, keys, sampling.Numbers.of(config), **options))
 
 
 @pytest.mark.parametrize("how", [dict(sampler="ddpm"), dict(sampler="ddim", eta=0.7), dict(sampler="ddim")])
@@ -96,3 +109,17 @@ def test_a_share_of_the_steps_starts_from_the_picture():
     eps = jax.vmap(lambda key: jax.random.normal(key, SHAPE))(keys)
     ab, k = (float(table[plan.moves[0][0]]) for table in (model.schedule.alpha_bar, model.schedule.k))
     np.testing.assert_allclose(x, np.sqrt(ab) * image + 0.5 * k + np.sqrt(1 - ab) * np.asarray(eps), atol=1e-5)
+
+
+def test_sampling_leads_back_from_an_inversion():
+    config = section(num_steps=40, guidance=1.0, spacing="uniform")
+    model, image = Model(), np.random.default_rng(0).uniform(-1, 1, (2, *SHAPE)).astype(np.float32)
+    plan, numbers = sampling.Plan.of(model, config), sampling.Numbers.of(config)
+    context = model.encode({}, {}, {"label": np.array([0, 1], np.int32)})
+    frozen, keys = {"space": {}}, jax.vmap(jax.random.key)(np.arange(2))
+    trajectory = jax.jit(partial(sampling.invert, model, plan=plan))({}, frozen, context, numbers, image)
+    assert trajectory.shape == (41, 2, *SHAPE)
+    chart = sampling.guided_chart(model, {}, frozen, context, plan, numbers)
+    back = jax.jit(lambda x: sampling.run(chart, model.schedule, keys, x, plan, numbers))(trajectory[-1])
+    assert np.abs(trajectory[-1] - image).mean() > 0.1
+    np.testing.assert_allclose(back, model.denoise({}, trajectory[0], 1, context), atol=0.05)

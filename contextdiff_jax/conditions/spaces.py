@@ -22,13 +22,19 @@ class Pixels:
 
     Attributes:
         params: {}.
+        size: (height, width) of the pictures.
         shape: (H, W, C) of x0.
     """
 
     params: Params = {}
 
     def __init__(self, image_size: int, channels: int):
-        self.shape = (image_size, image_size, channels)
+        self.size = (image_size, image_size)
+        self.shape = (*self.size, channels)
+
+    def shape_of(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """(H, W, C) of x0 for pictures of that many pixels."""
+        return (*size, self.shape[-1])
 
     def draw(self, batch: Batch, key: Array) -> Batch:
         """Nothing about an image is random."""
@@ -55,6 +61,7 @@ class Latents:
 
     Attributes:
         params: {"vae": ..., "rgb": ...}.
+        size: (height, width) of the pictures, in pixels.
         shape: (h, w, C) of x0.
     """
 
@@ -69,10 +76,22 @@ class Latents:
                 f"{RGB_MAP} is for {len(rgb_map['kernel'])} latent channels, the autoencoder has "
                 f"{vae.latent_channels}; {_FIT_AGAIN}"
             )
-        side = image_size // vae.downscale
         self.vae, self._linear = vae, rgb == "linear"
-        self.shape = (side, side, vae.latent_channels)
+        self.size = (image_size, image_size)
+        self.shape = self.shape_of(self.size)
         self.params = {"vae": vae.params, "rgb": rgb_map or {}}
+
+    def shape_of(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """(h, w, C) of x0 for pictures of that many pixels.
+
+        Raises:
+            UserError: the autoencoder cannot halve them as often as it must.
+        """
+        factor = self.vae.downscale
+        if size[0] % factor or size[1] % factor:
+            near = tuple(nearest_multiple(side, factor) for side in size)
+            raise UserError(f"size={size} is not divisible by the autoencoder's factor {factor}; try {near}")
+        return (size[0] // factor, size[1] // factor, self.vae.latent_channels)
 
     @functools.cached_property
     def digest(self) -> str:

@@ -51,8 +51,12 @@ def read_whole(path: pathlib.Path, image_size: int) -> np.ndarray:
 
 def square(image: PIL.Image.Image, image_size: int) -> np.ndarray:
     """An image as uint8 [image_size, image_size, 3]: upright, flattened on white, center-cropped."""
-    fitted = PIL.ImageOps.fit(to_rgb(upright(image)), (image_size, image_size), PIL.Image.Resampling.LANCZOS)
-    return np.asarray(fitted)
+    return fitted(image, (image_size, image_size))
+
+
+def fitted(image: PIL.Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """An image as uint8 [height, width, 3]: upright, flattened on white, center-cropped."""
+    return np.asarray(PIL.ImageOps.fit(to_rgb(upright(image)), size[::-1], PIL.Image.Resampling.LANCZOS))
 
 
 def upright(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -89,13 +93,15 @@ def reason(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def asked_for(path: str | pathlib.Path, image_size: int) -> np.ndarray:
-    """A picture that a user names, as `read_image` reads it.
+def asked_for(path: str | pathlib.Path, size: tuple[int, int]) -> np.ndarray:
+    """A picture that a user names as uint8 [height, width, 3], as `read_image` reads it.
 
     Raises:
         UserError: whatever is wrong with the file.
     """
     try:
-        return read_image(pathlib.Path(path).expanduser(), image_size)
+        with PIL.Image.open(pathlib.Path(path).expanduser()) as image:
+            image.draft("RGB", (2 * size[1], 2 * size[0]))
+            return fitted(image, size)
     except Exception as error:
         raise UserError(f"image {str(path)!r} cannot be read ({reason(error)}); give a picture file") from error

@@ -1,5 +1,8 @@
 """Contextual diffusion as a task: encoders, process, denoiser and adapter put together, with their loss."""
 
+import copy
+import dataclasses
+import math
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,7 +16,8 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from contextdiff_jax import data, losses, sampling
-from contextdiff_jax.conditions.spaces import RGB_MAP, Latents, read_rgb_map, write_rgb_map
+from contextdiff_jax.conditions import LayoutCondition
+from contextdiff_jax.conditions.spaces import RGB_MAP, Latents, nearest_multiple, read_rgb_map, write_rgb_map
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.losses import Variance
 from contextdiff_jax.models import backbones, lipschitz, precond
@@ -21,6 +25,7 @@ from contextdiff_jax.models.adapter import Adapter, ScaledShift, Shift
 from contextdiff_jax.process import chart, forward
 from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.runtime import Runtime
+from contextdiff_jax.samplers.scheduler_config import PRETRAINED, from_scheduler_config
 from contextdiff_jax.tasks.parts import Parts, source
 from contextdiff_jax.types import Array, Batch, Context, Params
 
@@ -103,6 +108,18 @@ class DiffusionTask:
         """The noise schedule under these parameters; a constant unless it is learned."""
         return self.parts.process.schedule(params.get("process", {}))
 
+    def under(self, sampler: str) -> "DiffusionTask":
+        """The same model on the schedule that diffusers' class of this sampler makes of the pretrained folder's file.
+
+        With zero terminal SNR, DPM-Solver++ keeps a little signal where DDIM has none.
+        """
+        if self.config.process.schedule != PRETRAINED:
+            return self
+        other, s = copy.copy(self), from_scheduler_config(self.parts.scheduler, sampler).schedule
+        other.schedule, process = s, dataclasses.replace(self.parts.process, start=s)
+        other.parts = dataclasses.replace(self.parts, process=process)
+        return other
+
     def variance_of(self, params: Params) -> Variance:
         """The variance of p_theta(x_{t-1} | x_t, c) in the bound: a name, or the learned table."""
         return self.parts.process.reverse_variance(params.get("process", {}))
@@ -117,6 +134,28 @@ class DiffusionTask:
         """Whatever of these parameters is pretrained, each tensor read onto its sharding; {} where nothing is."""
         denoiser = self.backbone.load(shardings["denoiser"]) if "denoiser" in shardings else None
         return {} if denoiser is None else {"denoiser": denoiser}
+
+    def shape_of(self, size: tuple[int, int] | None) -> tuple[int, ...]:
+        """Shape of one x0 for pictures of (height, width) pixels; None is the size of the training.
+
+        Raises:
+            UserError: a size that the autoencoder, the network or the adapter cannot take.
+        """
+        if size is None:
+            return tuple(self.sample_shape)
+        if isinstance(self.parts.condition, LayoutCondition):
+            raise UserError(f"size={size}: a layout's maps have the size of the training; leave the size out")
+        if len(size) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size):
+            raise UserError(f"size={size!r} is not (height, width) in pixels, e.g. (32, 48)")
+        shape = self.parts.space.shape_of(size)
+        factor = backbones.factor(self.config)
+        if self.adapter is not None:
+            factor = math.lcm(factor, self.config.adapter.patch_size)
+        if shape[0] % factor or shape[1] % factor:
+            pixels = self.parts.space.size[0] // self.sample_shape[0] * factor
+            near = tuple(nearest_multiple(n, pixels) for n in size)
+            raise UserError(f"size={size} is not divisible by {pixels}, which these networks need; try {near}")
+        return shape
 
     # Conditions, the network as x0_hat, and the shift.
 
@@ -270,17 +309,23 @@ class DiffusionTask:
 
     @cached_property
     def _draw(self) -> Callable[..., Array]:
-        return jax.jit(partial(sampling.sample, self, plan=sampling.Plan.of(self, self.config.sample)))
+        plan, numbers = (of(self.config.sample) for of in (partial(sampling.Plan.of, self), sampling.Numbers.of))
+
+        def draw(params: Params, frozen: Params, condition: Batch, keys: Array) -> Array:
+            context = self.encode(params, frozen, condition)
+            return sampling.sample(self, params, frozen, context, keys, numbers, plan=plan)
+
+        return jax.jit(draw)
 
     def preview(self, params: Params, frozen: Params, key: Array) -> tuple[np.ndarray, list[str]]:
         """A fixed set of held-out captions and the pictures drawn for them, whole on every process."""
         captions = self._preview_captions
         count, keys = len(captions), jax.random.split(key, len(captions))
         condition, size = self.parts.condition.read(captions), min(self.config.sample.batch_size, len(captions))
-        images, numbers = [], sampling.Numbers.of(self.config.sample)
+        images = []
         for start in range(0, count, size):
             rows = np.minimum(np.arange(start, start + size), count - 1)  # the last batch is filled up: one compilation
-            part = self._draw(params, frozen, {k: v[rows] for k, v in condition.items()}, keys[rows], numbers)
+            part = self._draw(params, frozen, {k: v[rows] for k, v in condition.items()}, keys[rows])
             images.append(multihost_utils.process_allgather(part, tiled=True))
         return np.concatenate(images)[:count], captions
 

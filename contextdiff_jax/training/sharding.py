@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
@@ -88,6 +89,28 @@ def data_shard(mesh: Mesh, batch_size: int) -> tuple[int, int]:
 def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, P())
+
+
+def serving_mesh(config: ConfigDict) -> Mesh:
+    """All devices for a model that is used: fsdp and tensor as far as they divide the devices, data the rest.
+
+    A model is used on other machines than it was trained on, so nothing here need fit.
+    """
+    left, sizes = len(here().devices), {}
+    for axis in ("tensor", "fsdp"):
+        sizes[axis] = math.gcd(left if config[axis] == -1 else config[axis], left)
+        left //= sizes[axis]
+    return make_mesh(ConfigDict(sizes | {"data": left}))
+
+
+def place(tree: Params, rules: Rules, mesh: Mesh) -> Params:
+    """Parameters that every process has whole, on the mesh by the rules."""
+    return put_tree(tree, tree_shardings(tree, rules, mesh))
+
+
+def gather(array: Array) -> np.ndarray:
+    """The whole of an array whose rows are split, on every process."""
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True) if jax.process_count() > 1 else array)
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> Batch:

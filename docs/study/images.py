@@ -129,7 +129,8 @@ def _measures(task: Any, size: Size) -> tuple[Callable, Callable]:
     def draw(params: Params, frozen: Params, label: jax.Array) -> jax.Array:
         keys = jax.random.split(stream(0, "sample"), len(label))
         plan, numbers = sampling.Plan.of(task, task.config.sample), sampling.Numbers.of(task.config.sample)
-        return sampling.sample(task, params, frozen, {"label": label}, keys, numbers, plan=plan)
+        context = task.encode(params, frozen, {"label": label})
+        return sampling.sample(task, params, frozen, context, keys, numbers, plan=plan)
 
     return figures, draw
 

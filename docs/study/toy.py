@@ -258,7 +258,8 @@ def draw(task: ToyTask, params: Params, *, sample: ConfigDict, size: Size) -> Ar
     label = jnp.repeat(jnp.arange(len(task.data.means), dtype=jnp.int32), size.num_samples)
     keys = jax.random.split(stream(0, "sample"), len(label))
     plan, numbers = sampling.Plan.of(task, sample), sampling.Numbers.of(sample)
-    points = sampling.sample(task, params, task.frozen, {"label": label}, keys, numbers, plan=plan)
+    context = task.encode(params, task.frozen, {"label": label})
+    points = sampling.sample(task, params, task.frozen, context, keys, numbers, plan=plan)
     return points.reshape(-1, size.num_samples, DIM)
 
 

@@ -66,9 +66,9 @@ def test_a_picture_that_no_decoder_takes_is_named_at_the_start(tmp_path):
     with pytest.warns(UserWarning, match=r"1 of 2 .* workflow.png \(Decompressed data too large"):
         assert _source(tmp_path, max_bad_fraction=0.5).names == ("a.png",)
     with pytest.raises(UserError, match="image '.*workflow.png' cannot be read .Decompressed data too large"):
-        images.asked_for(tmp_path / "workflow.png", 16)
+        images.asked_for(tmp_path / "workflow.png", (16, 16))
     with pytest.raises(UserError, match="cannot be read .Is a directory"):
-        images.asked_for(tmp_path, 16)
+        images.asked_for(tmp_path, (16, 16))
 
 
 def test_links_are_followed_once_and_not_in_circles(tmp_path):

@@ -1,0 +1,97 @@
+"""What a user may ask of a model, checked before anything is compiled: prompts, seeds, sizes, pictures."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from contextdiff_jax.data.images import asked_for, fitted
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.pictures import to_uint8
+from contextdiff_jax.types import Array
+
+Picture = Image.Image | str | Path | np.ndarray
+
+
+def root_key(key: int | Array) -> Array:
+    """A jax key from a seed, or the key itself."""
+    return jax.random.key(check_seed(key)) if isinstance(key, int | np.integer) else key
+
+
+def check_seed(seed: int) -> int:
+    """The seed; outside 0..2**32-1 different seeds would silently give the same pictures."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed {seed} is outside 0..{2**32 - 1}")
+    return int(seed)
+
+
+def plain(value: Any) -> Any:
+    """A number of numpy's as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Refuses an empty list and blank prompts."""
+    if not prompts:
+        raise UserError("no prompt given; pass at least one, e.g. --prompt='a red apple on a blue background'")
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise UserError(f"prompt {i + 1} of {len(prompts)} is empty ({prompt!r}); describe what to draw")
+
+
+def check_strength(strength: float, num_steps: int) -> None:
+    """Refuses a strength that leaves no step, or asks for more than all."""
+    if not 1 <= num_steps * strength <= num_steps:
+        raise UserError(f"strength={strength} of {num_steps} steps; accepted: {1 / num_steps:.3g} to 1")
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """(height, width) from "32x48".
+
+    Raises:
+        UserError: anything else.
+    """
+    found = re.fullmatch(r"(\d+)x(\d+)", text.strip())
+    if not found:
+        raise UserError(f"size {text!r} is not HEIGHTxWIDTH in pixels, e.g. 32x48")
+    return int(found[1]), int(found[2])
+
+
+def pictures(image: Picture | Sequence[Picture], count: int, size: tuple[int, int], channels: int) -> np.ndarray:
+    """Pictures to start from, float32 [count, height, width, channels] in [-1, 1]; one given picture serves for all.
+
+    Raises:
+        UserError: another number of pictures, or one that cannot be read.
+    """
+    one = isinstance(image, str | Path | Image.Image) or (isinstance(image, np.ndarray | Array) and image.ndim < 4)
+    images = [image] if one else list(image)
+    if len(images) not in (1, count):
+        raise UserError(f"{len(images)} images for {count} prompts; give one for all, or one for each")
+    arrays = np.stack([as_array(picture, size) for picture in images])
+    if channels == 1:
+        arrays = arrays.mean(axis=-1, keepdims=True)
+    return np.broadcast_to(arrays, (count, *arrays.shape[1:]))
+
+
+def as_array(picture: Picture, size: tuple[int, int]) -> np.ndarray:
+    """A picture as float32 [height, width, 3] in [-1, 1], upright, cropped to the centre and resized.
+
+    Raises:
+        UserError: a file that is not there or no image; an array of another shape or range.
+    """
+    if isinstance(picture, str | Path):
+        return asked_for(picture, size).astype(np.float32) / 127.5 - 1.0
+    if not isinstance(picture, Image.Image):
+        array = np.asarray(picture)
+        if array.ndim != 3 or array.shape[-1] not in (1, 3):
+            raise UserError(f"image of shape {array.shape}; give [height, width, 3]")
+        if array.dtype != np.uint8 and (not np.isfinite(array).all() or np.abs(array).max() > 1.001):
+            raise UserError(
+                f"image with values from {array.min():g} to {array.max():g}; give uint8, or floats in [-1, 1]"
+            )
+        picture = Image.fromarray(to_uint8(array[None])[0])
+    return fitted(picture, size).astype(np.float32) / 127.5 - 1.0

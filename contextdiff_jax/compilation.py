@@ -1,0 +1,43 @@
+"""Compiled programs that outlive the process: JAX's persistent cache, in the user's cache directory."""
+
+import os
+from pathlib import Path
+
+import jax
+from absl import logging
+
+from contextdiff_jax.errors import UserError
+
+
+def keep_programs(where: str) -> None:
+    """Makes the next command find the programs that this one compiles.
+
+    Args:
+        where: "auto" is what JAX_COMPILATION_CACHE_DIR names, else a folder in the user's cache directory; "off" keeps
+            nothing; anything else is a folder.
+
+    Raises:
+        UserError: a folder that cannot be made.
+    """
+    if where == "off":
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    if where == "auto" and jax.config.jax_compilation_cache_dir:
+        return
+    folder = _in_the_user_s_cache() if where == "auto" else Path(where).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+        reason = "it cannot be written"
+    except OSError as error:
+        writable, reason = False, str(error)
+    if writable:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    elif where == "auto":
+        logging.warning("compiled programs are not kept in %s: %s", folder, reason)
+    else:
+        raise UserError(f"--compilation_cache={where}: {reason}; give a folder that can be written, or off")
+
+
+def _in_the_user_s_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "contextdiff_jax" / "compiled"

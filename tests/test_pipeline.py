@@ -1,0 +1,77 @@
+"""The pipeline on the tiny preset: one program for all guidance scales, streams, negative prompts, sizes, steps."""
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+from test_stored_figures import PROMPTS, shaken
+
+import contextdiff_jax as cdx
+from configs import t2i
+from contextdiff_jax import asked
+from contextdiff_jax import task as task_lib
+from contextdiff_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    task = task_lib.build(t2i.get_config("tiny"))
+    return cdx.Pipeline(task, shaken(task.init(jax.random.key(0))), 0)
+
+
+def test_a_guidance_sweep_compiles_one_program(pipe, caplog):
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        swept = [
+            pipe.sample_arrays(PROMPTS, key=5, guidance=scale, rescale=0.1 * i, interval=(0.0, 1.0 - 0.1 * i))
+            for i, scale in enumerate((1.5, 3.0, 4.5, 6.0, 7.5, 9.0))
+        ]
+    compiled = [r.getMessage() for r in caplog.records if "Finished XLA compilation of jit(draw)" in r.getMessage()]
+    assert len(compiled) == 1, compiled
+    assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(swept, swept[1:], strict=False))
+
+
+def test_a_stream_is_what_sample_is_made_of_and_remembers_prompts(pipe, monkeypatch):
+    drawn = list(pipe.stream(PROMPTS, key=5))
+    assert [list(d.rows) for d in drawn] == [[0, 1, 2]] and len(drawn[0].images) == 4  # filled up to a power of two
+    monkeypatch.setattr(pipe._contexts, "_encode", None)  # every prompt has been encoded by now
+    np.testing.assert_array_equal(drawn[0].whole(), pipe.sample_arrays(PROMPTS, key=5))
+
+
+def test_negative_prompts(pipe):
+    plain = pipe.sample_arrays(PROMPTS, key=5)
+    # The empty text is what guidance moves away from anyway.
+    np.testing.assert_allclose(pipe.sample_arrays(PROMPTS, key=5, negative=""), plain, atol=2e-3)
+    away = pipe.sample_arrays(PROMPTS, key=5, negative=["", "a red star", ""])
+    moved = np.abs(away - plain).max(axis=(1, 2, 3))
+    assert moved[1] > 0.02 and max(moved[0], moved[2]) < 2e-3
+    with pytest.raises(UserError, match="without guidance"):
+        pipe.sample(PROMPTS, negative="a star", guidance=1.0)
+    with pytest.raises(UserError, match="2 negative prompts for 3"):
+        pipe.sample(PROMPTS, negative=["a", "b"])
+
+
+def test_other_sizes_and_every_step(pipe):
+    told = []
+    images = pipe.sample_arrays(
+        PROMPTS[:1], size=(np.int64(16), 24), steps=np.int64(3), on_step=lambda *step: told.append(step)
+    )
+    assert images.shape == (1, 16, 24, 3)
+    assert [(step, steps) for step, steps, _ in told] == [(1, 3), (2, 3), (3, 3)]
+    # The last step ends at t = 0, on the last estimate.
+    np.testing.assert_allclose(pipe.decode(told[-1][2]), images, atol=1e-5)
+    assert [image.size for image in pipe.to_images(images)] == [(24, 16)]
+    for size, words in (((16, 18), r"divisible by 4.*try \(16, 20\)"), ((16, 0), "not \\(height, width\\)")):
+        with pytest.raises(UserError, match=words):
+            pipe.sample(PROMPTS[0], size=size)
+    assert asked.read_size("32x48") == (32, 48)
+    with pytest.raises(UserError, match="HEIGHTxWIDTH"):
+        asked.read_size("32")
+
+
+def test_inversion_starts_at_the_picture(pipe):
+    image = np.linspace(-1, 1, 16 * 16 * 3, dtype=np.float32).reshape(16, 16, 3)
+    trajectory = pipe.invert(image, PROMPTS[:2], steps=2)
+    assert trajectory.shape == (3, 2, 16, 16, 3)
+    np.testing.assert_allclose(trajectory[0, 1], image, atol=1 / 127)
+    assert np.abs(trajectory[2, 0] - trajectory[2, 1]).max() > 1e-3, "each under its own prompt"
