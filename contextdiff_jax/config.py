@@ -1,5 +1,6 @@
 """Checks of a config before anything is built, and comparison of two configs."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from contextdiff_jax.config_process import check_process, check_reverse
 from contextdiff_jax.errors import UserError
 
 CHOICES = {
-    "data.source": ("openmoji", "folder", "digits", "cifar10", "clip"),
+    "data.source": ("openmoji", "folder", "digits", "cifar10", "fashion", "clip"),
     "data.labels": ("none", "subfolders"),
     "condition.kind": ("text", "class", "layout", "none"),
     "condition.embedding": ("one_hot", "resnet"),
@@ -263,6 +264,25 @@ def complete(saved: ConfigDict) -> ConfigDict:
             result[section] = ConfigDict()
         if section in result and name not in result[section]:
             result[section][name] = value
+    return result
+
+
+_PATHS = """
+    data.path data.mask_path data.flow_path encoder.clip condition.encoder space.latents space.rgb_map model.pretrained
+    eval.recogniser clip.tokenizer_dir
+"""
+
+
+def whole_paths(config: ConfigDict) -> ConfigDict:
+    """The config with every path that leads somewhere from here written from the root; the others, such as names of
+    a hub, stay as they are. The config itself is not changed."""
+    flat = leaves(config)
+    changed = {}
+    for key in _PATHS.split():
+        if (value := flat.get(key)) and os.path.exists(path := os.path.expanduser(value)):
+            changed[key] = os.path.abspath(path)
+    result = config.copy_and_resolve_references()
+    result.update_from_flattened_dict(changed)
     return result
 
 

@@ -63,7 +63,8 @@ def find(path: str | Path, *, step: int | None, ema: bool, config: ConfigDict | 
             own.space.rgb_map = str(path)
     if own.task != "diffusion":
         raise UserError(f"{path} holds a run of the task {own.task!r}; only diffusion runs can be sampled")
-    return Saved(own if config is None else _with_sampling_of(own, config, path), step, read)
+    own = config_lib.whole_paths(own)
+    return Saved(own if config is None else _with_sampling_of(own, config_lib.whole_paths(config), path), step, read)
 
 
 def _only_checkpoint(path: str | Path, step: int | None) -> None:

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 from ml_collections import ConfigDict
 
 from contextdiff_jax import config as config_lib
+from contextdiff_jax import data
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.runtime import Runtime
 from contextdiff_jax.types import Array, Batch, Params
@@ -50,6 +51,7 @@ def build(config: ConfigDict, runtime: Runtime | None = None, weights: bool = Tr
         UserError: for anything in the config that cannot work.
     """
     config_lib.check(config)
+    config = data.settled(config)
     match config.task:
         case "diffusion":
             from contextdiff_jax.tasks.diffusion import DiffusionTask

@@ -6,7 +6,7 @@ from contextdiff_jax.data.digits import DigitsSource
 from contextdiff_jax.data.folder import ImageFolderSource
 from contextdiff_jax.data.openmoji import OpenMojiSource
 from contextdiff_jax.data.pipeline import build
-from contextdiff_jax.data.sources import describe, held_out, source
+from contextdiff_jax.data.sources import chosen, describe, held_out, settled, source
 from contextdiff_jax.data.vocabulary import Vocabulary, captions, vocabulary
 
 __all__ = [
@@ -19,8 +19,10 @@ __all__ = [
     "Vocabulary",
     "build",
     "captions",
+    "chosen",
     "describe",
     "held_out",
+    "settled",
     "source",
     "vocabulary",
 ]

@@ -37,6 +37,7 @@ def build(
     shuffle: bool = True,
     augment: bool = False,
     records: ImageSource | None = None,
+    indices: Sequence[int] | None = None,
 ) -> "Batches":
     """This process's rows of every global batch, as a checkpointable iterator (`get_state`, `set_state`).
 
@@ -52,6 +53,7 @@ def build(
             [n, L]}; None adds none.
         augment: whether the config's random crops and flips are applied: for training alone.
         records: what to read instead of the config's source, e.g. its stored latents.
+        indices: of the records that are read, in this order; None for all.
 
     Returns:
         Iterator of numpy dicts: image float32 [b, H, W, C], the first level at -1 and the last at 1, or
@@ -67,7 +69,7 @@ def build(
         )
     records = source(cfg_data, split) if records is None else records
     read_record = _reader(records, augmentation(cfg_data) if augment else None, seed)
-    order = grain.MapDataset.range(len(records)).seed(seed)
+    order = grain.MapDataset.source(range(len(records)) if indices is None else indices).seed(seed)
     order = order.shuffle() if shuffle else order
     order = order.repeat() if repeat else order
 

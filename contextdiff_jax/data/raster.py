@@ -81,14 +81,14 @@ class StickerCache:
         self._items: collections.OrderedDict[tuple[str, int], Sticker] = collections.OrderedDict()
 
     def get(self, code: str, size: int) -> Sticker:
-        """The drawing as (colour times alpha [size, size, 3], 255 - alpha [size, size, 1]), both uint16."""
+        """The drawing as (colour [size, size, 3], alpha [size, size, 1]), both uint8."""
         key = (code, size)
         with self._lock:
             if key in self._items:
                 self._items.move_to_end(key)
                 return self._items[key]
-        rgba = render(_cropped_svg(code), size).astype(np.uint16)
-        item = (rgba[..., :3] * rgba[..., 3:], 255 - rgba[..., 3:])
+        rgba = render(_cropped_svg(code), size)
+        item = (np.ascontiguousarray(rgba[..., :3]), np.ascontiguousarray(rgba[..., 3:]))
         with self._lock:
             if key not in self._items:
                 self._items[key] = item
@@ -104,10 +104,11 @@ _CACHE = StickerCache(max_bytes=256 * 2**20)
 
 def paste(canvas: np.ndarray, code: str, left: int, top: int, size: int) -> None:
     """Lays the drawing over the canvas [H, W, 3] uint8 in place: colour * alpha + canvas * (1 - alpha)."""
-    colour, clear = _CACHE.get(code, size)
+    colour, alpha = _CACHE.get(code, size)
+    alpha = alpha.astype(np.uint16)
     region = canvas[top : top + size, left : left + size]
     # At most 255 * 255 + 127, which just fits 16 bits; + 127 rounds to nearest.
-    region[...] = (colour + region * clear + 127) // 255
+    region[...] = (colour * alpha + region * (255 - alpha) + 127) // 255
 
 
 def alpha(code: str, size: int) -> np.ndarray:

@@ -2,10 +2,15 @@
 
 from typing import Any
 
+import numpy as np
+from ml_collections import ConfigDict
+
+from contextdiff_jax import config as config_lib
 from contextdiff_jax.data.augment import Augmentation
 from contextdiff_jax.data.base import Description, ImageSource
 from contextdiff_jax.data.cifar10 import Cifar10Source
 from contextdiff_jax.data.digits import DigitsSource
+from contextdiff_jax.data.fashion import FashionSource
 from contextdiff_jax.data.folder import ImageFolderSource, TooFewImages, class_names_of
 from contextdiff_jax.data.one_clip import ClipSource, clip_of
 from contextdiff_jax.data.openmoji import OpenMojiSource
@@ -17,6 +22,7 @@ SOURCES = {
     "folder": ImageFolderSource,
     "digits": DigitsSource,
     "cifar10": Cifar10Source,
+    "fashion": FashionSource,
     "clip": ClipSource,
 }
 _NOT_TO_FLIP = {
@@ -35,14 +41,17 @@ def source(cfg_data: Any, split: str) -> ImageSource:
     """
     name, path, size = _known(cfg_data.source), cfg_data.path, cfg_data.image_size
     augmentation(cfg_data)
-    if name == "openmoji":
-        return OpenMojiSource(cfg_data.preset, split, size, cfg_data.seed)
-    if name == "folder":
-        classes = dict(labels=cfg_data.labels, class_names=cfg_data.class_names)
-        return ImageFolderSource(path, split, size, max_bad_fraction=cfg_data.max_bad_fraction, **classes)
-    if name == "clip":
-        return ClipSource(clip_of(cfg_data))
-    return DigitsSource(split, size) if name == "digits" else Cifar10Source(path, split, size)
+    match name:
+        case "openmoji":
+            return OpenMojiSource(cfg_data.preset, split, size, cfg_data.seed)
+        case "folder":
+            classes = dict(labels=cfg_data.labels, class_names=cfg_data.class_names)
+            return ImageFolderSource(path, split, size, max_bad_fraction=cfg_data.max_bad_fraction, **classes)
+        case "clip":
+            return ClipSource(clip_of(cfg_data))
+        case "digits":
+            return DigitsSource(split, size)
+    return SOURCES[name](path, split, size)
 
 
 def augmentation(cfg_data: Any) -> Augmentation:
@@ -84,6 +93,31 @@ def held_out(cfg_data: Any) -> tuple[str, ImageSource]:
         return "val", source(cfg_data, "val")
     except TooFewImages:
         return "train", source(cfg_data, "train")
+
+
+def chosen(length: int, count: int, seed: int) -> list[int]:
+    """`count` of `length` records, or all: one drawn from each of `count` equal parts, in order.
+
+    So what is looked at is spread over the whole set, whose records may come class by class, and the same every time.
+    """
+    if count >= length:
+        return list(range(length))
+    edges = [i * length // count for i in range(count + 1)]
+    draws = np.random.RandomState(seed).random_sample(count)
+    return [low + int(u * (high - low)) for u, low, high in zip(draws, edges[:-1], edges[1:], strict=True)]
+
+
+def settled(config: ConfigDict) -> ConfigDict:
+    """A whole config that no longer depends on where one stands: its paths are whole, its folder's classes are named.
+
+    Raises:
+        UserError: a folder's classes cannot be taken.
+    """
+    config = config_lib.whole_paths(config)
+    if "labels" in config.data and config.data.labels != "none" and not config.data.class_names:
+        config = config.copy_and_resolve_references()
+        config.data.class_names = describe(config.data).class_names
+    return config
 
 
 def _known(name: str) -> str:

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
+from contextdiff_jax.data import chosen
 from contextdiff_jax.errors import UserError
 
 MEASURES = ("object", "background", "both")
@@ -81,8 +82,8 @@ def alignment_by_group(
 
 
 def ceiling(source: Sequence[dict], recogniser: Judge, count: int) -> dict:
-    """`alignment` of the first `count` real renders of a data source: a perfect generator's score."""
-    records = [source[i] for i in range(min(count, len(source)))]
+    """`alignment` of `count` real renders, spread over a data source: a perfect generator's score."""
+    records = [source[i] for i in chosen(len(source), count, seed=0)]
     images, objects, backgrounds = (
         np.stack([r[k] for r in records]) for k in ("image", "object", "background")
     )

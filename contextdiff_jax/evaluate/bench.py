@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,23 @@ from contextdiff_jax.training import Setup
 ROUNDS, STEPS = 5, 4  # timed rounds of each variant, steps per round
 
 
+def records_per_second(batches: Iterator, batch_size: int, seconds: float = 3.0) -> float:
+    """What the input pipeline delivers on its own, all its threads at work, without a step that waits for it."""
+    next(batches)
+    start, count = time.perf_counter(), 0
+    while (spent := time.perf_counter() - start) < seconds or not count:
+        next(batches)
+        count += batch_size
+    return count / spent
+
+
 class _Variant:
     """The compiled training step of one config with a state to run it on."""
 
     def __init__(self, config: ConfigDict):
         setup = Setup.of(task_lib.build(config))
-        self.batch = setup.put(next(setup.train_iterator()))
+        self.batches = setup.train_iterator()
+        self.batch = setup.put(next(self.batches))
         start = time.perf_counter()
         self.step = setup.compile(self.batch)
         self.compile_seconds = time.perf_counter() - start
@@ -85,9 +97,11 @@ def bench_adapter(config: ConfigDict, out: Path) -> dict[str, Any]:
         for variant in variants.values():
             variant.seconds.append(variant.run(STEPS))
     first, second = variants.values()
+    speed = records_per_second(first.batches, config.data.batch_size)
     ratios = np.array(first.seconds) / np.array(second.seconds)
     figures = {
         "hardware": hardware(),
+        "input_records_per_second": speed,
         **{name: variant.figures(config.data.batch_size) for name, variant in variants.items()},
         "ratio_step_time": float(np.median(ratios)),
         "ratio_step_time_range": [float(ratios.min()), float(ratios.max())],
@@ -99,6 +113,8 @@ def bench_adapter(config: ConfigDict, out: Path) -> dict[str, Any]:
             f"{name:16s} {1e3 * row['seconds_per_step']:8.1f} ms/step  {row['images_per_second']:8.1f} images/s  "
             f"{row['gigabytes']:6.2f} GB  {row['gigaflops_per_step']:8.1f} GFLOP"
         )
+    threads = f"{config.data.num_threads} threads, {config.data.prefetch} batches ahead"
+    print(f"input alone      {speed:8.1f} records/s ({threads})")
     low, high = figures["ratio_step_time_range"]
     print(
         f"ratio            {figures['ratio_step_time']:.2f} x time ({low:.2f}-{high:.2f} over {ROUNDS} rounds), "

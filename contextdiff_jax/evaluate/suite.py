@@ -44,8 +44,10 @@ def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]
     }
     judge = _judge(config)
     if judge is None:
-        source, parts = data.held_out(config.data)[1], pipeline.task.parts
-        captions = parts.prompts([source[i] for i in range(min(GRID, len(source)))])
+        parts, (split, source) = pipeline.task.parts, data.held_out(config.data)
+        shown = data.chosen(len(source), GRID, config.data.seed)
+        captions = parts.prompts([source[i] for i in shown])
+        figures["asked_for"] = {"split": split, "n": len(shown), "of": len(source)}
         asked = captions if parts.condition.takes_prompts else len(captions)
         if not parts.condition.takes_prompts:
             captions = [f"{i}" for i in range(asked)]
@@ -123,15 +125,14 @@ def _alignment(pipeline: Pipeline, judge: Recogniser, seed: int) -> tuple[dict, 
             images = pipeline.sample_arrays(captions, key=seed, **options)
             # The first group compiles; the speed that stays is that of the second.
             speed[label or "plain"] = len(captions) / (time.perf_counter() - start)
-            rows[name] = alignment(images, asked[:, 0], asked[:, 1], judge)
+            rows[name] = {"split": f"{group} combinations"} | alignment(images, asked[:, 0], asked[:, 1], judge)
             if not options:
                 shown = np.linspace(0, len(asked) - 1, min(GRID, len(asked))).astype(int)
                 correct = hits(images[shown], asked[shown, 0], asked[shown, 1], judge)["both"]
                 grids[name] = (images[shown], [captions[i] for i in shown], correct)
     for group, split in {"seen": "test", "unseen": "unseen"}.items():
-        rows[f"ceiling: real renders, {group}"] = ceiling(
-            data.source(config.data, split), judge, config.eval.num_samples
-        )
+        real = ceiling(data.source(config.data, split), judge, config.eval.num_samples)
+        rows[f"ceiling: real renders, {group}"] = {"split": split} | real
     rows["chance"] = chance(len(words.objects), len(words.backgrounds))
     return rows, speed, grids
 
@@ -150,6 +151,8 @@ def _bits_per_dim(pipeline: Pipeline, seed: int) -> dict[str, dict]:
         process_count=1,
         from_records=task.parts.condition.from_records,
         shuffle=False,
+        records=source,
+        indices=data.chosen(len(source), count, config.data.seed),
     )
     # Whole batches only: one compilation, and no image twice.
     batches = list(itertools.islice(batches, max(1, count // config.sample.batch_size)))
@@ -172,7 +175,8 @@ def _bits_per_dim(pipeline: Pipeline, seed: int) -> dict[str, dict]:
         parts = [run(pipeline.params, pipeline.frozen, batch, key) for batch, key in zip(batches, keys, strict=True)]
         joined = join(parts)
         terms = ("mean", "stderr", "prior", "reconstruction", "diffusion")
-        rows[label] = {name: float(getattr(joined, name)) for name in terms} | {"images": len(joined.per_image)}
+        rows[label] = {name: float(getattr(joined, name)) for name in terms}
+        rows[label] |= {"split": split, "images": len(joined.per_image)}
     return rows
 
 
@@ -183,6 +187,7 @@ def _print(figures: dict[str, Any]) -> None:
         count = f"  (n = {row['n']})" if "n" in row else ""
         print(f"{name:40s} {cells}{count}")
     for name, row in figures.get("bits_per_dim", {}).items():
-        print(f"{'bits per dimension, ' + name:40s} {row['mean']:.3f} +- {row['stderr']:.3f}")
+        measured = f"{row['mean']:.3f} +- {row['stderr']:.3f}  ({row['images']} of {row['split']})"
+        print(f"{'bits per dimension, ' + name:40s} {measured}")
     for name, value in figures["samples_per_second"].items():
         print(f"{'samples per second, ' + name:40s} {value:.1f}")

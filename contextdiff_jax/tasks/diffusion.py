@@ -305,7 +305,8 @@ class DiffusionTask:
     @cached_property
     def _preview_captions(self) -> list[str]:
         records = source(self.config, self.parts, None)
-        return self.parts.prompts([records[i] for i in range(min(16, len(records)))])
+        shown = data.chosen(len(records), 16, self.config.data.seed)
+        return self.parts.prompts([records[i] for i in shown])
 
     @cached_property
     def _draw(self) -> Callable[..., Array]:

@@ -7,10 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.training import integrity
+from contextdiff_jax.training import distributed, integrity
 from contextdiff_jax.types import TrainState
 
 ARRAYS = ("params", "ema", "optimizer")
@@ -70,15 +69,7 @@ def brief(error: BaseException) -> str:
 
 def iterator_states(iterator: Any) -> dict[str, Any]:
     """The data iterators' states of all processes, as JSON."""
-    own = json.dumps(iterator.get_state())
-    if jax.process_count() == 1:
-        return {"states": [json.loads(own)]}
-    raw = np.frombuffer(own.encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.int32(raw.size))
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: raw.size] = raw
-    rows = multihost_utils.process_allgather(padded)
-    return {"states": [json.loads(row[:n].tobytes().decode()) for row, n in zip(rows, lengths, strict=True)]}
+    return {"states": [json.loads(state) for state in distributed.gather_texts(json.dumps(iterator.get_state()))]}
 
 
 def set_iterator(iterator: Any, data: dict[str, Any], batch_size: int, any_records: bool = False) -> None:

@@ -1,9 +1,16 @@
 """Several processes as one machine."""
 
+import socket
+from collections.abc import Callable
+from typing import TypeVar
+
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from contextdiff_jax.errors import UserError
+
+T = TypeVar("T")
 
 
 def initialize_if_needed(
@@ -77,3 +84,53 @@ def barrier(name: str) -> None:
     """Waits for all processes."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def gather_texts(text: str) -> list[str]:
+    """Every process's text, on every process, in their order."""
+    if jax.process_count() == 1:
+        return [text]
+    raw = np.frombuffer(text.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(raw.size))
+    padded = np.zeros(max(1, int(lengths.max())), np.uint8)
+    padded[: raw.size] = raw
+    rows = multihost_utils.process_allgather(padded)
+    return [row[:n].tobytes().decode() for row, n in zip(rows, lengths, strict=True)]
+
+
+def the_same(make: Callable[[], T], describe: Callable[[T], str]) -> T:
+    """`make()` on process 0 first and then on the others, which find what it has left in shared folders.
+
+    Args:
+        make: the same on every process.
+        describe: what must be the same of its results, in words.
+
+    Raises:
+        UserError: one of them failed, or the descriptions differ; every process raises it and names the processes.
+    """
+    if jax.process_count() == 1:
+        return make()
+    result, problem = None, ""
+    for turn in (is_primary(), not is_primary()):
+        if turn:
+            try:
+                result = make()
+            except UserError as error:
+                problem = str(error)
+        if failed := _by_process(gather_texts(problem)):
+            raise UserError(f"{failed}; put that right for all processes")
+    found = gather_texts(describe(result))
+    if len(set(found)) > 1:
+        hosts = gather_texts(socket.gethostname())
+        listed = _by_process([f"{text} ({host})" for text, host in zip(found, hosts, strict=True)])
+        raise UserError(f"the processes do not see the same data: {listed}; give all of them the same readable files")
+    return result
+
+
+def _by_process(texts: list[str]) -> str:
+    """What each process says, where it says something; those that say the same are named together."""
+    who: dict[str, list[str]] = {}
+    for number, text in enumerate(texts):
+        if text:
+            who.setdefault(text, []).append(str(number))
+    return "; ".join(f"process {', '.join(numbers)}: {text}" for text, numbers in who.items())

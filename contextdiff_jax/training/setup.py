@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from contextdiff_jax import trees
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.runtime import Runtime, here, in_use
-from contextdiff_jax.training import sharding
+from contextdiff_jax.training import distributed, sharding
 from contextdiff_jax.training import state as state_lib
 from contextdiff_jax.training.optimizer import make_optimizer
 from contextdiff_jax.training.step import Guard, make_step
@@ -109,8 +109,14 @@ class Setup:
         return sharding.put_tree(guard, jax.tree.map(lambda _: sharding.replicated(self.mesh), guard))
 
     def train_iterator(self) -> Iterator[dict[str, np.ndarray]]:
-        """This process's rows of the batches."""
-        return self.task.train_iterator(*sharding.data_shard(self.mesh, self.task.config.data.batch_size))
+        """This process's rows of the batches.
+
+        Raises:
+            UserError: the processes do not see the same records.
+        """
+        shard = sharding.data_shard(self.mesh, self.task.config.data.batch_size)
+        make = lambda: self.task.train_iterator(*shard)
+        return distributed.the_same(make, lambda batches: str(batches.get_state().get("records", "")))
 
     def put(self, batch: dict[str, np.ndarray]) -> Batch:
         """The global batch on the devices, from every process's own rows."""

@@ -46,6 +46,8 @@ ANOTHER_MODEL = (
     "space.kind",
     "space.rgb",
     "data.image_size",
+    "data.labels",
+    "data.class_names",
     "train.trainable",
 )
 THE_SAME_MODEL = (
@@ -121,8 +123,10 @@ def _saved_config(path: Path) -> dict[str, Any]:
 
 def _changes(saved: Any, now: ConfigDict) -> list[str]:
     """Lines of all that differs and may not do so without a word."""
-    saved = config_lib.complete(ConfigDict(saved))
+    saved, now = config_lib.whole_paths(config_lib.complete(ConfigDict(saved))), config_lib.whole_paths(now)
     free = MAY_DIFFER
+    if not config_lib.leaves(now).get("data.class_names"):  # not yet taken from the folder
+        free += ("data.class_names",)
     steps = [config_lib.leaves(c).get("train.num_steps") for c in (saved, now)]
     if None not in steps and steps[1] > steps[0]:  # a longer run
         free += ("train.num_steps",)

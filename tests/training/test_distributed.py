@@ -1,0 +1,74 @@
+"""What several processes agree on, played by threads."""
+
+import threading
+
+import pytest
+
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.training import distributed
+
+
+class _Cluster:
+    """Threads that take themselves for processes."""
+
+    def __init__(self, count, monkeypatch):
+        self.count, self.texts, self.own = count, [None] * count, threading.local()
+        self.barrier = threading.Barrier(count, timeout=30)
+        monkeypatch.setattr(distributed.jax, "process_count", lambda: count)
+        monkeypatch.setattr(distributed.jax, "process_index", lambda: self.own.index)
+        monkeypatch.setattr(distributed, "gather_texts", self.gather)
+
+    def gather(self, text):
+        self.texts[self.own.index] = text
+        self.barrier.wait()
+        found = list(self.texts)
+        self.barrier.wait()
+        return found
+
+    def run(self, function):
+        """What each process returned or raised."""
+        results = [None] * self.count
+
+        def one(index):
+            self.own.index = index
+            try:
+                results[index] = function(index)
+            except UserError as error:
+                results[index] = error
+
+        threads = [threading.Thread(target=one, args=(index,)) for index in range(self.count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return results
+
+
+def test_process_0_goes_first_and_all_agree(monkeypatch):
+    order = []
+    make = lambda index: order.append(index) or "94 images"
+    results = _Cluster(3, monkeypatch).run(lambda i: distributed.the_same(lambda: make(i), str))
+    assert results == ["94 images"] * 3 and order[0] == 0 and sorted(order) == [0, 1, 2]
+
+
+def test_processes_that_see_other_records_stop_with_a_line_that_names_them(monkeypatch):
+    results = _Cluster(3, monkeypatch).run(lambda i: distributed.the_same(lambda: f"{94 - (i == 1)} images", str))
+    assert len({str(error) for error in results}) == 1 and all(isinstance(error, UserError) for error in results)
+    line = str(results[0])
+    assert "process 0, 2: 94 images" in line and "process 1: 93 images" in line and "\n" not in line
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_failure_of_one_ends_all(monkeypatch, bad):
+    def make(index):
+        if index == bad:
+            raise UserError("data.path: pictures does not exist")
+        return "94 images"
+
+    results = _Cluster(2, monkeypatch).run(lambda i: distributed.the_same(lambda: make(i), str))
+    for error in results:
+        assert isinstance(error, UserError) and f"process {bad}: data.path: pictures does not exist" in str(error)
+
+
+def test_one_process_asks_nobody():
+    assert distributed.the_same(lambda: 3, str) == 3 and distributed.gather_texts("é") == ["é"]
