@@ -24,7 +24,7 @@ from contextdiff_jax.models.recogniser import load_recogniser
 from contextdiff_jax.process import schedule
 from contextdiff_jax.training.setup import Setup
 from contextdiff_jax.training.state import stream
-from contextdiff_jax.types import Batch, Params
+from contextdiff_jax.types import Batch, Params, TrainState
 from docs.study import measure
 from docs.study.variants import Variant
 
@@ -88,11 +88,18 @@ def _setup(config: ConfigDict, seed: int) -> Setup:
 def run(name: str, variant: Variant, seeds: list[int], size: Size) -> Iterator[tuple[int, dict[str, Any]]]:
     """Trains and measures one variant, compiled once, under each seed."""
     config = variant.apply(config_of(name, size))
-    setup = _setup(config, 0)
-    task, step = setup.task, None
+    task, test, label = task_lib.build(config), held_out(name, size), asked(name, size.num_samples)
     figures, draw = _measures(task, size)
-    test = _held_out(name, size)
-    label = _asked(name, size.num_samples)
+    for seed, state, frozen, facts in trained(config, seeds):
+        pictures = np.asarray(draw(state.ema, frozen, label))
+        result = measure.record(*figures(state.ema, frozen, test))
+        result |= {"quality": quality(name, size, pictures, label)} | facts
+        yield seed, result | ({"picture": png(pictures[:SHOWN])} if seed == 0 else {})
+
+
+def trained(config: ConfigDict, seeds: list[int]) -> Iterator[tuple[int, TrainState, Params, dict[str, Any]]]:
+    """(seed, state, frozen parameters, facts of the run) of each seed; the step is compiled once."""
+    setup, step = _setup(config, 0), None
     for seed in seeds:
         start = time.perf_counter()
         of_seed = _setup(config, seed)
@@ -103,16 +110,8 @@ def run(name: str, variant: Variant, seeds: list[int], size: Size) -> Iterator[t
             step = step or setup.compile(batch)
             state, guard, metrics = step(state, guard, setup.frozen, batch)
             last = [*last[-49:], metrics["loss"]]
-        seconds = time.perf_counter() - start
-        pictures = np.asarray(draw(state.ema, setup.frozen, label))
-        result = measure.record(*figures(state.ema, setup.frozen, test))
-        result |= {
-            "quality": quality(name, size, pictures, label),
-            "last_loss": float(np.mean(last)),
-            "bad_step": int(guard.bad_step),
-            "seconds": round(seconds, 1),
-        }
-        yield seed, result | ({"picture": _png(pictures[:SHOWN])} if seed == 0 else {})
+        facts = {"last_loss": float(np.mean(last)), "bad_step": int(guard.bad_step)}
+        yield seed, state, setup.frozen, facts | {"seconds": round(time.perf_counter() - start, 1)}
 
 
 def _measures(task: Any, size: Size) -> tuple[Callable, Callable]:
@@ -144,13 +143,13 @@ def _records(name: str, split: str, count: int) -> tuple[np.ndarray, np.ndarray]
     return batch["image"], batch["label"]
 
 
-def _held_out(name: str, size: Size) -> Batch:
+def held_out(name: str, size: Size) -> Batch:
     """The test images of the bound."""
     image, label = _records(name, "test", size.num_test)
     return {"image": jnp.asarray(image), "label": jnp.asarray(label)}
 
 
-def _asked(name: str, count: int) -> np.ndarray:
+def asked(name: str, count: int) -> np.ndarray:
     """Labels of the pictures to be drawn: all classes that training has seen, equally often."""
     if name == "digits":
         return np.arange(count, dtype=np.int32) % 10
@@ -202,15 +201,15 @@ def reference(name: str, size: Size) -> dict[str, Any]:
         )
     return {
         "floor": quality(name, size, image, label),
-        "picture": _png(image[:SHOWN]),
+        "picture": png(image[:SHOWN]),
         "times": times.tolist(),
         "k": np.asarray(s.k)[times].tolist(),
         "unit": "bits per dimension",
-        "size": vars(size) | {"test images": len(_held_out(name, size)["label"])},
+        "size": vars(size) | {"test images": len(held_out(name, size)["label"])},
     }
 
 
-def _png(images: np.ndarray) -> str:
+def png(images: np.ndarray) -> str:
     """Images [N, H, W, C] in [-1, 1] side by side, as a PNG in base 64."""
     strip = np.concatenate(list(images), axis=1)
     strip = np.clip((strip + 1) * 127.5, 0, 255).round().astype(np.uint8)

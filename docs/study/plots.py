@@ -247,11 +247,16 @@ def _spread(values: list[float]) -> str:
 
 
 def write_tables(sets: dict[str, Any], page: Path) -> None:
-    """Replaces what stands between the page's marks, `<!-- table NAME -->` and `<!-- end -->`."""
-    text = page.read_text(encoding="utf-8")
+    """Fills in every table of the page for which there are results."""
     for name, stored in sets.items():
-        pattern = rf"(<!-- table {name} -->\n).*?(<!-- end -->)"
-        text = re.sub(pattern, lambda m, stored=stored: f"{m[1]}\n{table(stored)}\n\n{m[2]}", text, flags=re.DOTALL)
+        replace_table(page, name, table(stored))
+
+
+def replace_table(page: Path, name: str, rows: str) -> None:
+    """Replaces what stands between the page's marks, `<!-- table NAME -->` and `<!-- end -->`."""
+    pattern = rf"(<!-- table {name} -->\n).*?(<!-- end -->)"
+    text = page.read_text(encoding="utf-8")
+    text = re.sub(pattern, lambda m: f"{m[1]}\n{rows}\n\n{m[2]}", text, flags=re.DOTALL)
     with atomic(page) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -1,0 +1,53 @@
+"""The second part of the study on small pictures: digits and drawn scenes, each model trained at its own T."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from contextdiff_jax import sampling
+from contextdiff_jax import task as task_lib
+from contextdiff_jax.training.state import stream
+from docs.study import images, measure
+from docs.study.steps import PROCESS, Arm, process_of
+
+SIZES = {
+    "digits": replace(images.SIZES["digits"], num_samples=200),
+    "emoji16": replace(images.SIZES["emoji16"], num_samples=72),
+}
+REPEATS = 4  # of the full bound
+
+
+def config_of(name: str, T: int, arm: Arm) -> ConfigDict:
+    """The preset at the study's size and T steps; few steps of training, so the process learns five times as fast."""
+    config = images.config_of(name, SIZES[name])
+    changes = PROCESS | arm.overrides | {"process.num_timesteps": T, "loss.num_times": min(max(T - 1, 1), 3)}
+    changes |= {"sample.num_steps": T, "sample.last_noise": False, "optim.lr_multipliers": (("process/", 5.0),)}
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def run(name: str, T: int, arm: Arm, seeds: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Trains and measures one arm at one T under each seed."""
+    config, size = config_of(name, T, arm), SIZES[name]
+    task, test, label = task_lib.build(config), images.held_out(name, size), images.asked(name, size.num_samples)
+    plan, numbers = sampling.Plan.of(task, config.sample), sampling.Numbers.of(config.sample)
+    keys = jax.random.split(stream(0, "sample"), len(label))
+    bound = jax.jit(lambda p, frozen: measure.terms(task, p, frozen, test, stream(0, "measure"), REPEATS))
+    draw = jax.jit(lambda p, frozen: sampling.sample(task, p, frozen, {"label": label}, keys, numbers, plan=plan))
+    bits = 1.0 / (np.log(2.0) * test["image"][0].size)
+    for seed, state, frozen, facts in images.trained(config, seeds):
+        task.check_params(state.ema)
+        pictures, terms = np.asarray(draw(state.ema, frozen)), np.asarray(bound(state.ema, frozen)) * bits
+        figures = {
+            "bound": float(terms.sum(0).mean()),
+            "per_image": measure.rounded(terms.sum(0)),
+            "terms": measure.rounded(terms.mean(1)),
+            "quality": images.quality(name, size, pictures, label),
+            "process": process_of(task, state.ema),
+            "parameters": sum(v.size for v in jax.tree.leaves(state.params)),
+        }
+        yield seed, figures | facts | ({"picture": images.png(pictures[: images.SHOWN])} if seed == 0 else {})

@@ -1,0 +1,163 @@
+"""Tables and plots of the second part of docs/study.md, from the stored results.
+
+    python -m docs.study.steps_plots
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from docs.study.plots import CLASS_COLOURS, PAGE, figure, replace_table, write
+from docs.study.run import RESULTS, load
+from docs.study.steps import ARMS, MANY, SETS
+
+USER = {"dpmpp_2m": "plain, T = 1000, DPM-Solver++(2M)", "ddim": "plain, T = 1000, DDIM"}
+DRAW = "decoder's draw"
+
+
+def few(stored: dict[str, Any]) -> list[int]:
+    """The T that were run, without the many-step model."""
+    return sorted(int(T) for T in stored["runs"] if int(T) < MANY)
+
+
+def values(stored: dict[str, Any], T: int, arm: str, get: Any) -> np.ndarray:
+    """A figure of each seed."""
+    runs = stored["runs"].get(str(T), {}).get(arm, {})
+    return np.array([get(runs[seed]) for seed in sorted(runs)], float)
+
+
+def spread(v: np.ndarray, digits: int) -> str:
+    """Mean (least to largest seed)."""
+    return f"{v.mean():.{digits}f} ({v.min():.{digits}f} to {v.max():.{digits}f})"
+
+
+def paired(stored: dict[str, Any], T: int, arm: str) -> str:
+    """Mean difference to the plain arm with its error, over the seeds and over blocks of points or images together.
+
+    Both have the same seeds, test points and noise; the points are the same for every seed, so that only the spread of
+    the seeds shrinks with their number.
+    """
+    runs = stored["runs"][str(T)]
+    per = "blocks" if "blocks" in next(iter(runs[arm].values())) else "per_image"
+    gaps = np.array([np.subtract(runs[arm][s][per], runs["plain"][s][per]) for s in runs[arm] if s in runs["plain"]])
+    over_points = gaps.mean(0).var(ddof=1) / gaps.shape[1]
+    over_seeds = gaps.mean(1).var(ddof=1) / len(gaps) if len(gaps) > 1 else 0.0
+    return f"{gaps.mean():+.3f} ± {np.sqrt(over_points + over_seeds):.3f}"
+
+
+def table(name: str, stored: dict[str, Any]) -> str:
+    """A row for each T and arm."""
+    toy = name == "mixture"
+    bound = "nats above exact" if toy else "bits per dimension"
+    head = ["T", "arm", "parameters", "seeds", bound, "minus plain"]
+    head += ["energy distance x 1000", "rms r"] if toy else ["recognised, %", "Frechet distance", "of the bound: t = 1"]
+    rows = [[*head, "seconds a seed"]]
+    for T in few(stored):
+        for arm in ARMS:
+            if runs := stored["runs"][str(T)].get(arm):
+                rows.append(_row(stored, T, arm, runs, toy))
+    many = stored["runs"].get(str(MANY), {}).get("plain")
+    if many and toy:
+        above = values(stored, MANY, "plain", lambda run: run["above"])
+        for sampler, label in USER.items():
+            for steps in sorted({int(k.split()[1]) for k in next(iter(many.values()))["energy"]}):
+                energy = values(stored, MANY, "plain", lambda run, k=f"{sampler} {steps}": 1000 * run["energy"][k])
+                cells = [f"{steps} of {MANY}", label, "", str(len(energy)), spread(above, 3), "", spread(energy, 1)]
+                rows.append([*cells, "-", ""])
+    if toy:
+        floor = stored["reference"]
+        cells = ["", "*held-out data*", "", "", "", "", f"{1000 * floor['energy']:.1f}"]
+        rows.append([*cells, "", ""])
+    rows.insert(1, ["-"] * len(rows[0]))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _row(stored: dict[str, Any], T: int, arm: str, runs: dict[str, Any], toy: bool) -> list[str]:
+    first = next(iter(runs.values()))
+    of = lambda get: values(stored, T, arm, get)
+    cells = [str(T), ARMS[arm].label, f"{first['parameters'] / 1000:.0f} k", str(len(runs))]
+    cells += [spread(of(lambda run: run["above" if toy else "bound"]), 3)]
+    cells += ["0" if arm == "plain" or "plain" not in stored["runs"][str(T)] else paired(stored, T, arm)]
+    if toy:
+        size = max(np.mean([run["r_rms"] for run in runs.values()], axis=0)) if "r_rms" in first else None
+        cells += [spread(of(lambda run: 1000 * run["energy"][DRAW]), 1), "-" if size is None else f"{size:.2f}"]
+    else:
+        cells += [spread(of(lambda run: 100 * run["quality"]["accuracy"]), 1)]
+        cells += [spread(of(lambda run: run["quality"]["frechet"]), 2), f"{of(lambda run: run['terms'][1]).mean():.3f}"]
+    return [*cells, f"{of(lambda run: run['seconds']).mean():.0f}"]
+
+
+def plot_curves(stored: dict[str, Any], path: Path) -> None:
+    """The mixture over T: bound, gain over plain, samples at T evaluations; bands from least to largest seed."""
+    fig, axes = figure(11, 3.4, 1, 3)
+    measures = {
+        "bound above exact, nats": lambda run: run["above"],
+        "gain in the bound over plain, nats": None,
+        "energy distance x 1000 at T evaluations": lambda run: 1000 * run["energy"][DRAW],
+    }
+    for ax, (title, get) in zip(axes[0], measures.items(), strict=True):
+        for arm, facts in ARMS.items():
+            line = {T: _curve(stored, T, arm, get) for T in few(stored) if stored["runs"][str(T)].get(arm)}
+            line = {T: v for T, v in line.items() if v is not None}
+            if line:
+                means = [v.mean() for v in line.values()]
+                ax.plot(list(line), means, color=facts.colour, label=facts.label, marker="o", markersize=3)
+                low, high = ([f(v) for v in line.values()] for f in (np.min, np.max))
+                ax.fill_between(list(line), low, high, color=facts.colour, alpha=0.2, linewidth=0)
+        ax.set_xscale("log", base=2)
+        ax.set_title(title, fontsize=9)
+        ax.set_xlabel("T", fontsize=8)
+    for (sampler, label), style in zip(USER.items(), ("--", ":"), strict=True):
+        many = stored["runs"].get(str(MANY), {}).get("plain", {})
+        if many:
+            steps = sorted({int(k.split()[1]) for k in next(iter(many.values()))["energy"]})
+            means = [np.mean([1000 * run["energy"][f"{sampler} {n}"] for run in many.values()]) for n in steps]
+            axes[0, 2].plot(steps, means, style, color="black", label=label)
+    axes[0, 0].set_yscale("log")
+    axes[0, 2].set_yscale("log")
+    axes[0, 1].axhline(0, color="#9aa5b1", linewidth=0.8)
+    handles = {line.get_label(): line for ax in axes[0] for line in ax.lines if not line.get_label().startswith("_")}
+    fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=7.5, frameon=False)
+    write(fig, path)
+
+
+def _curve(stored: dict[str, Any], T: int, arm: str, get: Any) -> np.ndarray | None:
+    """A figure of each seed; without `get` the gain in the bound over the plain arm of the same seed."""
+    if get is not None:
+        return values(stored, T, arm, get)
+    plain, own = (values(stored, T, name, lambda run: run["above"]) for name in ("plain", arm))
+    return plain - own if arm != "plain" and len(plain) == len(own) else None
+
+
+def plot_arrows(run: dict[str, Any], path: Path) -> None:
+    """Where the shift moves the eight components of the mixture at each t: the mean of x_t without it, and with it."""
+    fig, axes = figure(2.7 * len(run["arrows"]), 3.0, 1, len(run["arrows"]))
+    for t, (ax, rows) in enumerate(zip(axes[0], run["arrows"], strict=True), start=1):
+        rows = np.array(rows)
+        for i, (x, y, dx, dy) in enumerate(rows):
+            colour = CLASS_COLOURS[i * len(CLASS_COLOURS) // len(rows)]
+            ax.scatter([x], [y], s=18, facecolors="white", edgecolors=colour)
+            ax.annotate("", (x + dx, y + dy), (x, y), arrowprops={"arrowstyle": "->", "color": colour})
+        limit = 1.1 * np.abs(np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:]])).max()
+        ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+        ax.set_title(f"t = {t}, log SNR {run['process']['log_snr'][t - 1]:.1f}", fontsize=8)
+    write(fig, path)
+
+
+def main(results: Path = RESULTS, folder: Path = Path(__file__).parent, page: Path = PAGE) -> None:
+    """Draws and fills in whatever there are results for."""
+    sets = {name: load(results / f"steps-{name}.json") for name in SETS}
+    for name, stored in sets.items():
+        if stored["runs"] and page.is_file():
+            replace_table(page, f"steps-{name}", table(name, stored))
+    mixture = sets["mixture"]
+    if mixture["runs"]:
+        plot_curves(mixture, folder / "steps.png")
+        runs = mixture["runs"].get("4", {}).get("free", {}).values()
+        if shown := [run for run in runs if "arrows" in run]:
+            plot_arrows(shown[0], folder / "steps-arrows.png")
+
+
+if __name__ == "__main__":
+    main()

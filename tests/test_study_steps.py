@@ -1,0 +1,59 @@
+"""The second part of the study: its runner with a handful of steps, its page from the stored results."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from contextdiff_jax import config as config_lib
+from docs.study import plots, run, steps, steps_plots, toy
+
+
+@pytest.mark.parametrize("T", [1, 2, 4, 64, 1000])
+def test_the_config_of_every_arm_passes_the_checks(T):
+    for arm in steps.ARMS.values():
+        config_lib.check(steps.config_of(T, arm, steps.SIZE))
+
+
+@pytest.mark.slow
+def test_a_run_is_stored_with_all_its_figures_and_not_run_again(tmp_path, monkeypatch):
+    size = dataclasses.replace(toy.quick(steps.SIZE), num_test=64)
+    jax.config.update("jax_disable_most_optimizations", True)  # nearly all the time goes into compiling
+    try:
+        steps.study("mixture", [2], ["free"], [0], tmp_path, size)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+    stored = run.load(tmp_path / "steps-mixture.json")
+    figures = stored["runs"]["2"]["free"]["0"]
+    assert len(figures["terms"]) == 3 and len(figures["blocks"]) == steps.BLOCKS and len(figures["r_rms"]) == 2
+    assert figures["above"] == pytest.approx(np.mean(figures["blocks"]), rel=1e-3) and figures["above"] > 0
+    assert np.shape(figures["arrows"]) == (2, 8, 4) and np.diff(figures["process"]["log_snr"])[0] < 0
+    assert all(value > 0 for value in figures["energy"].values())
+
+    def trained_again(*args, **options):
+        raise AssertionError("a stored run was trained again")
+
+    monkeypatch.setattr(steps, "run", trained_again)
+    steps.study("mixture", [2], ["free"], [0], tmp_path, size)
+
+
+def test_plots_and_tables_are_those_of_the_stored_results(tmp_path):
+    page = tmp_path / "study.md"
+    shutil.copy(plots.PAGE, page)
+    steps_plots.main(folder=tmp_path, page=page)
+    assert page.read_text() == plots.PAGE.read_text()
+    assert (tmp_path / "steps.png").stat().st_size > 10_000
+
+
+def test_a_paired_difference_is_taken_point_by_point_and_seed_by_seed():
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=16)
+    run_of = lambda gap, noise: {"blocks": (points + gap + noise * rng.normal(size=16)).tolist()}
+    runs = {
+        "plain": {str(seed): run_of(0.0, 0.0) for seed in range(3)},
+        "free": {str(seed): run_of(-0.2, 1e-3) for seed in range(3)},
+    }
+    mean, error = steps_plots.paired({"runs": {"4": runs}}, 4, "free").split(" ± ")
+    assert float(mean) == pytest.approx(-0.2, abs=2e-3) and float(error) < 2e-3
