@@ -3,6 +3,7 @@
     import contextdiff_jax as cdx
 
 The stable names: `schedule`, `forward`, `chart`, `samplers`, `losses`, `guidance`, `evaluate`, `Pipeline`.
+And the rooms `data`, `encoders`, `models`, `formats`, with their modules.
 """
 
 import importlib
@@ -24,6 +25,8 @@ _PLACES = {
     "samplers": "contextdiff_jax.samplers",
     "schedule": "contextdiff_jax.process.schedule",
 }
+# With the modules that are not imported by their room itself.
+_ROOMS = {"data": (), "encoders": ("vae", "inception"), "formats": (), "models": ("adapter", "sd_unet", "unet")}
 __all__ = ["Pipeline", "chart", "evaluate", "forward", "guidance", "losses", "samplers", "schedule"]
 
 
@@ -33,8 +36,12 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("contextdiff_jax.pipeline").Pipeline
     if name in _PLACES:
         return importlib.import_module(_PLACES[name])
+    if name in _ROOMS:
+        for module in _ROOMS[name]:
+            importlib.import_module(f"contextdiff_jax.{name}.{module}")
+        return importlib.import_module(f"contextdiff_jax.{name}")
     raise AttributeError(f"module 'contextdiff_jax' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__ + ["__version__"])
+    return sorted([*__all__, *_ROOMS, "__version__"])

@@ -15,6 +15,9 @@ from contextdiff_jax import config as config_lib
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import check_local, check_writable, read_text, text_lines
 
+# In a clone, and inside the installed package.
+SHIPPED_CONFIGS = (Path(__file__).parents[1] / "configs", Path(__file__).parent / "shipped" / "configs")
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -54,20 +57,46 @@ def default_workdir(config_file: str, config: ConfigDict) -> str:
     return "runs/" + "-".join(part for part in (Path(config_file.split(":")[0]).stem, config.preset) if part)
 
 
+def with_config_file(argv: list[str]) -> list[str]:
+    """The arguments with the path of a shipped config where --config names one, e.g. t2i.py:small or t2i."""
+    place = _config_flag(argv)
+    if place is None:
+        return argv
+    i, given = place
+    path = _find_config(given)
+    return [*argv[:i], f"--config={path}" if "=" in argv[i] else path, *argv[i + 1 :]]
+
+
+def _config_flag(argv: list[str]) -> tuple[int, str] | None:
+    """Which argument holds the value of --config, and the value; the last one counts."""
+    found = None
+    for i, flag in enumerate(argv[1:], start=1):
+        name, equals, value = flag.lstrip("-").partition("=")
+        if name == "config" and flag.startswith("-"):
+            found = (i, value) if equals else (i + 1, argv[i + 1]) if i + 1 < len(argv) else None
+    return found
+
+
+def _find_config(given: str) -> str:
+    """FILE.py[:preset] of a file that exists, else of the shipped config of that name."""
+    file, colon, preset = given.partition(":")
+    name = Path(file).name
+    beside = (folder / (name if name.endswith(".py") else f"{name}.py") for folder in SHIPPED_CONFIGS)
+    plain = Path(file).parent in (Path("."), Path("configs"))
+    found = None if Path(file).is_file() or not plain else next((p for p in beside if p.is_file()), None)
+    return given if found is None else f"{found}{colon}{preset}"
+
+
 def check_config_flags(argv: list[str]) -> None:
     """Loads the config named in `argv` and checks that each `--config.key=value` names a key it has.
 
     Raises:
         UserError: missing file, unknown preset, a file that cannot be imported, an unknown key (with the nearest one).
     """
-    path = None
-    for flag, following in zip(argv[1:], [*argv[2:], ""], strict=False):
-        name, equals, value = flag.lstrip("-").partition("=")
-        if name == "config" and flag.startswith("-"):
-            path = value if equals else following
-    if not path:
+    place = _config_flag(argv)
+    if place is None or not place[1]:
         return
-    config = _load_config(path)
+    config = _load_config(place[1])
     for flag in argv[1:]:
         name = flag.lstrip("-").partition("=")[0].removeprefix("no")
         if flag.startswith("-") and name.startswith("config."):
@@ -78,7 +107,10 @@ def _load_config(path: str) -> ConfigDict:
     """get_config(preset) of FILE.py[:preset]; the folder above the file becomes importable, for `configs.common`."""
     file, _, preset = path.partition(":")
     if not Path(file).is_file():
-        raise UserError(f"config file {file!r} does not exist; shipped ones are in configs/, e.g. configs/t2i.py")
+        shipped = sorted({p.name for folder in SHIPPED_CONFIGS for p in folder.glob("[!_]*.py")} - {"common.py"})
+        raise UserError(
+            f"config file {file!r} does not exist; shipped ones, e.g. configs/t2i.py, are {', '.join(shipped)}"
+        )
     root = str(Path(file).resolve().parent.parent)
     if root not in sys.path:
         sys.path.insert(0, root)
@@ -88,7 +120,9 @@ def _load_config(path: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        return module.get_config(preset) if preset else module.get_config()
+        config = module.get_config(preset) if preset else module.get_config()
+        config_lib.check_sections(config, file)
+        return config
     except UserError:
         raise
     except Exception as error:
@@ -125,6 +159,8 @@ def run(mode: str, config: ConfigDict, options: Options) -> None:
         WITHOUT_CONFIG[mode](options)
         return
     config_lib.check(config)
+    if config.task != "diffusion" and mode not in ("train", "export", "plan"):
+        raise UserError(f"--mode={mode} is for diffusion models; for config.task={config.task!r}: train, export, plan")
     training.initialize_distributed(options.coordinator, options.num_processes, options.process_id)
     MODES[mode](config, options)
 

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from contextdiff_jax.config_process import check_process, check_reverse
 from contextdiff_jax.errors import UserError
 
+SECTIONS = ("task", "preset", "seed", "data", "optim", "ema", "train", "mesh", "sharding")
 CHOICES = {
     "data.source": ("openmoji", "folder", "digits", "cifar10", "fashion", "clip"),
     "data.labels": ("none", "subfolders"),
@@ -43,6 +44,7 @@ NOT_NEGATIVE = """
     sample.eta sample.guidance train.keep_every train.preview_every eval.bpd_images eval.bpd_timesteps
     loss.num_times
 """
+LARGEST_FLOAT = 3.4e38  # of float32, in which everything is computed
 FRACTIONS = """
     loss.cond_drop_prob model.dropout ema.decay optim.b1 optim.b2 data.max_bad_fraction data.random_crop
     sample.rescale
@@ -65,6 +67,18 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(v) for v in value) if isinstance(value, list | tuple) else value
 
 
+def check_sections(config: Any, where: str) -> None:
+    """Raises UserError where a config lacks what every run reads; `where` it comes from."""
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{where}: get_config() must return an ml_collections.ConfigDict, not {type(config).__name__}")
+    missing = [name for name in SECTIONS if name not in config]
+    if missing:
+        raise UserError(
+            f"{where}: the config has no {', '.join(missing)}; start from configs.common.base(TASK), or from a shipped "
+            "config's get_config(), and change that"
+        )
+
+
 def check(config: ConfigDict) -> None:
     """Values that no part of the library accepts.
 
@@ -72,6 +86,7 @@ def check(config: ConfigDict) -> None:
         UserError: names the key, the value and what is accepted.
     """
     flat = leaves(config)
+    _check_numbers(flat)
     for key, accepted in CHOICES.items():
         if key in flat and flat[key] not in accepted:
             raise UserError(f"config.{key}={flat[key]!r} is unknown; accepted: {', '.join(accepted)}")
@@ -99,10 +114,8 @@ def check(config: ConfigDict) -> None:
 def _check_sample(config: ConfigDict) -> None:
     """What a sampler would otherwise only find out when it is traced."""
     low_high = tuple(config.sample.interval)
-    if len(low_high) != 2 or not 0 <= low_high[0] <= low_high[1] <= 1:
-        raise UserError(f"config.sample.interval={low_high} is not (low, high) with 0 <= low <= high <= 1")
-    if config.sample.guidance == float("inf") or config.sample.guidance != config.sample.guidance:
-        raise UserError(f"config.sample.guidance={config.sample.guidance} is not finite; 1 is none, 3 to 7.5 are usual")
+    if not _are(low_high, int | float) or len(low_high) != 2 or not 0 <= low_high[0] < low_high[1] <= 1:
+        raise UserError(f"config.sample.interval={low_high} is not (low, high) with 0 <= low < high <= 1")
     if not 0 <= config.sample.eta <= 1:
         raise UserError(f"config.sample.eta={config.sample.eta} is outside 0..1; 0 is deterministic DDIM")
     if config.condition.kind == "none" and config.sample.guidance != 1:
@@ -120,6 +133,22 @@ def _check_sample(config: ConfigDict) -> None:
             f"config.sample.num_steps={config.sample.num_steps} is more than the process has; "
             f"at most config.process.num_timesteps={config.process.num_timesteps}"
         )
+
+
+def _check_numbers(flat: dict[str, Any]) -> None:
+    """Numbers that arrays and programs can hold; the ranges of each key come after."""
+    for key, value in flat.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:
+            raise UserError(f"config.{key}={value!r} must be finite, and at most {LARGEST_FLOAT:g} in size")
+        if isinstance(value, int) and not abs(value) < 2**32:
+            raise UserError(f"config.{key}={value!r} is too large; the largest is {2**32 - 1}")
+
+
+def _are(values: Any, kind: Any) -> bool:
+    """Whether all of a tuple's values are numbers, or texts, of a kind; True is no number."""
+    return all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
 
 
 def _check_range(flat: dict[str, Any], keys: str, holds: Callable[[Any], bool], words: str) -> None:

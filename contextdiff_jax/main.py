@@ -104,6 +104,7 @@ def default_workdir() -> str:
 def parse(argv: list[str]) -> list[str]:
     """Flags with our own words for what can be wrong in them."""
     try:
+        argv = sys.argv[:] = command_line.with_config_file(argv)  # config_flags reads overrides from sys.argv
         command_line.check_config_flags(argv)
         rest = FLAGS(argv)
         if len(rest) > 1:

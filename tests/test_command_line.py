@@ -6,7 +6,7 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
-from configs import t2i
+from configs import clip_mini, t2i
 from contextdiff_jax import command_line, config
 from contextdiff_jax.errors import UserError
 
@@ -49,6 +49,45 @@ def test_flag_errors(flags, words, capsys, monkeypatch):
         assert word in line
 
 
+@pytest.mark.parametrize("given", ["t2i.py:tiny", "t2i:tiny", "configs/t2i.py:tiny"])
+def test_a_shipped_config_is_found_from_anywhere(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for argv in (["main", f"--config={given}", "--mode=train"], ["main", "--config", given]):
+        found = command_line.with_config_file(argv)
+        command_line.check_config_flags([*found, "--config.optim.lr=1"])
+        path = found[command_line._config_flag(found)[0]].removeprefix("--config=")
+        assert path.endswith("configs/t2i.py:tiny") and len(found) == len(argv)
+        assert command_line.default_workdir(path, t2i.get_config("tiny")) == "runs/t2i-tiny"
+    (tmp_path / "t2i.py").write_text("")
+    assert command_line.with_config_file(["main", "--config=t2i.py"]) == ["main", "--config=t2i.py"], "one's own first"
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("from ml_collections import ConfigDict\ndef get_config(): return ConfigDict({'task': 'toy'})", "no preset"),
+        ("def get_config(): return {}", "not dict"),
+    ],
+)
+def test_a_config_of_ones_own_that_lacks_something(text, words, tmp_path):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=words):
+        command_line.check_config_flags(["main", f"--config={tmp_path / 'mine.py'}"])
+
+
+@pytest.mark.parametrize("mode", ["sample", "eval", "bench", "encode"])
+def test_modes_of_diffusion_are_refused_for_other_tasks(mode):
+    with pytest.raises(UserError, match=f"--mode={mode} is for diffusion models"):
+        command_line.run(mode, clip_mini.get_config("tiny"), command_line.Options(workdir="runs/none"))
+
+
+def test_names_that_the_readme_uses_need_no_import_of_their_own():
+    names = "cdx.encoders.load_clip, cdx.encoders.vae.load_vae, cdx.models.sd_unet.load_sd_unet, cdx.samplers.ddim"
+    code = f"import contextdiff_jax as cdx; {names}, cdx.data.source, cdx.evaluate.metrics.frechet"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_user_error_reaches_the_shell_as_one_line_and_status_2(tmp_path):
     done = run("--config=configs/t2i.py:tiny", "--config.data.preset=nope", f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 2
@@ -71,6 +110,10 @@ LEARNED = {"process.schedule": "learned", "process.variance": "learned", "loss.o
         ({"optim.accum_steps": 3}, ["data.batch_size", "accum_steps=3"]),
         ({"optim.lr": -1.0}, ["optim.lr", "greater than 0"]),
         ({"optim.lr": float("inf")}, ["optim.lr=inf", "finite"]),
+        ({"adapter.bound": float("inf")}, ["adapter.bound=inf", "finite"]),
+        ({"sample.interval": (0.5, 0.5)}, ["sample.interval=(0.5, 0.5)", "low < high"]),
+        ({"sample.interval": ("a", "b")}, ["sample.interval", "low < high"]),
+        ({"train.keep_every": 2**40}, ["train.keep_every", "too large"]),
         ({"loss.cond_drop_prob": 1.5}, ["cond_drop_prob", "between 0 and 1"]),
         ({"adapter.num_heads": 7}, ["adapter.width", "num_heads=7"]),
         ({"adapter.patch_size": 5}, ["adapter.patch_size=5"]),
