@@ -89,6 +89,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
             scale=0.0,  # of the forward noise, beside the shift: largest distance from 1; 0: none
             spectral_norm=0.0,  # cap on the largest singular value of every kernel; 0: off
             self_attention=False,  # among the sample's patches, before the condition is looked at
+            start="",  # an export, or "builtin:demo", whose adapter is the start of this one
             frames_back=0,  # for clips: how many frames each attends to, itself the last
             track_lipschitz=False,  # log the largest |r(x0) - r(x0_hat)| / |x0 - x0_hat| of each batch
         )

@@ -172,7 +172,14 @@ def train(config: ConfigDict, options: Options) -> None:
 
     training.check_workdir(options.workdir, config, allow_config_change=options.allow_config_change)
     task = task_lib.build(config)
+    edits_after = "edit" in config and config.edit.after_training
+    if edits_after:
+        from contextdiff_jax import edits
+
+        edits.check(task, config, options.prompts)
     state = training.train(task, options.workdir, allow_config_change=options.allow_config_change)
+    if edits_after and int(state.step) == config.train.num_steps:
+        edit(config, options)
     if config.task == "diffusion" and config.eval.after_training and int(state.step) == config.train.num_steps:
         import jax
 
@@ -187,6 +194,25 @@ def _pipeline(config: ConfigDict, options: Options):
     from contextdiff_jax.pipeline import Pipeline
 
     return Pipeline.load(options.workdir, step=options.step, config=config)
+
+
+def edit(config: ConfigDict, options: Options) -> None:
+    """Edits the clip that a run was tuned on, under any prompts, and writes pictures, videos and figures."""
+    if "edit" not in config:
+        raise UserError("--mode=edit is for runs that were tuned on a clip: --config=configs/video_edit.py")
+    from contextdiff_jax import edits
+    from contextdiff_jax.data.one_clip import clip_of, keep_identity
+    from contextdiff_jax.editing.editor import Editor
+
+    targets, clip = edits.targets_of(config, options.prompts), clip_of(config.data)
+    pipeline = _pipeline(config, options)
+    keep_identity(clip, options.workdir)
+    editor = Editor(pipeline.task, pipeline.params, pipeline.frozen, clip, pipeline.config)
+    edited = editor.run(targets)
+    out = make_folder(Path(options.out) if options.out else unused(Path(options.workdir) / "edit"))
+    edited.write(out)
+    print(edited.table())
+    print(f"figures: {out / 'edit.json'}   picture: {out / 'edit.png'}   side by side: {out / 'edit.mp4'}")
 
 
 def sample(config: ConfigDict, options: Options) -> None:
@@ -334,4 +360,12 @@ def metrics(options: Options) -> None:
 
 
 WITHOUT_CONFIG = {"metrics": metrics}
-MODES = {"train": train, "sample": sample, "eval": evaluate, "export": export, "bench": bench, "encode": encode}
+MODES = {
+    "train": train,
+    "sample": sample,
+    "edit": edit,
+    "eval": evaluate,
+    "export": export,
+    "bench": bench,
+    "encode": encode,
+}

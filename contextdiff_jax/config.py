@@ -32,6 +32,9 @@ CHOICES = {
     "sample.sampler": ("ddpm", "ddim", "heun", "dpmpp_2m"),
     "sample.spacing": ("uniform", "trailing", "leading", "pretrained"),
     "sample.threshold": ("none", "static", "dynamic"),
+    "edit.inversion_prompt": ("source", "empty"),
+    "edit.alignment": ("refine", "replace", "none"),
+    "edit.mask": ("attention", "clip", "around"),
 }
 POSITIVE = """
     data.batch_size data.image_size process.num_timesteps model.channels model.num_blocks model.head_dim
@@ -46,6 +49,7 @@ NOT_NEGATIVE = """
 """
 LARGEST_FLOAT = 3.4e38  # of float32, in which everything is computed
 FRACTIONS = """
+    edit.cross_replace_steps edit.self_replace_steps edit.mask_threshold
     loss.cond_drop_prob model.dropout ema.decay optim.b1 optim.b2 data.max_bad_fraction data.random_crop
     sample.rescale
 """
@@ -109,6 +113,27 @@ def check(config: ConfigDict) -> None:
         check_reverse(config)
     if "sample" in config:
         _check_sample(config)
+    if "edit" in config:
+        _check_edit(config)
+
+
+def _check_edit(config: ConfigDict) -> None:
+    """What editing would otherwise find out after tuning."""
+    if config.model.backbone != "sd" or config.data.num_frames < 2:
+        raise UserError(
+            f"config.model.backbone={config.model.backbone!r} with config.data.num_frames={config.data.num_frames} "
+            "edits no clip; it takes 'sd' and 2 or more"
+        )
+    for key in ("mask_resolution", "max_tokens"):
+        if config.edit[key] < 1:
+            raise UserError(f"config.edit.{key}={config.edit[key]} must be 1 or more")
+    blend = tuple(config.edit.latent_blend)
+    if blend and (len(blend) != 2 or not 0 <= blend[0] <= blend[1] <= 1):
+        raise UserError(f"config.edit.latent_blend={blend} is not (from, to) with 0 <= from <= to <= 1, or () for none")
+    for key in ("equalizer", "cross_replace_words"):
+        for pair in config.edit[key]:
+            if isinstance(pair, str) or len(pair) != 2 or not isinstance(pair[0], str):
+                raise UserError(f"config.edit.{key}={config.edit[key]!r} must hold pairs (word, number)")
 
 
 def _check_sample(config: ConfigDict) -> None:
@@ -266,6 +291,7 @@ _LATER = {
     "adapter.spectral_norm": 0.0,
     "adapter.self_attention": False,
     "adapter.frames_back": 0,
+    "adapter.start": "",
     "data.num_frames": 1,
     "model.video": dict(temporal_conv_rank=0, temporal_attention="none", key_frames=(), key_frames_min_channels=0),
     "adapter.track_lipschitz": False,

@@ -19,7 +19,7 @@ WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<c
 MODE = flags.DEFINE_enum(
     "mode", "train", sorted(command_line.MODES | command_line.WITHOUT_CONFIG), "What to do."
 )
-PROMPTS = flags.DEFINE_multi_string("prompt", [], "sample: what to draw; repeatable.")
+PROMPTS = flags.DEFINE_multi_string("prompt", [], "sample, edit: what to draw; repeatable.")
 PROMPTS_FILE = flags.DEFINE_string("prompts_file", "", "sample: file with one prompt per line.")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 0, "sample: pictures of each prompt, or in all.")
 SEED = flags.DEFINE_integer("seed", 0, "sample, eval: seed of the pictures.")

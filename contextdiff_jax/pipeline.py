@@ -14,9 +14,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from contextdiff_jax import config as config_lib
-from contextdiff_jax import sampling, saved, trees
+from contextdiff_jax import edits, sampling, saved, trees
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.asked import Picture, check_prompts, check_strength, pictures, plain, root_key
+from contextdiff_jax.editing.result import Edit
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.serving import Contexts, Drawn, OnStep, Steps
@@ -84,6 +85,42 @@ class Pipeline:
     def sample(self, prompts: str | int | Sequence[str], **options: Any) -> list[Image.Image]:
         """One picture per prompt; the options are those of `stream`."""
         return self.to_images(self.sample_arrays(prompts, **options))
+
+    def edit(
+        self,
+        frames: edits.Frames,
+        source: str,
+        targets: str | Sequence[str],
+        *,
+        method: str | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        key: int = 0,
+        progress: bool = True,
+        **options: Any,
+    ) -> Edit:
+        """A clip under other texts; Stable Diffusion models only.
+
+        Args:
+            frames: pictures of one size, an array uint8 [F, H, W, 3], or the path of a folder or a video.
+            source: what the clip shows.
+            targets: one or several texts of what it is to show.
+            method: contextdiff, fatezero, tune_a_video, controlvideo, inversion or ddim, with a recipe behind a plus
+                (style, attribute, shape); None takes that of the run, or contextdiff.
+            steps, guidance: of the method if None.
+            key: without influence: inversion and sampling are deterministic.
+            progress: show a bar.
+            **options: masks (bool [F, H, W], of the object), or any other key of `edit`, `sample` and `data`.
+
+        Returns:
+            frames[target][frame], source and reconstruction as PIL images, figures, heatmaps; `.save("out.mp4")`.
+
+        Raises:
+            UserError: frames that are no clip, prompts that the method cannot align, unknown options.
+        """
+        given = {k: v for k, v in dict(num_steps=steps, guidance=guidance).items() if v is not None} | options
+        editor = edits.editor_of(self, frames, source, method, given, progress=progress)
+        return editor.run([targets] if isinstance(targets, str) else list(targets))
 
     @staticmethod
     def to_images(arrays: np.ndarray) -> list[Image.Image]:

@@ -74,13 +74,15 @@ def _only_checkpoint(path: str | Path, step: int | None) -> None:
 
 
 def _with_sampling_of(own: ConfigDict, config: ConfigDict, path: str | Path) -> ConfigDict:
-    """The model's own config with the `sample` and `eval` sections of another one for the same model.
+    """The model's own config with the `sample`, `eval` and `edit` sections of another one for the same model.
 
     Where pretrained folders lie does not make another model: an export has its own, and for a run that names a folder
     which has moved, the other config's counts.
     """
     result = own.copy_and_resolve_references()
     result.sample, result.eval = config.sample, config.eval
+    if "edit" in config:
+        result.edit = config.edit
     if export.is_diffusers_pipeline(path) and not export.is_export(path):
         return result
     paths = {f"{section}.{key}" for section, key in export.PATHS}

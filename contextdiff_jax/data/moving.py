@@ -36,6 +36,15 @@ class Moving:
         """The scene in words; the motion is not said."""
         return self.scene.caption(self.vocab)
 
+    def other_captions(self) -> tuple[str, str]:
+        """What to ask for: another object on this background, and this object on another, both seen in training."""
+        (object_, *_), b, vocab = self.scene.objects, self.scene.background, self.vocab
+        after = lambda i, n: [(i + k) % n for k in range(1, n)]
+        objects = (o for o in after(object_, len(vocab.objects)) if (o, b) not in vocab.unseen)
+        colours = (c for c in after(b, len(vocab.backgrounds)) if (object_, c) not in vocab.unseen)
+        swap = lambda **what: dataclasses.replace(self.scene, **what).caption(vocab)
+        return swap(objects=(next(objects), *self.scene.objects[1:])), swap(background=next(colours))
+
     def at(self, frame: int) -> Scene:
         """The scene at a frame."""
         (x, y, size), *others = self.scene.places

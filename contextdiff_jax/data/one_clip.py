@@ -10,20 +10,39 @@ from contextdiff_jax.data.base import ImageSource
 from contextdiff_jax.data.clips import Clip, Motion, read_clip
 from contextdiff_jax.data.moving import moving
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import read_json, write_json
+
+CLIP = "clip.json"
+
+
+def window_starts(length: int, window: int, overlap: int) -> np.ndarray:
+    """First frames of the fewest windows that overlap by `overlap` frames or more, evenly spread, int [W].
+
+    Raises:
+        UserError: a clip shorter than a window, or an overlap that is no smaller.
+    """
+    if length < window:
+        raise UserError(f"a clip of {length} frames is shorter than a window of num_frames={window}")
+    if not 0 <= overlap < window:
+        raise UserError(f"an overlap of {overlap} frames does not fit windows of {window}; accepted: 0 to {window - 1}")
+    count = -(-(length - overlap) // (window - overlap))
+    return np.rint(np.linspace(0, length - window, max(1, count))).astype(np.int32)
 
 
 class ClipSource(ImageSource):
-    """A source with one record, the clip: image uint8 [F, H, W, 3], caption, index. Every split is that clip.
+    """A source whose records are the windows of one clip: image uint8 [F, H, W, 3], caption, index; in every split.
 
     Attributes:
         clip: with its masks and its motion where they are known.
+        window: F, frames of a record; a clip that is no longer has one record.
     """
 
-    def __init__(self, clip: Clip):
-        self.clip = clip
+    def __init__(self, clip: Clip, window: int, overlap: int):
+        self.clip, self.window = clip, window
+        self._starts = window_starts(len(clip.frames), window, overlap)
 
     def __len__(self) -> int:
-        return 1
+        return len(self._starts)
 
     def __repr__(self) -> str:
         return f"ClipSource({self.clip.caption!r}, {self.identity})"
@@ -34,36 +53,54 @@ class ClipSource(ImageSource):
         return f"clip {self.clip.digest}"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The clip."""
+        """A window."""
         self.check_index(index)
-        return {"image": self.clip.frames, "caption": self.clip.caption, "index": 0}
+        first = self._starts[index]
+        window = self.clip.frames[first : first + self.window]
+        return {"image": window, "caption": self.clip.caption, "index": int(index)}
 
 
 def clip_of(cfg_data: Any) -> Clip:
     """The clip of a config's `data` section: the user's at `path`, or an embedded one.
 
     Args:
-        cfg_data: path, caption, num_frames, start, sampling_rate, crop, mask_path, flow_path, image_size; with no path
-            preset, index, seed.
+        cfg_data: path, caption, num_frames, length, start, sampling_rate, crop, mask_path, flow_path, image_size; with
+            no path preset, index, seed.
 
     Raises:
         UserError: what `read_clip` raises; a user's clip without a caption; masks or a flow that do not fit it.
     """
+    size, count = cfg_data.image_size, cfg_data.length or cfg_data.num_frames
     if not cfg_data.path:
-        clip = moving(cfg_data.preset, cfg_data.index, cfg_data.seed).clip(cfg_data.num_frames, cfg_data.image_size)
+        clip = moving(cfg_data.preset, cfg_data.index, cfg_data.seed).clip(count, size)
         return dataclasses.replace(clip, caption=cfg_data.caption or clip.caption)
     if not cfg_data.caption.strip():
         raise UserError(
             f"data.caption is empty; say what {cfg_data.path} shows, e.g. --config.data.caption='a jeep on a road'"
         )
     where = dict(start=cfg_data.start, sampling_rate=cfg_data.sampling_rate, crop=tuple(cfg_data.crop))
-    size, count = cfg_data.image_size, cfg_data.num_frames
     clip = read_clip(cfg_data.path, size, count, **where)
     masks = None
     if cfg_data.mask_path:
         masks = read_clip(cfg_data.mask_path, size, count, **where).frames.mean(axis=-1) > 127
     motion = read_flow(cfg_data.flow_path, clip) if cfg_data.flow_path else None
     return dataclasses.replace(clip, caption=cfg_data.caption.strip(), masks=masks, motion=motion)
+
+
+def keep_identity(clip: Clip, folder: str | Path) -> None:
+    """Writes into a run's folder which clip it was tuned on, or compares with what is there.
+
+    Raises:
+        UserError: the folder was tuned on another clip, or this one has changed since.
+    """
+    path = Path(folder) / CLIP
+    if not path.is_file():
+        write_json({"frames": clip.digest, "caption": clip.caption}, path)
+    elif (then := read_json(path, "delete it")["frames"]) != clip.digest:
+        raise UserError(
+            f"{folder} was tuned on other frames ({then}) than the config names now ({clip.digest}); put the clip back "
+            "as it was, or take another --workdir"
+        )
 
 
 def read_flow(path: str | Path, clip: Clip) -> Motion:

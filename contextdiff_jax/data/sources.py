@@ -48,7 +48,7 @@ def source(cfg_data: Any, split: str) -> ImageSource:
             classes = dict(labels=cfg_data.labels, class_names=cfg_data.class_names)
             return ImageFolderSource(path, split, size, max_bad_fraction=cfg_data.max_bad_fraction, **classes)
         case "clip":
-            return ClipSource(clip_of(cfg_data))
+            return ClipSource(clip_of(cfg_data), cfg_data.num_frames, cfg_data.overlap)
         case "digits":
             return DigitsSource(split, size)
     return SOURCES[name](path, split, size)

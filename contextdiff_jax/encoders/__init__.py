@@ -126,6 +126,21 @@ def _builtin(name: str) -> Path:
     return ASSETS / name
 
 
+def located(path: str) -> str:
+    """The folder of "builtin:NAME", a model that ships with the package; any other path as it is.
+
+    Raises:
+        UserError: none of that name ships.
+    """
+    if not path.startswith(BUILTIN):
+        return path
+    folder = ASSETS / path.removeprefix(BUILTIN)
+    if not folder.is_dir():
+        shipped = ", ".join(BUILTIN + p.name for p in sorted(ASSETS.iterdir()) if p.is_dir())
+        raise UserError(f"model {path!r} does not ship; shipped: {shipped}")
+    return str(folder)
+
+
 def load_clip(
     path: str | Path,
     dtype: jnp.dtype = jnp.float32,

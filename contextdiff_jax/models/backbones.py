@@ -86,7 +86,9 @@ class StableDiffusionBackbone:
         `edit` and `control` are those of `SDUNet`.
         """
         how = dict(num_frames=self.num_frames, edit=edit, control=control, spatial=context.spatial)
-        return self.module.apply({"params": params}, xt, jnp.maximum(t - 1, 0), context.tokens, **how)
+        # An edit may remember what it sees, which it may not across the border of what is computed twice.
+        module = self.module if edit is None else self.module.clone(remat=False)
+        return module.apply({"params": params}, xt, jnp.maximum(t - 1, 0), context.tokens, **how)
 
 
 def factor(config: ConfigDict) -> int:

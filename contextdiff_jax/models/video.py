@@ -41,7 +41,9 @@ class Site(NamedTuple):
     width: int
 
 
-Edit = Callable[[Array, Site], Array]  # weights [B, H, Tq, Tk] after the softmax -> the weights to use
+# Weights [B, H, Tq, Tk] after the softmax -> the weights to use. One that has `looks_at(site) -> bool` leaves the other
+# layers their fast kernel.
+Edit = Callable[[Array, Site], Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +111,8 @@ class Frames(NamedTuple):
         if self.edit is None:
             return None
         site = Site("/".join(path), kind, height, width)
+        if hasattr(self.edit, "looks_at") and not self.edit.looks_at(site):
+            return None
         return lambda weights: self.edit(weights, site)
 
     def keys_of(self, x: Array) -> Array | None:

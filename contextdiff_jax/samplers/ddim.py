@@ -91,12 +91,16 @@ def ddim_invert(
 
     def body(x, times):
         t, s_index = (jnp.full(x.shape[:1], i) for i in times)
-        x0_hat = chart.f(x, t)
-        new = chart.carry(x, x0_hat, s_index, t, lambda y: _ascend(s, y, x0_hat, s_index, t)).astype(x.dtype)
+        new = ascend(chart, s, x, chart.f(x, t), s_index, t).astype(x.dtype)
         return new, new
 
     _, trajectory = jax.lax.scan(body, x0, jnp.asarray(rows))
     return jnp.concatenate([x0[None], trajectory])
+
+
+def ascend(chart: Chart, s: Schedule, x: Array, x0_hat: Array, s_index: Array, t: Array) -> Array:
+    """One step of the inversion, from x at s up to t > s, under x0_hat = f(x, t)."""
+    return chart.carry(x, x0_hat, s_index, t, lambda y: _ascend(s, y, x0_hat, s_index, t))
 
 
 def _ascend(s: Schedule, y_s: Array, x0_hat: Array, s_index: Array, t: Array) -> Array:

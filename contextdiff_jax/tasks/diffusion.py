@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from contextdiff_jax import data, losses, sampling
 from contextdiff_jax.conditions import LayoutCondition
 from contextdiff_jax.conditions.spaces import RGB_MAP, Latents, nearest_multiple, read_rgb_map, write_rgb_map
+from contextdiff_jax.data import one_clip
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.losses import Variance
 from contextdiff_jax.models import backbones, lipschitz, precond
@@ -26,7 +27,8 @@ from contextdiff_jax.process import chart, forward
 from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.runtime import Runtime
 from contextdiff_jax.samplers.scheduler_config import PRETRAINED, from_scheduler_config
-from contextdiff_jax.tasks.parts import Parts, source
+from contextdiff_jax.tasks import frames
+from contextdiff_jax.tasks.parts import Parts, read_adapter, source, with_located_models
 from contextdiff_jax.types import Array, Batch, Context, Params
 
 
@@ -43,11 +45,12 @@ class DiffusionTask:
 
     def __init__(self, config: ConfigDict, runtime: Runtime | None = None, weights: bool = True):
         self.config = config
-        self.parts = parts = Parts.of(config, runtime, weights)
+        located = with_located_models(config)
+        self.parts = parts = Parts.of(located, runtime, weights)
         self.frozen = parts.params
         self.schedule, self.sample_shape = parts.schedule, parts.space.shape
-        self.backbone = backbones.build(config, parts.dtype)
-        self.adapter = None
+        self.backbone = backbones.build(located, parts.dtype)
+        self.adapter, self._adapter_start = None, located.adapter.start if config.adapter.enabled else ""
         if config.adapter.enabled:
             self.adapter = Adapter(
                 depth=config.adapter.depth,
@@ -86,9 +89,10 @@ class DiffusionTask:
         condition, params = self.parts.condition, {}
         if condition.trained:
             params["condition"] = condition.init(jax.random.fold_in(key, 2))
-        x0 = jax.ShapeDtypeStruct((1, *self.sample_shape), jnp.float32)
-        t = jax.ShapeDtypeStruct((1,), jnp.int32)
-        context = jax.eval_shape(self.encode, params, self.frozen, condition.empty(1))
+        rows = self.config.data.num_frames  # one picture, or one clip
+        x0 = jax.ShapeDtypeStruct((rows, *self.sample_shape), jnp.float32)
+        t = jax.ShapeDtypeStruct((rows,), jnp.int32)
+        context = jax.eval_shape(self.encode, params, self.frozen, condition.empty(rows))
         params["denoiser"] = self.backbone.init(key_denoiser, x0, t, context)
         if self.adapter is not None:
             features = self.parts.features
@@ -133,7 +137,11 @@ class DiffusionTask:
     def load(self, shardings: Params) -> Params:
         """Whatever of these parameters is pretrained, each tensor read onto its sharding; {} where nothing is."""
         denoiser = self.backbone.load(shardings["denoiser"]) if "denoiser" in shardings else None
-        return {} if denoiser is None else {"denoiser": denoiser}
+        loaded = {} if denoiser is None else {"denoiser": denoiser}
+        if "adapter" in shardings and self._adapter_start:
+            expected = jax.eval_shape(self.init, jax.random.key(0))["adapter"]
+            loaded["adapter"] = read_adapter(self._adapter_start, expected, shardings["adapter"])
+        return loaded
 
     def shape_of(self, size: tuple[int, int] | None) -> tuple[int, ...]:
         """Shape of one x0 for pictures of (height, width) pixels; None is the size of the training.
@@ -167,16 +175,20 @@ class DiffusionTask:
         """What guidance moves away from: the condition without what was asked for."""
         return self.parts.null_condition(params, frozen, context)
 
-    def denoise(self, params: Params, xt: Array, t: Array, context: Context, dropout_key: Array | None = None) -> Array:
-        """x0_hat = f_theta(x_t, c, t) from the raw x_t [B, H, W, C], t int32 [B] or scalar."""
-        return self._predict(params, xt, t, context, dropout_key)[0]
+    def denoise(self, params: Params, xt: Array, t: Array, context: Context, **how: Any) -> Array:
+        """x0_hat = f_theta(x_t, c, t) from the raw x_t [B, H, W, C], t int32 [B] or scalar.
+
+        Of clips B counts frames, those of one clip after another; `how` is what the backbone takes beside these.
+        """
+        return self._predict(params, xt, t, context, **how)[0]
 
     def _predict(
-        self, params: Params, xt: Array, t: Array, context: Context, dropout_key: Array | None = None
+        self, params: Params, xt: Array, t: Array, context: Context, dropout_key: Array | None = None, **how: Any
     ) -> tuple[Array, Array | None]:
         """(x0_hat, shift of the reverse step), the latter from a second head or None."""
         s, t = self.schedule_of(params), jnp.broadcast_to(t, xt.shape[:1])
-        out, *second = jnp.split(self.backbone(params["denoiser"], xt, t, context, dropout_key), self._heads, axis=-1)
+        answer = self.backbone(params["denoiser"], xt, t, context, dropout_key, **how)
+        out, *second = jnp.split(answer, self._heads, axis=-1)
         x0_hat = precond.to_x0_hat(s, out, xt, t, self.parts.prediction)
         return x0_hat, precond.to_shift(s, second[0], t) if second else None
 
@@ -211,7 +223,8 @@ class DiffusionTask:
     # Training.
 
     def draw(self, batch: Batch, key: Array) -> Batch:
-        """The batch with this step's randomness beside it: t int32 [B], eps [B, H, W, C], drop_cond bool [B].
+        """The batch with this step's randomness beside it: t int32 [B], eps [B, H, W, C], drop_cond bool [B]; of clips
+        eps [B, F, H, W, C].
 
         Times are stratified over the batch (one uniform draw, evenly spaced offsets), which lowers the variance of
         the loss; with `loss.num_times` each example has several, int32 [B, n], see `losses.times`. Drawing for the
@@ -225,11 +238,20 @@ class DiffusionTask:
         t = 1 + jnp.minimum(jnp.floor(u * num_timesteps), num_timesteps - 1).astype(jnp.int32)
         if self.config.loss.num_times:
             t = losses.times(key_t, num_timesteps, self.config.loss.num_times, size)
-        eps = jax.random.normal(key_eps, (size, *self.sample_shape))
+        count = self.config.data.num_frames
+        eps = frames.unfold(jax.random.normal(key_eps, (size * count, *self.sample_shape)), count)
         drop_cond = jax.random.bernoulli(key_drop, self.config.loss.cond_drop_prob, (size,))
-        return batch | {"t": t, "eps": eps, "drop_cond": drop_cond} | self.parts.space.draw(batch, key_space)
+        of_space = self.parts.space.draw(frames.fold(batch, count), key_space)
+        of_space = {name: frames.unfold(value, count) for name, value in of_space.items()}
+        return batch | {"t": t, "eps": eps, "drop_cond": drop_cond} | of_space
 
     def loss(self, params: Params, frozen: Params, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+        """The objective of each example, [B], and metrics; of a clip the mean over its frames. See `frame_loss`."""
+        count = self.config.data.num_frames
+        values = self.frame_loss(params, frozen, frames.fold(batch, count), key)
+        return jax.tree.map(lambda v: frames.per_clip(v, count), values)
+
+    def frame_loss(self, params: Params, frozen: Params, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         """Joint objective of theta and phi through the reparameterised contextual sample.
 
         The condition is dropped for the denoiser alone: the process stays the conditional one, so that without its
@@ -318,8 +340,10 @@ class DiffusionTask:
 
         return jax.jit(draw)
 
-    def preview(self, params: Params, frozen: Params, key: Array) -> tuple[np.ndarray, list[str]]:
-        """A fixed set of held-out captions and the pictures drawn for them, whole on every process."""
+    def preview(self, params: Params, frozen: Params, key: Array) -> tuple[np.ndarray, list[str]] | None:
+        """A fixed set of held-out captions and the pictures drawn for them, whole on every process; None for clips."""
+        if self.config.data.num_frames > 1:
+            return None
         captions = self._preview_captions
         count, keys = len(captions), jax.random.split(key, len(captions))
         condition, size = self.parts.condition.read(captions), min(self.config.sample.batch_size, len(captions))
@@ -331,11 +355,14 @@ class DiffusionTask:
         return np.concatenate(images)[:count], captions
 
     def keep(self, workdir: Path) -> None:
-        """Puts what a checkpoint lacks into the run's folder: the adapter's map from latents to colours.
+        """Puts what a checkpoint lacks into the run's folder: the adapter's map from latents to colours, and which clip
+        was tuned on.
 
         Raises:
             UserError: the run was started with another one.
         """
+        if self.config.data.source == "clip":
+            one_clip.keep_identity(one_clip.clip_of(self.config.data), workdir)
         rgb_map = self.frozen["space"].get("rgb") if isinstance(self.parts.space, Latents) else None
         if not rgb_map:
             return

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from contextdiff_jax import data, encoders
+from contextdiff_jax import data, encoders, trees
 from contextdiff_jax.conditions import (
     ClassCondition,
     Condition,
@@ -26,6 +26,7 @@ from contextdiff_jax.data.base import ImageSource
 from contextdiff_jax.data.latents import LatentSource
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_json
+from contextdiff_jax.formats import pretrained
 from contextdiff_jax.models import backbones
 from contextdiff_jax.process import schedule
 from contextdiff_jax.process.learned import Process
@@ -131,6 +132,34 @@ class Parts:
         if isinstance(self.condition, ClassCondition) and self.condition.takes_prompts:
             return [self.condition.names[record["label"]] for record in records]
         return [record["caption"] for record in records]
+
+
+def with_located_models(config: ConfigDict) -> ConfigDict:
+    """The config with the folders of models that ship with the package in the place of their names."""
+    located = ConfigDict(config.to_dict())
+    located.model.pretrained = encoders.located(config.model.pretrained)
+    located.space.rgb_map = encoders.located(config.space.rgb_map)
+    if config.adapter.enabled:
+        located.adapter.start = encoders.located(config.adapter.start)
+    return located
+
+
+def read_adapter(folder: str | Path, expected: Params, shardings: Params) -> Params:
+    """The parameters of an adapter that was trained before; what it has not (attention over time) is left out.
+
+    Args:
+        folder: an export, with its `adapter` in it.
+        expected: shapes of all parameters.
+        shardings: of those that are wanted.
+
+    Raises:
+        UserError: no adapter there, or one of other shapes.
+    """
+    folder = Path(folder) / "adapter"
+    with _naming("adapter.start", folder.parent):
+        trained = lambda name: "temporal/" not in name
+        expected, shardings = trees.select(expected, trained), trees.select(shardings, trained)
+        return pretrained.read_params(folder, expected, lambda path: path.replace("/", "."), shardings=shardings)
 
 
 @contextlib.contextmanager

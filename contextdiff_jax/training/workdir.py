@@ -21,6 +21,7 @@ MAY_DIFFER = (
     "preset",
     "sample.",
     "eval.",
+    "edit.",
     "mesh.",
     "sharding.",
     "data.path",

@@ -113,7 +113,7 @@ def test_embedded_clips_have_exact_masks_and_motion(preset):
 
 
 def section(**changed) -> ConfigDict:
-    given = dict(path="", caption="", num_frames=4, start=0, sampling_rate=1, crop=(0, 0, 0, 0), mask_path="")
+    given = dict(path="", caption="", num_frames=4, length=0, start=0, sampling_rate=1, crop=(0, 0, 0, 0), mask_path="")
     return ConfigDict(given | dict(flow_path="", image_size=SIZE, preset="demo", index=0, seed=0) | changed)
 
 

@@ -1,0 +1,127 @@
+"""Text-guided video editing: tune a model on one clip, invert the clip, sample it again under another text.
+
+    python -m contextdiff_jax.main --config=configs/video_edit.py          # embedded clip and model: minutes on a CPU
+    python -m contextdiff_jax.main --config=configs/video_edit.py:tiny     # seconds: for tests
+    python -m contextdiff_jax.main --config=configs/video_edit.py:contextdiff --config.model.pretrained=SD_FOLDER \\
+        --config.encoder.clip=CLIP_FOLDER --config.data.path=jeep.mp4 --config.data.caption='a silver jeep on a road' \\
+        --config.edit.prompts="('a red car on a road',)"                   # your clip: one GPU
+    ... --mode=edit --prompt='a tractor on a road'                         # again, without tuning
+
+Methods: `:contextdiff` (Table 8 of the paper), `:fatezero`, `:tune_a_video`, `:controlvideo`, `:inversion`
+(reconstructs only), `:ddim` (no control). Behind a plus, the kind of edit, `style`, `attribute` or `shape`, as in
+`:fatezero+shape`, and the sizes of the embedded model, `demo` or `tiny`. With no preset it is `contextdiff+demo`. Each
+with --config.adapter.enabled=True or False.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import t2i
+from contextdiff_jax.editing.methods import METHODS, NOTHING, RECIPES, values_of
+from contextdiff_jax.errors import UserError
+
+
+def get_config(preset: str | None = None) -> ConfigDict:
+    """The presets named after the colon, one after another."""
+    config = base()
+    scales = {"demo": demo, "tiny": tiny}
+    names = (preset or "contextdiff+demo").split("+")
+    if not set(names) & set(METHODS):
+        names = ["contextdiff", *names]
+    for name in names:
+        if name not in METHODS | RECIPES | scales:
+            accepted = ", ".join((*METHODS, *RECIPES, *scales))
+            raise UserError(f"preset ':{name}' is unknown; accepted: {accepted}, joined by '+'")
+        if name in scales:
+            scales[name](config)
+        else:
+            config.update_from_flattened_dict(values_of(name))
+    config.preset = preset or ""
+    return config
+
+
+def base() -> ConfigDict:
+    """What all methods share: Stable Diffusion 1.x, 8 frames of 512 x 512, AdamW, batches of one clip."""
+    config = t2i.get_config("sd")
+    config.data.source = "clip"
+    config.data.preset = "demo"  # without a path: embedded clip number `index` of demo | single | pairs
+    config.data.index = 0
+    config.data.path = ""  # a folder of frames, or an mp4, gif or webp
+    config.data.caption = ""  # the source prompt
+    config.data.num_frames = 8  # that the network takes at once
+    config.data.length = 0  # frames of the clip; 0: num_frames. A longer one is edited in windows
+    config.data.overlap = 4  # frames, of neighbouring windows
+    config.data.start = 0
+    config.data.sampling_rate = 1
+    config.data.crop = (0, 0, 0, 0)  # pixels cut off: left, top, right, bottom
+    config.data.mask_path = ""  # frames or a video, white on the object: for figures and edit.mask
+    config.data.flow_path = ""  # .npy: for the warp error
+    config.data.batch_size = 1
+    config.data.num_threads = 1
+    config.data.prefetch = 1
+    config.space.precomputed = False
+    config.space.rgb = "decode"
+    config.adapter.depth = 4
+    config.adapter.num_heads = 8
+    config.adapter.self_attention = True
+    config.adapter.frames_back = 3
+    config.loss.cond_drop_prob = 0.0
+    config.optim.b1, config.optim.b2 = 0.9, 0.999
+    config.optim.weight_decay = 1e-2
+    config.optim.warmup_steps = 0
+    config.train.checkpoint_every = 100
+    config.train.keep = 1
+    config.train.preview_every = 0
+    config.ema.decay = 0.0  # one clip: the last parameters are the best
+    config.edit = ConfigDict(
+        dict(
+            prompts=(),  # edited prompts; (): of an embedded clip another object, and another background
+            after_training=True,
+            inversion_prompt="",  # source | empty
+            alignment="",  # refine | replace | none
+            cross_replace_steps=0.0,  # share of the steps in which aligned words take the source's attention
+            cross_replace_words=(),  # (word, share) of words that have another
+            self_replace_steps=0.0,  # share of the steps in which self-attention is the source's
+            equalizer=(),  # (word, factor): attention to that word is multiplied
+            self_blend=False,  # inside the mask self-attention stays the edited clip's
+            latent_blend=(),  # (from, to), shares of the steps: outside the mask latents become the source's
+            blend_words=(),  # of the source prompt, whose attention is the mask; (): those that the edit takes away
+            mask="",  # attention | clip (the clip's own masks) | around (all but those)
+            mask_threshold=0.0,
+            mask_resolution=0,  # side of the attention maps that make the mask
+            max_tokens=0,  # self-attention over more positions is left alone
+            control="",  # folder of a ControlNet, which is then shown the clip's edges
+        )
+    )
+    config.update_from_flattened_dict(NOTHING)
+    return config
+
+
+def demo(config: ConfigDict) -> None:
+    """The model that ships, 64 x 64, on an embedded clip: minutes on two CPU cores."""
+    config.model.pretrained = "builtin:demo"
+    config.condition.encoder = "builtin:clip_mini"
+    config.adapter.start = "builtin:demo"
+    config.adapter.width = 64
+    config.space.rgb = "linear"
+    config.space.rgb_map = "builtin:demo"
+    config.model.remat = False
+    config.data.image_size = 64
+    config.data.num_frames = 8
+    config.data.sampling_rate = 1
+    config.optim.lr = 1e-4
+    config.train.num_steps = 60
+    config.train.checkpoint_every = 30
+    config.train.log_every = 10
+    config.sample.num_steps = 20
+    config.sample.guidance = min(config.sample.guidance, 3.0)
+
+
+def tiny(config: ConfigDict) -> None:
+    """The smallest run that uses every part."""
+    demo(config)
+    config.data.num_frames = 3
+    config.data.overlap = 1
+    config.train.num_steps = 2
+    config.train.checkpoint_every = 1
+    config.train.log_every = 1
+    config.sample.num_steps = 4

@@ -1,0 +1,191 @@
+"""One clip edited under any number of prompts: encode, invert once, reconstruct, edit each, decode, measure."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from contextdiff_jax import sampling
+from contextdiff_jax.data.clips import Clip
+from contextdiff_jax.editing import measures, memory
+from contextdiff_jax.editing.control import Control
+from contextdiff_jax.editing.edit import edit, given_mask
+from contextdiff_jax.editing.inversion import invert
+from contextdiff_jax.editing.plan import EditPlan, control_of, needs_words, plan_of
+from contextdiff_jax.editing.result import AUTOENCODER, INVERSION, SOURCE, Edit
+from contextdiff_jax.editing.words import Prompt
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.types import Array, Params
+
+
+def controls_of(model: Any, config: ConfigDict, clip: Clip, targets: Sequence[str]) -> list[Control]:
+    """The control of each edited prompt; nothing is computed.
+
+    Raises:
+        UserError: prompts that the method cannot align, words that are not in them, one prompt twice.
+    """
+    if isinstance(targets, str) or len(set(targets)) != len(targets):
+        raise UserError(f"edited prompts {targets!r}: give a list of different ones")
+    read, steps = model.parts.condition.read, config.sample.num_steps
+    return [control_of(config.edit, steps, clip.caption, target, read) for target in targets]
+
+
+class Editor:
+    """What edits a clip with a model.
+
+    Args:
+        model: a task over clips; its `parts` are the condition, the space and the CLIP of the figures.
+        params: {"denoiser", "adapter"}.
+        frozen: parameters of what surrounds them.
+        clip: what is edited; its caption is the source prompt.
+        config: `sample` (steps, guidance, adapter) and `edit` (the method) count.
+        progress: whether to show a bar.
+
+    Raises:
+        UserError: a method that does not fit the clip or the network.
+    """
+
+    def __init__(
+        self, model: Any, params: Params, frozen: Params, clip: Clip, config: ConfigDict, *, progress: bool = True
+    ):
+        if config.sample.sampler != "ddim" or config.sample.eta:
+            raise UserError(
+                f"config.sample.sampler={config.sample.sampler!r} with eta={config.sample.eta:g}: what was inverted is "
+                "sampled by ddim with eta=0"
+            )
+        self.model, self.params, self.frozen, self.clip, self.config = model, params, frozen, clip, config
+        frames = config.data.num_frames, config.data.overlap
+        plan = plan_of(config.edit, sampling.Plan.of(model, config.sample), clip, *frames)
+        self.plan, self.num_steps = plan, len(plan.sampling.moves)
+        # Sampling what was inverted as it was: no guidance, no control.
+        alone = dataclasses.replace(plan.sampling, guided=False)
+        self._alone = dataclasses.replace(plan, sampling=alone, fused=False, self_blend=False, latent_blend=False)
+        self.numbers = sampling.Numbers.of(config.sample)
+        self.seconds: dict[str, float] = {}
+        self.memory: dict[str, dict[str, int]] = {}
+        self._programs: dict[str, jax.stages.Compiled] = {}
+        self._progress = progress
+
+    def run(self, targets: Sequence[str]) -> Edit:
+        """The clip under each prompt.
+
+        Raises:
+            UserError: no prompt, prompts that the method cannot align, too many frames for the device.
+        """
+        clip, config = self.clip, self.config
+        # Whatever is wrong with the prompts is said before anything is compiled.
+        controls = controls_of(self.model, config, clip, targets)
+        bar = tqdm(total=3 + len(targets), desc="encode", disable=not self._progress)
+
+        def stage(name: str) -> None:
+            bar.set_description(name)
+            bar.update(bool(bar.n or name != "encode"))
+
+        stage("encode")
+        frames = jnp.asarray(clip.frames.astype(np.float32) / 127.5 - 1.0)
+        x0 = self._call("encode", self._encode, self.frozen, frames)
+        source, start = self._prompt(clip.caption), self._inversion_prompt()
+        stage("invert")
+        inverted = self._call("invert", partial(self._invert, plan=self.plan), self.params, self.frozen, start, x0)
+        stage("reconstruct")
+        given = jnp.asarray(given_mask(clip.masks, self.plan.mask, len(frames), x0.shape[1:3]))
+        common = self.params, self.frozen
+        again = self._call(
+            "reconstruct", partial(self._edit, plan=self._alone), *common, start, start, inverted, given,
+            self._no_control(), self.numbers,
+        )  # fmt: skip
+        latents, regions = {AUTOENCODER: x0, INVERSION: again.x0}, {}
+        for target, control in zip(targets, controls, strict=True):
+            stage(f"edit: {target[:40]}")
+            arguments = source, self._prompt(target), inverted, given, control, self.numbers
+            edited = self._call("edit", partial(self._edit, plan=self.plan), *common, *arguments)
+            latents[target], regions[target] = edited.x0, np.asarray(edited.mask)
+        decoded = {name: np.asarray(self._call("decode", self._decode, self.frozen, v)) for name, v in latents.items()}
+        arrays = {SOURCE: np.asarray(frames)} | decoded
+        bar.update(1)
+        bar.close()
+        heatmaps = self._heatmaps(np.asarray(inverted.maps), targets)
+        return Edit(arrays, self._figures(arrays, regions, heatmaps), heatmaps, regions, clip.rate)
+
+    # The pieces, as functions of arrays.
+
+    def _encode(self, frozen: Params, frames: Array) -> Array:
+        one = lambda frame: self.model.parts.space.encode(frozen["space"], {"image": frame[None]})[0]
+        return jax.lax.map(one, frames)
+
+    def _decode(self, frozen: Params, latents: Array) -> Array:
+        return jax.lax.map(lambda x0: sampling.decode(self.model, frozen, x0[None])[0], latents)
+
+    def _invert(self, params: Params, frozen: Params, prompt: dict, x0: Array, *, plan: EditPlan):
+        return invert(self.model, params, frozen, self.model.encode(params, frozen, prompt), x0, plan)
+
+    def _edit(self, params, frozen, source, target, inverted, given, control, numbers, *, plan: EditPlan):
+        contexts = (self.model.encode(params, frozen, prompt) for prompt in (source, target))
+        return edit(self.model, params, frozen, *contexts, inverted, given, control, numbers, plan=plan)
+
+    def _prompt(self, text: str) -> dict[str, np.ndarray]:
+        return self.model.parts.condition.read([text])
+
+    def _inversion_prompt(self) -> dict[str, np.ndarray]:
+        empty = self.config.edit.inversion_prompt == "empty"
+        return self.model.parts.condition.empty(1) if empty else self._prompt(self.clip.caption)
+
+    def _no_control(self) -> Control:
+        """The arrays of a control that does nothing."""
+        nothing = ConfigDict(self.config.edit.to_dict())
+        nothing.alignment, nothing.self_blend, nothing.latent_blend = "none", False, ()
+        nothing.equalizer, nothing.cross_replace_words = (), ()
+        caption = self.clip.caption
+        return control_of(nothing, self.num_steps, caption, caption, self.model.parts.condition.read)
+
+    def _call(self, name: str, function: Callable, *args: Any) -> Any:
+        """Runs a compiled function, which must fit the device, and remembers its seconds without compilation."""
+        if name not in self._programs:
+            compiled = jax.jit(function).lower(*args).compile()
+            self.memory[name] = memory.check(compiled, name, self.plan.window)
+            self._programs[name] = compiled
+        start = time.perf_counter()
+        result = jax.block_until_ready(self._programs[name](*args))
+        self.seconds[name] = time.perf_counter() - start
+        return result
+
+    # What is said of the result.
+
+    def _heatmaps(self, maps: np.ndarray, targets: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+        """The inversion's attention to the words of each prompt's mask."""
+        edit_config, read = self.config.edit, self.model.parts.condition.read
+        if not needs_words(edit_config):
+            return {}
+        old = Prompt.read(self.clip.caption, read)
+        found = {}
+        for target in targets:
+            chosen = control_of(edit_config, self.num_steps, self.clip.caption, target, read).source_words
+            words = [w for w, places in zip(old.words, old.places, strict=True) if chosen[list(places)].any()]
+            found[target] = {word: maps[..., old.positions(word)].sum(axis=-1) for word in words}
+        return found
+
+    def _figures(self, arrays: dict, regions: dict, heatmaps: dict) -> dict[str, Any]:
+        """Rows of figures, what was left out, how long it took and what it needed."""
+        count, device = len(self.clip.frames), jax.devices()[0]
+        rows, left_out = measures.rows(self.model, self.frozen, self.config, self.clip, arrays, regions)
+        per_frame = {name: seconds / count for name, seconds in self.seconds.items()}
+        trajectory = (self.num_steps + 1) * count * int(np.prod(self.model.sample_shape)) * 4
+        return dict(
+            source_prompt=self.clip.caption,
+            method=self.config.edit.to_dict() | {"sample": self.config.sample.to_dict()},
+            rows=rows,
+            left_out=left_out,
+            heat_in_mask=measures.heat_shares(self.clip, heatmaps),
+            seconds_per_frame=per_frame,
+            device=str(device.device_kind),
+            memory_estimated=self.memory,
+            memory_measured=memory.peak_measured(device),
+            trajectory_bytes=trajectory,
+        )

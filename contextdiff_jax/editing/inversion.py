@@ -1,0 +1,89 @@
+"""Inversion of a clip through the contextual chart, with the maps that masks are made of."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from contextdiff_jax.editing.control import Recorder
+from contextdiff_jax.editing.plan import EditPlan
+from contextdiff_jax.editing.windows import over_windows
+from contextdiff_jax.process import chart as charts
+from contextdiff_jax.samplers.ddim import ascend
+from contextdiff_jax.sampling import Model
+from contextdiff_jax.types import Array, Context, Params
+
+
+@flax.struct.dataclass
+class Inverted:
+    """What an inversion leaves; any number of prompts can be edited from it.
+
+    Attributes:
+        trajectory: the latents, the clip's own first, [K + 1, F, h, w, C].
+        maps: cross-attention to each token of the source prompt, averaged over steps, layers and heads, [F, r, r, L].
+    """
+
+    trajectory: Array
+    maps: Array
+
+
+def repeated(context: Context, num_frames: int) -> Context:
+    """One condition for each frame."""
+    return jax.tree.map(lambda v: jnp.repeat(v, num_frames, axis=0), context)
+
+
+class WindowedShift:
+    """The shift of a clip's frames, window by window: what a chart takes.
+
+    Args:
+        shift: of the frames of one window.
+        over: makes a call on windows one on clips.
+    """
+
+    def __init__(self, shift: charts.Shift, over):
+        self._shift, self._over = shift, over
+
+    def pair(self, x0: Array, t: Array, s: Array) -> tuple[Array, Array]:
+        """(b_t, b_s) of x0 [F, h, w, C], t and s [F]."""
+        return self._over(lambda part: charts.pair(self._shift, *part))((x0, t, s))
+
+
+def shift_of(model: Model, params: Params, frozen: Params, context: Context, plan: EditPlan) -> WindowedShift | None:
+    """The shift of a clip under one condition [1], or None without an adapter."""
+    b = model.shift(params, frozen, repeated(context, plan.window)) if plan.sampling.adapter else None
+    if b is None:
+        return None
+    return WindowedShift(b, lambda call: over_windows(call, plan.length, plan.window, plan.overlap))
+
+
+def invert(model: Model, params: Params, frozen: Params, context: Context, x0: Array, plan: EditPlan) -> Inverted:
+    """The deterministic trajectory of a clip up to the first time of the plan, without guidance; jittable.
+
+    Args:
+        model: what is inverted.
+        params: {"denoiser", "adapter"}.
+        frozen: parameters of what surrounds them.
+        context: the inversion's prompt, [1].
+        x0: the clip's latents [F, h, w, C].
+        plan: steps, windows, resolution of the maps.
+    """
+    b, prompt = shift_of(model, params, frozen, context, plan), repeated(context, plan.window)
+
+    def predict(part: tuple[Array, Array]) -> tuple[Array, Array]:
+        recorder = Recorder(plan.resolution) if plan.attention_mask else None
+        x0_hat = model.denoise(params, *part, prompt, edit=recorder)
+        maps = jnp.zeros((plan.window, 1, 1, 1)) if recorder is None else recorder.maps()
+        return x0_hat, maps.astype(jnp.float32)
+
+    clip = over_windows(predict, plan.length, plan.window, plan.overlap)
+
+    def step(carry: tuple[Array, Array], times: Array) -> tuple[tuple[Array, Array], Array]:
+        x, total = carry
+        t, s = (jnp.full(plan.length, time) for time in times)
+        x0_hat, maps = clip((x, t))
+        x = ascend(charts.Chart(None, b), model.schedule_of(params), x, x0_hat, s, t).astype(x.dtype)
+        return (x, total + maps), x
+
+    rows = jnp.asarray(plan.sampling.moves[::-1], jnp.int32)
+    side, words = (plan.resolution, context.tokens.shape[1]) if plan.attention_mask else (1, 1)
+    (_, total), trajectory = jax.lax.scan(step, (x0, jnp.zeros((plan.length, side, side, words))), rows)
+    return Inverted(jnp.concatenate([x0[None], trajectory]), total / len(rows))

@@ -1,0 +1,54 @@
+"""What a compiled program needs, and whether the device has it: said before the program runs."""
+
+import os
+from typing import Any
+
+import jax
+
+from contextdiff_jax.errors import UserError
+
+
+def bytes_of(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """{"arguments", "temporaries", "results", "peak"}: the compiler's estimate for one device; peak is their sum."""
+    found = compiled.memory_analysis()
+    parts = dict(
+        arguments=found.argument_size_in_bytes,
+        temporaries=found.temp_size_in_bytes,
+        results=found.output_size_in_bytes - found.alias_size_in_bytes,
+    )
+    return parts | {"peak": sum(parts.values())}
+
+
+def available(device: Any) -> int:
+    """Bytes that the device has: as it says, or for a CPU the machine's memory."""
+    stats = device.memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def check(compiled: jax.stages.Compiled, what: str, window: int, limit: int | None = None) -> dict[str, int]:
+    """`bytes_of`, if the device has as much.
+
+    Args:
+        compiled: a program over `window` frames.
+        what: the program's name.
+        window: frames that the network takes at once; temporaries grow with them.
+        limit: bytes of the device; None asks it.
+
+    Raises:
+        UserError: it has not; the message says how many frames would fit.
+    """
+    needed, limit = bytes_of(compiled), available(jax.devices()[0]) if limit is None else limit
+    if needed["peak"] <= limit:
+        return needed
+    fixed = needed["arguments"] + needed["results"]
+    fits = max(0, (limit - fixed) * window // max(needed["temporaries"], 1))
+    remedy = f"about {fits} frames fit (data.num_frames={fits})" if fits > 1 else "take smaller frames"
+    raise UserError(
+        f"{what} of {window} frames needs {needed['peak'] / 2**30:.3g} GiB, the device has {limit / 2**30:.3g}; "
+        f"{remedy}; data.length takes longer clips in windows"
+    )
+
+
+def peak_measured(device: Any) -> int | None:
+    """The most bytes that were in use on the device so far, or None where it does not say (CPUs)."""
+    return (device.memory_stats() or {}).get("peak_bytes_in_use")

@@ -1,0 +1,115 @@
+"""The methods that ship, as data: values of a config's keys. Sources: ContextDiff (Table 8), FateZero, Tune-A-Video,
+ControlVideo of Zhao et al. 2023, as their public code and configs have them.
+
+Each method can be run with and without the adapter.
+"""
+
+from typing import Any
+
+Values = dict[str, Any]  # {"section.key": value}
+
+# Nothing is controlled: the edited prompt alone. Every method changes some of these.
+NOTHING: Values = {
+    "edit.inversion_prompt": "source",
+    "edit.alignment": "none",
+    "edit.cross_replace_steps": 0.0,
+    "edit.cross_replace_words": (),
+    "edit.self_replace_steps": 0.0,
+    "edit.equalizer": (),
+    "edit.self_blend": False,
+    "edit.latent_blend": (),
+    "edit.blend_words": (),
+    "edit.mask": "attention",
+    "edit.mask_threshold": 0.3,
+    "edit.mask_resolution": 16,
+    "edit.max_tokens": 1024,
+    "edit.control": "",
+}
+
+_QUERIES = ("/attn_temporal/", "/temporal_out/", "/attn1/query/", "/attn2/query/", "/temporal_down/", "/temporal_up/")
+_NETWORK: Values = {
+    "model.video.temporal_conv_rank": 160,
+    "model.video.temporal_attention": "after",
+    "model.video.key_frames": (-1, "first"),
+    "train.trainable": ("^adapter/", *_QUERIES),
+    "train.num_steps": 200,
+    "optim.lr": 1e-5,
+}
+
+METHODS: dict[str, Values] = {
+    "contextdiff": {
+        **_NETWORK,
+        "sample.num_steps": 20,
+        "sample.guidance": 7.5,
+        "edit.alignment": "refine",
+        "edit.cross_replace_steps": 0.5,
+        "edit.self_replace_steps": 0.5,
+        "edit.self_blend": True,
+        "edit.latent_blend": (0.2, 0.8),
+    },
+    "fatezero": {
+        **_NETWORK,
+        "sample.num_steps": 50,
+        "sample.guidance": 7.5,
+        "edit.alignment": "refine",
+        "edit.cross_replace_steps": 0.8,
+        "edit.self_replace_steps": 0.8,
+        "edit.self_blend": True,
+        "edit.latent_blend": (0.2, 0.8),
+    },
+    "tune_a_video": {
+        "data.num_frames": 24,
+        "data.sampling_rate": 2,
+        "model.video.temporal_attention": "after",
+        "model.video.key_frames": ("first", -1),
+        "train.trainable": ("^adapter/", "/attn_temporal/", "/temporal_out/", "/attn1/query/", "/attn2/query/"),
+        "train.num_steps": 500,
+        "optim.lr": 3e-5,
+        "sample.num_steps": 50,
+        "sample.guidance": 12.5,
+        "edit.inversion_prompt": "empty",
+    },
+    "controlvideo": {
+        "model.video.temporal_attention": "parallel",
+        "model.video.key_frames": ("first",),
+        "train.trainable": ("^adapter/", "/attn_temporal/", "/temporal_out/", "/attn1/out/"),
+        "train.num_steps": 300,
+        "optim.lr": 3e-5,
+        "sample.num_steps": 50,
+        "sample.guidance": 12.0,
+    },
+    "inversion": {**_NETWORK, "sample.num_steps": 20, "sample.guidance": 1.0},
+    "ddim": {**_NETWORK, "sample.num_steps": 20, "sample.guidance": 7.5},
+}
+
+# What FateZero's configs choose by the kind of edit; on top of a method that fuses attention.
+RECIPES: dict[str, Values] = {
+    "style": {
+        "model.video.key_frames": ("mid",),
+        "model.video.key_frames_min_channels": 641,
+        "edit.cross_replace_steps": 0.8,
+        "edit.self_replace_steps": 0.8,
+        "edit.self_blend": False,
+        "edit.latent_blend": (),
+    },
+    "attribute": {
+        "model.video.key_frames": ("mid",),
+        "model.video.key_frames_min_channels": 641,
+        "edit.cross_replace_steps": 0.7,
+        "edit.self_replace_steps": 0.5,
+    },
+    "shape": {
+        "edit.alignment": "replace",
+        "edit.cross_replace_steps": 0.5,
+        "edit.self_replace_steps": 0.5,
+        "edit.self_blend": True,
+        "edit.mask_threshold": 0.3,
+    },
+}
+
+
+def values_of(method: str) -> Values | None:
+    """All that a method or recipe says of `edit` and the rest; None for an unknown name."""
+    if method in METHODS:
+        return NOTHING | METHODS[method]
+    return RECIPES.get(method)

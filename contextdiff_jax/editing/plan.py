@@ -1,0 +1,136 @@
+"""A method as data: which parts of editing act, from the config's `edit` section."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from contextdiff_jax.data.clips import Clip
+from contextdiff_jax.editing import alignment
+from contextdiff_jax.editing.control import Control
+from contextdiff_jax.editing.words import Prompt, Read
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.sampling import Plan
+
+MASKS = ("attention", "clip", "around")
+
+
+@dataclass(frozen=True)
+class EditPlan:
+    """What the compiled edit depends on; hashable.
+
+    Attributes:
+        sampling: steps, guidance or none, adapter.
+        fused: whether attention takes the source's weights: then the source runs as a row of its own.
+        self_blend: whether self-attention inside the mask stays the edited row's.
+        latent_blend: whether latents outside the mask become the source's.
+        mask: where the mask comes from: attention, clip (the clip's own masks), around (all but those).
+        resolution: side of the cross-attention maps that make the mask.
+        max_tokens: self-attention over more positions is left alone.
+        length: frames of the clip.
+        window: frames that the network takes at once.
+        overlap: of windows.
+    """
+
+    sampling: Plan
+    fused: bool
+    self_blend: bool
+    latent_blend: bool
+    mask: str
+    resolution: int
+    max_tokens: int
+    length: int
+    window: int
+    overlap: int
+
+    @property
+    def masked(self) -> bool:
+        """Whether there is a mask."""
+        return self.self_blend or self.latent_blend
+
+    @property
+    def attention_mask(self) -> bool:
+        """Whether there is a mask that is made of attention maps."""
+        return self.masked and self.mask == "attention"
+
+
+def control_of(edit: Any, num_steps: int, source: str, target: str, read: Read) -> Control:
+    """The arrays of a method for one edited prompt.
+
+    Args:
+        edit: the config's `edit` section: alignment, cross_replace_steps, cross_replace_words, self_replace_steps,
+            equalizer, self_blend, latent_blend, blend_words, mask, mask_threshold.
+        num_steps: of sampling.
+        source: the source prompt.
+        target: the edited prompt.
+        read: texts to token fields.
+
+    Raises:
+        UserError: prompts that cannot be aligned, words that are not in them, a mask without words.
+    """
+    old, new = Prompt.read(source, read), Prompt.read(target, read)
+    found = alignment.align(edit.alignment, old, new)
+    steps, length = np.arange(num_steps), len(new.ids)
+    first, last = edit.latent_blend or (0.0, 0.0)
+    words = np.zeros((2, length), np.float32)
+    if needs_words(edit):
+        words[0, _words_of_mask(edit, old, new)] = 1.0
+        words[1, _new_tokens(old, new)] = 1.0
+    return Control(
+        mapping=found.mapping,
+        taken=found.taken,
+        equalizer=alignment.equalizer(new, tuple(edit.equalizer)),
+        cross=alignment.replaced_steps(new, num_steps, edit.cross_replace_steps, tuple(edit.cross_replace_words)),
+        self_attention=(steps < np.floor(edit.self_replace_steps * num_steps + 1e-9)).astype(np.float32),
+        blend=((first * num_steps <= steps) & (steps < last * num_steps)).astype(np.float32),
+        source_words=words[0],
+        target_words=words[1],
+        threshold=np.float32(edit.mask_threshold),
+    )
+
+
+def needs_words(edit: Any) -> bool:
+    """Whether a mask is made of attention to words."""
+    return edit.mask == "attention" and (edit.self_blend or bool(edit.latent_blend))
+
+
+def _words_of_mask(edit: Any, old: Prompt, new: Prompt) -> list[int]:
+    """Source tokens of the mask: those of the words that were named, or else of those that the edit takes away."""
+    if edit.blend_words:
+        return [p for word in edit.blend_words for p in old.positions(word)]
+    gone = _new_tokens(new, old)
+    if not gone:
+        raise UserError(
+            f"a mask is made of attention to words that an edit takes away; {new.text!r} keeps all of {old.text!r}: "
+            "name words of the source prompt by edit.blend_words, or switch edit.self_blend and edit.latent_blend off"
+        )
+    return gone
+
+
+def _new_tokens(old: Prompt, new: Prompt) -> list[int]:
+    """Positions of the words of `new` that `old` has not."""
+    partner = alignment.longest_alignment(old.ids[: old.real], new.ids[: new.real])
+    return [p for places in new.places if any(partner[p] < 0 for p in places) for p in places]
+
+
+def plan_of(edit: Any, sampling: Plan, clip: Clip, window: int, overlap: int) -> EditPlan:
+    """The static part of a method for a clip.
+
+    Raises:
+        UserError: a mask of the clip's own that it has not.
+    """
+    masked = edit.self_blend or bool(edit.latent_blend)
+    if masked and edit.mask != "attention" and clip.masks is None:
+        raise UserError(f"edit.mask={edit.mask!r}: this clip has no masks; give data.mask_path, or take 'attention'")
+    return EditPlan(
+        sampling=sampling,
+        fused=edit.alignment != "none" or edit.self_replace_steps > 0,
+        self_blend=edit.self_blend,
+        latent_blend=bool(edit.latent_blend),
+        mask=edit.mask,
+        resolution=edit.mask_resolution,
+        max_tokens=edit.max_tokens,
+        length=len(clip.frames),
+        window=window,
+        overlap=overlap,
+    )

@@ -1,0 +1,64 @@
+"""Which tokens of a prompt are which word."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from contextdiff_jax.errors import UserError
+
+Read = Callable[[Sequence[str]], dict[str, np.ndarray]]  # texts -> {"tokens", "token_mask"}, as a text condition reads
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A prompt as tokens.
+
+    Attributes:
+        text: the prompt.
+        ids: tokens, padding included, int [L].
+        real: how many of them are start, words and end.
+        words: its words, as spaces divide them.
+        places: the token positions of each word.
+    """
+
+    text: str
+    ids: np.ndarray
+    real: int
+    words: tuple[str, ...]
+    places: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def read(cls, text: str, read: Read) -> "Prompt":
+        """Tokens of a text.
+
+        A word's tokens are those that it has alone: the tokenizers of CLIP and T5 divide a text at its spaces first.
+
+        Raises:
+            UserError: an empty prompt, or one with more tokens than the text encoder has room for.
+        """
+        words = tuple(text.split())
+        if not words:
+            raise UserError("an empty prompt cannot be aligned; say what the clip shows")
+        fields = read([text, "", *words])
+        counts = fields["token_mask"].sum(axis=1)
+        special, length = int(counts[1]), fields["tokens"].shape[1]
+        lengths = counts[2:] - special
+        if (needed := int(lengths.sum()) + special) > length:
+            raise UserError(f"prompt {text!r} has {needed} tokens; the text encoder has room for {length}: shorten it")
+        starts = np.cumsum([special - 1, *lengths[:-1]])  # all but the end come before the first word
+        places = tuple(tuple(range(a, a + n)) for a, n in zip(starts, lengths, strict=True))
+        return cls(text, fields["tokens"][0], int(counts[0]), words, places)
+
+    def positions(self, word: str) -> list[int]:
+        """Token positions of a word, or of several divided by spaces, wherever it occurs; case does not count.
+
+        Raises:
+            UserError: the prompt has no such word; it names those that it has.
+        """
+        plain = lambda w: w.lower().strip(".,;:!?\"'")
+        wanted, have = [plain(w) for w in word.split()], [plain(w) for w in self.words]
+        found = [i for i in range(len(have)) if wanted and have[i : i + len(wanted)] == wanted]
+        if not found:
+            raise UserError(f"word {word!r} is not in the prompt {self.text!r}; its words are: {', '.join(self.words)}")
+        return [p for i in found for w in range(len(wanted)) for p in self.places[i + w]]
