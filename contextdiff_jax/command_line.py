@@ -39,6 +39,7 @@ class Options:
     crop: int | None = None
     negative: str = ""
     size: str = ""
+    topology: str = ""
     compilation_cache: str = "auto"
     allow_config_change: bool = False
     coordinator: str = ""
@@ -360,6 +361,18 @@ def metrics(options: Options) -> None:
 
 
 WITHOUT_CONFIG = {"metrics": metrics}
+
+
+def plan(config: ConfigDict, options: Options) -> None:
+    """Prints what one training step needs on a topology, or on this machine."""
+    from contextdiff_jax.plan import plan as make_plan
+
+    where = options.topology or "this machine"
+    print(f"compiling the training step for {where}; a large model takes many minutes", file=sys.stderr, flush=True)
+    for line in make_plan(config, options.topology).lines():
+        print(line)
+
+
 MODES = {
     "train": train,
     "sample": sample,
@@ -368,4 +381,5 @@ MODES = {
     "export": export,
     "bench": bench,
     "encode": encode,
+    "plan": plan,
 }

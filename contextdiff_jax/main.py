@@ -2,7 +2,7 @@
 
     python -m contextdiff_jax.main --config=configs/t2i.py[:preset] --workdir=DIR --mode=MODE
 
-with MODE one of train, sample, eval, export, bench, encode; metrics needs no config.
+with MODE one of train, sample, eval, export, bench, encode, plan; metrics needs no config.
 """
 
 import sys
@@ -46,6 +46,9 @@ COMPILATION_CACHE = flags.DEFINE_string(
     "auto",
     "Folder of compiled programs; 'auto': JAX_COMPILATION_CACHE_DIR, or in the user's cache directory; 'off': none.",
 )
+TOPOLOGY = flags.DEFINE_string(
+    "topology", "", "plan: a TPU topology such as v5e:16x16, which needs libtpu; default this machine."
+)
 ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
     "allow_config_change", False, "train: continue a run although its saved config differs."
 )
@@ -82,6 +85,7 @@ def main(argv: list[str]) -> None:
                 negative=NEGATIVE.value,
                 size=SIZE.value,
                 compilation_cache=COMPILATION_CACHE.value,
+                topology=TOPOLOGY.value,
                 allow_config_change=ALLOW_CONFIG_CHANGE.value,
                 coordinator=COORDINATOR.value,
                 num_processes=NUM_PROCESSES.value,

@@ -83,6 +83,18 @@ class DiffusionTask:
             records=source(self.config, self.parts, "train"),
         )
 
+    def batch_spec(self) -> Batch:
+        """Shapes of what the step reads of a global batch; no data are read."""
+        size, side = self.config.data.batch_size, self.config.data.image_size
+        height, width, channels = self.sample_shape
+        if self.config.space.kind == "latents" and self.config.space.precomputed:
+            fields = {"latent": jax.ShapeDtypeStruct((size, height, width, 2 * channels), jnp.float32)}
+        else:
+            channels = 3 if self.config.space.kind == "latents" else channels
+            fields = {"image": jax.ShapeDtypeStruct((size, side, side, channels), jnp.float32)}
+        condition = self.parts.condition.empty(size)
+        return fields | {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in condition.items()}
+
     def init(self, key: Array) -> Params:
         """{"denoiser", "adapter", "condition" if trained, ...}, float32; the adapter's output, and so b, is zero."""
         key_denoiser, key_adapter = jax.random.split(key)

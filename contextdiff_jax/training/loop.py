@@ -129,6 +129,7 @@ def _write_config(config: ConfigDict, path: Path) -> None:
 def _compile(setup: Setup, batch: Batch, metrics: Metrics) -> jax.stages.Compiled:
     """The compiled step; says how long that took."""
     start = time.perf_counter()
+    metrics.say("compiling the training step; a large model takes minutes")
     compiled = setup.compile(batch)
     metrics.say(f"compiled the training step in {time.perf_counter() - start:.0f} s")
     return compiled
