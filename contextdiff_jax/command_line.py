@@ -41,6 +41,9 @@ class Options:
     size: str = ""
     topology: str = ""
     compilation_cache: str = "auto"
+    sets: tuple[str, ...] = ()
+    source: str = ""
+    answers: tuple[str, ...] = ()
     allow_config_change: bool = False
     coordinator: str = ""
     num_processes: int | None = None
@@ -360,9 +363,6 @@ def metrics(options: Options) -> None:
     )
 
 
-WITHOUT_CONFIG = {"metrics": metrics}
-
-
 def plan(config: ConfigDict, options: Options) -> None:
     """Prints what one training step needs on a topology, or on this machine."""
     from contextdiff_jax.plan import plan as make_plan
@@ -373,6 +373,14 @@ def plan(config: ConfigDict, options: Options) -> None:
         print(line)
 
 
+def study(options: Options) -> None:
+    """Makes the page of a user study, or says what its answers say."""
+    from contextdiff_jax.evaluate.study_page import study_on_command
+
+    study_on_command(options.out, options.sets, options.answers, source=options.source, captions=options.captions)
+
+
+WITHOUT_CONFIG = {"metrics": metrics, "study": study}
 MODES = {
     "train": train,
     "sample": sample,

@@ -2,7 +2,7 @@
 
     python -m contextdiff_jax.main --config=configs/t2i.py[:preset] --workdir=DIR --mode=MODE
 
-with MODE one of train, sample, eval, export, bench, encode, plan; metrics needs no config.
+with MODE one of train, sample, edit, eval, export, bench, encode, plan; metrics and study need no config.
 """
 
 import sys
@@ -37,6 +37,9 @@ FEATURES = flags.DEFINE_multi_string(
 CAPTIONS = flags.DEFINE_string(
     "captions", "", "metrics: text file with a caption a line, a metadata.jsonl, or the folder that has both."
 )
+SETS = flags.DEFINE_multi_string("set", [], "study: NAME=FOLDER of results, ours first; repeatable.")
+SOURCE = flags.DEFINE_string("source", "", "study: folder of what was edited.")
+ANSWERS = flags.DEFINE_multi_string("answers", [], "study: JSON lines files that the page saved, or their folder.")
 CROP = flags.DEFINE_integer("crop", None, "metrics: crop pictures to squares of this side; default as they are.")
 STRENGTH = flags.DEFINE_float("strength", 0.8, "sample: how far --image is noised first, above 0 to 1.")
 NEGATIVE = flags.DEFINE_string("negative", "", "sample: what to stay away from; needs guidance above 1.")
@@ -86,6 +89,9 @@ def main(argv: list[str]) -> None:
                 size=SIZE.value,
                 compilation_cache=COMPILATION_CACHE.value,
                 topology=TOPOLOGY.value,
+                sets=tuple(SETS.value),
+                source=SOURCE.value,
+                answers=tuple(ANSWERS.value),
                 allow_config_change=ALLOW_CONFIG_CHANGE.value,
                 coordinator=COORDINATOR.value,
                 num_processes=NUM_PROCESSES.value,

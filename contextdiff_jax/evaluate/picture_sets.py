@@ -54,7 +54,7 @@ class PictureSet:
         if not self.total:
             accepted = ", ".join(sorted(SUFFIXES))
             raise UserError(f"{str(path)!r} holds no pictures; accepted: {accepted}, or an npz of them")
-        self.captions = _captions(Path(captions), self.names, self.total) if str(captions) else None
+        self.captions = captions_of(Path(captions), self.names, self.total) if str(captions) else None
         self.n, self.shape, self.unreadable = 0, None, []
         self._digest = hashlib.sha256()
 
@@ -178,7 +178,7 @@ def _npz_rows(path: Path, size: int) -> Iterator[np.ndarray]:
             yield np.frombuffer(data, dtype).reshape(rows, *shape[1:])
 
 
-def _captions(path: Path, names: Sequence[str] | None, total: int) -> list[str]:
+def captions_of(path: Path, names: Sequence[str] | None, total: int) -> list[str]:
     """One caption per picture, in their order."""
     if path.is_dir() and names is not None:
         beside = captions_on_disk.read(path, names, files_below(path))

@@ -1,0 +1,147 @@
+"""The user study's page: its order of trials, and its script driven by clicks and keys in a stand-in for a browser."""
+
+import json
+import re
+
+import numpy as np
+import PIL.Image
+import pytest
+import quickjs
+
+from contextdiff_jax import command_line
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.evaluate.study_answers import read_answers, statistics
+from contextdiff_jax.evaluate.study_page import ASSETS, page, write_study
+
+BROWSER = """
+const elements = {}, stored = {}, saved = [];
+const element = (id) => elements[id] ??= {
+  id, hidden: false, children: [], handlers: {}, value: "", setAttribute() {},
+  addEventListener(kind, handler) { this.handlers[kind] = handler; },
+  replaceChildren(...children) { this.children = children; },
+  click() { this.href !== undefined ? saved.push(this) : this.handlers.click(); },
+};
+const handlers = {};
+const document = {
+  getElementById: element, createElement: () => element("new" + Object.keys(elements).length),
+  querySelectorAll: () => [element("save")],
+  addEventListener(kind, handler) { handlers[kind] = handler; },
+};
+const localStorage = { getItem: (k) => stored[k] ?? null, setItem: (k, v) => { stored[k] = v; } };
+const URL = { createObjectURL: (blob) => blob.parts.join("") };
+class Blob { constructor(parts) { this.parts = parts; } }
+const press = (key) => handlers.keydown({ key, preventDefault() {} });
+"""
+
+
+def folder(path, count: int = 20, seed: int = 0):
+    path.mkdir()
+    for i in range(count):
+        pixels = np.random.default_rng(seed + i).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(path / f"{i:02d}.png")
+    return path
+
+
+@pytest.fixture
+def sets(tmp_path):
+    a, b, c = (folder(tmp_path / name, seed=100 * i) for i, name in enumerate("abc"))
+    return [f"ours={a}", f"b={b}", f"c={c}"]
+
+
+def ordered(plan: dict, subject: str) -> list[dict]:
+    context = quickjs.Context()
+    context.eval((ASSETS / "order.js").read_text())
+    return json.loads(context.eval(f"JSON.stringify(order({json.dumps(plan)}, {json.dumps(subject)}))"))
+
+
+def test_order_is_the_subjects_own_and_balanced(tmp_path, sets):
+    plan = write_study(tmp_path / "out", sets, captions={f"{i:02d}": f"text {i}" for i in range(20)})
+    trials = ordered(plan, "anna")
+    assert trials == ordered(plan, "anna") and trials != ordered(plan, "ben")
+    kinds = [t["kind"] for t in trials]
+    assert (kinds.count("trial"), kinds.count("repeat"), kinds.count("catch")) == (40, 4, 2)
+    assert {t["question"] for t in trials} == {"text"}  # pictures do not move
+    pairs = [(t["item"], t["baseline"]) for t in trials if t["kind"] == "trial"]
+    assert len(set(pairs)) == 40
+    lefts = [t["left"] == "ours" for s in map(str, range(30)) for t in ordered(plan, s) if t["kind"] == "trial"]
+    assert abs(np.mean(lefts) - 0.5) < 4 * 0.5 / len(lefts) ** 0.5
+    for i, t in enumerate(trials):
+        first = next(j for j, o in enumerate(trials) if (o["item"], o["baseline"]) == (t["item"], t["baseline"]))
+        if t["kind"] == "repeat":
+            assert first < i and (t["left"], t["right"]) == (trials[first]["right"], trials[first]["left"])
+        assert (t["leftFile"] == t["rightFile"]) == (t["kind"] == "catch")
+
+
+def test_page_is_self_contained_and_blind(tmp_path, sets):
+    write_study(tmp_path / "out", sets, source=sets[0].split("=")[1])
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert not re.search(r"https?:|//cdn|@import|url\(", text)
+    media = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out" / "media").iterdir()}
+    assert len(media) == 80 and set(re.findall(r"media/\w+\.png", text)) == media
+    assert not any(re.search(r"ours|source|/b|/c/", name.removeprefix("media/")) for name in media)
+
+
+def test_captions_cannot_break_the_page(tmp_path):
+    plan = {"study": "1", "pairs": [{"caption": "</script><b>$title &amp;"}]}
+    text = page(plan, "a < b")
+    inside = re.search(r'<script type="application/json" id="plan">(.*?)</script>', text, re.S).group(1)
+    assert json.loads(inside) == plan and "<title>a &lt; b</title>" in text
+
+
+def test_study_is_answered_by_keys_and_clicks_and_read_back(tmp_path, sets):
+    plan = write_study(tmp_path / "out", sets)
+    context = quickjs.Context()
+    context.eval(BROWSER)
+    context.eval(f'element("plan").textContent = {json.dumps(json.dumps(plan))}')
+    context.eval("\n".join((ASSETS / name).read_text() for name in ("order.js", "page.js")))
+    context.eval('element("subject").value = "anna"; element("run").hidden = true')
+    context.eval('element("start").handlers.submit({ preventDefault() {} })')
+    trials = ordered(plan, "anna")
+    for i, trial in enumerate(trials):  # ours wherever there is a choice; keys and clicks in turn
+        side = "tie" if trial["kind"] == "catch" else "left" if trial["left"] == "ours" else "right"
+        key = {"left": "ArrowLeft", "tie": "2", "right": "3"}[side]
+        context.eval(f'press("{key}")' if i % 2 else f'element("choose-{side}").click()')
+        if i == 10:  # the page is opened again
+            context.eval('element("start").handlers.submit({ preventDefault() {} })')
+    assert context.eval('element("end").hidden') is False
+    context.eval('element("save").click()')
+    assert context.eval("saved[0].download") == "answers-anna.jsonl"
+    (tmp_path / "answers.jsonl").write_text(context.eval("saved[0].href"))
+    found = statistics(read_answers([tmp_path / "answers.jsonl"]))
+    assert found["study"] == plan["study"] and found["catches"] == found["repeats"] == 1.0
+    for baseline in ("b", "c"):
+        row = found["everyone"]["picture"][baseline]
+        assert (row["wins"], row["losses"], row["ties"]) == (20, 0, 0)
+
+
+def test_clips_are_asked_about_motion_as_well(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.mp4").write_bytes(b"clip")
+    plan = write_study(tmp_path / "out", [f"ours={tmp_path / 'a'}", f"b={tmp_path / 'b'}"], captions={"x": "a fox"})
+    assert [q["id"] for q in plan["questions"]] == ["text", "temporal"]
+    assert [t["question"] for t in ordered(plan, "anna")][:1] == ["text"]
+
+
+def test_bad_sets_are_one_line(tmp_path, sets):
+    few = folder(tmp_path / "few", 3)
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "x").write_text("")
+    (tmp_path / "lines.txt").write_text("one\n")
+    cases = [
+        (dict(out="o", sets=("ours=x",)), "1 different sets"),
+        (dict(out="o", sets=("x", "y")), "has no name or no folder"),
+        (dict(out="o", sets=(sets[0], "b=nowhere")), "does not exist"),
+        (dict(out="o", sets=(sets[0], f"b={few}")), "'b' lacks 17 of 20 results"),
+        (dict(out="o", sets=tuple(sets), source=str(few)), "source .* lacks 03"),
+        (dict(out="o", sets=tuple(sets), captions=str(tmp_path / "lines.txt")), "1 lines for 20 pictures"),
+        (dict(out=str(tmp_path / "used"), sets=tuple(sets)), "is not empty"),
+        (dict(sets=tuple(sets)), "--out is missing"),
+        (dict(answers=("nowhere.jsonl",)), "do not exist"),
+    ]
+    for options, words in cases:
+        options = {"out": ""} | options
+        if options["out"] == "o":
+            options["out"] = str(tmp_path / "o")
+        with pytest.raises(UserError, match=words):
+            command_line.run("study", None, command_line.Options("", **options))
