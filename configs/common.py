@@ -67,6 +67,11 @@ def base(task: str) -> ConfigDict:
             keep_every=0,
             preview_every=0,
             trainable=(".*",),  # regular expressions of parameter names; what none is found in stays as it is
+            lora=dict(
+                rank=0,  # of the changes of a trained denoiser (model.init_from, or model.pretrained); 0: none
+                scale=1.0,  # of the changes; PEFT's alpha / rank
+                targets=(r"(attn\d|self|cross)/(query|key|value|out)/kernel$",),  # regular expressions of kernels
+            ),
         )
     )
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))

@@ -54,8 +54,9 @@ def get_config(preset: str | None = None) -> ConfigDict:
     )
     config.model = ConfigDict(
         dict(
-            backbone="unet",  # unet | vdm | sd
+            backbone="unet",  # unet | vdm | ldm (latent diffusion's: of Stable Diffusion's shape, from scratch) | sd
             pretrained="",  # sd: a Stable Diffusion folder in the diffusers layout
+            init_from="",  # a run or an export whose parameters are the start, for a network of the same sizes
             channels=64,
             multipliers=(1, 2, 3),
             num_blocks=1,
@@ -97,7 +98,9 @@ def get_config(preset: str | None = None) -> ConfigDict:
     config.loss = ConfigDict(
         dict(
             objective="simple",  # simple (Eq. 6) | posterior (Eq. 5) | nelbo (Eq. 4)
-            weighting="constant",  # simple only: constant | snr | min_snr | p2 | vlb | lemma4
+            # simple only: constant | prediction (the error of the network's own output) | snr (of eps) | snr_plus_1 (of
+            # v) | min_snr | p2 | vlb | lemma4
+            weighting="constant",
             gamma=5.0,  # min_snr only
             num_times=0,  # nelbo only: times in 2..T drawn for each example, T - 1 takes all; 0: one in 1..T
             cond_drop_prob=0.1,
@@ -204,9 +207,11 @@ def paper(config: ConfigDict) -> None:
     config.model.remat = True
     config.model.prediction = "v"
     config.loss.weighting = "min_snr"
-    config.adapter.width = 512
+    config.adapter.width = 1760  # 189 M parameters, the U-Net 2,035 M; in the paper 188 M and 2.0 B
     config.adapter.patch_size = 8
     config.optim.lr = 1e-4
+    config.optim.b2 = 0.999
+    config.optim.weight_decay = 0.0
     config.optim.warmup_steps = 10_000
     config.optim.schedule = "constant"
     config.ema.decay = 0.9999
@@ -246,7 +251,7 @@ def sd(config: ConfigDict) -> None:
     config.data.batch_size = 4
     config.adapter.width = 512
     config.adapter.patch_size = 2
-    config.loss.weighting = "snr"  # the loss of the effective noise
+    config.loss.weighting = "prediction"  # that of the effective noise, or of v, as the checkpoint was trained
     config.train.trainable = ("^adapter/", "/attn2/")
     config.train.num_steps = 2000
     config.train.preview_every = 500

@@ -17,7 +17,7 @@ CHOICES = {
     "condition.embedding": ("one_hot", "resnet"),
     "space.kind": ("pixels", "latents"),
     "space.rgb": ("linear", "decode"),
-    "model.backbone": ("unet", "vdm", "sd"),
+    "model.backbone": ("unet", "vdm", "ldm", "sd"),
     "adapter.features": ("clip", "patches"),
     "process.schedule": ("cosine", "linear", "scaled_linear", "log_snr", "learned", "pretrained"),
     "adapter.reverse": ("estimate", "head"),
@@ -27,7 +27,7 @@ CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.prediction": ("x0", "eps", "v", "pretrained"),
     "loss.objective": ("simple", "posterior", "nelbo"),
-    "loss.weighting": ("constant", "snr", "min_snr", "p2", "vlb", "lemma4"),
+    "loss.weighting": ("constant", "prediction", "snr", "snr_plus_1", "min_snr", "p2", "vlb", "lemma4"),
     "optim.schedule": ("constant", "cosine"),
     "sample.sampler": ("ddpm", "ddim", "heun", "dpmpp_2m"),
     "sample.spacing": ("uniform", "trailing", "leading", "pretrained"),
@@ -106,6 +106,8 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"config.seed={config.seed}, config.data.seed={config.data.seed}: the largest seed is {2**32 - 1}"
         )
+    if "train.lora.rank" in flat:
+        _check_lora(config)
     if "model" in config:
         _check_model(config)
     if "process" in config:
@@ -185,6 +187,7 @@ def _check_range(flat: dict[str, Any], keys: str, holds: Callable[[Any], bool], 
 def _check_model(config: ConfigDict) -> None:
     """Sizes that must divide one another."""
     model = config.model
+    _check_acting(config)
     if (config.space.kind == "latents" or model.backbone == "sd") and not model.pretrained:
         raise UserError(
             "config.model.pretrained is empty; give the folder of a Stable Diffusion model in the diffusers layout"
@@ -214,6 +217,8 @@ def _check_model(config: ConfigDict) -> None:
                 raise UserError(f"config.data.{key}={value} cannot act on stored latents; set it to {off}")
     if model.backbone == "unet":
         _check_unet(config)
+    if model.backbone == "ldm":
+        _check_ldm(config)
     if model.backbone == "vdm" and (model.channels % 16 or model.channels % model.head_dim):
         raise UserError(
             f"config.model.channels={model.channels} must be a multiple of 16 (group normalisation) and of "
@@ -221,6 +226,58 @@ def _check_model(config: ConfigDict) -> None:
         )
     if config.adapter.enabled:
         _check_adapter(config)
+
+
+def _check_acting(config: ConfigDict) -> None:
+    """Refuses what is named and would not be looked at."""
+    uses_folder = config.space.kind == "latents" or any(
+        config[section][name] == "pretrained"
+        for section, name in (("process", "schedule"), ("model", "prediction"), ("sample", "spacing"))
+    )
+    reasons = {
+        "model.pretrained": (uses_folder, "nothing is taken from it: space.kind='pixels'"),
+        "space.latents": (config.space.kind == "latents", "space.kind='pixels' has no latents"),
+        "space.rgb_map": (config.space.kind == "latents", "space.kind='pixels' has no latents"),
+        "condition.encoder": (config.condition.kind == "text", f"kind={config.condition.kind!r} reads no text"),
+    }
+    for key, (acts, reason) in reasons.items():
+        section, name = key.split(".")
+        if config[section][name] and not acts:
+            raise UserError(f"config.{key}={config[section][name]!r} cannot act: {reason}; leave it empty")
+
+
+def _check_ldm(config: ConfigDict) -> None:
+    """Sizes of latent diffusion's U-Net."""
+    model = config.model
+    if not model.multipliers or any(not isinstance(m, int) or m < 1 for m in model.multipliers):
+        raise UserError(f"config.model.multipliers={tuple(model.multipliers)} must be whole numbers from 1")
+    if model.channels % 32:
+        raise UserError(f"config.model.channels={model.channels} must be a multiple of 32 (group normalisation)")
+    last = len(model.multipliers) - 1
+    for level in {*model.cross_attention_levels, last}:
+        if not 0 <= level <= last:
+            raise UserError(
+                f"config.model.cross_attention_levels={tuple(model.cross_attention_levels)} names level {level}; "
+                f"accepted: 0 to {last}"
+            )
+        if (width := model.channels * model.multipliers[level]) % model.head_dim:
+            raise UserError(
+                f"config.model.head_dim={model.head_dim} does not divide the {width} channels of level {level}, which "
+                "attends; choose a divisor"
+            )
+    if model.dropout:
+        raise UserError(f"config.model.dropout={model.dropout} cannot act on config.model.backbone='ldm'; set it to 0")
+
+
+def _check_lora(config: ConfigDict) -> None:
+    """What a LoRA needs before its layers are known."""
+    lora = config.train.lora
+    if isinstance(lora.rank, bool) or not isinstance(lora.rank, int) or lora.rank < 0:
+        raise UserError(f"config.train.lora.rank={lora.rank!r} must be a whole number from 0 (none)")
+    if lora.rank and config.task != "diffusion":
+        raise UserError(f"config.train.lora.rank={lora.rank} cannot act on the task {config.task!r}; set it to 0")
+    if not 0 < abs(lora.scale) < float("inf"):
+        raise UserError(f"config.train.lora.scale={lora.scale} must be finite and other than 0; 1 is usual")
 
 
 def _check_unet(config: ConfigDict) -> None:
@@ -286,6 +343,7 @@ _LATER = {
     "space.rgb": "linear",
     "model.backbone": "unet",
     "model.pretrained": "",
+    "model.init_from": "",
     "model.fourier_bands": (6, 7),
     "adapter.features": "clip",
     "adapter.spectral_norm": 0.0,
@@ -305,6 +363,7 @@ _LATER = {
     "loss.num_times": 0,
     "sample.last_noise": False,
     "train.trainable": (".*",),
+    "train.lora": dict(rank=0, scale=1.0, targets=(r"(attn\d|self|cross)/(query|key|value|out)/kernel$",)),
     "eval.after_training": False,
     "eval.bpd_dequantize": False,
 }
@@ -324,7 +383,7 @@ def complete(saved: ConfigDict) -> ConfigDict:
 
 _PATHS = """
     data.path data.mask_path data.flow_path encoder.clip condition.encoder space.latents space.rgb_map model.pretrained
-    eval.recogniser clip.tokenizer_dir
+    model.init_from eval.recogniser clip.tokenizer_dir
 """
 
 

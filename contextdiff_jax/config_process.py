@@ -67,8 +67,11 @@ def check_reverse(config: ConfigDict) -> None:
     option = "config.adapter.reverse='head'" if head else f"config.adapter.scale={adapter.scale}"
     if head and scale:
         raise UserError(f"{option} does not go with config.adapter.scale={adapter.scale}; set one of them back")
-    if config.model.backbone == "sd":
-        raise UserError(f"{option} does not go with config.model.backbone='sd'; use reverse='estimate' and scale=0")
+    if config.model.backbone in ("ldm", "sd"):
+        raise UserError(
+            f"{option} does not go with config.model.backbone={config.model.backbone!r}; use reverse='estimate' and "
+            "scale=0"
+        )
     if config.loss.objective != "nelbo":
         raise UserError(f"{option} is trained on the bound: set config.loss.objective='nelbo'")
     if head and config.sample.adapter:

@@ -28,12 +28,14 @@ from contextdiff_jax.conditions.spaces import Latents, write_rgb_map
 from contextdiff_jax.config import complete
 from contextdiff_jax.encoders.text import TextEncoder
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import read_json, write_json
-from contextdiff_jax.formats import pretrained
+from contextdiff_jax.files import read_json, read_object, write_json
+from contextdiff_jax.formats import diffusers_format, hub, lora, pretrained, single_file
+from contextdiff_jax.formats.tokenizers import TOKENIZER_FILES
+from contextdiff_jax.tasks import identity, warm_start
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.types import Params
 
-CONFIG = "contextdiff.json"
+CONFIG = warm_start.EXPORT
 PIPELINE_INDEX = "model_index.json"
 PATHS = (("model", "pretrained"), ("encoder", "clip"), ("condition", "encoder"), ("space", "latents"))
 _KEPT = (".json", ".txt", ".model")  # of a pretrained folder's parts, beside the weights that we read ourselves
@@ -60,6 +62,7 @@ def write(task: DiffusionTask, params: Params, step: int, out: str | Path) -> No
         _write(task, params, step, building, out.name)
         shutil.rmtree(out, ignore_errors=True)
         building.rename(out)
+        identity.check(out, read_config(out)[0])
     except OSError as error:
         raise UserError(f"export {out} cannot be written ({error}); give another --out") from error
     finally:
@@ -74,20 +77,26 @@ def _check_target(config: ConfigDict, out: Path) -> None:
         raise UserError(f"{out} holds something that is no export; give an empty --out")
     for section, key in PATHS:
         value = config[section][key]
-        if value and not value.startswith(encoders.BUILTIN) and Path(value).resolve().is_relative_to(out.resolve()):
+        own = value and not value.startswith(encoders.BUILTIN)
+        if own and hub.local(value).resolve().is_relative_to(out.resolve()):
             raise UserError(f"the model is read from {out} itself (config.{section}.{key}={value}); give another --out")
 
 
 def _write(task: DiffusionTask, params: Params, step: int, out: Path, name: str) -> None:
     """All files of an export."""
     config, portable = task.config, ConfigDict(task.config.to_dict())
+    if "lora" in params:
+        _write_lora(config, params["lora"], out)
+        params, portable.train.lora.rank = task.merged(params), 0
     if config.model.backbone == "sd":
-        _write_sd(config, params["denoiser"], out)
+        _write_sd(task, params["denoiser"], out)
     else:
         _write_network(out / "denoiser", params["denoiser"], config.model)
     if config.model.pretrained:
-        _copy_parts(Path(config.model.pretrained), out, ("vae", "scheduler"))
+        source = encoders.folder_of(config.model.pretrained)
+        _write_parts_of_file(task, out) if source.is_file() else _copy_parts(source, out, ("vae", "vqvae", "scheduler"))
         portable.model.pretrained = "."
+    portable.model.init_from = portable.space.latents = portable.space.rgb_map = ""
     if "adapter" in params:
         _write_network(out / "adapter", params["adapter"], config.adapter)
     if "condition" in params:
@@ -141,23 +150,48 @@ def read_networks(folder: str | Path, config: ConfigDict, expected: Params) -> P
 
 
 def _tensor_name(path: str) -> str:
-    return path.replace("/", ".")
+    return warm_start.tensor_name(path)
 
 
 def _write_network(folder: Path, params: Params, section: ConfigDict) -> None:
     pretrained.write_params(folder, params, _tensor_name, section.to_dict())
 
 
-def _write_sd(config: ConfigDict, params: Params, out: Path) -> None:
+def _write_lora(config: ConfigDict, params: Params, out: Path) -> None:
+    """The change alone, for the model that was changed; the export's denoiser has it already."""
+    name_of = diffusers_format.tensor_name if config.model.backbone == "sd" else _tensor_name
+    lora.write(out / "lora", params, config.train.lora.scale, name_of)
+
+
+def _write_parts_of_file(task: DiffusionTask, out: Path) -> None:
+    """Autoencoder and scheduler of a single file; where the file's U-Net is trained, the whole pipeline around it."""
+    source, parts = encoders.folder_of(task.config.model.pretrained), task.parts
+    if isinstance(parts.space, Latents):
+        parts.space.vae.save(out / "vae", parts.space.vae.params)
+    write_json(single_file.scheduler(source), out / "scheduler" / "scheduler_config.json")
+    if task.config.model.backbone != "sd" or task.config.condition.encoder:
+        return
+    encoder = parts.condition.encoder
+    encoder.save(out / "text_encoder", encoder.params)
+    (out / "tokenizer").mkdir()
+    for name in TOKENIZER_FILES:
+        if (out / "text_encoder" / name).is_file():
+            (out / "text_encoder" / name).rename(out / "tokenizer" / name)
+    write_json(single_file.INDEX, out / PIPELINE_INDEX)
+
+
+def _write_sd(task: DiffusionTask, params: Params, out: Path) -> None:
     """The pipeline folder with the trained U-Net; what was not trained is copied as it is."""
     from contextdiff_jax.models.sd_unet import read_unet_config, save_sd_unet
 
-    source = Path(config.model.pretrained)
+    source = encoders.folder_of(task.config.model.pretrained)
     save_sd_unet(out / "unet", read_unet_config(source / "unet"), params)
+    if source.is_file():
+        return
     if not (source / PIPELINE_INDEX).is_file():
         _copy_parts(source, out, ("text_encoder", "tokenizer"))
         return
-    index = read_json(source / PIPELINE_INDEX)
+    index = read_object(source / PIPELINE_INDEX)
     parts = [name for name, value in index.items() if isinstance(value, list) and name != "unet"]
     _copy_parts(source, out, parts)
     # What the folder lacks as safetensors (a safety checker in an old format) is not there for diffusers either.

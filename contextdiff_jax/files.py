@@ -71,6 +71,14 @@ def read_json(path: Path, remedy: str = "download it again") -> Any:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); make it a readable file") from error
 
 
+def read_object(path: Path, remedy: str = "download it again") -> dict[str, Any]:
+    """The content of a JSON file that holds an object; errors as `read_json`, and for anything else."""
+    content = read_json(path, remedy)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged (it holds {type(content).__name__} instead of an object); {remedy}")
+    return content
+
+
 def read_text(path: str | Path) -> str:
     """A text file: UTF-8 with or without a byte order mark, or UTF-16 with one.
 

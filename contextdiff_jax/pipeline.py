@@ -14,13 +14,16 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from contextdiff_jax import config as config_lib
-from contextdiff_jax import edits, sampling, saved, trees
+from contextdiff_jax import edits, export, sampling, saved, trees
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.asked import Picture, check_prompts, check_strength, pictures, plain, root_key
+from contextdiff_jax.conditions import TextCondition
 from contextdiff_jax.editing.result import Edit
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.formats import diffusers_format, lora
 from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.serving import Contexts, Drawn, OnStep, Steps
+from contextdiff_jax.tasks import warm_start
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.training import sharding
 from contextdiff_jax.training.state import initial_params, stream
@@ -46,10 +49,9 @@ class Pipeline:
     def __init__(self, task: DiffusionTask, params: Params, step: int):
         self.task, self.step = task, step
         self.mesh = sharding.serving_mesh(task.config.mesh)
-        self.params, self.frozen = (
-            sharding.place(tree, task.config.sharding.rules, self.mesh) for tree in (params, task.frozen)
-        )
+        self.params, self.frozen = self._placed(params), self._placed(task.frozen)
         self._rows = NamedSharding(self.mesh, sharding.ROWS)
+        self._text_changed = False
         self._program = lru_cache(maxsize=PROGRAMS)(self._compile)
         self._invert = jax.jit(self._inverted, static_argnames=("plan",))
         encode, read = jax.jit(task.encode, out_shardings=self._rows), task.parts.condition.read
@@ -76,6 +78,46 @@ class Pipeline:
         task = task_lib.build(model.config)
         expected = jax.eval_shape(task.init, stream(model.config.seed, "init"))
         return cls(task, _with_untrained(task, expected, model.read(expected)), model.step)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the model as a folder that stands alone, as `--mode=export` does: for `load`, and for others to use.
+
+        Raises:
+            UserError: a folder with other content, or one that the model itself is read from; or a text encoder that a
+                LoRA has changed.
+        """
+        if self._text_changed:
+            raise UserError("a LoRA has changed the text encoder, which an export cannot hold; save before load_lora")
+        export.write(self.task, self.params, self.step, folder)
+
+    def load_lora(self, path: str | Path, weight: float = 1.0) -> None:
+        """Adds a LoRA to the weights, of the denoiser and where it says so of the text encoder.
+
+        Args:
+            path: a .safetensors file or a folder with one, by the names of diffusers, PEFT or kohya.
+            weight: how much of it; a second call with the negative takes it back, but for rounding.
+
+        Raises:
+            UserError: no such file, or a change of layers that this model does not have.
+        """
+        condition, frozen = self.task.parts.condition, self.frozen
+        name_of = diffusers_format.tensor_name if self.config.model.backbone == "sd" else warm_start.tensor_name
+        layers = {lora.UNET: lora.layers_of(self.params["denoiser"], name_of)}
+        if isinstance(condition, TextCondition) and frozen["condition"]:
+            layers[lora.TEXT] = lora.layers_of(frozen["condition"], condition.encoder.names)
+        changes = lora.read(path, layers)
+        if lora.UNET in changes:
+            denoiser = lora.add(self.params["denoiser"], changes[lora.UNET], weight)
+            self.params = self._placed(self.params | {"denoiser": denoiser})
+        if lora.TEXT in changes:
+            text = lora.add(frozen["condition"], changes[lora.TEXT], weight)
+            self.frozen = self._placed(frozen | {"condition": text})
+            self._text_changed = True
+            self._contexts.clear()
+
+    def _placed(self, tree: Params) -> Params:
+        """Parameters on the devices, by the rules of training."""
+        return sharding.place(tree, self.task.config.sharding.rules, self.mesh)
 
     @property
     def config(self) -> ConfigDict:

@@ -75,6 +75,7 @@ class Plan:
         adapter: whether the shift of the process is undone and redone.
         shape: of one x0.
         first_order_last: see `samplers.dpmpp_2m`.
+        clip: see `samplers.ddim`.
         last_noise: see `samplers.ddpm`.
     """
 
@@ -85,6 +86,7 @@ class Plan:
     adapter: bool
     shape: tuple[int, ...]
     first_order_last: bool = False
+    clip: bool = False
     last_noise: bool = False
 
     @classmethod
@@ -100,8 +102,12 @@ class Plan:
         Raises:
             UserError: a size that the networks cannot take.
         """
+        threshold = None if sample.threshold == "none" else sample.threshold
         if sample.spacing == PRETRAINED:
-            options = from_scheduler_config(model.parts.scheduler, sample.sampler).options(sample.num_steps)
+            found = from_scheduler_config(model.parts.scheduler, sample.sampler)
+            options = found.options(sample.num_steps)
+            if sample.sampler != "ddim":  # which clips by itself
+                threshold = threshold or found.threshold
         else:
             T = model.schedule.num_timesteps
             options = {"spacing": samplers.moves(T, sample.num_steps, sample.spacing)}
@@ -110,10 +116,11 @@ class Plan:
             sampler=sample.sampler,
             moves=tuple((int(t), int(s)) for t, s in moves),
             guided=sample.guidance > 1,
-            threshold=None if sample.threshold == "none" else sample.threshold,
+            threshold=threshold,
             adapter=sample.adapter,
             shape=model.shape_of(size),
             first_order_last=options.get("first_order_last", False),
+            clip=options.get("clip", False),
             last_noise=sample.last_noise,
         )
 
@@ -301,7 +308,7 @@ def run(
     """
     options: dict[str, Any] = {"spacing": np.array(plan.moves, np.int32)}
     if plan.sampler == "ddim":
-        options["eta"] = numbers.eta
+        options |= {"eta": numbers.eta, "clip": plan.clip}
     if plan.sampler == "dpmpp_2m":
         options["first_order_last"] = plan.first_order_last
     if plan.sampler == "ddpm" and not isinstance(variance, str):

@@ -1,4 +1,4 @@
-"""Finding a trained model: in a run, in an export, or in a Stable Diffusion folder as it is."""
+"""Finding a trained model: in a run, in an export, or in a Stable Diffusion folder or file as it is."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,9 +12,14 @@ from contextdiff_jax import export
 from contextdiff_jax.conditions.spaces import RGB_MAP
 from contextdiff_jax.encoders import BUILTIN
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import read_json
+from contextdiff_jax.files import read_object
+from contextdiff_jax.formats import hub, recognise, single_file
+from contextdiff_jax.formats.kinds import check
 from contextdiff_jax.formats.pretrained import read_config
+from contextdiff_jax.models.sd_config import sample_side
+from contextdiff_jax.tasks import identity
 from contextdiff_jax.training import checkpoint
+from contextdiff_jax.training.workdir import folder_of
 from contextdiff_jax.types import Params
 
 # What makes a config another model; all else about a run does not matter once it is trained.
@@ -30,6 +35,7 @@ _MODEL_KEYS = (
     "data.preset",
     "data.image_size",
     "train.trainable",
+    "train.lora.",
 )
 
 
@@ -49,14 +55,23 @@ class Saved(NamedTuple):
 
 def find(path: str | Path, *, step: int | None, ema: bool, config: ConfigDict | None) -> Saved:
     """What lies at `path`; arguments and errors are those of `Pipeline.load`."""
-    if export.is_export(path):
+    path = hub.local(path)
+    if path.is_file():
+        single_file.check(path)
+        _only_checkpoint(path, step)
+        own, step, read = stable_diffusion_config(path), 0, lambda expected: {}
+    elif export.is_export(path):
         _only_checkpoint(path, step)
         own, step = export.read_config(path)
         read = partial(export.read_networks, path, own)
     elif export.is_diffusers_pipeline(path):
         _only_checkpoint(path, step)
+        if problem := recognise.refuse_pipeline(path / export.PIPELINE_INDEX):
+            raise UserError(problem)
         own, step, read = stable_diffusion_config(path), 0, lambda expected: {}
     else:
+        if not folder_of(path).is_dir() and (problem := recognise.no_model(path)):
+            raise UserError(problem)
         params, own, step = checkpoint.load_params(path, step=step, ema=ema)
         own, read = config_lib.complete(ConfigDict(own)), lambda expected: params
         if (Path(path) / RGB_MAP).is_file():
@@ -64,7 +79,10 @@ def find(path: str | Path, *, step: int | None, ema: bool, config: ConfigDict | 
     if own.task != "diffusion":
         raise UserError(f"{path} holds a run of the task {own.task!r}; only diffusion runs can be sampled")
     own = config_lib.whole_paths(own)
-    return Saved(own if config is None else _with_sampling_of(own, config_lib.whole_paths(config), path), step, read)
+    result = own if config is None else _with_sampling_of(own, config_lib.whole_paths(config), path)
+    if export.is_export(path) or folder_of(path).is_dir():
+        identity.check(path, result)
+    return Saved(result, step, read)
 
 
 def _only_checkpoint(path: str | Path, step: int | None) -> None:
@@ -83,7 +101,8 @@ def _with_sampling_of(own: ConfigDict, config: ConfigDict, path: str | Path) -> 
     result.sample, result.eval = config.sample, config.eval
     if "edit" in config:
         result.edit = config.edit
-    if export.is_diffusers_pipeline(path) and not export.is_export(path):
+    path = hub.local(path)
+    if path.is_file() or (export.is_diffusers_pipeline(path) and not export.is_export(path)):
         return result
     paths = {f"{section}.{key}" for section, key in export.PATHS}
     if not export.is_export(path):
@@ -101,16 +120,18 @@ def _with_sampling_of(own: ConfigDict, config: ConfigDict, path: str | Path) -> 
 
 def _is_gone(path: str) -> bool:
     """Whether a path of a config leads nowhere any more."""
-    return bool(path) and not path.startswith(BUILTIN) and not Path(path).exists()
+    return bool(path) and not path.startswith(BUILTIN) and not hub.local(path).exists()
 
 
 def stable_diffusion_config(folder: str | Path) -> ConfigDict:
-    """The config of a Stable Diffusion folder as it is, without an adapter: everything from its own files."""
+    """The config of a Stable Diffusion folder or file as it is, without an adapter: everything from its own."""
     folder = Path(folder)
     unet, vae = read_config(folder / "unet"), read_config(folder / "vae")
-    side = unet.get("sample_size", 64) * 2 ** (len(vae.get("block_out_channels", (0,))) - 1)
+    side = sample_side(unet) * 2 ** (len(vae.get("block_out_channels", (0,))) - 1)
     scheduler = folder / "scheduler" / "scheduler_config.json"
-    num_timesteps = read_json(scheduler).get("num_train_timesteps", 1000) if scheduler.is_file() else 1000
+    noise = read_object(scheduler) if scheduler.is_file() else {}
+    check("scheduler config:", noise, dict(num_train_timesteps=int))
+    num_timesteps = noise.get("num_train_timesteps", 1000)
     config = ConfigDict(
         dict(
             task="diffusion",
@@ -134,6 +155,7 @@ def stable_diffusion_config(folder: str | Path) -> ConfigDict:
                 backbone="sd", pretrained=str(folder), prediction="pretrained", dtype="auto", remat=False, dropout=0.0
             ),
             adapter=dict(enabled=False),
+            loss=dict(objective="simple", weighting="prediction", gamma=5.0, cond_drop_prob=0.1),
             sample=dict(
                 sampler="ddim",
                 num_steps=50,

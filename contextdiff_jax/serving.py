@@ -56,6 +56,10 @@ class Contexts:
         self._encode = encode
         self._kept: OrderedDict[str, Context] = OrderedDict()
 
+    def clear(self) -> None:
+        """Forgets all, when the encoder has changed."""
+        self._kept.clear()
+
     def of(self, prompts: list[Any]) -> Context:
         """The encoded prompts [B, ...], whole on the host."""
         # Layouts are lists: prompts are told apart by how they are written.

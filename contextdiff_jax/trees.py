@@ -1,9 +1,11 @@
 """Nested dicts of parameters, split by name and put together again."""
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 from flax import traverse_util
 
 
@@ -36,3 +38,13 @@ def matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
 def names(tree: Any) -> list[str]:
     """The "/"-joined names of all leaves."""
     return list(traverse_util.flatten_dict(tree, sep="/"))
+
+
+def digest(tree: Any) -> str:
+    """What tells one tree of arrays from another: a hash of names, shapes and float32 values."""
+    result = hashlib.sha256()
+    for name, leaf in sorted(traverse_util.flatten_dict(tree, sep="/").items()):
+        value = np.ascontiguousarray(leaf, np.float32)
+        result.update(f"{name} {value.shape}".encode())
+        result.update(value)
+    return result.hexdigest()[:16]

@@ -1,12 +1,16 @@
 """Every shipped config and preset builds a task whose whole training step traces, with nothing allocated."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import class2img, clip_mini, layout2img, recogniser, t2i
 from contextdiff_jax import task as task_lib
+from contextdiff_jax.models import backbones
+from contextdiff_jax.models.adapter import Adapter
 from contextdiff_jax.training import Setup
 from contextdiff_jax.training.step import make_step
+from contextdiff_jax.types import Context
 
 CONFIGS = {
     "t2i": lambda: t2i.get_config(),
@@ -40,3 +44,21 @@ def test_small_has_the_size_its_docstring_promises():
     params = Setup.of(task_lib.build(t2i.get_config("small"))).abstract.params
     count = sum(v.size for v in jax.tree.leaves(params))
     assert 50e6 < count < 200e6
+
+
+def test_the_paper_s_sizes():
+    """Table 7: the base model has 2.0 B parameters, its adapter 188 M; Adam with b2 = 0.999 and no decay."""
+    config = t2i.get_config("paper")
+    optim = config.optim
+    assert (optim.b1, optim.b2, optim.weight_decay, config.data.batch_size) == (0.9, 0.999, 0.0, 1024)
+    keys = ("depth", "num_heads", "width", "patch_size", "bound", "spectral_norm", "self_attention")
+    adapter = Adapter(**{k: config.adapter[k] for k in keys}, num_timesteps=1000, dtype=jnp.float32)
+    shape = lambda *sides: jax.ShapeDtypeStruct(sides, jnp.float32)
+    # CLIP ViT-B/32: 512 wide texts, 7 x 7 image tokens of width 768.
+    context = Context(tokens=shape(1, 77, 512), pooled=shape(1, 512), mask=jax.ShapeDtypeStruct((1, 77), bool))
+    t, x = jax.ShapeDtypeStruct((1,), jnp.int32), (64, 64, 3)
+    init = lambda tokens, t, context: adapter.init(jax.random.key(0), tokens, (7, 7), t, context, x)
+    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    assert 0.98 < count(jax.eval_shape(init, shape(1, 49, 768), t, context)) / 188e6 < 1.02
+    unet = backbones.build(config, jnp.float32)
+    assert 0.95 < count(jax.eval_shape(unet.init, jax.random.key(0), shape(1, *x), t, context)) / 2.0e9 < 1.05

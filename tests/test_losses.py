@@ -350,3 +350,21 @@ def test_bad_arguments_are_user_errors():
     ]:
         with pytest.raises(UserError, match=words):
             call()
+
+
+def test_weights_of_a_network_s_own_error():
+    """snr weighs the error of x0_hat as the error of eps_hat is, snr_plus_1 as that of v_hat is (float64 by hand)."""
+    s, rng = schedule.scaled_linear(1000, 0.00085, 0.012), np.random.default_rng(0)
+    x0, x0_hat, eps = rng.normal(size=(3, 2, 5))
+    t = np.array([3, 800])
+    ab_t = np.asarray(s.alpha_bar, np.float64)[t, None]
+    xt = np.sqrt(ab_t) * x0 + np.sqrt(1 - ab_t) * eps
+    outputs = {
+        "x0": lambda x: x,
+        "eps": lambda x: (xt - np.sqrt(ab_t) * x) / np.sqrt(1 - ab_t),
+        "v": lambda x: (np.sqrt(ab_t) * xt - x) / np.sqrt(1 - ab_t),
+    }
+    for prediction, output in outputs.items():
+        weighting = losses.WEIGHTING_OF[prediction]
+        ours = losses.simple(s, jnp.asarray(x0), jnp.asarray(x0_hat), jnp.asarray(t), weighting=weighting)
+        np.testing.assert_allclose(ours, ((output(x0) - output(x0_hat)) ** 2).mean(1), rtol=2e-4)

@@ -14,8 +14,9 @@ from contextdiff_jax.encoders import clip as clip_lib
 from contextdiff_jax.encoders import t5 as t5_lib
 from contextdiff_jax.encoders.text import T5, ClipText, TextEncoder
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import read_json, write_json
-from contextdiff_jax.formats import pretrained
+from contextdiff_jax.files import read_object, write_json
+from contextdiff_jax.formats import hub, pretrained
+from contextdiff_jax.formats.kinds import check
 from contextdiff_jax.formats.tokenizers import has_tokenizer, trained_length
 from contextdiff_jax.types import Array, Context, Params
 
@@ -23,6 +24,7 @@ ASSETS = Path(__file__).parent.parent / "assets"
 BUILTIN = "builtin:"
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+_SWITCHES = ("do_rescale", "do_normalize")
 T5_LENGTH = 512  # of the texts that T5 was trained with
 
 
@@ -141,6 +143,11 @@ def located(path: str) -> str:
     return str(folder)
 
 
+def folder_of(path: str | Path) -> Path:
+    """Where a model lies: one that ships with the package, a cached one by its name on the hub, or a folder."""
+    return Path(located(str(path))) if str(path).startswith(BUILTIN) else hub.local(path)
+
+
 def load_clip(
     path: str | Path,
     dtype: jnp.dtype = jnp.float32,
@@ -153,23 +160,37 @@ def load_clip(
     """Reads a CLIP model of both towers.
 
     Args:
-        path: a folder in the Hugging Face layout, or "builtin:NAME" for one that ships with the package.
+        path: a folder in the Hugging Face layout, the hub's name of a cached model, or "builtin:NAME" for one that
+            ships with the package.
         dtype, tokenizer_dir, shardings, param_dtype, weights: as for `load_text_encoder`.
 
     Raises:
         UserError: no such folder, not a CLIP model, weights that do not fit.
     """
     name = str(path)
-    folder = _builtin(name.removeprefix(BUILTIN)) if name.startswith(BUILTIN) else Path(path)
+    folder = _builtin(name.removeprefix(BUILTIN)) if name.startswith(BUILTIN) else hub.local(path)
     config = clip_lib.CLIPConfig.from_dict(pretrained.read_config(folder))
     model = Clip(config, None, Path(tokenizer_dir or folder), dtype=dtype).read(folder, shardings, param_dtype, weights)
-    preprocessor = folder / "preprocessor_config.json"
-    image = read_json(preprocessor) if preprocessor.is_file() else {}
-    return dataclasses.replace(
-        model,
-        mean=tuple(image.get("image_mean", OPENAI_MEAN)),
-        std=tuple(image.get("image_std", OPENAI_STD)),
-    )
+    mean, std = _normalisation(folder / "preprocessor_config.json")
+    return dataclasses.replace(model, mean=mean, std=std)
+
+
+def _normalisation(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation by which images of 0 to 1 are normalised; OpenAI's where no file says another.
+
+    Sizes and crops of the file do not matter: images of any size are brought to the model's.
+    """
+    image = read_object(path) if path.is_file() else {}
+    kinds = dict.fromkeys(("image_mean", "image_std"), tuple[float, ...]) | dict.fromkeys(_SWITCHES, bool)
+    check(f"{path}:", image, kinds | dict(rescale_factor=float))
+    if not image.get("do_rescale", True) or abs(image.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+        raise UserError(f"{path}: only do_rescale=true by rescale_factor=1/255 is supported; images are bytes")
+    if not image.get("do_normalize", True):
+        return (0.0,) * 3, (1.0,) * 3
+    mean, std = tuple(image.get("image_mean", OPENAI_MEAN)), tuple(image.get("image_std", OPENAI_STD))
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise UserError(f"{path}: image_mean={mean} and image_std={std} must be three numbers each, the latter above 0")
+    return mean, std
 
 
 def load_text_encoder(
@@ -185,7 +206,8 @@ def load_text_encoder(
     """Reads a text encoder: CLIP, CLIP's text tower alone, or the encoder of T5, as config.json says.
 
     Args:
-        path: a folder in the Hugging Face layout, or "builtin:NAME" for a CLIP that ships with the package.
+        path: a folder in the Hugging Face layout, the hub's name of a cached model, or "builtin:NAME" for a CLIP that
+            ships with the package.
         dtype: type of the computation.
         tokenizer_dir: folder of the tokenizer. None takes `path`, or for a pipeline's `text_encoder` its `tokenizer`.
         max_length: tokens per text, for T5 only. None takes the tokenizer's own, or 512.
@@ -200,6 +222,7 @@ def load_text_encoder(
     if str(path).startswith(BUILTIN):
         kind = "clip"
     else:
+        path = hub.local(path)
         config = pretrained.read_config(path)
         kind = config.get("model_type")
         tokenizer_dir = Path(tokenizer_dir) if tokenizer_dir else _find_tokenizer(Path(path))

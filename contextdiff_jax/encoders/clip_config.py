@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.formats.kinds import check, unsupported
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
@@ -62,6 +63,7 @@ class CLIPTextConfig:
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> "CLIPTextConfig":
         """From config.json's content, or the text section of it; absent keys take transformers' defaults."""
+        check("CLIP text", config, dict.fromkeys(("vocab_size", "max_position_embeddings", "projection_dim"), int))
         return cls(
             tower=_tower(config, TowerConfig(512, 2048, num_hidden_layers=12, num_attention_heads=8)),
             vocab_size=config.get("vocab_size", 49408),
@@ -131,6 +133,10 @@ class CLIPConfig:
         # Old files hold the sections a second time as *_config_dict, which wins.
         section = lambda name: (config.get(name) or {}) | (config.get(f"{name}_dict") or {})
         text, vision = CLIPTextConfig.from_dict(section("text_config")), section("vision_config")
+        check("CLIP", config, dict(projection_dim=int))
+        check("CLIP vision", vision, dict(image_size=int, patch_size=int))
+        if vision.get("num_channels", 3) != 3:
+            raise unsupported("CLIP vision", "num_channels", vision["num_channels"], "3")
         return cls(
             text=text.tower,
             vision=_tower(vision, TowerConfig(768, 3072, num_hidden_layers=12, num_attention_heads=12)),
@@ -165,5 +171,6 @@ class CLIPConfig:
 
 def _tower(section: dict[str, Any], defaults: TowerConfig) -> TowerConfig:
     """The keys of one section of config.json that matter to a tower, over transformers' defaults."""
+    check("CLIP", section, {field.name: field.type for field in dataclasses.fields(TowerConfig)})
     names = {field.name for field in dataclasses.fields(TowerConfig)}
     return dataclasses.replace(defaults, **{k: v for k, v in section.items() if k in names})

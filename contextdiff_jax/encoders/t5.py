@@ -12,6 +12,7 @@ import numpy as np
 
 from contextdiff_jax.attention import attention
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.formats.kinds import check
 from contextdiff_jax.types import Array
 
 # What config.json calls the feed-forward layer -> whether it is gated, and its activation.
@@ -69,8 +70,10 @@ class T5Config:
         if config.get("model_type") != "t5":
             found = config.get("model_type")
             raise UserError(f"config.json has model_type={found!r}; give the folder of a T5 model ('t5')")
-        names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{k: v for k, v in config.items() if k in names})
+        kinds = {field.name: field.type for field in dataclasses.fields(cls) if not field.name.endswith("_token_id")}
+        check("T5", config, kinds)
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: config[name] for name in names if name in config})
 
     def to_dict(self) -> dict[str, Any]:
         """The content of config.json, as transformers reads it."""

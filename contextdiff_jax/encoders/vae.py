@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.formats import diffusers_format, pretrained
+from contextdiff_jax.formats import diffusers_format, hub, pretrained
 from contextdiff_jax.formats.diffusers_format import DiffusersConfig
 from contextdiff_jax.layers import Attention, GroupNorm, ResBlock, upsample
 from contextdiff_jax.types import Array, Params
@@ -54,6 +54,11 @@ class VAEConfig(DiffusersConfig):
             raise self.unsupported("block_out_channels", self.block_out_channels, accepted)
         if self.scaling_factor <= 0:
             raise self.unsupported("scaling_factor", self.scaling_factor, "a positive number")
+
+    @property
+    def encoder_channels(self) -> int:
+        """Channels of what the encoder puts out: mean and log variance."""
+        return 2 * self.latent_channels
 
     @property
     def downscale(self) -> int:
@@ -116,14 +121,14 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        """[B, H, W, in_channels] -> [B, H / f, W / f, 2 latent_channels]."""
+        """[B, H, W, in_channels] -> [B, H / f, W / f, encoder_channels]."""
         config, widths = self.config, self.config.block_out_channels
         h = nn.Conv(widths[0], (3, 3), dtype=self.dtype, name="conv_in")(images)
         for i, width in enumerate(widths):
             resample = "down" if i < len(widths) - 1 else ""
             h = VAEBlock(config, width, config.layers_per_block, resample, self.dtype, name=f"down_blocks_{i}")(h)
         h = MidBlock(config, self.dtype, name="mid_block")(h)
-        return output(config, h, 2 * config.latent_channels, self.dtype)
+        return output(config, h, config.encoder_channels, self.dtype)
 
 
 class Decoder(nn.Module):
@@ -155,6 +160,16 @@ def output(config: VAEConfig, h: Array, channels: int, dtype: jnp.dtype) -> Arra
     return nn.Conv(channels, (3, 3), dtype=dtype, name="conv_out")(h)
 
 
+def check_images(config: VAEConfig, shape: tuple[int, ...]) -> None:
+    """Raises UserError for images [B, H, W, C] that cannot be encoded."""
+    factor, (height, width, channels) = config.downscale, shape[1:]
+    if height % factor or width % factor or channels != config.in_channels:
+        raise UserError(
+            f"the autoencoder cannot encode images of {height} x {width} x {channels}; give sides divisible by "
+            f"{factor} and {config.in_channels} channels"
+        )
+
+
 class AutoencoderKL(nn.Module):
     """Both halves and the 1x1 convolutions at the latents, unscaled.
 
@@ -179,12 +194,7 @@ class AutoencoderKL(nn.Module):
         Raises:
             UserError: sides that are not multiples of f, or another number of channels.
         """
-        factor, (height, width, channels) = self.config.downscale, images.shape[1:]
-        if height % factor or width % factor or channels != self.config.in_channels:
-            raise UserError(
-                f"the autoencoder cannot encode images of {height} x {width} x {channels}; give sides divisible by "
-                f"{factor} and {self.config.in_channels} channels"
-            )
+        check_images(self.config, images.shape)
         moments = self.quant_conv(self.encoder(images.astype(self.dtype))).astype(jnp.float32)
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0)
@@ -279,6 +289,7 @@ def load_vae(folder: str | Path, dtype: jnp.dtype = jnp.float32, *, weights: boo
     Raises:
         UserError: no such folder, another kind of model, weights that do not fit.
     """
+    folder = hub.local(folder)
     vae = Vae(VAEConfig.from_dict(pretrained.read_config(folder)), None, dtype)
     expected = jax.eval_shape(vae.init, jax.random.key(0))
     params = pretrained.read_params(folder, expected, tensor_name) if weights else expected

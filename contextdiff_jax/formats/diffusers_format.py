@@ -6,6 +6,7 @@ import re
 from typing import Any, ClassVar, Self
 
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.formats.kinds import check, unsupported
 
 STEM = "diffusion_pytorch_model"
 # Our name of a layer or parameter -> the one in the file, where they differ.
@@ -34,25 +35,6 @@ def tensor_name(path: str) -> str:
     return ".".join(RENAMED.get(part, numbered(part)) for part in path.split("/"))
 
 
-def _positive(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _several(value: Any, accepts: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) > 0 and all(accepts(v) for v in value)
-
-
-# Annotation of a field -> (test of a value, what is accepted).
-KINDS = {
-    bool: (lambda v: isinstance(v, bool), "true or false"),
-    int: (_positive, "a positive integer"),
-    float: (lambda v: isinstance(v, int | float) and not isinstance(v, bool), "a number"),
-    tuple[int, ...]: (lambda v: _several(v, _positive), "a list of positive integers"),
-    tuple[str, ...]: (lambda v: _several(v, lambda name: isinstance(name, str)), "a list of names"),
-    int | tuple[int, ...]: (lambda v: _positive(v) or _several(v, _positive), "a positive integer or a list of them"),
-}
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusersConfig:
     """A config.json of diffusers. Subclasses add the keys that they use, by diffusers' names and with its defaults.
@@ -64,6 +46,7 @@ class DiffusersConfig:
     CLASS_NAME: ClassVar[str]
     ONLY: ClassVar[dict[str, tuple]]  # keys of which few values are supported, and these
     UNUSED: ClassVar[tuple[str, ...]]  # keys without effect here
+    UNIFORM: ClassVar[tuple[str, ...]] = ()  # keys that may have one value for each level, here the same for all
 
     raw: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
@@ -77,21 +60,21 @@ class DiffusersConfig:
         name = config.get("_class_name", cls.CLASS_NAME)
         if name != cls.CLASS_NAME:
             raise UserError(f"config.json describes a {name}; give the folder of a model of class {cls.CLASS_NAME}")
-        kinds = {f.name: KINDS[f.type] for f in dataclasses.fields(cls) if f.name != "raw"}
+        kinds = {f.name: f.type for f in dataclasses.fields(cls) if f.name != "raw"}
         values = {}
         for key, value in config.items():
             if key.startswith("_") or key in cls.UNUSED:
                 continue
+            if key in cls.UNIFORM and isinstance(value, list) and value and all(v == value[0] for v in value):
+                value = value[0]
             if key in kinds:
-                fits, accepted = kinds[key]
-                if not fits(value):
-                    raise cls.unsupported(key, value, accepted)
                 values[key] = tuple(value) if isinstance(value, list) else value
             elif key not in cls.ONLY:
                 known = ", ".join(sorted({*kinds, *cls.ONLY, *cls.UNUSED}))
                 raise UserError(f"{cls.CLASS_NAME} key {key}={value!r} is unknown; known are {known}")
             elif value not in cls.ONLY[key]:
                 raise cls.unsupported(key, value, " or ".join(repr(v) for v in cls.ONLY[key]))
+        check(cls.CLASS_NAME, values, kinds)
         return cls(**values, raw=copy.deepcopy(config))
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,4 +86,4 @@ class DiffusersConfig:
     @classmethod
     def unsupported(cls, key: str, value: Any, accepted: str) -> UserError:
         """The error for a value that cannot work."""
-        return UserError(f"{cls.CLASS_NAME} {key}={value!r} is not supported; accepted: {accepted}")
+        return unsupported(cls.CLASS_NAME, key, value, accepted)

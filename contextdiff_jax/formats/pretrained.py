@@ -7,6 +7,7 @@ live. Pickles are never opened.
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -19,7 +20,8 @@ import numpy as np
 from flax import traverse_util
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import atomic, read_json, write_json
+from contextdiff_jax.files import atomic, read_json, read_object, write_json
+from contextdiff_jax.formats import single_file
 from contextdiff_jax.formats.tensor_files import CODES, DTYPES, Stored, read_header, read_tensor, write_file
 from contextdiff_jax.types import Array, Params
 
@@ -34,12 +36,14 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:
         UserError: no folder, no config.json, or damaged JSON.
     """
+    if single_file.is_part(folder):
+        return single_file.read_config(Path(folder))
     path = Path(folder) / "config.json"
     if not Path(folder).is_dir():
         raise UserError(f"model folder {str(folder)!r} does not exist; give the folder of a downloaded model")
     if not path.is_file():
         raise UserError(f"{str(folder)!r} has no config.json; give a folder in the Hugging Face layout")
-    return read_json(path)
+    return read_object(path)
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
@@ -53,6 +57,8 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     """
     if folder.is_file():
         return read_header(folder)
+    if single_file.is_part(folder):
+        return single_file.stored_tensors(folder)
     for stem in STEMS:
         if (folder / f"{stem}.safetensors").is_file():
             return read_header(folder / f"{stem}.safetensors")
@@ -60,7 +66,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
         if index.is_file():
             return _read_shards(index)
     if pickles := [p.name for pattern in PICKLES for p in sorted(folder.glob(pattern))]:
-        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        config = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
         name = config.get("_class_name", "AutoModel")  # only diffusers' have a class name
         library = "diffusers" if "_class_name" in config else "transformers"
         raise UserError(
@@ -94,6 +100,33 @@ def _read_shards(index: Path) -> dict[str, Stored]:
 def _some(names: list[str]) -> str:
     """The first of many names."""
     return ", ".join(sorted(names)[:8]) + (" and more" if len(names) > 8 else "")
+
+
+def digest(folder: Path) -> str:
+    """What tells a model's weights from others': a hash of all tensors as float32, however they are stored."""
+    result = hashlib.sha256()
+    for name, stored in sorted(stored_tensors(folder).items()):
+        if stored.code in DTYPES:
+            result.update(f"{name} {stored.shape}".encode())
+            axes = tuple(range(len(stored.shape)))
+            result.update(np.atleast_1d(read_tensor(stored, axes, np.float32)).reshape(-1).view(np.uint8))
+    return result.hexdigest()[:16]
+
+
+def stamp(folder: Path) -> str:
+    """What changes when one of a model's files is written: a hash of their names, sizes and times."""
+    files = sorted({stored.file for stored in stored_tensors(folder).values()})
+    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
+
+
+def read_tree(folder: Path) -> Params:
+    """All parameters of a network in an export: its tensors' names are the parameters' paths."""
+    values = {
+        tuple(name.split(".")): read_tensor(stored, flax_axes(tuple(name.split(".")), len(stored.shape)), np.float32)
+        for name, stored in stored_tensors(folder).items()
+    }
+    return traverse_util.unflatten_dict(values)
 
 
 def flax_axes(path: tuple[str, ...], ndim: int) -> tuple[int, ...]:

@@ -70,6 +70,13 @@ def read_header(file: Path) -> dict[str, Stored]:
     }
 
 
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a file says of itself, for a file whose header has been read."""
+    with open(file, "rb") as handle:
+        size = int.from_bytes(handle.read(8), "little")
+        return json.loads(handle.read(size)).get("__metadata__") or {}
+
+
 def read_tensor(stored: Stored, axes: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """The values of a tensor, with its axes in the order `axes`; needs `CHUNK` bytes beside the result."""
     source, dtype = DTYPES[stored.code], np.dtype(dtype)

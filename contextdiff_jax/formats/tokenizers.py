@@ -21,7 +21,8 @@ from tokenizers import (
 )
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import read_json, write_json
+from contextdiff_jax.files import read_object, write_json
+from contextdiff_jax.formats.kinds import unsupported
 from contextdiff_jax.formats.spiece import read_spiece
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def has_tokenizer(folder: Path) -> bool:
 def trained_length(folder: Path) -> int | None:
     """The number of tokens that tokenizer_config.json names as the model's limit; None where it names none."""
     path = folder / "tokenizer_config.json"
-    length = read_json(path).get("model_max_length") if path.is_file() else None
+    length = read_object(path).get("model_max_length") if path.is_file() else None
     return length if isinstance(length, int) and length < 10**9 else None  # transformers writes 1e30 for "no limit"
 
 
@@ -73,8 +74,9 @@ def load_tokenizer(folder: str | Path, max_length: int) -> Tokenize:
     if max_length < (least := tokenizer.num_special_tokens_to_add(is_pair=False)):
         raise UserError(f"texts of {max_length} tokens have no room for their start and end; take at least {least}")
     tokenizer.add_special_tokens([pad])  # as transformers does; in a text it is the padding token as well
-    tokenizer.enable_truncation(max_length)
-    tokenizer.enable_padding(length=max_length, pad_token=pad, pad_id=tokenizer.token_to_id(pad))
+    padded, cut_from = (_side(Path(folder), key) for key in ("padding_side", "truncation_side"))
+    tokenizer.enable_truncation(max_length, direction=cut_from)
+    tokenizer.enable_padding(direction=padded, length=max_length, pad_token=pad, pad_id=tokenizer.token_to_id(pad))
     warned = False
 
     def tokenize(texts: list[str]) -> dict[str, np.ndarray]:
@@ -89,6 +91,15 @@ def load_tokenizer(folder: str | Path, max_length: int) -> Tokenize:
         return dict(tokens=table("ids", np.int32), token_mask=table("attention_mask", bool))
 
     return tokenize
+
+
+def _side(folder: Path, key: str) -> str:
+    """On which side tokenizer_config.json has texts padded or cut; transformers' default is the right."""
+    path = folder / "tokenizer_config.json"
+    side = read_object(path).get(key, "right") if path.is_file() else "right"
+    if side not in ("left", "right"):
+        raise unsupported(f"{path}:", key, side, "left or right")
+    return side
 
 
 def _warn(text: str, encoding: Encoding, max_length: int) -> None:
@@ -133,7 +144,7 @@ def _t5_tokenizer(folder: Path) -> "transformers.T5Tokenizer":
 
     spiece = read_spiece(folder / "spiece.model")
     path = folder / "tokenizer_config.json"
-    extra_ids = read_json(path).get("extra_ids", 100) if path.is_file() else 100
+    extra_ids = read_object(path).get("extra_ids", 100) if path.is_file() else 100
     sentinels = [f"<extra_id_{i}>" for i in reversed(range(extra_ids))]
     return T5Tokenizer(
         vocab=[*spiece.vocab, *((sentinel, 0.0) for sentinel in sentinels)],
@@ -163,7 +174,7 @@ def _pad_token(folder: Path) -> str | None:
     """The padding token that tokenizer_config.json or special_tokens_map.json names."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
-            pad = read_json(folder / name).get("pad_token")
+            pad = read_object(folder / name).get("pad_token")
             if pad:
                 return pad["content"] if isinstance(pad, dict) else pad
     return None

@@ -9,7 +9,9 @@ from contextdiff_jax.process import forward
 from contextdiff_jax.process.schedule import Schedule, gather, index
 from contextdiff_jax.types import Array
 
-WEIGHTINGS = ("constant", "snr", "min_snr", "p2", "vlb", "lemma4")
+WEIGHTINGS = ("constant", "snr", "snr_plus_1", "min_snr", "p2", "vlb", "lemma4")
+# What makes Eq. 6 the mean squared error of a network's own output.
+WEIGHTING_OF = {"x0": "constant", "eps": "snr", "v": "snr_plus_1"}
 Lipschitz = float | Array | tuple[Array, Array]
 
 
@@ -31,9 +33,9 @@ def simple(
         x0: data [B, ...].
         x0_hat: its estimate from x_t.
         t: integer [B] or scalar, 1..T.
-        weighting: constant (1), snr (the eps-loss), min_snr (min(snr, gamma)), p2 (snr / (1 + snr)), vlb (the
-            exact factor of the bound without a shift, per unit of squared error), lemma4 (the factor with which this
-            is at least Eq. 5 over the number of elements, if `lipschitz` is what it says).
+        weighting: constant (1), snr (the eps-loss), snr_plus_1 (the v-loss), min_snr (min(snr, gamma)), p2
+            (snr / (1 + snr)), vlb (the exact factor of the bound without a shift, per unit of squared error), lemma4
+            (the factor with which this is at least Eq. 5 over the number of elements, if `lipschitz` is what it says).
         gamma: ceiling of min_snr.
         lipschitz: C_t of r_phi(., c, t) for lemma4: a number, [T+1], or each example's own (C_t, C_{t-1}), [B] both.
         mask: True where an element counts.
@@ -70,6 +72,7 @@ def weight(
     return {
         "constant": jnp.ones_like(snr_t),
         "snr": snr_t,
+        "snr_plus_1": 1.0 / (1.0 - ab_t),  # v = (sqrt(ab) x_t - x0) / sqrt(1 - ab)
         "min_snr": jnp.minimum(snr_t, gamma),
         "p2": ab_t,  # snr / (1 + snr)
     }[weighting]

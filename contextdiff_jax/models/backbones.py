@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.formats import hub
 from contextdiff_jax.models.unet import UNet
 from contextdiff_jax.models.video import Edit, VideoConfig, with_branches_over_time
 from contextdiff_jax.types import Array, Context, Params
@@ -91,15 +92,73 @@ class StableDiffusionBackbone:
         return module.apply({"params": params}, xt, jnp.maximum(t - 1, 0), context.tokens, **how)
 
 
+@dataclasses.dataclass(frozen=True)
+class LatentBackbone:
+    """The U-Net of latent diffusion (Rombach et al. 2022): of Stable Diffusion's shape, as wide as the latents and the
+    condition ask, trained from scratch. Its heads have a width, not a number.
+
+    Attributes:
+        widths: of the levels, from the finest.
+        num_blocks: residual blocks of a level.
+        attention_levels: levels with transformers, counted from the finest; the middle always has one.
+        head_dim: width of a head.
+        dtype: type of the computation.
+        remat: recompute blocks in the backward pass to save memory.
+    """
+
+    widths: tuple[int, ...]
+    num_blocks: int
+    attention_levels: tuple[int, ...]
+    head_dim: int
+    dtype: jnp.dtype
+    remat: bool
+
+    def module(self, xt: Any, context: Any) -> nn.Module:
+        """The Linen module for such samples and contexts."""
+        from contextdiff_jax.models.sd_config import UNetConfig
+        from contextdiff_jax.models.sd_unet import SDUNet
+
+        levels = range(len(self.widths))
+        kinds = ["CrossAttn" if level in self.attention_levels else "" for level in levels]
+        config = UNetConfig(
+            in_channels=xt.shape[-1],
+            out_channels=xt.shape[-1],
+            block_out_channels=self.widths,
+            layers_per_block=self.num_blocks,
+            down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+            up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+            attention_head_dim=tuple(max(1, width // self.head_dim) for width in self.widths),
+            cross_attention_dim=context.tokens.shape[-1],
+        )
+        return SDUNet(config, self.dtype, self.remat)
+
+    def init(self, key: Array, xt: Any, t: Any, context: Any) -> Params:
+        """Fresh parameters."""
+        inputs = xt, t, context.tokens, context.mask
+        return self.module(xt, context).lazy_init(key, *inputs, spatial=context.spatial)["params"]
+
+    def load(self, shardings: Params) -> None:
+        """Nothing is pretrained."""
+
+    def __call__(
+        self, params: Params, xt: Array, t: Array, context: Context, dropout_key: Array | None = None
+    ) -> Array:
+        """The network's output; only real tokens are attended to."""
+        inputs = xt, jnp.maximum(t - 1, 0), context.tokens, context.mask
+        return self.module(xt, context).apply({"params": params}, *inputs, spatial=context.spatial)
+
+
 def factor(config: ConfigDict) -> int:
     """What the sides of a sample must be multiples of."""
     model = config.model
     if model.backbone == "unet":
         return model.patch_size * 2 ** (len(model.multipliers) - 1)
+    if model.backbone == "ldm":
+        return 2 ** (len(model.multipliers) - 1)
     if model.backbone == "sd":
         from contextdiff_jax.models.sd_unet import read_unet_config
 
-        return read_unet_config(Path(model.pretrained) / "unet").factor
+        return read_unet_config(hub.local(model.pretrained) / "unet").factor
     return 1
 
 
@@ -158,10 +217,19 @@ def build(config: ConfigDict, dtype: jnp.dtype) -> Backbone:
                     **common(),
                 )
             )
+        case "ldm":
+            return LatentBackbone(
+                widths=tuple(model.channels * m for m in model.multipliers),
+                num_blocks=model.num_blocks,
+                attention_levels=tuple(model.cross_attention_levels),
+                head_dim=model.head_dim,
+                dtype=dtype,
+                remat=model.remat,
+            )
         case "sd":
             from contextdiff_jax.models.sd_unet import SDUNet, read_unet_config
 
-            folder = Path(model.pretrained) / "unet"
+            folder = hub.local(model.pretrained) / "unet"
             module = SDUNet(read_unet_config(folder), dtype, model.remat, VideoConfig.from_config(model.video))
             return StableDiffusionBackbone(folder, module, config.data.num_frames)
-    raise UserError(f"config.model.backbone={model.backbone!r} is unknown; accepted: unet, vdm, sd")
+    raise UserError(f"config.model.backbone={model.backbone!r} is unknown; accepted: unet, vdm, ldm, sd")

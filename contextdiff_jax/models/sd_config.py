@@ -1,7 +1,11 @@
 """The config.json of Stable Diffusion's U-Net."""
 
 import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
 
+from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats.diffusers_format import DiffusersConfig
 
 DOWN, UP = ("CrossAttnDownBlock2D", "DownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
@@ -27,7 +31,6 @@ class UNetConfig(DiffusersConfig):
         conv_out_kernel=(3,),
         cross_attention_norm=(None,),
         downsample_padding=(1,),
-        dropout=(0.0,),
         dual_cross_attention=(False,),
         encoder_hid_dim=(None,),
         encoder_hid_dim_type=(None,),
@@ -48,8 +51,9 @@ class UNetConfig(DiffusersConfig):
         time_embedding_type=("positional",),
         timestep_post_act=(None,),
     )
-    # The softmax is in float32 in any case; the heads belong to an embedding that is refused.
-    UNUSED = ("sample_size", "upcast_attention", "addition_embed_type_num_heads")
+    # The softmax is in float32 in any case; the heads belong to an embedding that is refused; dropout is for training.
+    UNUSED = ("sample_size", "upcast_attention", "addition_embed_type_num_heads", "dropout")
+    UNIFORM = ("layers_per_block", "cross_attention_dim", "transformer_layers_per_block", "only_cross_attention")
 
     in_channels: int = 4
     out_channels: int = 4
@@ -96,3 +100,25 @@ class UNetConfig(DiffusersConfig):
         """Whether a level has attention on the way down or up, or in the middle."""
         last = len(self.block_out_channels) - 1
         return "Cross" in self.down_block_types[level] + self.up_block_types[last - level] or level == last
+
+
+def sample_side(config: Mapping[str, Any]) -> int:
+    """Side of the latents that a U-Net's config.json names, as diffusers' StableDiffusionPipeline reads it.
+
+    Before version 0.9.0 the class's default of 32 was written into the files of models for 64; the pipeline reads any
+    smaller size of such a file as 64.
+
+    Raises:
+        UserError: none is named, or one that is no square.
+    """
+    size = config.get("sample_size")
+    sides = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
+    side = sides[0]
+    if sides[0] != sides[1] or isinstance(side, bool) or not isinstance(side, int) or side < 1:
+        raise UserError(
+            f"unet/config.json: sample_size={size!r} is no side of square latents; write one there, 64 for most Stable "
+            "Diffusion models"
+        )
+    version = re.match(r"(\d+)\.(\d+)", str(config.get("_diffusers_version", "0.0.1")))
+    old = version is not None and tuple(map(int, version.groups())) < (0, 9)
+    return 64 if old and isinstance(size, int) and side < 64 else side

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.formats import pretrained
+from contextdiff_jax.formats import hub, pretrained
 from contextdiff_jax.formats.diffusers_format import STEM, tensor_name
 from contextdiff_jax.layers import GroupNorm, zeros
 from contextdiff_jax.models.sd_blocks import MidStage, Stage, TimeEmbedding, frame_conv
@@ -120,7 +120,7 @@ def read_unet_config(folder: str | Path) -> UNetConfig:
     Raises:
         UserError: no such folder, another kind of model, or values that are not supported.
     """
-    return UNetConfig.from_dict(pretrained.read_config(folder))
+    return UNetConfig.from_dict(pretrained.read_config(hub.local(folder)))
 
 
 def read_sd_unet(folder: str | Path, shardings: Params | None = None) -> Params:
@@ -137,7 +137,7 @@ def read_sd_unet(folder: str | Path, shardings: Params | None = None) -> Params:
     latents = jnp.zeros((1, config.factor, config.factor, config.in_channels))
     args = latents, jnp.zeros(1), jnp.zeros((1, 1, config.cross_attention_dim))
     expected = jax.eval_shape(SDUNet(config).init, jax.random.key(0), *args)["params"]
-    return pretrained.read_params(folder, expected, tensor_name, shardings=shardings)
+    return pretrained.read_params(hub.local(folder), expected, tensor_name, shardings=shardings)
 
 
 def load_sd_unet(folder: str | Path, dtype: jnp.dtype = jnp.float32) -> tuple[SDUNet, Params]:

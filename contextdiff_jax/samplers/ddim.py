@@ -21,6 +21,7 @@ def ddim(
     *,
     spacing: str | np.ndarray = "uniform",
     steps_offset: int = 0,
+    clip: bool = False,
 ) -> Array:
     """Samples x0 [B, ...] from x_T by Eq. 18 with x0_hat in the place of x0.
 
@@ -35,6 +36,8 @@ def ddim(
         spacing: uniform, trailing or leading, see `samplers.timesteps`; or the times themselves, see
             `samplers.moves`.
         steps_offset: of leading spacing.
+        clip: whether the data that a step aims at is clipped to [-1, 1], while its noise stays that of the unclipped
+            x0_hat, as diffusers' DDIM has it.
 
     Raises:
         UserError: num_steps, eta or spacing out of range.
@@ -43,7 +46,12 @@ def ddim(
     rows = moves(s.num_timesteps, num_steps, spacing, steps_offset=steps_offset)
 
     def step(x, memory, t, s_index, key):
-        update = lambda y, x0_hat: ddim_posterior(s, y, x0_hat, 0.0, 0.0, t, s_index, eta).sample(key)
+        def update(y, x0_hat):
+            y_s = ddim_posterior(s, y, x0_hat, 0.0, 0.0, t, s_index, eta).sample(key)
+            if not clip:
+                return y_s
+            return y_s + jnp.sqrt(gather(s.alpha_bar, s_index, y)) * (jnp.clip(x0_hat, -1.0, 1.0) - x0_hat)
+
         x, _ = chart.move(x, t, s_index, update)
         return x, memory
 

@@ -131,8 +131,8 @@ class SchedulerConfig:
         steps_offset: of leading spacing.
         final: where the last step ends: 0 is clean data, 1 the least noisy time that the model was trained on, where
             Stable Diffusion's DDIM ends (`set_alpha_to_one=False`, or `final_sigmas_type="sigma_min"`).
-        threshold: None, or "static": x0_hat is clipped to [-1, 1]. (diffusers' DDIM clips x0_hat and keeps the noise
-            that belongs to the unclipped one; DDPM and this library take both from the clipped one.)
+        threshold: None, or "static": x0_hat is clipped to [-1, 1]. DDIM keeps the noise of the unclipped one (`clip`
+            among its `options`); the others take both from the clipped one.
         scheduler: diffusers' class whose rules hold.
         first_order_last: below how many steps DPM-Solver++ ends in a step of first order.
     """
@@ -178,7 +178,18 @@ class SchedulerConfig:
         options = {"spacing": self.moves(num_steps)}
         if self.sampler == "dpmpp_2m":
             options["first_order_last"] = num_steps < self.first_order_last
+        if self.sampler == "ddim":
+            options["clip"] = self.threshold == "static"
         return options
+
+
+def as_stable_diffusion(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The file as diffusers' StableDiffusionPipeline takes it: whatever it says, offset 1 and x0_hat never clipped.
+
+    Early files have the classes' own 0 and true; the pipeline corrects them with a warning, and so the pictures that
+    people know of those models are made.
+    """
+    return {**config, "steps_offset": 1, "clip_sample": False}
 
 
 def from_scheduler_config(config: Mapping[str, Any], sampler: str | None = None) -> SchedulerConfig:

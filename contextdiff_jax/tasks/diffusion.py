@@ -21,14 +21,15 @@ from contextdiff_jax.conditions.spaces import RGB_MAP, Latents, nearest_multiple
 from contextdiff_jax.data import one_clip
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.losses import Variance
-from contextdiff_jax.models import backbones, lipschitz, precond
+from contextdiff_jax.models import backbones, lipschitz, lora, precond
 from contextdiff_jax.models.adapter import Adapter, ScaledShift, Shift
 from contextdiff_jax.process import chart, forward
 from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.runtime import Runtime
 from contextdiff_jax.samplers.scheduler_config import PRETRAINED, from_scheduler_config
-from contextdiff_jax.tasks import frames
+from contextdiff_jax.tasks import frames, identity, warm_start
 from contextdiff_jax.tasks.parts import Parts, read_adapter, source, with_located_models
+from contextdiff_jax.training.sharding import put_tree
 from contextdiff_jax.types import Array, Batch, Context, Params
 
 
@@ -113,6 +114,9 @@ class DiffusionTask:
                 self.adapter.lazy_init, grid=features.grid(self.sample_shape), sample_shape=self.sample_shape
             )
             params["adapter"] = adapter(key_adapter, tokens, t=t, context=context)["params"]
+        if self.config.train.lora.rank:
+            params["lora"] = lora.init(jax.random.fold_in(key, 2), params["denoiser"], self.config.train.lora)
+            lora.check(self.config, params)
         return params | self.process_params()
 
     def process_params(self) -> Params:
@@ -148,6 +152,10 @@ class DiffusionTask:
 
     def load(self, shardings: Params) -> Params:
         """Whatever of these parameters is pretrained, each tensor read onto its sharding; {} where nothing is."""
+        if self.config.model.init_from:
+            expected = jax.eval_shape(self.init, jax.random.key(0))
+            start = warm_start.select(warm_start.read(self.config.model.init_from, expected), shardings)
+            return put_tree(start, warm_start.select(shardings, start))
         denoiser = self.backbone.load(shardings["denoiser"]) if "denoiser" in shardings else None
         loaded = {} if denoiser is None else {"denoiser": denoiser}
         if "adapter" in shardings and self._adapter_start:
@@ -199,8 +207,9 @@ class DiffusionTask:
     ) -> tuple[Array, Array | None]:
         """(x0_hat, shift of the reverse step), the latter from a second head or None."""
         s, t = self.schedule_of(params), jnp.broadcast_to(t, xt.shape[:1])
-        answer = self.backbone(params["denoiser"], xt, t, context, dropout_key, **how)
-        out, *second = jnp.split(answer, self._heads, axis=-1)
+from contextdiff_jax.tasks import frames, identity, warm_start
+from contextdiff_jax.tasks.parts import Parts, read_adapter, source, with_located_models
+from contextdiff_jax.training.sharding import put_tree
         x0_hat = precond.to_x0_hat(s, out, xt, t, self.parts.prediction)
         return x0_hat, precond.to_shift(s, second[0], t) if second else None
 
@@ -214,6 +223,13 @@ class DiffusionTask:
     @property
     def _heads(self) -> int:
         return 2 if backbones.two_headed(self.config) else 1
+
+    def merged(self, params: Params) -> Params:
+        """The parameters with the LoRA, where there is one, added to the denoiser's."""
+        if "lora" not in params:
+            return params
+        denoiser = lora.merge(params["denoiser"], params["lora"], self.config.train.lora.scale)
+        return {name: tree for name, tree in params.items() if name != "lora"} | {"denoiser": denoiser}
 
     def _features(self, frozen: Params, x0: Array) -> Array:
         return self.parts.features.encode(frozen["clip"], frozen["space"], x0)
@@ -310,7 +326,8 @@ class DiffusionTask:
     ) -> tuple[Array, dict[str, Array]]:
         """Eq. 6 or Eq. 5 at one x_t per example, [B], and metrics."""
         config, s = self.config.loss, self.schedule
-        both_shifts = config.objective == "posterior" or config.weighting == "lemma4"
+        weighting = config.weighting if config.weighting != "prediction" else losses.WEIGHTING_OF[self.parts.prediction]
+        both_shifts = config.objective == "posterior" or weighting == "lemma4"
         shifts = lambda x: chart.pair(b, x, t, t - 1)
         if both_shifts:
             b_t, b_prev = shifts(x0)
@@ -323,7 +340,7 @@ class DiffusionTask:
             if b is not None and self.config.adapter.track_lipschitz:
                 fixed = jax.lax.stop_gradient(x0_hat)
                 metrics["lipschitz_max"] = lipschitz.secant_of_shifts(s, b_t, b(fixed, t), x0, fixed, t)
-            return losses.simple(s, x0, x0_hat, t, weighting=config.weighting, gamma=config.gamma), metrics
+            return losses.simple(s, x0, x0_hat, t, weighting=weighting, gamma=config.gamma), metrics
         b_t_hat, b_prev_hat = shifts(x0_hat)
         secant = lambda b_x, b_y, at: lipschitz.secant_of_shifts(s, b_x, b_y, x0, x0_hat, at)
         c_t, c_prev = secant(b_t, b_t_hat, t), secant(b_prev, b_prev_hat, t - 1)
@@ -367,14 +384,16 @@ class DiffusionTask:
         return np.concatenate(images)[:count], captions
 
     def keep(self, workdir: Path) -> None:
-        """Puts what a checkpoint lacks into the run's folder: the adapter's map from latents to colours, and which clip
-        was tuned on.
+from contextdiff_jax.tasks import frames, identity, warm_start
+from contextdiff_jax.tasks.parts import Parts, read_adapter, source, with_located_models
+from contextdiff_jax.training.sharding import put_tree
 
         Raises:
-            UserError: the run was started with another one.
+            UserError: the run was started with others.
         """
-        if self.config.data.source == "clip":
-            one_clip.keep_identity(one_clip.clip_of(self.config.data), workdir)
+from contextdiff_jax.tasks import frames, identity, warm_start
+from contextdiff_jax.tasks.parts import Parts, read_adapter, source, with_located_models
+from contextdiff_jax.training.sharding import put_tree
         rgb_map = self.frozen["space"].get("rgb") if isinstance(self.parts.space, Latents) else None
         if not rgb_map:
             return

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -25,13 +24,13 @@ from contextdiff_jax.data import latents
 from contextdiff_jax.data.base import ImageSource
 from contextdiff_jax.data.latents import LatentSource
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import read_json
-from contextdiff_jax.formats import pretrained
+from contextdiff_jax.files import read_object
+from contextdiff_jax.formats import hub, pretrained, single_file
 from contextdiff_jax.models import backbones
 from contextdiff_jax.process import schedule
 from contextdiff_jax.process.learned import Process
 from contextdiff_jax.runtime import Runtime, here
-from contextdiff_jax.samplers.scheduler_config import PRETRAINED, from_scheduler_config
+from contextdiff_jax.samplers.scheduler_config import PRETRAINED, as_stable_diffusion, from_scheduler_config
 from contextdiff_jax.types import Batch, Context, Params
 
 
@@ -83,7 +82,7 @@ class Parts:
         dtype = compute_dtype(config.model.dtype, runtime)
         # One CLIP may serve as text encoder and as the adapter's eye; it is read once.
         clip = None
-        if _needs_clip(config):
+        if needs_clip(config):
             with _naming("encoder.clip", config.encoder.clip):
                 clip = encoders.load_clip(config.encoder.clip, dtype, weights=weights)
         space = _space(config, runtime, weights)
@@ -171,7 +170,8 @@ def _naming(key: str, value: Any) -> Iterator[None]:
         raise UserError(f"config.{key}={str(value)!r}: {error}") from error
 
 
-def _needs_clip(config: ConfigDict) -> bool:
+def needs_clip(config: ConfigDict) -> bool:
+    """Whether the model of `encoder.clip` is looked at."""
     reads_text = config.condition.kind == "text" and not config.condition.encoder and config.model.backbone != "sd"
     return reads_text or (config.adapter.enabled and config.adapter.features == "clip")
 
@@ -180,10 +180,13 @@ def _scheduler(config: ConfigDict) -> dict[str, Any]:
     """scheduler_config.json of the pretrained folder, where something is to be taken from it."""
     if PRETRAINED not in (config.process.schedule, config.model.prediction, config.sample.spacing):
         return {}
-    path = Path(config.model.pretrained) / "scheduler" / "scheduler_config.json"
+    folder = hub.local(config.model.pretrained)
+    if folder.is_file():
+        return single_file.scheduler(folder)
+    path = folder / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         raise UserError(f"{path} does not exist; name schedule, prediction and spacing instead of {PRETRAINED!r}")
-    return read_json(path)
+    return as_stable_diffusion(read_object(path))
 
 
 def _process(config: ConfigDict, scheduler: dict[str, Any], space: Pixels | Latents) -> tuple[Process, str]:
@@ -193,7 +196,16 @@ def _process(config: ConfigDict, scheduler: dict[str, Any], space: Pixels | Late
         found = from_scheduler_config(scheduler, config.sample.sampler)
         prediction = found.prediction if prediction == PRETRAINED else prediction
         s = found.schedule if config.process.schedule == PRETRAINED else None
-    s = schedule.from_config(config.process) if s is None else s
+    if s is None:
+        s = schedule.from_config(config.process)
+    elif config.process.zero_terminal_snr:
+        s = schedule.zero_terminal_snr(s)
+    if prediction == "eps" and float(s.alpha_bar[-1]) == 0.0:
+        raise UserError(
+            "a schedule with zero terminal SNR (config.process.zero_terminal_snr, or the pretrained scheduler's "
+            "rescale_betas_zero_snr) cannot work with a network that predicts eps: at T the noise says nothing about "
+            "the image; use one that predicts v or x0"
+        )
     if s.num_timesteps != config.process.num_timesteps:
         raise UserError(
             f"config.process.num_timesteps={config.process.num_timesteps}, but the pretrained schedule has "
@@ -245,9 +257,10 @@ def _condition(
         with _naming("condition.encoder", config.condition.encoder):
             return TextCondition(load(config.condition.encoder))
     if config.model.backbone == "sd":
-        folder = Path(config.model.pretrained)
-        with _naming("model.pretrained", folder):
-            return TextCondition(load(folder / "text_encoder", tokenizer_dir=folder / "tokenizer"))
+        with _naming("model.pretrained", config.model.pretrained):
+            folder = hub.local(config.model.pretrained)
+            tokenizer = single_file.tokenizer_folder(folder) if folder.is_file() else folder / "tokenizer"
+            return TextCondition(load(folder / "text_encoder", tokenizer_dir=tokenizer))
     return TextCondition(clip)
 
 
@@ -259,11 +272,11 @@ def _space(config: ConfigDict, runtime: Runtime | None, weights: bool) -> Pixels
 
 def latent_space(config: ConfigDict, runtime: Runtime | None = None, weights: bool = True) -> Latents:
     """The latents of the pretrained folder's autoencoder; arguments are those of `Parts.of`."""
-    from contextdiff_jax.encoders.vae import load_vae
+    from contextdiff_jax.encoders import vq
 
     with _naming("model.pretrained", config.model.pretrained):
         dtype = compute_dtype(config.model.dtype, runtime)
-        vae = load_vae(Path(config.model.pretrained) / "vae", dtype, weights=weights)
+        vae = vq.load(hub.local(config.model.pretrained), dtype, weights=weights)
     rgb_map = read_rgb_map(config.space.rgb_map or config.space.latents)
     return Latents(vae, config.data.image_size, config.space.rgb, rgb_map)
 

@@ -248,7 +248,7 @@ def test_inputs_that_do_not_fit_are_refused(small, xt, tokens, words):
         (dict(attention_head_dim=[2, 3, 4]), r"attention_head_dim=\(2, 3, 4\).*a list of 2"),
         (dict(attention_head_dim=5), r"attention_head_dim=5.*heads that divide \(8, 24\)"),
         (dict(norm_num_groups=None), "norm_num_groups=None.*a positive integer"),
-        (dict(cross_attention_dim=[12, 12]), r"cross_attention_dim=\[12, 12\].*a positive integer"),
+        (dict(cross_attention_dim=[12, 24]), r"cross_attention_dim=\(12, 24\).*a positive integer"),
         (dict(use_linear_projection=1), "use_linear_projection=1.*true or false"),
         (dict(levels=3), "key levels=3 is unknown; known are act_fn, addition_embed_type"),
     ],

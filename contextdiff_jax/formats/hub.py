@@ -1,0 +1,57 @@
+"""Models by their names on the Hugging Face hub, as its own tools leave them in the cache on this machine."""
+
+import os
+import re
+from pathlib import Path
+
+from contextdiff_jax.errors import UserError
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def cache() -> Path:
+    """The cache's folder, by the variables that the hub's own tools read."""
+    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if os.environ.get(variable):
+            return Path(os.environ[variable]).expanduser()
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(home).expanduser() / "hub"
+
+
+def local(path: str | Path) -> Path:
+    """Where a model lies: a path, with ~ for the home folder, or the newest cached state of ORG/NAME.
+
+    A path that exists wins over a name. What is neither comes back as the path that it would be; its reader refuses it.
+
+    Raises:
+        UserError: a name that is not in the cache, or there in part only; with the command that gets it.
+    """
+    here = Path(path).expanduser()
+    if here.exists() or here.parent.is_file() or not NAME.fullmatch(str(path)):
+        return here
+    found = cached(str(path))
+    if found is None:
+        raise UserError(
+            f"{str(path)!r} is no folder here, and no model of that name is in the Hugging Face cache ({cache()}); "
+            f"correct the path, or download it: hf download {path}"
+        )
+    return found
+
+
+def cached(name: str) -> Path | None:
+    """The folder of the cached state of ORG/NAME that its main branch had last; None where there is none.
+
+    Raises:
+        UserError: several states, and no word which is the newest.
+    """
+    folder = cache() / f"models--{name.replace('/', '--')}"
+    main = folder / "refs" / "main"
+    if main.is_file() and (state := folder / "snapshots" / main.read_text(encoding="utf-8").strip()).is_dir():
+        return state
+    states = sorted(p for p in (folder / "snapshots").glob("*") if p.is_dir())
+    if len(states) > 1:
+        raise UserError(
+            f"the Hugging Face cache has {len(states)} states of {name!r} and does not say which is the newest; give "
+            f"the folder of one, e.g. {states[0]}, or download it: hf download {name}"
+        )
+    return states[0] if states else None

@@ -1,0 +1,84 @@
+"""Parameters to start from: those of another run or of an export (`model.init_from`)."""
+
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from flax import traverse_util
+
+from contextdiff_jax import trees
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.formats import pretrained
+from contextdiff_jax.training import checkpoint
+from contextdiff_jax.types import Params
+
+EXPORT = "contextdiff.json"  # what makes a folder an export
+_ENCODERS = ("image_encoder", "condition_encoder")  # of an export, beside the trained networks
+
+
+def tensor_name(path: str) -> str:
+    """Our parameter path -> the tensor's name in an export's networks."""
+    return path.replace("/", ".")
+
+
+def read_all(source: str | Path) -> Params:
+    """All networks of a run (its averaged parameters) or an export, as host arrays.
+
+    Raises:
+        UserError: neither of the two, or an export whose U-Net is a Stable Diffusion pipeline's.
+    """
+    folder = Path(source).expanduser()
+    if not (folder / EXPORT).is_file():
+        return checkpoint.load_params(folder)[0]
+    if not (folder / "denoiser").is_dir():
+        raise UserError(
+            f"config.model.init_from={str(source)!r} is a Stable Diffusion pipeline; give it as config.model.pretrained"
+        )
+    networks = sorted(file.parent for file in folder.glob("*/model.safetensors*"))
+    return {place.name: pretrained.read_tree(place) for place in networks if place.name not in _ENCODERS}
+
+
+def read(source: str, expected: Params) -> Params:
+    """The networks that a model starts from; those that the source does not have stay fresh, as an adapter may.
+
+    Args:
+        source: `model.init_from`.
+        expected: shapes of all parameters of the model.
+
+    Raises:
+        UserError: no run or export; a denoiser or adapter of other sizes, or of which a part is missing.
+    """
+    found, shapes = read_all(source), {name: tree for name, tree in expected.items() if name != "lora"}
+    result = {}
+    for name, tree in shapes.items():
+        if name not in found and name != "denoiser":
+            logging.info("%s has no %s; this model's starts fresh", source, name)
+            continue
+        _check(source, name, traverse_util.flatten_dict(found.get(name, {}), sep="/"), tree)
+        result[name] = found[name]
+    if dropped := sorted(found.keys() - shapes.keys()):
+        logging.info("%s has %s, which this model does without", source, ", ".join(dropped))
+    return result
+
+
+def _check(source: str, name: str, found: dict[str, np.ndarray], expected: Params) -> None:
+    """Raises UserError where a network of the source is not this one."""
+    wanted = traverse_util.flatten_dict(expected, sep="/")
+    lines = [f"no {path} {leaf.shape}" for path, leaf in wanted.items() if path not in found]
+    lines += [
+        f"{path} of {found[path].shape} instead of {leaf.shape}"
+        for path, leaf in wanted.items()
+        if path in found and tuple(found[path].shape) != tuple(leaf.shape)
+    ]
+    lines += [f"{path} that this model has not" for path in found if path not in wanted]
+    if lines:
+        more = f" and {len(lines) - 4} more" if len(lines) > 4 else ""
+        raise UserError(
+            f"config.model.init_from={source!r} has another {name}: {'; '.join(lines[:4])}{more}; give the same sizes "
+            "under model and adapter, or export a run of which only a part was trained"
+        )
+
+
+def select(params: Params, places: Params) -> Params:
+    """The leaves of `params` that are wanted at `places`."""
+    return trees.select(params, set(trees.names(places)).__contains__)

@@ -1,0 +1,174 @@
+"""Every kind of export stands alone: what it was made from is gone when it is read."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import contextdiff_jax as cdx
+from configs import cifar10_nll, t2i
+from contextdiff_jax import export, trees
+from contextdiff_jax import task as task_lib
+from contextdiff_jax.conditions.spaces import write_rgb_map
+from contextdiff_jax.encoders import ASSETS
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.tasks import identity
+from contextdiff_jax.training.state import initial_params
+from tests import stable_diffusion_helpers as helpers
+from tests import stored_helpers
+
+
+def tiny(config):
+    """The smallest pixel model: 8 x 8, patches for the adapter."""
+    config.data.image_size, config.model.multipliers, config.adapter.features = 8, (1,), "patches"
+    config.model.self_attention_levels, config.model.cross_attention_levels = (), (0,)
+    return config
+
+
+def pixels_with_encoders_of_their_own(root):
+    config = tiny(t2i.get_config("tiny"))
+    config.adapter.features = "clip"
+    for section, key in (("encoder", "clip"), ("condition", "encoder")):
+        config[section][key] = str(shutil.copytree(ASSETS / "clip_mini", root / f"{section}-{key}"))
+    return config
+
+
+def classes(root):
+    config = cifar10_nll.get_config("tiny")
+    config.process.schedule = config.process.variance = "learned"
+    return config
+
+
+def latents(rgb):
+    def build(root):
+        helpers.save_pipeline(root / "sd")
+        config = t2i.get_config("sd")
+        config.model.pretrained, config.space.rgb, config.data.image_size = str(root / "sd"), rgb, 16
+        config.adapter.depth, config.adapter.width, config.adapter.num_heads = 1, 16, 2
+        if rgb == "linear":
+            (root / "map").mkdir()
+            write_rgb_map({"kernel": np.eye(4, 3), "bias": np.arange(3) / 9}, root / "map")
+            config.space.rgb_map = str(root / "map")
+        return config
+
+    return build
+
+
+def pixels_in_latents_without_text(root):
+    config = latents("decode")(root)
+    config.model.backbone, config.condition.kind, config.sample.guidance = "unet", "none", 1.0
+    config.model.channels, config.model.multipliers, config.model.head_dim = 16, (1, 2), 16
+    config.model.self_attention_levels = config.model.cross_attention_levels = (1,)
+    config.adapter.features, config.train.trainable = "patches", (".*",)
+    return config
+
+
+KINDS = {
+    "encoders of its own": pixels_with_encoders_of_their_own,
+    "classes, learned process": classes,
+    "Stable Diffusion, linear colours": latents("linear"),
+    "Stable Diffusion, decoded": latents("decode"),
+    "pixel network in latents": pixels_in_latents_without_text,
+}
+
+
+def fresh(config):
+    """(task, parameters at the start of training)."""
+    task = task_lib.build(config)
+    expected = jax.eval_shape(task.init, jax.random.key(0))
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return task, initial_params(task, jax.tree.map(lambda _: place, expected), 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_export_stands_alone(kind, tmp_path):
+    (tmp_path / "origin").mkdir()
+    task, params = fresh(KINDS[kind](tmp_path / "origin"))
+    export.write(task, params, 7, tmp_path / "export")
+    shutil.rmtree(tmp_path / "origin")
+    moved = (tmp_path / "export").rename(tmp_path / "moved")
+    assert str(tmp_path / "origin") not in json.dumps(
+        {k: v for k, v in json.loads((moved / export.CONFIG).read_text())["config"].items() if k != "data"}
+    )
+    again = cdx.Pipeline.load(moved)
+    jax.tree.map(np.testing.assert_array_equal, again.params, params)
+    jax.tree.map(np.testing.assert_array_equal, again.frozen, task.frozen)
+    frozen = identity.sources(again.config).keys()
+    recorded = json.loads((moved / identity.FILE).read_text()) if frozen else {}
+    assert recorded.keys() == frozen
+    again.save(tmp_path / "saved")  # and so does what is saved from it
+    shutil.rmtree(moved)
+    jax.tree.map(np.testing.assert_array_equal, cdx.Pipeline.load(tmp_path / "saved").params, params)
+
+
+def test_another_network_in_an_export_is_refused(tmp_path):
+    (tmp_path / "origin").mkdir()
+    task, params = fresh(pixels_with_encoders_of_their_own(tmp_path / "origin"))
+    export.write(task, params, 7, tmp_path / "export")
+    clip = cdx.encoders.load_clip(tmp_path / "export" / "image_encoder")
+    clip.save(tmp_path / "export" / "image_encoder", jax.tree.map(lambda v: 0.5 * v, clip.params))
+    with pytest.raises(UserError, match="made with the encoder.clip of .*digest.*holds another"):
+        cdx.Pipeline.load(tmp_path / "export")
+
+
+@pytest.fixture(scope="module")
+def previous(tmp_path_factory):
+    return stored_helpers.unpack(tmp_path_factory.mktemp("previous"))
+
+
+def like_the_stored_one(**changes):
+    config = tiny(t2i.get_config("tiny"))
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.mark.parametrize("source", ["export", "run"])
+def test_a_model_starts_from_another_s_parameters(previous, source):
+    config = like_the_stored_one(**{"model.init_from": str(previous / source)})
+    if source == "run":  # of which a part was trained
+        with pytest.raises(UserError, match="has another denoiser: no .*export a run of which only a part was trained"):
+            fresh(config)
+        return
+    _, params = fresh(config)
+    jax.tree.map(np.testing.assert_array_equal, params, cdx.Pipeline.load(previous / "export").params)
+    config.adapter.enabled = False
+    _, params = fresh(config)
+    assert params.keys() == {"denoiser"}
+    for key, value, words in (
+        ("model.channels", 32, "has another denoiser: .* instead of .* and .* more"),
+        ("adapter.depth", 2, "has another adapter: no block_1"),
+        ("model.init_from", "nowhere", "nowhere"),
+    ):
+        with pytest.raises(UserError, match=words):
+            fresh(like_the_stored_one(**{"model.init_from": str(previous / "export"), key: value}))
+
+
+def test_a_lora_leaves_the_model_as_it_was_until_it_is_trained(previous):
+    config = like_the_stored_one(**{"model.init_from": str(previous / "export"), "train.lora.rank": 2})
+    for trainable in (".*",), ("^adapter/",):
+        config.train.trainable = trainable
+        with pytest.raises(UserError, match="the LoRA is to be trained and the kernels under it are not"):
+            fresh(config)
+    config.train.trainable = ("^lora/",)
+    task, params = fresh(config)
+    jax.tree.map(np.testing.assert_array_equal, task.merged(params)["denoiser"], params["denoiser"])
+    up = jax.tree.map(lambda v: v + 1.0, params["lora"])
+    changed = task.merged(params | {"lora": up})["denoiser"]
+    moved = [n for n in trees.names(changed) if np.any(_leaf(changed, n) != _leaf(params["denoiser"], n))]
+    assert moved and all(name.endswith("kernel") and "/cross/" in name for name in moved)
+    name = moved[0]
+    layer = _leaf(up, name.rpartition("/")[0])
+    expected = _leaf(params["denoiser"], name) + jnp.asarray(layer["down"]) @ layer["up"]
+    np.testing.assert_allclose(_leaf(changed, name), expected, rtol=1e-5, atol=1e-6)
+    config.model.init_from = ""
+    with pytest.raises(UserError, match="name it: config.model.init_from"):
+        fresh(config)
+
+
+def _leaf(tree, name):
+    for part in name.split("/"):
+        tree = tree[part]
+    return tree
