@@ -115,7 +115,7 @@ class DiffusionTask:
             )
             params["adapter"] = adapter(key_adapter, tokens, t=t, context=context)["params"]
         if self.config.train.lora.rank:
-            params["lora"] = lora.init(jax.random.fold_in(key, 2), params["denoiser"], self.config.train.lora)
+            params["lora"] = lora.init(jax.random.fold_in(key, 3), params["denoiser"], self.config.train.lora)
             lora.check(self.config, params)
         return params | self.process_params()
 
@@ -207,9 +207,8 @@ class DiffusionTask:
     ) -> tuple[Array, Array | None]:
         """(x0_hat, shift of the reverse step), the latter from a second head or None."""
         s, t = self.schedule_of(params), jnp.broadcast_to(t, xt.shape[:1])
-from contextdiff_jax.tasks import frames, identity, warm_start
-from contextdiff_jax.tasks.parts import Parts, read_adapter, source, with_located_models
-from contextdiff_jax.training.sharding import put_tree
+        answer = self.backbone(self.merged(params)["denoiser"], xt, t, context, dropout_key, **how)
+        out, *second = jnp.split(answer, self._heads, axis=-1)
         x0_hat = precond.to_x0_hat(s, out, xt, t, self.parts.prediction)
         return x0_hat, precond.to_shift(s, second[0], t) if second else None
 
@@ -384,16 +383,15 @@ from contextdiff_jax.training.sharding import put_tree
         return np.concatenate(images)[:count], captions
 
     def keep(self, workdir: Path) -> None:
-from contextdiff_jax.tasks import frames, identity, warm_start
-from contextdiff_jax.tasks.parts import Parts, read_adapter, source, with_located_models
-from contextdiff_jax.training.sharding import put_tree
+        """Puts what a checkpoint lacks into the run's folder: digests of what is frozen, the adapter's map from latents
+        to colours, and which clip was tuned on.
 
         Raises:
             UserError: the run was started with others.
         """
-from contextdiff_jax.tasks import frames, identity, warm_start
-from contextdiff_jax.tasks.parts import Parts, read_adapter, source, with_located_models
-from contextdiff_jax.training.sharding import put_tree
+        identity.check(workdir, self.config)
+        if self.config.data.source == "clip":
+            one_clip.keep_identity(one_clip.clip_of(self.config.data), workdir)
         rgb_map = self.frozen["space"].get("rgb") if isinstance(self.parts.space, Latents) else None
         if not rgb_map:
             return
