@@ -66,6 +66,8 @@ def base(task: str) -> ConfigDict:
             keep=3,
             keep_every=0,
             preview_every=0,
+            validate_every=0,  # steps between looks at the loss on held-out records; 0: never
+            validate_batches=4,  # how many batches of them
             trainable=(".*",),  # regular expressions of parameter names; what none is found in stays as it is
             lora=dict(
                 rank=0,  # of the changes of a trained denoiser (model.init_from, or model.pretrained); 0: none

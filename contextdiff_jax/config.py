@@ -39,13 +39,13 @@ CHOICES = {
 POSITIVE = """
     data.batch_size data.image_size process.num_timesteps model.channels model.num_blocks model.head_dim
     model.patch_size adapter.depth adapter.num_heads adapter.width adapter.patch_size optim.lr optim.eps
-    optim.accum_steps train.num_steps train.log_every train.checkpoint_every train.keep sample.num_steps
-    sample.batch_size eval.num_samples
+    optim.accum_steps train.num_steps train.log_every train.checkpoint_every train.keep train.validate_batches
+    sample.num_steps sample.batch_size eval.num_samples
 """
 NOT_NEGATIVE = """
     seed data.seed adapter.spectral_norm adapter.bound loss.gamma optim.weight_decay optim.warmup_steps optim.clip_norm
-    sample.eta sample.guidance train.keep_every train.preview_every eval.bpd_images eval.bpd_timesteps
-    loss.num_times
+    sample.eta sample.guidance train.keep_every train.preview_every train.validate_every
+    eval.bpd_images eval.bpd_timesteps loss.num_times
 """
 LARGEST_FLOAT = 3.4e38  # of float32, in which everything is computed
 FRACTIONS = """
@@ -219,6 +219,8 @@ def _check_model(config: ConfigDict) -> None:
         _check_unet(config)
     if model.backbone == "ldm":
         _check_ldm(config)
+    if model.backbone == "vdm" and not _are(model.fourier_bands, int):
+        raise UserError(f"config.model.fourier_bands={tuple(model.fourier_bands)!r} must be whole numbers, e.g. (6, 7)")
     if model.backbone == "vdm" and (model.channels % 16 or model.channels % model.head_dim):
         raise UserError(
             f"config.model.channels={model.channels} must be a multiple of 16 (group normalisation) and of "
@@ -283,6 +285,9 @@ def _check_lora(config: ConfigDict) -> None:
 def _check_unet(config: ConfigDict) -> None:
     """Sizes of the pixel U-Net."""
     size, model = config.data.image_size, config.model
+    for key in ("multipliers", "self_attention_levels", "cross_attention_levels"):
+        if not _are(model[key], int):
+            raise UserError(f"config.model.{key}={tuple(model[key])!r} must be whole numbers, e.g. (1, 2)")
     if not model.multipliers:
         raise UserError("config.model.multipliers=() leaves no level; give e.g. (1, 2, 3)")
     factor = model.patch_size * 2 ** (len(model.multipliers) - 1)
@@ -294,7 +299,7 @@ def _check_unet(config: ConfigDict) -> None:
         )
     if model.channels % 16:
         raise UserError(f"config.model.channels={model.channels} must be a multiple of 16 (group normalisation)")
-    if any(not isinstance(m, int) or m < 1 for m in model.multipliers):
+    if any(m < 1 for m in model.multipliers):
         raise UserError(f"config.model.multipliers={tuple(model.multipliers)} must be whole numbers from 1")
     for key in ("self_attention_levels", "cross_attention_levels"):
         for level in model[key]:
@@ -326,6 +331,8 @@ def _check_adapter(config: ConfigDict) -> None:
 
 # Keys that came after the first runs were saved, with the values that describe those.
 _LATER = {
+    "train.validate_every": 0,
+    "train.validate_batches": 4,
     "data.random_crop": 0.0,
     "data.labels": "none",
     "data.class_names": (),

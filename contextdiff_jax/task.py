@@ -23,8 +23,9 @@ class Task(Protocol):
     def init(self, key: Array) -> Params:
         """Fresh float32 parameters; pure."""
 
-    # Optional: load(shardings) -> Params, whatever of these parameters is pretrained; keep(workdir), which puts what a
-    # checkpoint lacks into the run's folder; check_params(params), which refuses to save what cannot be right.
+    # Optional: held_out_iterator, like train_iterator, of records that are not trained on; load(shardings) -> Params,
+    # whatever of these parameters is pretrained; keep(workdir), which puts what a checkpoint lacks into the run;
+    # check_params(params), which refuses to save what cannot be right; batch_spec(), the shapes of a global batch.
 
     def draw(self, batch: Batch, key: Array) -> Batch:
         """The global batch with the step's per-example randomness added; pure."""

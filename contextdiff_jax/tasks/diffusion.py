@@ -84,6 +84,19 @@ class DiffusionTask:
             records=source(self.config, self.parts, "train"),
         )
 
+    def held_out_iterator(self, process_index: int, process_count: int) -> Any:
+        """This process's rows of batches of held-out records, in an order that is always the same."""
+        return data.build(
+            self.config.data,
+            "held out",
+            batch_size=self.config.data.batch_size,
+            seed=self.config.data.seed,
+            process_index=process_index,
+            process_count=process_count,
+            from_records=self.parts.condition.from_records,
+            records=source(self.config, self.parts, None),
+        )
+
     def batch_spec(self) -> Batch:
         """Shapes of what the step reads of a global batch; no data are read."""
         size, side = self.config.data.batch_size, self.config.data.image_size

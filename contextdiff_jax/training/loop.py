@@ -22,6 +22,7 @@ from contextdiff_jax.training.metrics import Metrics
 from contextdiff_jax.training.preemption import StopRequest
 from contextdiff_jax.training.setup import Setup
 from contextdiff_jax.training.state import stream
+from contextdiff_jax.training.validation import Validation
 from contextdiff_jax.training.watch import Watch
 from contextdiff_jax.training.workdir import check_workdir, exclusive
 from contextdiff_jax.types import Batch, TrainState
@@ -71,6 +72,7 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
         for change in changes:
             metrics.say(f"changed by --allow_config_change: {change}")
 
+        validation = Validation(setup) if every.validate_every else None
         watch = Watch(setup.init_guard())
         compiled, queued = None, deque()
         for step in range(first + 1, num_steps + 1):
@@ -91,10 +93,14 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
             last = stopping or step == num_steps
             log_due, save_due = (last or step % n == 0 for n in (every.log_every, every.checkpoint_every))
             preview_due = not stopping and every.preview_every and (last or step % every.preview_every == 0)
-            if log_due or save_due or preview_due:
+            validation_due = validation is not None and (last or step % every.validate_every == 0)
+            if log_due or save_due or preview_due or validation_due:
                 watch.check(checkpoints.newest_in_words)
             if log_due:
                 metrics.log(step)
+            if validation_due:
+                with metrics.pause():
+                    metrics.note(step, validation(state.ema))
             if save_due:
                 with metrics.pause():
                     _save(task, checkpoints, state, batches, watch)

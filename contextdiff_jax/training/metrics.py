@@ -95,6 +95,12 @@ class Metrics:
         self._write(step, values)
         self._show(step, values, speed)
 
+    def note(self, step: int, values: dict[str, float]) -> None:
+        """Figures that are not of every step: a line of their own in both files and on the screen."""
+        if self._primary:
+            self._write(step, values)
+            self.say(f"step {step}/{self._total}  " + "  ".join(f"{name} {v:.4g}" for name, v in values.items()))
+
     def _write(self, step: int, values: dict[str, float]) -> None:
         """Both files; what cannot be written to metrics.jsonl now is written with the next."""
         self._unwritten.append(json.dumps({"step": step, **{k: float(f"{v:.7g}") for k, v in values.items()}}) + "\n")

@@ -59,7 +59,7 @@ def _decayed(params: Params) -> Params:
 def _multipliers(rules: Any, params: Params) -> Params:
     """One factor per parameter."""
     try:
-        rules = [(re.compile(pattern).pattern, factor) for pattern, factor in rules]
+        rules = [(re.compile(pattern).pattern, float(factor)) for pattern, factor in rules]
     except (re.error, TypeError, ValueError) as error:
         raise UserError(f"config.optim.lr_multipliers={rules!r} must be (regex, factor) pairs: {error}") from error
     names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
@@ -71,6 +71,6 @@ def _multipliers(rules: Any, params: Params) -> Params:
             )
 
     def factor_of(path: tuple, _: Any) -> float:
-        return next((float(f) for pattern, f in rules if re.search(pattern, leaf_name(path))), 1.0)
+        return next((f for pattern, f in rules if re.search(pattern, leaf_name(path))), 1.0)
 
     return jax.tree_util.tree_map_with_path(factor_of, params)

@@ -34,6 +34,7 @@ MAY_DIFFER = (
     "train.preview_every",
     "train.checkpoint_every",
     "train.keep",
+    "train.validate",
 )
 # What makes it another model: no flag allows that. All else is allowed with the flag, and listed.
 ANOTHER_MODEL = (

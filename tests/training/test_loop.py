@@ -127,6 +127,22 @@ def test_a_preview_that_fails_does_not_end_the_training(tmp_path, whole, monkeyp
     assert len(said) == 2 and "RESOURCE_EXHAUSTED" in said[0] and "training goes on" in said[0]
 
 
+def test_validation_sees_held_out_records_with_the_same_noise_and_changes_nothing(tmp_path, whole):
+    class Watched(ToyTask):
+        def held_out_iterator(self, process_index, process_count):
+            return self.train_iterator(process_index, process_count)
+
+    changes = {"train.validate_every": 5, "train.validate_batches": 3, "optim.lr": 1e-30, "ema.decay": 0.0}
+    train(Watched(toy_config(**changes)), tmp_path / "still")
+    seen = [r for r in records(tmp_path / "still") if "validation_loss" in r]
+    assert [r["step"] for r in seen] == [5, 10, 12] and seen[0]["validation_stderr"] > 0
+    assert len({r["validation_loss"] for r in seen}) == 1, "parameters that stay lose the same"
+    state = train(Watched(toy_config(**{"train.validate_every": 5})), tmp_path / "run")
+    chex.assert_trees_all_equal(jax.device_get(state), whole[1])
+    with pytest.raises(UserError, match="validate_every=5: .* has no held-out records"):
+        train(ToyTask(toy_config(**{"train.validate_every": 5})), tmp_path / "none")
+
+
 @pytest.mark.parametrize("file", ["metrics.append_whole", "metrics.TensorBoard.write"])
 def test_metrics_that_cannot_be_written_are_said_once_and_written_later(tmp_path, whole, monkeypatch, capfd, file):
     """A disk that is full for the second to fourth lines of the log."""
