@@ -11,7 +11,7 @@ from contextdiff_jax.errors import UserError
 
 SECTIONS = ("task", "preset", "seed", "data", "optim", "ema", "train", "mesh", "sharding")
 CHOICES = {
-    "data.source": ("openmoji", "folder", "digits", "cifar10", "fashion", "clip"),
+    "data.source": ("openmoji", "folder", "digits", "cifar10", "fashion", "coco", "clip"),
     "data.labels": ("none", "subfolders"),
     "condition.kind": ("text", "class", "layout", "none"),
     "condition.embedding": ("one_hot", "resnet"),

@@ -8,7 +8,7 @@ import re
 import secrets
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +57,16 @@ def check_writable(folder: str | Path, what: str, remedy: str) -> None:
         raise UserError(f"{what} {str(folder)!r} cannot be written ({error.strerror}: {place}); {remedy}") from error
 
 
-def read_json(path: Path, remedy: str = "download it again") -> Any:
-    """The content of a JSON file; the remedy is for a damaged one.
+def read_json(
+    path: Path, remedy: str = "download it again", object_hook: Callable[[dict[str, Any]], Any] | None = None
+) -> Any:
+    """The content of a JSON file; the remedy is for a damaged one, the hook is what `json.loads` calls on each object.
 
     Raises:
         UserError: it is damaged, or cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_hook=object_hook)
     except ValueError as error:  # bad JSON or bad UTF-8
         raise UserError(f"{path} is damaged ({error}); {remedy}") from error
     except OSError as error:

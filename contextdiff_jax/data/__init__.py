@@ -5,7 +5,7 @@ from contextdiff_jax.data.cifar10 import Cifar10Source
 from contextdiff_jax.data.digits import DigitsSource
 from contextdiff_jax.data.folder import ImageFolderSource
 from contextdiff_jax.data.openmoji import OpenMojiSource
-from contextdiff_jax.data.pipeline import build
+from contextdiff_jax.data.pipeline import build, in_threads
 from contextdiff_jax.data.sources import chosen, describe, held_out, settled, source
 from contextdiff_jax.data.vocabulary import Vocabulary, captions, vocabulary
 
@@ -22,6 +22,7 @@ __all__ = [
     "chosen",
     "describe",
     "held_out",
+    "in_threads",
     "settled",
     "source",
     "vocabulary",

@@ -9,6 +9,7 @@ A record is {latent: float16 [h, w, 2 C], caption, and label, object, background
 
 import bisect
 import functools
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from contextdiff_jax.files import atomic, read_json, write_json
 CONTENTS = "latents.json"
 KEPT = ("caption", "label", "object", "background")
 SHARD_SIZE = 256  # images: what a kill can cost
-IDENTITY = ("data", "seed", "image_size", "shape", "autoencoder")  # of the contents: what decides every latent
+IDENTITY = ("data", "seed", "image_size", "shape", "autoencoder", "dtype")  # of the contents: what decides every latent
+_LATER = ("dtype",)  # what earlier versions did not write, and is then not compared
 _OPEN_SHARDS = 64  # per source: systems allow 256 open files or more
 # The shards' origin is lost with their table of contents.
 _ALL_AGAIN = "delete its folder and run --mode=encode again"
@@ -178,11 +180,12 @@ def contents_of(config: Any, space: Any, splits: dict[str, int]) -> dict[str, An
         if (value := cfg_data[key]) != off:
             raise UserError(f"config.data.{key}={value} cannot act on stored latents; set it to {off}")
     return {
-        "data": f"{cfg_data.source} {cfg_data.preset if cfg_data.source == 'openmoji' else cfg_data.path}",
+        "data": f"{cfg_data.source} {cfg_data.preset if cfg_data.source == 'openmoji' else _whole(cfg_data.path)}",
         "seed": cfg_data.seed,
         "image_size": cfg_data.image_size,
         "shape": [height, width, 2 * channels],
         "autoencoder": space.digest,
+        "dtype": np.dtype(space.vae.dtype).name,
         "shard_size": SHARD_SIZE,
         "splits": splits,
     }
@@ -235,9 +238,12 @@ def _wrong_entry(contents: Any) -> str:
         "shape": lambda value: isinstance(value, list) and len(value) == 3 and all(map(is_count, value)),
         "autoencoder": lambda value: isinstance(value, str),
         "shard_size": is_count,
+        "dtype": lambda value: isinstance(value, str),
         "splits": lambda value: isinstance(value, dict) and value and all(map(is_count, value.values())),
     }
     for name, is_valid in valid.items():
+        if name not in contents and name in _LATER:
+            continue
         if name not in contents:
             return f"it has no {name}"
         if not is_valid(contents[name]):
@@ -249,8 +255,17 @@ def _differing(found: dict[str, Any], expected: dict[str, Any], keys: Iterable[s
     return "; ".join(
         f"{key}: there {found.get(key)!r}, now {expected.get(key)!r}"
         for key in keys
-        if found.get(key) != expected.get(key)
+        if _comparable(found.get(key)) != _comparable(expected.get(key)) and not (key in _LATER and key not in found)
     )
+
+
+def _comparable(value: Any) -> Any:
+    """Earlier versions wrote the folder of the images ("folder pictures") as it was given, from where one stood."""
+    return f"folder {_whole(value.removeprefix('folder '))}" if str(value).startswith("folder ") else value
+
+
+def _whole(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path)) if path else path
 
 
 def write_contents(folder: Path, contents: dict[str, Any]) -> None:

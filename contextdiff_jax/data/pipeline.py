@@ -8,7 +8,7 @@ size.
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -140,6 +140,11 @@ def _piece(read: Callable[[int, int], Any], start: int, size: int, total: int, n
     """Batch `number` of those that begin at example `start`."""
     first = start + number * size
     return read(first, min(size, total - first))
+
+
+def in_threads(read: Callable[[Any], Any], items: Sequence[Any], cfg_data: Any) -> Iterator[Any]:
+    """`read(item)` of each item in turn, read ahead by the threads that the config's `data` section allows."""
+    return iter(grain.MapDataset.source(items).map(read).to_iter_dataset(reading(cfg_data)))
 
 
 def reading(cfg_data: Any) -> grain.ReadOptions:

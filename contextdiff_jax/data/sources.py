@@ -6,9 +6,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from contextdiff_jax import config as config_lib
+from contextdiff_jax.data import coco
 from contextdiff_jax.data.augment import Augmentation
 from contextdiff_jax.data.base import Description, ImageSource
 from contextdiff_jax.data.cifar10 import Cifar10Source
+from contextdiff_jax.data.coco import CocoSource
 from contextdiff_jax.data.digits import DigitsSource
 from contextdiff_jax.data.fashion import FashionSource
 from contextdiff_jax.data.folder import ImageFolderSource, TooFewImages, class_names_of
@@ -23,6 +25,7 @@ SOURCES = {
     "digits": DigitsSource,
     "cifar10": Cifar10Source,
     "fashion": FashionSource,
+    "coco": CocoSource,
     "clip": ClipSource,
 }
 _NOT_TO_FLIP = {
@@ -47,6 +50,8 @@ def source(cfg_data: Any, split: str) -> ImageSource:
         case "folder":
             classes = dict(labels=cfg_data.labels, class_names=cfg_data.class_names)
             return ImageFolderSource(path, split, size, max_bad_fraction=cfg_data.max_bad_fraction, **classes)
+        case "coco":
+            return CocoSource(path, split, size, max_bad_fraction=cfg_data.max_bad_fraction)
         case "clip":
             return ClipSource(clip_of(cfg_data), cfg_data.num_frames, cfg_data.overlap)
         case "digits":
@@ -71,23 +76,25 @@ def augmentation(cfg_data: Any) -> Augmentation:
 
 
 def describe(cfg_data: Any) -> Description:
-    """Channels, levels and classes of the images, without reading or downloading any; of a folder's classes, the names
-    of its subfolders are read, unless the config knows them and the folder is gone.
+    """Channels, levels and classes of the images, without reading or downloading any; for the classes of a folder or of
+    COCO, the names of subfolders or the annotations are read, unless the config knows them.
 
     Raises:
-        UserError: unknown source or preset, a folder without subfolders for classes.
+        UserError: unknown source or preset, a folder without subfolders for classes, missing annotations.
     """
     match name := _known(cfg_data.source):
         case "openmoji":
             return describe_scenes(cfg_data.preset)
         case "folder":
             return Description(class_names=class_names_of(cfg_data.path, cfg_data.labels, cfg_data.class_names))
+        case "coco":
+            return Description(class_names=tuple(cfg_data.class_names) or coco.class_names_of(cfg_data.path))
     return SOURCES[name].description
 
 
 def held_out(cfg_data: Any) -> tuple[str, ImageSource]:
     """(split, source) for evaluation: test where there is one, else val; train where a folder is too small for that."""
-    if cfg_data.source != "folder":
+    if cfg_data.source not in ("folder", "coco"):
         return "test", source(cfg_data, "test")
     try:
         return "val", source(cfg_data, "val")
@@ -108,13 +115,14 @@ def chosen(length: int, count: int, seed: int) -> list[int]:
 
 
 def settled(config: ConfigDict) -> ConfigDict:
-    """A whole config that no longer depends on where one stands: its paths are whole, its folder's classes are named.
+    """A whole config that no longer depends on where one stands: its paths are whole, its classes are named.
 
     Raises:
         UserError: a folder's classes cannot be taken.
     """
     config = config_lib.whole_paths(config)
-    if "labels" in config.data and config.data.labels != "none" and not config.data.class_names:
+    on_disk = config.data.source == "coco" or ("labels" in config.data and config.data.labels != "none")
+    if on_disk and not config.data.class_names:
         config = config.copy_and_resolve_references()
         config.data.class_names = describe(config.data).class_names
     return config

@@ -1,12 +1,14 @@
 """`--mode=encode`: images -> latents on disk, once, with the linear map from latents to colours."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -38,10 +40,8 @@ def encode(config: ConfigDict, space: Latents, folder: Path, factor: int = 1) ->
     _make_folder(folder)
     sources = dict(_splits(config))
     latents.write_contents(folder, contents | {"splits": {split: len(source) for split, source in sources.items()}})
-    params = jax.device_put(space.params)
-    moments = jax.jit(space.moments)
-    size = min(config.data.batch_size, latents.SHARD_SIZE)
-    run = lambda source, indices: _encode_rows(partial(moments, params), source, indices, size)
+    params, moments, size = _on_local_devices(space, min(config.data.batch_size, latents.SHARD_SIZE))
+    run = lambda source, indices: _encode_rows(partial(moments, params), source, indices, size, config.data)
 
     fitted = list(run(sources["train"], range(min(FIT_IMAGES, len(sources["train"])))))
     mean = np.stack([record["latent"] for record in fitted])[..., : space.shape[-1]]
@@ -52,6 +52,16 @@ def encode(config: ConfigDict, space: Latents, folder: Path, factor: int = 1) ->
     for split, source in sources.items():
         _encode_split(run, source, folder, split)
     print(f"latents of {', '.join(f'{len(s)} {name}' for name, s in sources.items())} images are in {folder}")
+
+
+def _on_local_devices(space: Latents, batch_size: int) -> tuple[Any, Any, int]:
+    """(the autoencoder's parameters, (parameters, images) -> latents, images at a time): every device of this process
+    takes an equal share of each batch."""
+    mesh = Mesh(np.array(jax.local_devices()), ("data",))
+    rows, count = NamedSharding(mesh, PartitionSpec("data")), mesh.size
+    params = jax.device_put(space.params, NamedSharding(mesh, PartitionSpec()))
+    moments = jax.jit(space.moments)
+    return params, lambda params, images: moments(params, jax.device_put(images, rows)), -(-batch_size // count) * count
 
 
 def _check_images(config: ConfigDict, space: Latents, factor: int) -> None:
@@ -89,16 +99,19 @@ def _encode_split(run: Any, source: Any, folder: Path, split: str) -> None:
     shards = [(latents.shard_path(folder, split, i), range(k, min(k + size, len(source)))) for i, k in starts]
     todo = [(path, rows) for path, rows in shards if not path.is_file()]
     total, left = (sum(len(rows) for _, rows in some) for some in (shards, todo))
+    encoded = run(source, [index for _, rows in todo for index in rows])
     with tqdm(total=total, initial=total - left, desc=f"encode {split}", unit="img") as bar:
         for path, rows in todo:
-            latents.write_shard(path, run(source, rows))
+            latents.write_shard(path, itertools.islice(encoded, len(rows)))
             bar.update(len(rows))
 
 
-def _encode_rows(moments: Any, source: Any, indices: range, batch_size: int) -> Iterator[dict[str, Any]]:
+def _encode_rows(
+    moments: Any, source: Any, indices: Sequence[int], batch_size: int, cfg_data: ConfigDict
+) -> Iterator[dict[str, Any]]:
     """These records, each with its latent: mean and standard deviation, float32 [h, w, 2 C]."""
-    for start in range(0, len(indices), batch_size):
-        records = [source[i] for i in indices[start : start + batch_size]]
+    read = lambda start: [source[i] for i in indices[start : start + batch_size]]
+    for records in data.in_threads(read, range(0, len(indices), batch_size), cfg_data):
         # The last batch is filled up with its own first image: one shape, one compilation.
         encoded = np.asarray(moments(_images(records + records[:1] * (batch_size - len(records)))))
         for record, latent in zip(records, encoded[: len(records)], strict=True):

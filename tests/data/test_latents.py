@@ -54,10 +54,10 @@ def open_source(folder, **kwargs):
 class Averages(Latents):
     """An "autoencoder" that averages squares of 4 x 4 pixels; the standard deviation is its only parameter."""
 
-    def __init__(self, side=2, std=0.5):
+    def __init__(self, side=2, std=0.5, dtype=jnp.float32):
         config = types.SimpleNamespace(scaling_factor=1.0)
         params = {"std": np.float32(std)}
-        self.vae = types.SimpleNamespace(downscale=4, latent_channels=3, params=params, config=config)
+        self.vae = types.SimpleNamespace(downscale=4, latent_channels=3, params=params, config=config, dtype=dtype)
         self.shape, self.params = (side, side, 3), {"vae": params, "rgb": {}}
 
     def moments(self, params, images):
@@ -99,21 +99,34 @@ def test_more_shards_than_open_files_are_read_by_threads(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"path": "others"}, "data: there 'folder pictures', now 'folder others'"),
-        ({"source": "openmoji", "preset": "pairs"}, "data: there 'folder pictures', now 'openmoji pairs'"),
+        ({"path": "others"}, "data: there 'folder /.*/pictures', now 'folder /.*/others'"),
+        ({"source": "openmoji", "preset": "pairs"}, "data: there 'folder .*', now 'openmoji pairs'"),
         ({"seed": 3}, "seed: there 0, now 3"),
         ({"image_size": 9}, "image_size: there 8, now 9"),
         ({"std": 0.25}, "autoencoder: there '[0-9a-f]{16}', now '[0-9a-f]{16}'"),
+        ({"dtype": jnp.bfloat16}, "dtype: there 'float32', now 'bfloat16'"),
         ({"side": 3}, r"shape: there \[2, 2, 6\], now \[3, 3, 6\]"),
     ],
 )
 def test_latents_of_anything_else_are_refused(tmp_path, changes, words):
     store(tmp_path)
-    space = Averages(**{name: changes.pop(name) for name in ("side", "std") if name in changes})
+    space = Averages(**{name: changes.pop(name) for name in ("side", "std", "dtype") if name in changes})
     expected = latents.contents_of(config_of(**changes), space, {})
     for attempt in (lambda: latents.check(tmp_path, expected), lambda: open_source(tmp_path, expected=expected)):
         with pytest.raises(UserError, match=f"holds other latents \\({words}\\); set"):
             attempt()
+
+
+def test_contents_of_earlier_versions_are_still_read(tmp_path, monkeypatch):
+    """They name the images from where one stood, and say nothing of the type."""
+    path = store(tmp_path / "latents") / "latents.json"
+    monkeypatch.chdir(tmp_path)
+    contents = json.loads(path.read_text()) | {"data": "folder pictures"}
+    del contents["dtype"]
+    path.write_text(json.dumps(contents))
+    expected = latents.contents_of(config_of(path=str(tmp_path / "pictures")), Averages(), {})
+    assert len(open_source(tmp_path / "latents", expected=expected)) == 10
+    latents.write_contents(tmp_path / "latents", expected | {"shard_size": 4, "splits": {"train": 10}})
 
 
 def test_what_does_not_concern_the_images_may_change(tmp_path):

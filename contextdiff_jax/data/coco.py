@@ -1,0 +1,215 @@
+"""COCO's pictures with their objects in boxes, from the annotation files themselves.
+
+    <path>/train2017/*.jpg  <path>/val2017/*.jpg
+    <path>/annotations/instances_train2017.json  stuff_train2017.json  and the same for val2017
+
+The usual choice for layouts: objects whose boxes cover more than 2 % of their picture, pictures with 3 to 8 of them, the
+middle square. Stuff (sky, grass) counts as an object; its collective class "other" and crowds do not.
+"""
+
+import pathlib
+import warnings
+from typing import Any
+
+import numpy as np
+
+from contextdiff_jax.data import checks, images
+from contextdiff_jax.data.augment import boxes_in, central_window
+from contextdiff_jax.data.base import Description, ImageSource
+from contextdiff_jax.data.listing import listed
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import read_json
+
+SPLITS = ("train", "val")
+MAX_OBJECTS = 8
+_MIN_OBJECTS = 3
+_MIN_AREA = 0.02  # share of the picture that the box of an object covers
+_YEAR = "2017"
+_OTHER = "other"
+_KINDS = ("instances", "stuff")
+_AGAIN = "download the annotations again"
+
+
+class CocoSource(ImageSource):
+    """Random-access pictures with layouts: image uint8 [H, W, 3], boxes, objects, caption (the objects' names), index.
+
+    Args:
+        path: folder of the pictures' folders and of annotations.
+        split: train or val.
+        image_size: side in pixels, 8 at least.
+        max_bad_fraction: share of missing pictures, and of wrong annotations, from which on to stop.
+
+    Raises:
+        UserError: unknown split, missing or damaged files, too many missing pictures or wrong annotations.
+    """
+
+    def __init__(self, path: str, split: str, image_size: int, *, max_bad_fraction: float = 0.01):
+        self.split = checks.split(split, SPLITS, "coco")
+        self.image_size = checks.image_size(image_size)
+        self.path = _existing(path)
+        tables = [_table(self.path, kind, split) for kind in _KINDS]
+        classes = _classes(tables)
+        self.description = Description(class_names=tuple(c["name"] for c in classes))
+        pictures = {p["id"]: p for table in tables for p in table["images"]}
+        objects, wrong = _objects(tables, pictures, {c["id"]: i for i, c in enumerate(classes)})
+        _report(wrong, sum(len(table["annotations"]) for table in tables), "annotations", max_bad_fraction, self.path)
+        names = {key: pictures[key]["file_name"] for key in sorted(objects)}
+        kept = {key: own for key, own in objects.items() if _MIN_OBJECTS <= len(own) <= MAX_OBJECTS}
+        present = self._present([names[key] for key in sorted(kept)], max_bad_fraction)
+        self._records = [(names[key], kept[key]) for key in sorted(kept) if names[key] in present]
+        if not self._records:
+            few = f"no picture of {split} has {_MIN_OBJECTS} to {MAX_OBJECTS} objects"
+            raise UserError(f"data.path: {self.path}: {few} that cover more than {_MIN_AREA:.0%}; {_AGAIN}")
+
+    def _present(self, names: list[str], max_bad_fraction: float) -> set[str]:
+        """The names whose pictures are there."""
+        folder = self.path / f"{self.split}{_YEAR}"
+        present = {name for name in names if (folder / name).is_file()}
+        _report(sorted(set(names) - present), len(names), f"pictures ({folder})", max_bad_fraction, self.path)
+        return present
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __repr__(self) -> str:
+        return f"CocoSource({str(self.path)!r}, {self.split!r}, {self.image_size})"
+
+    @property
+    def identity(self) -> str:
+        """Split, number and classes."""
+        return f"coco {self.split}: {len(self)} records of {self.num_classes} classes"
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Record `index`.
+
+        Returns:
+            image uint8 [H, W, 3], the middle square; boxes float32 [8, 4] xyxy in 0..1 of its sides, zero where there
+            is no object; objects int32 [8], -1 there; caption str; index int. Objects that the square cuts off are
+            left out.
+
+        Raises:
+            UserError: the picture cannot be read.
+        """
+        name, own = self._record(index)
+        record = {"image": self._read(name, images.read_image), "index": int(index)}
+        height, width = own[0]["height"], own[0]["width"]
+        boxes, shown = boxes_in(np.array([o["box"] for o in own], np.float32), central_window(height, width))
+        return record | self._layout(own, boxes, shown)
+
+    def whole(self, index: int) -> dict[str, Any]:
+        """Record `index` with its picture as it is, [H, W, 3], and the boxes in shares of its sides."""
+        name, own = self._record(index)
+        sides = np.float32([own[0]["width"], own[0]["height"]] * 2)
+        boxes = np.array([o["box"] for o in own], np.float32) / sides
+        record = {"image": self._read(name, images.read_whole), "index": int(index)}
+        return record | self._layout(own, boxes, np.ones(len(own), bool))
+
+    def _record(self, index: int) -> tuple[str, list[dict[str, Any]]]:
+        self.check_index(index)
+        return self._records[index]
+
+    def _layout(self, own: list[dict[str, Any]], boxes: np.ndarray, shown: np.ndarray) -> dict[str, Any]:
+        kept, count = [o["label"] for o, there in zip(own, shown, strict=True) if there], int(shown.sum())
+        all_boxes, objects = np.zeros((MAX_OBJECTS, 4), np.float32), np.full(MAX_OBJECTS, -1, np.int32)
+        all_boxes[:count], objects[:count] = boxes[shown], kept
+        return {"boxes": all_boxes, "objects": objects, "caption": ", ".join(self.class_names[i] for i in kept)}
+
+    def _read(self, name: str, read: Any) -> np.ndarray:
+        path = self.path / f"{self.split}{_YEAR}" / name
+        try:
+            return read(path, self.image_size)
+        except Exception as error:
+            raise UserError(f"{path}: cannot be read: {images.reason(error)}; download it again") from error
+
+
+def _existing(path: str) -> pathlib.Path:
+    folder = pathlib.Path(path).expanduser()
+    if not str(path) or not folder.is_dir():
+        raise UserError(f"data.path: {str(path)!r} is no folder; give COCO's, which holds annotations/")
+    return folder
+
+
+def _table(folder: pathlib.Path, kind: str, split: str) -> dict[str, Any]:
+    """One annotation file, its parts checked."""
+    path = folder / "annotations" / f"{kind}_{split}{_YEAR}.json"
+    if not path.is_file():
+        raise UserError(f"data.path: {path} is missing; get it from https://cocodataset.org/#download")
+    table = read_json(path, _AGAIN, object_hook=_without_outline)
+    for part in ("images", "annotations", "categories"):
+        if not isinstance(table, dict) or not isinstance(table.get(part), list):
+            raise UserError(f"data.path: {path} has no list of {part}; {_AGAIN}")
+    keys = {"images": ("id", "file_name", "height", "width"), "categories": ("id", "name")}
+    for part, needed in keys.items():
+        if any(not isinstance(entry, dict) or any(key not in entry for key in needed) for entry in table[part]):
+            raise UserError(f"data.path: {path} has an entry of {part} without {', '.join(needed)}; {_AGAIN}")
+    return table
+
+
+def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
+    """Outlines are most of a file, and would be most of the memory."""
+    entry.pop("segmentation", None)
+    return entry
+
+
+def _classes(tables: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The classes of things and stuff in the order of their numbers."""
+    found = {c["id"]: c for table in tables for c in table["categories"] if c["name"] != _OTHER}
+    return [found[key] for key in sorted(found)]
+
+
+def _objects(
+    tables: list[dict[str, Any]], pictures: dict[int, dict], ids: dict[int, int]
+) -> tuple[dict[int, list[dict[str, Any]]], list[str]]:
+    """({picture: its objects that are large enough}, what is wrong with annotations)."""
+    other = {c["id"] for table in tables for c in table["categories"]} - set(ids)
+    objects: dict[int, list[dict[str, Any]]] = {}
+    wrong = []
+    for table in tables:
+        for entry in table["annotations"]:
+            problem, found = _object(entry, pictures, ids, other)
+            if problem:
+                wrong.append(problem)
+            elif found:
+                objects.setdefault(entry["image_id"], []).append(found)
+    return objects, wrong
+
+
+def _object(entry: Any, pictures: dict, ids: dict, other: set) -> tuple[str, dict[str, Any] | None]:
+    """(what is wrong, the object); neither where it is a crowd, too small, or of the collective class."""
+    try:
+        picture, category = pictures.get(entry["image_id"]), entry["category_id"]
+        x, y, w, h = (float(v) for v in entry["bbox"])
+    except (KeyError, TypeError, ValueError):
+        return "an entry without image_id, category_id and four numbers in bbox", None
+    if picture is None:
+        return f"image {entry['image_id']}, which is not listed", None
+    if category in other or entry.get("iscrowd"):
+        return "", None
+    if category not in ids:
+        return f"category {category}, which is not listed", None
+    height, width = picture["height"], picture["width"]
+    if not (w > 0 and h > 0 and x >= -1 and y >= -1 and x + w <= width + 1 and y + h <= height + 1):
+        return f"box {entry['bbox']} outside its image {entry['image_id']}", None
+    if w * h <= _MIN_AREA * width * height:
+        return "", None
+    return "", {"box": (x, y, x + w, y + h), "label": ids[category], "height": height, "width": width}
+
+
+def _report(bad: list[str], total: int, what: str, max_bad_fraction: float, folder: pathlib.Path) -> None:
+    """Says what is left out; UserError where that is too much."""
+    if not bad:
+        return
+    count = f"{len(bad)} of {total} {what} of {folder} are missing or wrong"
+    if len(bad) > max_bad_fraction * total:
+        limit = f"more than data.max_bad_fraction={max_bad_fraction} allows"
+        raise UserError(f"data.path: {count}, {limit}: {listed(bad)}; {_AGAIN}")
+    warnings.warn(f"{count} and are skipped: {listed(bad)}", stacklevel=3)
+
+
+def class_names_of(path: str) -> tuple[str, ...]:
+    """The classes that the annotation files of val list: the same as train's, and smaller files.
+
+    Raises:
+        UserError: as the source.
+    """
+    return tuple(c["name"] for c in _classes([_table(_existing(path), kind, "val") for kind in _KINDS]))

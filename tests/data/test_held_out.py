@@ -1,0 +1,86 @@
+"""What is held out, and which of it is looked at."""
+
+import collections
+import os
+
+import numpy as np
+import PIL.Image
+import pytest
+from data_helpers import config
+from ml_collections import ConfigDict
+
+from configs import t2i
+from contextdiff_jax import config as config_lib
+from contextdiff_jax import data
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.training import workdir
+
+
+def _fill(folder, count, classes=("cat", "dog")):
+    for i in range(count):
+        place = folder / classes[i * len(classes) // count]
+        place.mkdir(parents=True, exist_ok=True)
+        PIL.Image.new("RGB", (8, 8), (i, 0, 0)).save(place / f"{i:03d}.png")
+        (place / f"{i:03d}.txt").write_text(f"picture {i}")
+    return config(source="folder", path=str(folder), image_size=8)
+
+
+def test_only_too_small_a_folder_falls_back_to_training(tmp_path):
+    assert data.held_out(_fill(tmp_path / "small", 10))[0] == "train"
+    section = _fill(tmp_path / "large", 100)
+    split, source = data.held_out(section)
+    assert split == "val"
+    (source.path / source.names[0]).write_text("no picture")
+    with pytest.raises(UserError, match="1 of .* val images in .* cannot be read"):
+        data.held_out(section)
+
+
+@pytest.mark.parametrize("length, count", [(1000, 16), (17, 16), (16, 16), (5, 16), (1, 1), (60_000, 1024)])
+def test_what_is_looked_at_is_spread_and_always_the_same(length, count):
+    chosen = data.chosen(length, count, seed=3)
+    assert len(chosen) == len(set(chosen)) == min(length, count) and chosen == sorted(chosen)
+    assert chosen[0] >= 0 and chosen[-1] < length and chosen == data.chosen(length, count, seed=3)
+    if length > 2 * count:
+        assert chosen != data.chosen(length, count, seed=4)
+        assert np.diff(chosen).max() <= 2 * length / count + 1
+        halves = collections.Counter(index * 2 // length for index in chosen)
+        assert abs(halves[0] - halves[1]) <= 1
+
+
+def test_a_batch_of_chosen_records_is_theirs():
+    section = config()
+    indices = data.chosen(2000, 6, seed=0)
+    how = dict(seed=0, process_index=0, process_count=1, from_records=None, shuffle=False)
+    batches = data.build(section, "test", batch_size=3, indices=indices, **how)
+    assert [*next(batches)["index"], *next(batches)["index"]] == indices
+
+
+def test_a_run_does_not_depend_on_where_one_stands(tmp_path, monkeypatch):
+    (tmp_path / "clip").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run = t2i.get_config("tiny")
+    run.encoder.clip, run.model.pretrained, run.space.latents = "clip", "org/name", ""
+    settled = data.settled(run)
+    assert settled.encoder.clip == str(tmp_path / "clip") and run.encoder.clip == "clip"
+    assert settled.model.pretrained == "org/name" and settled.space.latents == ""
+    assert config_lib.whole_paths(t2i.get_config("tiny")).encoder.clip == "builtin:clip_mini"
+    # A run of an earlier version, which kept the path as given, goes on from where it was started.
+    assert not workdir._changes(run.to_dict(), settled)
+    monkeypatch.chdir("/")
+    assert not workdir._changes(settled.to_dict(), settled)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run.encoder.clip = os.path.join("~", "clip")
+    assert config_lib.whole_paths(run).encoder.clip == str(tmp_path / "clip")
+
+
+def test_the_classes_of_a_folder_go_into_the_run(tmp_path):
+    run = t2i.get_config("tiny")
+    run.data.update(ConfigDict(_fill(tmp_path / "pictures", 8).to_dict() | {"labels": "subfolders"}))
+    settled = data.settled(run)
+    assert settled.data.class_names == ("cat", "dog")
+    assert not workdir._changes(settled.to_dict(), run)
+    settled.data.path = str(tmp_path / "gone")
+    assert data.describe(settled.data).class_names == ("cat", "dog")
+    renamed = data.settled(run)
+    renamed.data.class_names = ("cat", "horse")
+    assert workdir._another_model(workdir._changes(settled.to_dict(), renamed))
