@@ -3,8 +3,8 @@
     <path>/train2017/*.jpg  <path>/val2017/*.jpg
     <path>/annotations/instances_train2017.json  stuff_train2017.json  and the same for val2017
 
-The usual choice for layouts: objects whose boxes cover more than 2 % of their picture, pictures with 3 to 8 of them, the
-middle square. Stuff (sky, grass) counts as an object; its collective class "other" and crowds do not.
+The usual choice for layouts: objects whose boxes cover more than 2 % of their picture, pictures with 3 to 8 of them,
+the middle square. Stuff (sky, grass) counts as an object; its collective class "other" and crowds do not.
 """
 
 import pathlib
