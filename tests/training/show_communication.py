@@ -39,20 +39,19 @@ def shift_of(task, features):
     return pair
 
 
-config = t2i.get_config("tiny")
-task = task_lib.build(config, weights=False)
+task = task_lib.build(t2i.get_config("tiny"), weights=False)
 for name, data, fsdp in (("encode", 4, 2), ("pair", 8, 1)):
-    config.mesh.data, config.mesh.fsdp = data, fsdp
+    task.config.mesh.data, task.config.mesh.fsdp = data, fsdp
     setup = Setup.of(task)
     rows = jax.sharding.NamedSharding(setup.mesh, sharding.ROWS)
     frozen, params = setup.frozen_spec, setup.abstract.params
     tokens = jax.tree.map(jnp.asarray, task.parts.condition.empty(BATCH))
     condition = spec_of(tokens, rows)
     if name == "encode":
-        show(name, task.encode, frozen, condition)
+        show(name, task.encode, params, frozen, condition)
         continue
     x0 = spec_of(jax.ShapeDtypeStruct((BATCH, *task.sample_shape), jnp.float32), rows)
-    context = spec_of(jax.eval_shape(task.encode, frozen, condition), rows)
+    context = spec_of(jax.eval_shape(task.encode, params, frozen, condition), rows)
     features = spec_of(jax.eval_shape(task._features, frozen, x0), rows)
     t = spec_of(jax.ShapeDtypeStruct((BATCH,), jnp.int32), rows)
     show(name, lambda f, *rest: shift_of(task, f)(*rest), features, params, frozen, context, x0, t)
