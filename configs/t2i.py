@@ -7,6 +7,7 @@
     python -m contextdiff_jax.main --config=configs/t2i.py:folder --config.data.path=DIR   # your captioned images
     python -m contextdiff_jax.main --config=configs/t2i.py:sd --config.model.pretrained=SD_FOLDER \\
         --config.data.path=DIR --config.space.latents=LATENTS --mode=encode   # once; then the same without --mode
+    bash launch/builtin_demo.sh                                       # :builtin, the model that ships as builtin:demo
 """
 
 from ml_collections import ConfigDict
@@ -33,6 +34,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
         dict(
             kind="pixels",  # pixels | latents (of the autoencoder in model.pretrained)
             latents="",  # folder that --mode=encode fills
+            max_latents=0,  # images of each split that --mode=encode takes; 0: all
             precomputed=True,  # train on its latents; False encodes the images in every step
             rgb_map="",  # folder of the map from latents to colours; empty: `latents`
             rgb="linear",  # what the adapter's CLIP sees of latents: linear (map fitted by --mode=encode) | decode
@@ -57,6 +59,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
             backbone="unet",  # unet | vdm | ldm (latent diffusion's: of Stable Diffusion's shape, from scratch) | sd
             pretrained="",  # sd: a Stable Diffusion folder in the diffusers layout
             init_from="",  # a run or an export whose parameters are the start, for a network of the same sizes
+            random_start=False,  # sd: train a new U-Net of the folder's unet/config.json, not its weights
             channels=64,
             multipliers=(1, 2, 3),
             num_blocks=1,
@@ -127,6 +130,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
             num_samples=128,  # per set (seen, unseen) and per setting of the adapter
             recogniser="",  # folder of a trained recogniser; empty: the shipped one, where there is one
             bpd_images=64,  # 0 leaves bits per dimension out
+            bpd_always=False,  # True: also where the objective is simple, which trains for pictures
             bpd_timesteps=16,  # timesteps drawn per image; 0 sums over all T
             bpd_dequantize=False,  # True: density of uniformly dequantised images; False: decoder with bins
         )
@@ -135,7 +139,8 @@ def get_config(preset: str | None = None) -> ConfigDict:
     config.ema.decay = 0.99
     config.train.num_steps = 750
     config.train.preview_every = 375
-    return apply_preset(config, preset, {"tiny": tiny, "small": small, "paper": paper, "folder": folder, "sd": sd})
+    presets = {f.__name__: f for f in (tiny, small, paper, folder, sd, builtin)}
+    return apply_preset(config, preset, presets)
 
 
 def tiny(config: ConfigDict) -> None:
@@ -265,3 +270,31 @@ def sd(config: ConfigDict) -> None:
     config.sample.threshold = "none"
     config.sample.batch_size = 4
     config.eval.bpd_images = 0  # a bound on the latents' likelihood says nothing about the images'
+
+
+def builtin(config: ConfigDict) -> None:
+    """The model that ships as `builtin:demo`: Stable Diffusion's architecture from random weights, in the latents of
+    configs/autoencoder.py, 64 x 64. `bash launch/builtin_demo.sh` makes what it starts from, and trains it."""
+    sd(config)
+    config.model.pretrained = "runs/builtin_demo/start"
+    config.model.random_start = True
+    config.model.remat = False
+    config.condition.encoder = "builtin:clip_mini"
+    config.space.latents = "runs/builtin_demo/latents"
+    config.space.max_latents = 8192
+    config.data.source = "openmoji"
+    config.data.preset = "demo"
+    config.data.image_size = 64
+    config.data.batch_size = 16
+    config.adapter.width = 64
+    config.loss.weighting = "snr_plus_1"
+    config.optim.lr = 1e-3
+    config.optim.b2 = 0.99
+    config.optim.schedule = "cosine"
+    config.ema.decay = 0.998
+    config.train.trainable = (".*",)
+    config.train.num_steps = 1400
+    config.train.preview_every = 200
+    config.sample.num_steps = 20
+    config.sample.guidance = 3.0
+    config.sample.batch_size = 16

@@ -17,6 +17,7 @@ from contextdiff_jax.files import check_local, check_writable, read_text, text_l
 
 # In a clone, and inside the installed package.
 SHIPPED_CONFIGS = (Path(__file__).parents[1] / "configs", Path(__file__).parent / "shipped" / "configs")
+SHIPPED = "builtin:demo"  # what draws without a config and a workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Options:
     out: str = ""
     image: str = ""
     strength: float = 0.8
+    half: bool = False
     images: str = ""
     reference: str = ""
     features: tuple[str, ...] = ()
@@ -151,8 +153,8 @@ def _check_key(config: ConfigDict, key: str) -> None:
         node = node[part]
 
 
-def run(mode: str, config: ConfigDict, options: Options) -> None:
-    """Checks the config and where results go, and dispatches on the mode."""
+def run(mode: str, config: ConfigDict | None, options: Options) -> None:
+    """Checks the config and where results go, and dispatches on the mode; to sample, a model's own config will do."""
     from contextdiff_jax import training
     from contextdiff_jax.compilation import keep_programs
 
@@ -162,9 +164,11 @@ def run(mode: str, config: ConfigDict, options: Options) -> None:
     if mode in WITHOUT_CONFIG:
         WITHOUT_CONFIG[mode](options)
         return
-    config_lib.check(config)
-    if config.task != "diffusion" and mode not in ("train", "export", "plan"):
-        raise UserError(f"--mode={mode} is for diffusion models; for config.task={config.task!r}: train, export, plan")
+    if config is not None:
+        config_lib.check(config)
+        if config.task != "diffusion" and mode not in ("train", "export", "plan"):
+            accepted = "train, export, plan"
+            raise UserError(f"--mode={mode} is for diffusion models; for config.task={config.task!r}: {accepted}")
     training.initialize_distributed(options.coordinator, options.num_processes, options.process_id)
     MODES[mode](config, options)
 
@@ -193,7 +197,7 @@ def train(config: ConfigDict, options: Options) -> None:
             print("config.eval.after_training: with several processes run --mode=eval by itself afterwards")
 
 
-def _pipeline(config: ConfigDict, options: Options):
+def _pipeline(config: ConfigDict | None, options: Options):
     """The trained model of the workdir, with this command line's `sample` and `eval` sections."""
     from contextdiff_jax.pipeline import Pipeline
 
@@ -219,11 +223,14 @@ def edit(config: ConfigDict, options: Options) -> None:
     print(f"figures: {out / 'edit.json'}   picture: {out / 'edit.png'}   side by side: {out / 'edit.mp4'}")
 
 
-def sample(config: ConfigDict, options: Options) -> None:
+def sample(config: ConfigDict | None, options: Options) -> None:
     """Draws the prompts and writes every picture, and a grid with the captions under them."""
     from contextdiff_jax.asked import as_array, check_strength, read_size
     from contextdiff_jax.pictures import caption_grid
 
+    # Without a config the model must be read before the rest can be checked against its own.
+    pipeline = _pipeline(None, options) if config is None else None
+    config = pipeline.config if config is None else config
     prompts = asked_for(config, options)
     size = read_size(options.size) if options.size else None
     start: dict[str, Any] = {"size": size}
@@ -233,8 +240,9 @@ def sample(config: ConfigDict, options: Options) -> None:
         start |= dict(image=options.image, strength=options.strength)
     if options.negative:
         start["negative"] = options.negative
-    pipeline = _pipeline(config, options)
-    default = Path(options.workdir) / "samples" / f"step-{pipeline.step}-seed-{options.seed}"
+    pipeline = pipeline or _pipeline(config, options)
+    home = Path(options.workdir.replace("builtin:", "runs/builtin-"))  # nothing is written into the package
+    default = home / "samples" / f"step-{pipeline.step}-seed-{options.seed}"
     out = make_folder(Path(options.out) if options.out else unused(default))
     arrays = pipeline.sample_arrays(prompts, key=options.seed, **start)
     captions = prompts if isinstance(prompts, list) else [f"{i}" for i in range(prompts)]
@@ -313,7 +321,7 @@ def export(config: ConfigDict, options: Options) -> None:
         from contextdiff_jax import export as export_lib
 
         pipeline = _pipeline(config, options)
-        export_lib.write(pipeline.task, pipeline.params, pipeline.step, out)
+        export_lib.write(pipeline.task, pipeline.params, pipeline.step, out, options.half)
         print(f"step {pipeline.step} exported to {out}; read it with contextdiff_jax.Pipeline.load({out!r})")
         return
     from contextdiff_jax import task as task_lib
@@ -381,6 +389,7 @@ def study(options: Options) -> None:
 
 
 WITHOUT_CONFIG = {"metrics": metrics, "study": study}
+OWN_CONFIG = ("sample",)  # modes to which a trained model's own config will do
 MODES = {
     "train": train,
     "sample": sample,

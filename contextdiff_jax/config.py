@@ -45,7 +45,7 @@ POSITIVE = """
 NOT_NEGATIVE = """
     seed data.seed adapter.spectral_norm adapter.bound loss.gamma optim.weight_decay optim.warmup_steps optim.clip_norm
     sample.eta sample.guidance train.keep_every train.preview_every train.validate_every
-    eval.bpd_images eval.bpd_timesteps loss.num_times
+    eval.bpd_images eval.bpd_timesteps loss.num_times space.max_latents
 """
 LARGEST_FLOAT = 3.4e38  # of float32, in which everything is computed
 FRACTIONS = """
@@ -346,11 +346,13 @@ _LATER = {
     "space.kind": "pixels",
     "space.latents": "",
     "space.precomputed": True,
+    "space.max_latents": 0,
     "space.rgb_map": "",
     "space.rgb": "linear",
     "model.backbone": "unet",
     "model.pretrained": "",
     "model.init_from": "",
+    "model.random_start": False,
     "model.fourier_bands": (6, 7),
     "adapter.features": "clip",
     "adapter.spectral_norm": 0.0,
@@ -373,6 +375,7 @@ _LATER = {
     "train.lora": dict(rank=0, scale=1.0, targets=(r"(attn\d|self|cross)/(query|key|value|out)/kernel$",)),
     "eval.after_training": False,
     "eval.bpd_dequantize": False,
+    "eval.bpd_always": False,
 }
 
 

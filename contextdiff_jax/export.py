@@ -20,6 +20,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
@@ -41,7 +42,7 @@ PATHS = (("model", "pretrained"), ("encoder", "clip"), ("condition", "encoder"),
 _KEPT = (".json", ".txt", ".model")  # of a pretrained folder's parts, beside the weights that we read ourselves
 
 
-def write(task: DiffusionTask, params: Params, step: int, out: str | Path) -> None:
+def write(task: DiffusionTask, params: Params, step: int, out: str | Path, half: bool = False) -> None:
     """Writes the model, whole or not at all: it is put together beside `out` and renamed.
 
     Args:
@@ -49,6 +50,7 @@ def write(task: DiffusionTask, params: Params, step: int, out: str | Path) -> No
         params: all parameters, {"denoiser", "adapter"}.
         step: the training step they come from.
         out: the folder; an earlier export there is replaced.
+        half: trained networks in float16 and no Orbax copy: the smallest folder.
 
     Raises:
         UserError: a folder with other content, or one that the model itself is read from.
@@ -59,7 +61,7 @@ def write(task: DiffusionTask, params: Params, step: int, out: str | Path) -> No
     shutil.rmtree(building, ignore_errors=True)
     try:
         building.mkdir(parents=True)
-        _write(task, params, step, building, out.name)
+        _write(task, params, step, building, out.name, half)
         shutil.rmtree(out, ignore_errors=True)
         building.rename(out)
         identity.check(out, read_config(out)[0])
@@ -82,27 +84,28 @@ def _check_target(config: ConfigDict, out: Path) -> None:
             raise UserError(f"the model is read from {out} itself (config.{section}.{key}={value}); give another --out")
 
 
-def _write(task: DiffusionTask, params: Params, step: int, out: Path, name: str) -> None:
+def _write(task: DiffusionTask, params: Params, step: int, out: Path, name: str, half: bool) -> None:
     """All files of an export."""
     config, portable = task.config, ConfigDict(task.config.to_dict())
+    dtype = np.float16 if half else np.float32
     if "lora" in params:
         _write_lora(config, params["lora"], out)
         params, portable.train.lora.rank = task.merged(params), 0
     if config.model.backbone == "sd":
-        _write_sd(task, params["denoiser"], out)
+        _write_sd(task, params["denoiser"], out, dtype)
     else:
-        _write_network(out / "denoiser", params["denoiser"], config.model)
+        _write_network(out / "denoiser", params["denoiser"], config.model, dtype)
     if config.model.pretrained:
         source = encoders.folder_of(config.model.pretrained)
         _write_parts_of_file(task, out) if source.is_file() else _copy_parts(source, out, ("vae", "vqvae", "scheduler"))
-        portable.model.pretrained = "."
+        portable.model.pretrained, portable.model.random_start = ".", False
     portable.model.init_from = portable.space.latents = portable.space.rgb_map = ""
     if "adapter" in params:
-        _write_network(out / "adapter", params["adapter"], config.adapter)
+        _write_network(out / "adapter", params["adapter"], config.adapter, dtype)
     if "condition" in params:
-        _write_network(out / "condition", params["condition"], config.condition)
+        _write_network(out / "condition", params["condition"], config.condition, dtype)
     if "process" in params:
-        _write_network(out / "process", params["process"], config.process)
+        _write_network(out / "process", params["process"], config.process, dtype)
     if task.parts.clip is not None:
         portable.encoder.clip = _write_encoder(config.encoder.clip, task.parts.clip, out / "image_encoder")
     if config.condition.kind == "text" and config.condition.encoder:
@@ -111,8 +114,9 @@ def _write(task: DiffusionTask, params: Params, step: int, out: Path, name: str)
     if isinstance(task.parts.space, Latents) and (rgb_map := task.parts.space.params["rgb"]):
         write_rgb_map(rgb_map, out)
         portable.space.latents = "."
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(out / "orbax", params)
+    if not half:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(out / "orbax", params)
     _write_card(config, step, out, name)
     write_json({"step": step, "version": __version__, "config": portable.to_dict()}, out / CONFIG)
 
@@ -153,8 +157,8 @@ def _tensor_name(path: str) -> str:
     return warm_start.tensor_name(path)
 
 
-def _write_network(folder: Path, params: Params, section: ConfigDict) -> None:
-    pretrained.write_params(folder, params, _tensor_name, section.to_dict())
+def _write_network(folder: Path, params: Params, section: ConfigDict, dtype: Any) -> None:
+    pretrained.write_params(folder, params, _tensor_name, section.to_dict(), dtype)
 
 
 def _write_lora(config: ConfigDict, params: Params, out: Path) -> None:
@@ -180,12 +184,12 @@ def _write_parts_of_file(task: DiffusionTask, out: Path) -> None:
     write_json(single_file.INDEX, out / PIPELINE_INDEX)
 
 
-def _write_sd(task: DiffusionTask, params: Params, out: Path) -> None:
+def _write_sd(task: DiffusionTask, params: Params, out: Path, dtype: Any) -> None:
     """The pipeline folder with the trained U-Net; what was not trained is copied as it is."""
     from contextdiff_jax.models.sd_unet import read_unet_config, save_sd_unet
 
     source = encoders.folder_of(task.config.model.pretrained)
-    save_sd_unet(out / "unet", read_unet_config(source / "unet"), params)
+    save_sd_unet(out / "unet", read_unet_config(source / "unet"), params, dtype)
     if source.is_file():
         return
     if not (source / PIPELINE_INDEX).is_file():

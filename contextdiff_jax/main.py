@@ -2,7 +2,10 @@
 
     python -m contextdiff_jax.main --config=configs/t2i.py[:preset] --workdir=DIR --mode=MODE
 
-with MODE one of train, sample, edit, eval, export, bench, encode, plan; metrics and study need no config.
+with MODE one of train, sample, edit, eval, export, bench, encode, plan; metrics and study need no config. To sample, a
+trained model's own config will do, and without a workdir the model that ships with the package draws:
+
+    python -m contextdiff_jax.main --mode=sample --prompt="a frog on a purple background"
 """
 
 import sys
@@ -41,6 +44,7 @@ SETS = flags.DEFINE_multi_string("set", [], "study: NAME=FOLDER of results, ours
 SOURCE = flags.DEFINE_string("source", "", "study: folder of what was edited.")
 ANSWERS = flags.DEFINE_multi_string("answers", [], "study: JSON lines files that the page saved, or their folder.")
 CROP = flags.DEFINE_integer("crop", None, "metrics: crop pictures to squares of this side; default as they are.")
+HALF = flags.DEFINE_bool("half", False, "export: float16 and no Orbax copy, the smallest folder.")
 STRENGTH = flags.DEFINE_float("strength", 0.8, "sample: how far --image is noised first, above 0 to 1.")
 NEGATIVE = flags.DEFINE_string("negative", "", "sample: what to stay away from; needs guidance above 1.")
 SIZE = flags.DEFINE_string("size", "", "sample: HEIGHTxWIDTH in pixels, e.g. 32x48; default that of the training.")
@@ -92,6 +96,7 @@ def main(argv: list[str]) -> None:
                 sets=tuple(SETS.value),
                 source=SOURCE.value,
                 answers=tuple(ANSWERS.value),
+                half=HALF.value,
                 allow_config_change=ALLOW_CONFIG_CHANGE.value,
                 coordinator=COORDINATOR.value,
                 num_processes=NUM_PROCESSES.value,
@@ -107,8 +112,10 @@ def main(argv: list[str]) -> None:
 
 
 def default_workdir() -> str:
-    """That of the config; none where a mode needs no config."""
-    return "" if CONFIG.value is None else command_line.default_workdir(FLAGS["config"].config_filename, CONFIG.value)
+    """That of the config; without one the model that ships, where a model is asked for."""
+    if CONFIG.value is None:
+        return command_line.SHIPPED if MODE.value in command_line.OWN_CONFIG else ""
+    return command_line.default_workdir(FLAGS["config"].config_filename, CONFIG.value)
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -119,7 +126,7 @@ def parse(argv: list[str]) -> list[str]:
         rest = FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"argument {rest[1]!r} is not a flag; flags look like --name=value")
-        if CONFIG.value is None and MODE.value not in command_line.WITHOUT_CONFIG:
+        if CONFIG.value is None and MODE.value not in (*command_line.WITHOUT_CONFIG, *command_line.OWN_CONFIG):
             raise UserError("--config is missing; try --config=configs/t2i.py")
         return rest
     except (UserError, flags.Error) as error:

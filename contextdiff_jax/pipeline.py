@@ -22,6 +22,7 @@ from contextdiff_jax.editing.result import Edit
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import diffusers_format, lora
 from contextdiff_jax.pictures import to_uint8
+from contextdiff_jax.progress import Progress
 from contextdiff_jax.serving import Contexts, Drawn, OnStep, Steps
 from contextdiff_jax.tasks import warm_start
 from contextdiff_jax.tasks.diffusion import DiffusionTask
@@ -171,7 +172,12 @@ class Pipeline:
 
     def sample_arrays(self, prompts: str | int | Sequence[str], **options: Any) -> np.ndarray:
         """Pictures as float32 [N, H, W, C] in [-1, 1]; the options are those of `stream`."""
-        return np.concatenate([drawn.whole() for drawn in self.stream(prompts, **options)])
+        parts = []
+        with Progress("sampling", len(self.check_prompts(prompts)), "img") as progress:
+            for drawn in self.stream(prompts, **options):
+                parts.append(drawn.whole())
+                progress.update(len(parts[-1]))
+        return np.concatenate(parts)
 
     def stream(
         self,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from contextdiff_jax import config as config_lib
-from contextdiff_jax import export
+from contextdiff_jax import encoders, export
 from contextdiff_jax.conditions.spaces import RGB_MAP
 from contextdiff_jax.encoders import BUILTIN
 from contextdiff_jax.errors import UserError
@@ -55,7 +55,7 @@ class Saved(NamedTuple):
 
 def find(path: str | Path, *, step: int | None, ema: bool, config: ConfigDict | None) -> Saved:
     """What lies at `path`; arguments and errors are those of `Pipeline.load`."""
-    path = hub.local(path)
+    path = encoders.folder_of(path)
     if path.is_file():
         single_file.check(path)
         _only_checkpoint(path, step)
@@ -110,7 +110,7 @@ def _with_sampling_of(own: ConfigDict, config: ConfigDict, path: str | Path) -> 
         result.update_from_flattened_dict({key: config_lib.leaves(config)[key] for key in paths})
     differing = [
         line
-        for line in config_lib.differences(own, config)
+        for line in config_lib.differences(own, config, ignore=("model.random_start",))
         if line.startswith(_MODEL_KEYS) and line.split(":")[0] not in paths
     ]
     if differing:
@@ -152,7 +152,13 @@ def stable_diffusion_config(folder: str | Path) -> ConfigDict:
             space=dict(kind="latents", latents="", precomputed=False, rgb_map="", rgb="linear"),
             process=dict(schedule="pretrained", num_timesteps=num_timesteps, zero_terminal_snr=False),
             model=dict(
-                backbone="sd", pretrained=str(folder), prediction="pretrained", dtype="auto", remat=False, dropout=0.0
+                backbone="sd",
+                pretrained=str(folder),
+                random_start=False,
+                prediction="pretrained",
+                dtype="auto",
+                remat=False,
+                dropout=0.0,
             ),
             adapter=dict(enabled=False),
             loss=dict(objective="simple", weighting="prediction", gamma=5.0, cond_drop_prob=0.1),

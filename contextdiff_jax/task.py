@@ -62,6 +62,9 @@ def build(config: ConfigDict, runtime: Runtime | None = None, weights: bool = Tr
             from contextdiff_jax.tasks.contrastive import ContrastiveTask as task
         case "recogniser":
             from contextdiff_jax.tasks.recogniser import RecogniserTask as task
+        case "autoencoder":
+            from contextdiff_jax.tasks.autoencoder import AutoencoderTask as task
         case _:
-            raise UserError(f"config.task={config.task!r} is unknown; accepted: diffusion, contrastive, recogniser")
+            accepted = "diffusion, contrastive, recogniser, autoencoder"
+            raise UserError(f"config.task={config.task!r} is unknown; accepted: {accepted}")
     return task(config)

@@ -33,6 +33,7 @@ def write_report(figures: Mapping[str, Any], grids: Mapping[str, Sequence], path
             "alignment": {row name: result of `alignment` or `chance`}, one table row each, in order;
             "bits_per_dim": {row name: {"mean", "stderr", and the bound's terms "prior", "reconstruction",
                 "diffusion"}}, one line each;
+            "judge_features": {row name: result of `fidelity`}, one line each;
             every other number or text becomes a line "name  value" (underscores become spaces), and every
             other mapping of them one line each, "name, key  value".
         grids: {heading: (images [N, H, W, 3], captions) or (images, captions, correct)}, drawn in order.
@@ -124,8 +125,11 @@ def _facts(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         error = bound.get("stderr", np.nan)  # of a single image it is not a number
         text = f"{bound['mean']:.3f}" + (f" ± {error:.3f}" if np.isfinite(error) else "")
         facts.append((f"bits per dim, {name}", text + (f"   ({terms})" if terms else "")))
+    for name, row in figures.get("judge_features", {}).items():
+        shares = f"   (precision {row['precision']:.2f}, recall {row['recall']:.2f}, {row['n']} images)"
+        facts.append((f"judge Frechet distance, {name}", f"{row['frechet']:.3g}" + shares))
     for name, value in figures.items():
-        if name in ("title", "alignment", "bits_per_dim"):
+        if name in ("title", "alignment", "bits_per_dim", "judge_features"):
             continue
         entries = value if isinstance(value, Mapping) else {"": value}
         for key, entry in entries.items():

@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from contextdiff_jax import data
 from contextdiff_jax.evaluate.alignment import alignment, ceiling, chance, hits
 from contextdiff_jax.evaluate.bpd import bits_per_dim, join
+from contextdiff_jax.evaluate.fidelity import REFERENCE, fidelity, renders
 from contextdiff_jax.evaluate.report import write_report
 from contextdiff_jax.files import write_json
 from contextdiff_jax.models.recogniser import Recogniser, load_recogniser
@@ -55,8 +57,10 @@ def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]
         figures["samples_per_second"] = {"as configured": per_second}
         grids = {"samples, asked for as held-out records are": (images[:GRID], captions[:GRID])}
     else:
-        figures["alignment"], figures["samples_per_second"], grids = _alignment(pipeline, judge, seed)
-    if config.eval.bpd_images and config.space.kind == "pixels":
+        figures["alignment"], figures["samples_per_second"], grids, drawn = _alignment(pipeline, judge, seed)
+        figures["judge_features"] = _fidelity(config, judge, drawn)
+    trained_for_likelihood = config.loss.objective in ("nelbo", "posterior")
+    if config.eval.bpd_images and config.space.kind == "pixels" and (trained_for_likelihood or config.eval.bpd_always):
         figures["bits_per_dim"] = _bits_per_dim(pipeline, seed)
     _print(figures)
     keep(out / "eval.json", partial(write_json, figures))
@@ -78,7 +82,7 @@ def hardware() -> str:
     return str(here())
 
 
-def _judge(config) -> Recogniser | None:
+def _judge(config: ConfigDict) -> Recogniser | None:
     """The recogniser of an openmoji preset, the one named or the shipped one; None where the model takes no prompts, or
     there is no recogniser."""
     if config.data.source != "openmoji" or config.condition.kind == "none":
@@ -109,13 +113,14 @@ def spread(combinations: Sequence, count: int) -> list:
     return list(itertools.islice(itertools.cycle(combinations), count))
 
 
-def _alignment(pipeline: Pipeline, judge: Recogniser, seed: int) -> tuple[dict, dict, dict]:
-    """Rows of the alignment table, pictures per second and grids, for seen and unseen combinations."""
+def _alignment(pipeline: Pipeline, judge: Recogniser, seed: int) -> tuple[dict, dict, dict, dict]:
+    """Rows of the alignment table, pictures per second and grids, for seen and unseen combinations; and all pictures of
+    each setting of the adapter."""
     config = pipeline.config
     words = data.vocabulary(config.data.preset)
     pairs = {"seen": words.seen, "unseen": tuple(sorted(words.unseen))}
     settings = {"adapter on": {}, "adapter off": {"adapter": False}} if pipeline.task.adapter is not None else {"": {}}
-    rows, speed, grids = {}, {}, {}
+    rows, speed, grids, drawn = {}, {}, {}, {}
     for label, options in settings.items():
         for group, combinations in pairs.items():
             asked = np.array(spread(combinations, config.eval.num_samples))
@@ -126,6 +131,7 @@ def _alignment(pipeline: Pipeline, judge: Recogniser, seed: int) -> tuple[dict, 
             # The first group compiles; the speed that stays is that of the second.
             speed[label or "plain"] = len(captions) / (time.perf_counter() - start)
             rows[name] = {"split": f"{group} combinations"} | alignment(images, asked[:, 0], asked[:, 1], judge)
+            drawn.setdefault(label or "samples", []).append(images)
             if not options:
                 shown = np.linspace(0, len(asked) - 1, min(GRID, len(asked))).astype(int)
                 correct = hits(images[shown], asked[shown, 0], asked[shown, 1], judge)["both"]
@@ -134,7 +140,16 @@ def _alignment(pipeline: Pipeline, judge: Recogniser, seed: int) -> tuple[dict, 
         real = ceiling(data.source(config.data, split), judge, config.eval.num_samples)
         rows[f"ceiling: real renders, {group}"] = {"split": split} | real
     rows["chance"] = chance(len(words.objects), len(words.backgrounds))
-    return rows, speed, grids
+    return rows, speed, grids, {label: np.concatenate(images) for label, images in drawn.items()}
+
+
+def _fidelity(config: ConfigDict, judge: Recogniser, drawn: dict[str, np.ndarray]) -> dict[str, dict]:
+    """Rows of distances to held-out renders, half of seen and half of unseen combinations as the pictures are, with as
+    many other renders as the floor."""
+    sources, count = [data.source(config.data, split) for split in ("test", "unseen")], 2 * config.eval.num_samples
+    reference = judge.features(renders(sources, REFERENCE, first=count))
+    rows = {label: fidelity(images, reference, judge) for label, images in drawn.items()}
+    return rows | {"floor: other real renders": fidelity(renders(sources, count), reference, judge)}
 
 
 def _bits_per_dim(pipeline: Pipeline, seed: int) -> dict[str, dict]:
@@ -186,6 +201,9 @@ def _print(figures: dict[str, Any]) -> None:
         cells = "  ".join(f"{m} {100 * row[m]:5.1f} %" for m in ("object", "background", "both"))
         count = f"  (n = {row['n']})" if "n" in row else ""
         print(f"{name:40s} {cells}{count}")
+    for name, row in figures.get("judge_features", {}).items():
+        shares = f"precision {row['precision']:.2f}  recall {row['recall']:.2f}  (n = {row['n']})"
+        print(f"{'judge Frechet distance, ' + name:40s} {row['frechet']:.3g}  {shares}")
     for name, row in figures.get("bits_per_dim", {}).items():
         measured = f"{row['mean']:.3f} +- {row['stderr']:.3f}  ({row['images']} of {row['split']})"
         print(f"{'bits per dimension, ' + name:40s} {measured}")

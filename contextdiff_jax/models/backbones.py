@@ -53,20 +53,29 @@ class PixelBackbone:
 
 @dataclasses.dataclass(frozen=True)
 class StableDiffusionBackbone:
-    """The U-Net of a Stable Diffusion folder; its time counts from 0, so ours less one."""
+    """The U-Net of a Stable Diffusion folder; its time counts from 0, so ours less one.
+
+    Attributes:
+        folder: in the layout of diffusers; of a random start, its config.json alone counts.
+        module: the network.
+        random_start: whether training starts from `init` and not from `load`.
+    """
 
     folder: Path
     module: nn.Module
     num_frames: int = 1
+    random_start: bool = False
 
     def init(self, key: Array, xt: Any, t: Any, context: Any) -> Params:
-        """Random parameters of the same shapes; training starts from `load`."""
+        """Random parameters of the same shapes."""
         return self.module.lazy_init(key, xt, t, context.tokens, spatial=context.spatial)["params"]
 
-    def load(self, shardings: Params) -> Params:
-        """The folder's weights; layers that join frames and are no copies are not among them."""
+    def load(self, shardings: Params) -> Params | None:
+        """The folder's weights, without layers that join frames and are no copies; None for a random start."""
         from contextdiff_jax.models.sd_unet import read_sd_unet
 
+        if self.random_start:
+            return None
         params = read_sd_unet(self.folder, shardings)
         parallel = self.module.video.temporal_attention == "parallel"
         return with_branches_over_time(params, shardings) if parallel else params
@@ -231,5 +240,5 @@ def build(config: ConfigDict, dtype: jnp.dtype) -> Backbone:
 
             folder = hub.local(model.pretrained) / "unet"
             module = SDUNet(read_unet_config(folder), dtype, model.remat, VideoConfig.from_config(model.video))
-            return StableDiffusionBackbone(folder, module, config.data.num_frames)
+            return StableDiffusionBackbone(folder, module, config.data.num_frames, model.random_start)
     raise UserError(f"config.model.backbone={model.backbone!r} is unknown; accepted: unet, vdm, ldm, sd")

@@ -36,13 +36,19 @@ class RecogniserNet(nn.Module):
     channels: tuple[int, int, int] = (64, 96, 128)
 
     @nn.compact
-    def __call__(self, x: Array) -> tuple[Array, Array]:
-        """x [B, H, W, 3] in [-1, 1] -> logits (object [B, num_objects], background [B, num_backgrounds])."""
+    def __call__(self, x: Array, features: bool = False) -> Array | tuple[Array, Array]:
+        """x [B, H, W, 3] in [-1, 1] -> logits (object [B, num_objects], background [B, num_backgrounds]), or how much
+        each response of the first layer varies over the picture [B, F].
+
+        The later layers have learned to overlook blur and noise; the first still sees outlines as they are drawn.
+        """
         c1, c2, c3 = self.channels
         layers = ((c1 // 2, 5, 2), (c1, 3, 1), (c2, 3, 2), (c2, 3, 1), (c3, 3, 2))
         for i, (channels, kernel, stride) in enumerate(layers):
             x = nn.Conv(channels, (kernel, kernel), strides=stride, use_bias=False, name=f"conv_{i}")(x)
             x = nn.silu(nn.GroupNorm(num_groups=None, group_size=min(16, channels), name=f"norm_{i}")(x))
+            if features:
+                return x.std((1, 2))
         x = jnp.concatenate([x.mean((1, 2)), x.max((1, 2))], axis=-1)
         return nn.Dense(self.num_objects, name="object")(x), nn.Dense(
             self.num_backgrounds, name="background"
@@ -80,6 +86,11 @@ class Recogniser:
 
         return ids
 
+    @functools.cached_property
+    def _features(self) -> Callable[[Params, Array], tuple[Array]]:
+        net, size = self.config.net(), self.config.image_size
+        return jax.jit(lambda params, images: (net.apply({"params": params}, resize(images, size), features=True),))
+
     def predict(self, images: np.ndarray, chunk: int = 128) -> tuple[np.ndarray, np.ndarray]:
         """Names what is on the images.
 
@@ -91,16 +102,23 @@ class Recogniser:
             (object ids [N], background ids [N]) int32, `NOT_AN_IMAGE` where a pixel is not finite.
         """
         images = _as_float(images)
-        found = np.full((2, len(images)), NOT_AN_IMAGE, np.int32)
-        finite = np.isfinite(images).all(axis=(1, 2, 3))
-        for start in range(0, len(images), chunk):
-            part = np.clip(np.nan_to_num(images[start : start + chunk]), -1.0, 1.0)
-            # Always whole chunks: one compilation for every N.
-            padding = np.zeros((chunk - len(part), *part.shape[1:]), part.dtype)
-            ids = self._ids(self.params, np.concatenate([part, padding]))
-            found[:, start : start + chunk] = np.stack([np.asarray(i)[: len(part)] for i in ids])
-        found[:, ~finite] = NOT_AN_IMAGE
+        found = np.stack(self._in_chunks(self._ids, images, chunk)).astype(np.int32)
+        found[:, ~np.isfinite(images).all(axis=(1, 2, 3))] = NOT_AN_IMAGE
         return found[0], found[1]
+
+    def features(self, images: np.ndarray, chunk: int = 128) -> np.ndarray:
+        """What the judge's first layer sees, float32 [N, F]; images as for `predict`, what is not finite
+        counts as 0."""
+        return self._in_chunks(self._features, _as_float(images), chunk)[0]
+
+    def _in_chunks(self, run: Callable[[Params, Array], tuple], images: np.ndarray, chunk: int) -> list[np.ndarray]:
+        """Outputs of a jitted function for all images; always whole chunks, one compilation for every N."""
+        parts = []
+        for start in range(0, max(1, len(images)), chunk):
+            part = np.clip(np.nan_to_num(images[start : start + chunk]), -1.0, 1.0)
+            padding = np.zeros((chunk - len(part), *part.shape[1:]), part.dtype)
+            parts.append([np.asarray(out)[: len(part)] for out in run(self.params, np.concatenate([part, padding]))])
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
 def resize(images: Array, size: int) -> Array:

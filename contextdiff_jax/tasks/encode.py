@@ -10,13 +10,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from contextdiff_jax import data
 from contextdiff_jax.conditions.spaces import Latents, fit_rgb_map, nearest_multiple, write_rgb_map
 from contextdiff_jax.data import latents
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.pictures import caption_grid
+from contextdiff_jax.progress import Progress
 
 FIT_IMAGES = 64
 SHOWN = 8
@@ -39,19 +39,20 @@ def encode(config: ConfigDict, space: Latents, folder: Path, factor: int = 1) ->
     contents = latents.contents_of(config, space, {})
     _make_folder(folder)
     sources = dict(_splits(config))
-    latents.write_contents(folder, contents | {"splits": {split: len(source) for split, source in sources.items()}})
+    counts = {split: min(len(source), config.space.max_latents or len(source)) for split, source in sources.items()}
+    latents.write_contents(folder, contents | {"splits": counts})
     params, moments, size = _on_local_devices(space, min(config.data.batch_size, latents.SHARD_SIZE))
     run = lambda source, indices: _encode_rows(partial(moments, params), source, indices, size, config.data)
 
-    fitted = list(run(sources["train"], range(min(FIT_IMAGES, len(sources["train"])))))
+    fitted = list(run(sources["train"], range(min(FIT_IMAGES, counts["train"]))))
     mean = np.stack([record["latent"] for record in fitted])[..., : space.shape[-1]]
     images = _images(fitted)
     rgb_map = fit_rgb_map(mean, images)
     write_rgb_map(rgb_map, folder)
     _show(space, params, mean, images, rgb_map, folder / "reconstructions.png")
     for split, source in sources.items():
-        _encode_split(run, source, folder, split)
-    print(f"latents of {', '.join(f'{len(s)} {name}' for name, s in sources.items())} images are in {folder}")
+        _encode_split(run, source, counts[split], folder, split)
+    print(f"latents of {', '.join(f'{count} {split}' for split, count in counts.items())} images are in {folder}")
 
 
 def _on_local_devices(space: Latents, batch_size: int) -> tuple[Any, Any, int]:
@@ -92,15 +93,15 @@ def _splits(config: ConfigDict) -> Iterator[tuple[str, Any]]:
         yield split, source
 
 
-def _encode_split(run: Any, source: Any, folder: Path, split: str) -> None:
-    """Writes the shards that are not there yet; with several processes each takes its share."""
+def _encode_split(run: Any, source: Any, count: int, folder: Path, split: str) -> None:
+    """Writes the shards of the first `count` images that are not there yet; each process does its share."""
     size = latents.SHARD_SIZE
-    starts = list(enumerate(range(0, len(source), size)))[jax.process_index() :: jax.process_count()]
-    shards = [(latents.shard_path(folder, split, i), range(k, min(k + size, len(source)))) for i, k in starts]
+    starts = list(enumerate(range(0, count, size)))[jax.process_index() :: jax.process_count()]
+    shards = [(latents.shard_path(folder, split, i), range(k, min(k + size, count))) for i, k in starts]
     todo = [(path, rows) for path, rows in shards if not path.is_file()]
     total, left = (sum(len(rows) for _, rows in some) for some in (shards, todo))
     encoded = run(source, [index for _, rows in todo for index in rows])
-    with tqdm(total=total, initial=total - left, desc=f"encode {split}", unit="img") as bar:
+    with Progress(f"encoding {split}", total, "img", done=total - left) as bar:
         for path, rows in todo:
             latents.write_shard(path, itertools.islice(encoded, len(rows)))
             bar.update(len(rows))

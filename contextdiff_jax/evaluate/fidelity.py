@@ -1,0 +1,46 @@
+"""Do the pictures look like renders? Distances in the judge's features, where recognition is too kind: it names blobs.
+
+These are the judge's figures and no other's: a Frechet distance is FID only in the features of FID's own network.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from contextdiff_jax.data.base import ImageSource
+from contextdiff_jax.evaluate.metrics import frechet, precision_recall
+from contextdiff_jax.evaluate.metrics.base import entries
+
+REFERENCE = 1000  # renders, of all sets together
+
+
+class Judge(Protocol):
+    """What fidelity needs of a recogniser."""
+
+    def features(self, images: np.ndarray) -> np.ndarray: ...
+
+
+def fidelity(images: np.ndarray, reference: np.ndarray, judge: Judge) -> dict[str, float | int]:
+    """How near pictures come to a reference.
+
+    Args:
+        images: [N, H, W, 3], float in [-1, 1] or uint8.
+        reference: the judge's features of renders [M, D].
+        judge: the recogniser.
+
+    Returns:
+        {"frechet"}, and {"precision", "recall"} in 0..1 with their "*_stderr", and "n".
+    """
+    features = judge.features(images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few pictures: the floor has as few
+        distance = frechet(features, reference)
+    return {"frechet": distance} | entries(precision_recall(features, reference)._asdict()) | {"n": len(images)}
+
+
+def renders(sources: Sequence[ImageSource], count: int, first: int = 0) -> np.ndarray:
+    """`count` renders, as many of each source, from its record `first` on, uint8 [count, H, W, 3]."""
+    each = count // len(sources)
+    return np.stack([source[first + i]["image"] for source in sources for i in range(each)])
