@@ -29,7 +29,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
     """The recipe; `preset` comes after the colon."""
     config = common.base("autoencoder")
     config.seed = 5
-    config.data.preset = "demo+pairs"  # pairs: every named emoji, small
+    config.data.preset = "demo"
     config.data.image_size = 64
     config.data.batch_size = 16
     config.autoencoder = ConfigDict(

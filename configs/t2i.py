@@ -281,7 +281,7 @@ def builtin(config: ConfigDict) -> None:
     config.model.remat = False
     config.condition.encoder = "builtin:clip_mini"
     config.space.latents = "runs/builtin_demo/latents"
-    config.space.max_latents = 8192
+    config.space.max_latents = 6144
     config.data.source = "openmoji"
     config.data.preset = "demo"
     config.data.image_size = 64
@@ -293,7 +293,7 @@ def builtin(config: ConfigDict) -> None:
     config.optim.schedule = "cosine"
     config.ema.decay = 0.998
     config.train.trainable = (".*",)
-    config.train.num_steps = 1400
+    config.train.num_steps = 1900
     config.train.preview_every = 200
     config.sample.num_steps = 20
     config.sample.guidance = 3.0
