@@ -137,7 +137,7 @@ def arrows(task: Any, params: Params) -> list[Any]:
     means = np.asarray(task.data.means, np.float32)
     label = np.repeat(np.arange(len(means), dtype=np.int32), means.shape[1])
     x0, s = jnp.asarray(means.reshape(-1, toy.DIM)), task.schedule_of(params)
-    b = task.shift(params, task.frozen, task.encode(task.frozen, {"label": label}))
+    b = task.shift(params, task.frozen, task.encode(params, task.frozen, {"label": label}))
     at = jax.jit(lambda t: jnp.concatenate([jnp.sqrt(s.alpha_bar[t]) * x0, b(x0, jnp.full(len(label), t))], axis=1))
     return [measure.rounded(at(t)) for t in range(1, min(s.num_timesteps, 16) + 1)]
 

@@ -37,7 +37,8 @@ def run(name: str, T: int, arm: Arm, seeds: list[int]) -> Iterator[tuple[int, di
     plan, numbers = sampling.Plan.of(task, config.sample), sampling.Numbers.of(config.sample)
     keys = jax.random.split(stream(0, "sample"), len(label))
     bound = jax.jit(lambda p, frozen: measure.terms(task, p, frozen, test, stream(0, "measure"), REPEATS))
-    draw = jax.jit(lambda p, frozen: sampling.sample(task, p, frozen, {"label": label}, keys, numbers, plan=plan))
+    asked = lambda p, frozen: task.encode(p, frozen, {"label": label})
+    draw = jax.jit(lambda p, frozen: sampling.sample(task, p, frozen, asked(p, frozen), keys, numbers, plan=plan))
     bits = 1.0 / (np.log(2.0) * test["image"][0].size)
     for seed, state, frozen, facts in images.trained(config, seeds):
         task.check_params(state.ema)
