@@ -17,7 +17,7 @@ from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.editing import measures, memory
 from contextdiff_jax.editing.control import Control
 from contextdiff_jax.editing.edit import edit, given_mask
-from contextdiff_jax.editing.inversion import invert
+from contextdiff_jax.editing.inversion import Inverted, invert
 from contextdiff_jax.editing.plan import EditPlan, control_of, needs_words, plan_of
 from contextdiff_jax.editing.result import AUTOENCODER, INVERSION, SOURCE, Edit
 from contextdiff_jax.editing.words import Prompt
@@ -79,40 +79,45 @@ class Editor:
         Raises:
             UserError: no prompt, prompts that the method cannot align, too many frames for the device.
         """
-        clip, config = self.clip, self.config
-        # Whatever is wrong with the prompts is said before anything is compiled.
-        controls = controls_of(self.model, config, clip, targets)
-        bar = tqdm(total=3 + len(targets), desc="encode", disable=not self._progress)
-
-        def stage(name: str) -> None:
-            bar.set_description(name)
-            bar.update(bool(bar.n or name != "encode"))
-
-        stage("encode")
-        frames = jnp.asarray(clip.frames.astype(np.float32) / 127.5 - 1.0)
-        x0 = self._call("encode", self._encode, self.frozen, frames)
-        source, start = self._prompt(clip.caption), self._inversion_prompt()
-        stage("invert")
-        inverted = self._call("invert", partial(self._invert, plan=self.plan), self.params, self.frozen, start, x0)
-        stage("reconstruct")
-        given = jnp.asarray(given_mask(clip.masks, self.plan.mask, len(frames), x0.shape[1:3]))
-        common = self.params, self.frozen
-        again = self._call(
-            "reconstruct", partial(self._edit, plan=self._alone), *common, start, start, inverted, given,
-            self._no_control(), self.numbers,
-        )  # fmt: skip
-        latents, regions = {AUTOENCODER: x0, INVERSION: again.x0}, {}
-        for target, control in zip(targets, controls, strict=True):
-            stage(f"edit: {target[:40]}")
-            arguments = source, self._prompt(target), inverted, given, control, self.numbers
-            edited = self._call("edit", partial(self._edit, plan=self.plan), *common, *arguments)
-            latents[target], regions[target] = edited.x0, np.asarray(edited.mask)
+        latents, regions, inverted = self.latents(targets)
         decoded = {name: np.asarray(self._call("decode", self._decode, self.frozen, v)) for name, v in latents.items()}
-        arrays = {SOURCE: np.asarray(frames)} | decoded
-        bar.update(1)
-        bar.close()
+        arrays = {SOURCE: np.asarray(self._frames())} | decoded
         heatmaps = self._heatmaps(np.asarray(inverted.maps), targets)
-        return Edit(arrays, self._figures(arrays, regions, heatmaps), heatmaps, regions, clip.rate)
+        return Edit(arrays, self._figures(arrays, regions, heatmaps), heatmaps, regions, self.clip.rate)
+
+    def latents(self, targets: Sequence[str]) -> tuple[dict[str, Array], dict[str, np.ndarray], Inverted]:
+        """Latents [F, h, w, C] of the clip, of its reconstruction and of each edit; where each edit acted, [F, h, w];
+        and the inversion that they all come from. Errors are those of `run`."""
+        # Whatever is wrong with the prompts is said before anything is compiled.
+        controls = controls_of(self.model, self.config, self.clip, targets)
+        stages = ["encode", "invert", "reconstruct", *(f"edit: {target[:40]}" for target in targets)]
+        with tqdm(total=len(stages), disable=not self._progress) as bar:
+
+            def stage(done: int) -> None:
+                bar.n = done
+                bar.set_description(stages[done] if done < len(stages) else "edited")
+
+            stage(0)
+            x0 = self._call("encode", self._encode, self.frozen, self._frames())
+            stage(1)
+            source, start = self._prompt(self.clip.caption), self._inversion_prompt()
+            common = self.params, self.frozen
+            inverted = self._call("invert", partial(self._invert, plan=self.plan), *common, start, x0)
+            stage(2)
+            given = jnp.asarray(given_mask(self.clip.masks, self.plan.mask, len(x0), x0.shape[1:3]))
+            arguments = start, start, inverted, given, self._no_control(), self.numbers
+            again = self._call("reconstruct", partial(self._edit, plan=self._alone), *common, *arguments)
+            latents, regions = {AUTOENCODER: x0, INVERSION: again.x0}, {}
+            for i, (target, control) in enumerate(zip(targets, controls, strict=True)):
+                stage(3 + i)
+                arguments = source, self._prompt(target), inverted, given, control, self.numbers
+                edited = self._call("edit", partial(self._edit, plan=self.plan), *common, *arguments)
+                latents[target], regions[target] = edited.x0, np.asarray(edited.mask)
+            stage(len(stages))
+        return latents, regions, inverted
+
+    def _frames(self) -> Array:
+        return jnp.asarray(self.clip.frames.astype(np.float32) / 127.5 - 1.0)
 
     # The pieces, as functions of arrays.
 

@@ -26,12 +26,14 @@ NOTHING: Values = {
     "edit.control": "",
 }
 
-_QUERIES = ("/attn_temporal/", "/temporal_out/", "/attn1/query/", "/attn2/query/", "/temporal_down/", "/temporal_up/")
+# One expression each, because one that finds nothing is an error, and the adapter may be switched off.
+_OVER_TIME = "^adapter/|/attn_temporal/|/norm_temporal/|/temporal_out/"
+_QUERIES = (_OVER_TIME + "|/attn[12]/query/|/temporal_(down|up)/",)
 _NETWORK: Values = {
     "model.video.temporal_conv_rank": 160,
     "model.video.temporal_attention": "after",
     "model.video.key_frames": (-1, "first"),
-    "train.trainable": ("^adapter/", *_QUERIES),
+    "train.trainable": _QUERIES,
     "train.num_steps": 200,
     "optim.lr": 1e-5,
 }
@@ -62,7 +64,7 @@ METHODS: dict[str, Values] = {
         "data.sampling_rate": 2,
         "model.video.temporal_attention": "after",
         "model.video.key_frames": ("first", -1),
-        "train.trainable": ("^adapter/", "/attn_temporal/", "/temporal_out/", "/attn1/query/", "/attn2/query/"),
+        "train.trainable": (_OVER_TIME + "|/attn[12]/query/",),
         "train.num_steps": 500,
         "optim.lr": 3e-5,
         "sample.num_steps": 50,
@@ -72,7 +74,7 @@ METHODS: dict[str, Values] = {
     "controlvideo": {
         "model.video.temporal_attention": "parallel",
         "model.video.key_frames": ("first",),
-        "train.trainable": ("^adapter/", "/attn_temporal/", "/temporal_out/", "/attn1/out/"),
+        "train.trainable": (_OVER_TIME + "|/attn1/out/",),
         "train.num_steps": 300,
         "optim.lr": 3e-5,
         "sample.num_steps": 50,
