@@ -113,4 +113,4 @@ def paste(canvas: np.ndarray, code: str, left: int, top: int, size: int) -> None
 
 def alpha(code: str, size: int) -> np.ndarray:
     """How opaque the drawing is at each pixel, uint8 [size, size]."""
-    return (255 - _CACHE.get(code, size)[1][..., 0]).astype(np.uint8)
+    return _CACHE.get(code, size)[1][..., 0]

@@ -9,7 +9,7 @@ import numpy as np
 from contextdiff_jax import guidance
 from contextdiff_jax.editing import masks
 from contextdiff_jax.editing.control import Control, Fusion, Recorder
-from contextdiff_jax.editing.inversion import Inverted, repeated, shift_of
+from contextdiff_jax.editing.inversion import Inverted, control_of_edges, repeated, shift_of
 from contextdiff_jax.editing.plan import EditPlan
 from contextdiff_jax.editing.windows import over_windows
 from contextdiff_jax.process import chart as charts
@@ -39,6 +39,7 @@ def edit(
     target: Context,
     inverted: Inverted,
     given: Array,
+    edges: Array,
     control: Control,
     numbers: Numbers,
     *,
@@ -55,11 +56,12 @@ def edit(
         target: the edited prompt, [1].
         inverted: of the clip.
         given: the clip's own mask at latent size, [F, h, w]; looked at where the plan says so.
+        edges: what a ControlNet is shown, [F, H, W, 3].
         control: how attention is edited.
         numbers: guidance.
         plan: which parts act.
     """
-    loop = _Loop(model, params, frozen, source, target, inverted, given, control, numbers, plan)
+    loop = _Loop(model, params, frozen, source, target, inverted, given, edges, control, numbers, plan)
     moves = jnp.asarray(plan.sampling.moves, jnp.int32)
     gates = control.cross, control.self_attention, control.blend
     # The trajectory is looked up, not scanned over: that would copy it.
@@ -73,8 +75,9 @@ def edit(
 class _Loop:
     """What every step of an edit shares."""
 
-    def __init__(self, model, params, frozen, source, target, inverted, given, control, numbers, plan):
-        self.model, self.params, self.plan, self.control, self.numbers = model, params, plan, control, numbers
+    def __init__(self, model, params, frozen, source, target, inverted, given, edges, control, numbers, plan):
+        self.model, self.params, self.frozen, self.plan = model, params, frozen, plan
+        self.control, self.numbers, self.edges = control, numbers, edges
         window = plan.window
         contexts = ([model.null_context(params, frozen, target)] if plan.sampling.guided else []) + [target]
         contexts += [source] if plan.fused else []
@@ -90,7 +93,7 @@ class _Loop:
         t, s = (jnp.full(plan.length, time) for time in times)
         clip = over_windows(lambda part: self.predict(part, gates), plan.length, plan.window, plan.overlap)
         maps = total if self.source_maps is None else self.source_maps
-        x0_hat, seen = clip((x, t, self.trajectory[k], maps, self.given))
+        x0_hat, seen = clip((x, t, self.trajectory[k], maps, self.given, self.edges))
         total = total + seen
         schedule = self.model.schedule_of(self.params)
         update = lambda y: ddim_posterior(schedule, y, x0_hat, 0.0, 0.0, t, s, 0.0).mean
@@ -102,13 +105,13 @@ class _Loop:
 
     def predict(self, part, gates) -> tuple[Array, Array]:
         """x0_hat of a window's edited frames, and their attention to the new words."""
-        x, t, source, maps, given = part
+        x, t, source, maps, given, edges = part
         plan, window = self.plan, self.plan.window
         clips = [x] * (self.rows - plan.fused) + [source] * plan.fused
         fusion = self.fusion(gates, maps, given)
-        answers = self.model.denoise(
-            self.params, jnp.concatenate(clips), jnp.tile(t, self.rows), self.contexts, edit=fusion
-        )
+        xt, times = jnp.concatenate(clips), jnp.tile(t, self.rows)
+        added = control_of_edges(plan, self.frozen, xt, times, self.contexts, edges)
+        answers = self.model.denoise(self.params, xt, times, self.contexts, edit=fusion, **added)
         rows = einops.rearrange(answers, "(r f) h w c -> r f h w c", f=window)
         edited = 1 if plan.sampling.guided else 0
         how = dict(rescale=self.numbers.rescale, interval=self.numbers.interval) if edited else {}

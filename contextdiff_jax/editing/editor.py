@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 from tqdm import tqdm
 
 from contextdiff_jax import sampling
 from contextdiff_jax.data.clips import Clip
+from contextdiff_jax.data.edges import edges
 from contextdiff_jax.editing import measures, memory
 from contextdiff_jax.editing.control import Control
 from contextdiff_jax.editing.edit import edit, given_mask
@@ -22,6 +24,7 @@ from contextdiff_jax.editing.plan import EditPlan, control_of, needs_words, plan
 from contextdiff_jax.editing.result import AUTOENCODER, INVERSION, SOURCE, Edit
 from contextdiff_jax.editing.words import Prompt
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.models.controlnet import load_controlnet
 from contextdiff_jax.types import Array, Params
 
 
@@ -63,6 +66,10 @@ class Editor:
         self.model, self.params, self.frozen, self.clip, self.config = model, params, frozen, clip, config
         frames = config.data.num_frames, config.data.overlap
         plan = plan_of(config.edit, sampling.Plan.of(model, config.sample), clip, *frames)
+        if config.edit.control:
+            net, weights = load_controlnet(config.edit.control, model.parts.dtype)
+            plan = dataclasses.replace(plan, controlnet=net)
+            self.frozen = frozen | {"control": jax.device_put(weights)}
         self.plan, self.num_steps = plan, len(plan.sampling.moves)
         # Sampling what was inverted as it was: no guidance, no control.
         alone = dataclasses.replace(plan.sampling, guided=False)
@@ -102,19 +109,26 @@ class Editor:
             stage(1)
             source, start = self._prompt(self.clip.caption), self._inversion_prompt()
             common = self.params, self.frozen
-            inverted = self._call("invert", partial(self._invert, plan=self.plan), *common, start, x0)
+            drawn = self._edges()
+            inverted = self._call("invert", partial(self._invert, plan=self.plan), *common, start, x0, drawn)
             stage(2)
             given = jnp.asarray(given_mask(self.clip.masks, self.plan.mask, len(x0), x0.shape[1:3]))
-            arguments = start, start, inverted, given, self._no_control(), self.numbers
+            arguments = start, start, inverted, given, drawn, self._no_control(), self.numbers
             again = self._call("reconstruct", partial(self._edit, plan=self._alone), *common, *arguments)
             latents, regions = {AUTOENCODER: x0, INVERSION: again.x0}, {}
             for i, (target, control) in enumerate(zip(targets, controls, strict=True)):
                 stage(3 + i)
-                arguments = source, self._prompt(target), inverted, given, control, self.numbers
+                arguments = source, self._prompt(target), inverted, given, drawn, control, self.numbers
                 edited = self._call("edit", partial(self._edit, plan=self.plan), *common, *arguments)
                 latents[target], regions[target] = edited.x0, np.asarray(edited.mask)
             stage(len(stages))
         return latents, regions, inverted
+
+    def _edges(self) -> np.ndarray:
+        """What a ControlNet is shown of each frame; nothing without one."""
+        if self.plan.controlnet is None:
+            return np.zeros((len(self.clip.frames), 1), np.float32)
+        return np.stack([edges(Image.fromarray(frame)) for frame in self.clip.frames])
 
     def _frames(self) -> Array:
         return jnp.asarray(self.clip.frames.astype(np.float32) / 127.5 - 1.0)
@@ -128,12 +142,12 @@ class Editor:
     def _decode(self, frozen: Params, latents: Array) -> Array:
         return jax.lax.map(lambda x0: sampling.decode(self.model, frozen, x0[None])[0], latents)
 
-    def _invert(self, params: Params, frozen: Params, prompt: dict, x0: Array, *, plan: EditPlan):
-        return invert(self.model, params, frozen, self.model.encode(params, frozen, prompt), x0, plan)
+    def _invert(self, params: Params, frozen: Params, prompt: dict, x0: Array, drawn: Array, *, plan: EditPlan):
+        return invert(self.model, params, frozen, self.model.encode(params, frozen, prompt), x0, drawn, plan)
 
-    def _edit(self, params, frozen, source, target, inverted, given, control, numbers, *, plan: EditPlan):
+    def _edit(self, params, frozen, source, target, inverted, given, drawn, control, numbers, *, plan: EditPlan):
         contexts = (self.model.encode(params, frozen, prompt) for prompt in (source, target))
-        return edit(self.model, params, frozen, *contexts, inverted, given, control, numbers, plan=plan)
+        return edit(self.model, params, frozen, *contexts, inverted, given, drawn, control, numbers, plan=plan)
 
     def _prompt(self, text: str) -> dict[str, np.ndarray]:
         return self.model.parts.condition.read([text])

@@ -47,6 +47,24 @@ class WindowedShift:
         return self._over(lambda part: charts.pair(self._shift, *part))((x0, t, s))
 
 
+def control_of_edges(
+    plan: EditPlan, frozen: Params, x: Array, t: Array, context: Context, edges: Array
+) -> dict[str, tuple[Array, ...]]:
+    """{"control": what a ControlNet adds to the network for rows of frames}, or {} without one.
+
+    Args:
+        plan: its `controlnet`.
+        frozen: "control" has its parameters.
+        x, t, context: of the rows [R * f, ...].
+        edges: of one row's frames, [f, H, W, 3]; every row has the same.
+    """
+    if plan.controlnet is None:
+        return {}
+    edges = jnp.tile(edges, (len(x) // len(edges), 1, 1, 1))
+    added = plan.controlnet.apply({"params": frozen["control"]}, x, jnp.maximum(t - 1, 0), context.tokens, edges)
+    return {"control": added}
+
+
 def shift_of(model: Model, params: Params, frozen: Params, context: Context, plan: EditPlan) -> WindowedShift | None:
     """The shift of a clip under one condition [1], or None without an adapter."""
     b = model.shift(params, frozen, repeated(context, plan.window)) if plan.sampling.adapter else None
@@ -55,7 +73,9 @@ def shift_of(model: Model, params: Params, frozen: Params, context: Context, pla
     return WindowedShift(b, lambda call: over_windows(call, plan.length, plan.window, plan.overlap))
 
 
-def invert(model: Model, params: Params, frozen: Params, context: Context, x0: Array, plan: EditPlan) -> Inverted:
+def invert(
+    model: Model, params: Params, frozen: Params, context: Context, x0: Array, edges: Array, plan: EditPlan
+) -> Inverted:
     """The deterministic trajectory of a clip up to the first time of the plan, without guidance; jittable.
 
     Args:
@@ -64,13 +84,16 @@ def invert(model: Model, params: Params, frozen: Params, context: Context, x0: A
         frozen: parameters of what surrounds them.
         context: the inversion's prompt, [1].
         x0: the clip's latents [F, h, w, C].
+        edges: what a ControlNet is shown, [F, H, W, 3].
         plan: steps, windows, resolution of the maps.
     """
     b, prompt = shift_of(model, params, frozen, context, plan), repeated(context, plan.window)
 
-    def predict(part: tuple[Array, Array]) -> tuple[Array, Array]:
+    def predict(part: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         recorder = Recorder(plan.resolution) if plan.attention_mask else None
-        x0_hat = model.denoise(params, *part, prompt, edit=recorder)
+        x, t, pictures = part
+        control = control_of_edges(plan, frozen, x, t, prompt, pictures)
+        x0_hat = model.denoise(params, x, t, prompt, edit=recorder, **control)
         maps = jnp.zeros((plan.window, 1, 1, 1)) if recorder is None else recorder.maps()
         return x0_hat, maps.astype(jnp.float32)
 
@@ -79,7 +102,7 @@ def invert(model: Model, params: Params, frozen: Params, context: Context, x0: A
     def step(carry: tuple[Array, Array], times: Array) -> tuple[tuple[Array, Array], Array]:
         x, total = carry
         t, s = (jnp.full(plan.length, time) for time in times)
-        x0_hat, maps = clip((x, t))
+        x0_hat, maps = clip((x, t, edges))
         x = ascend(charts.Chart(None, b), model.schedule_of(params), x, x0_hat, s, t).astype(x.dtype)
         return (x, total + maps), x
 

@@ -10,6 +10,7 @@ from contextdiff_jax.editing import alignment
 from contextdiff_jax.editing.control import Control
 from contextdiff_jax.editing.words import Prompt, Read
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.models.controlnet import ControlNet
 from contextdiff_jax.sampling import Plan
 
 MASKS = ("attention", "clip", "around")
@@ -30,6 +31,7 @@ class EditPlan:
         length: frames of the clip.
         window: frames that the network takes at once.
         overlap: of windows.
+        controlnet: what adds the clip's edges to the network; None for nothing.
     """
 
     sampling: Plan
@@ -42,6 +44,7 @@ class EditPlan:
     length: int
     window: int
     overlap: int
+    controlnet: ControlNet | None = None
 
     @property
     def masked(self) -> bool:
