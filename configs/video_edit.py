@@ -102,6 +102,8 @@ def demo(config: ConfigDict) -> None:
     config.condition.encoder = "builtin:clip_mini"
     config.adapter.start = "builtin:demo"
     config.adapter.width = 64
+    config.adapter.self_attention = False  # as it has been trained
+    config.loss.weighting = "snr_plus_1"
     config.space.rgb = "linear"
     config.space.rgb_map = "builtin:demo"
     config.model.remat = False
