@@ -9,11 +9,13 @@ import jax
 import numpy as np
 from PIL import Image
 
+from contextdiff_jax.conditions import ClassCondition, Condition, LayoutCondition
 from contextdiff_jax.data.images import asked_for, fitted
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.types import Array
 
+Prompts = str | int | Sequence[Any] | None
 Picture = Image.Image | str | Path | np.ndarray
 
 
@@ -32,6 +34,29 @@ def check_seed(seed: int) -> int:
 def plain(value: Any) -> Any:
     """A number of numpy's as Python's own."""
     return value.item() if isinstance(value, np.generic) else value
+
+
+def prompts_of(condition: Condition, prompts: Prompts) -> list[Any]:
+    """What is asked for as a list, one entry per picture: texts, classes, layouts, or "" where nothing is taken.
+
+    Raises:
+        UserError: nothing, something empty, or something else than the model takes.
+    """
+    if not condition.takes_prompts:
+        if not isinstance(prompts, int | np.integer) or prompts < 1:
+            raise UserError(f"prompts={prompts!r}: this model takes no prompt; pass how many pictures, e.g. 16")
+        return [""] * int(prompts)
+    if isinstance(condition, LayoutCondition):
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
+            raise UserError(f"layouts={prompts!r}: pass a list of layouts, e.g. [[('frog', (0.1, 0.2, 0.5, 0.9))]]")
+        return list(prompts)
+    if isinstance(condition, ClassCondition) and not isinstance(prompts, str | None):
+        prompts = [str(plain(p)) for p in np.atleast_1d(np.asarray(prompts, object))]
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    if prompts is None or isinstance(prompts, int | np.integer):
+        raise UserError(f"prompts={prompts}: this model draws what it is asked for; pass one or several texts")
+    check_prompts(list(prompts))
+    return list(prompts)
 
 
 def check_prompts(prompts: Sequence[str]) -> None:

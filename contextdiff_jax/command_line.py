@@ -9,6 +9,7 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from contextdiff_jax import config as config_lib
@@ -227,6 +228,8 @@ def sample(config: ConfigDict | None, options: Options) -> None:
     """Draws the prompts and writes every picture, and a grid with the captions under them."""
     from contextdiff_jax.asked import as_array, check_strength, read_size
     from contextdiff_jax.pictures import caption_grid
+    from contextdiff_jax.serving import followed
+    from contextdiff_jax.training.distributed import is_primary
 
     # Without a config the model must be read before the rest can be checked against its own.
     pipeline = _pipeline(None, options) if config is None else None
@@ -242,10 +245,14 @@ def sample(config: ConfigDict | None, options: Options) -> None:
         start["negative"] = options.negative
     pipeline = pipeline or _pipeline(config, options)
     home = Path(options.workdir.replace("builtin:", "runs/builtin-"))  # nothing is written into the package
-    default = home / "samples" / f"step-{pipeline.step}-seed-{options.seed}"
-    out = make_folder(Path(options.out) if options.out else unused(default))
-    arrays = pipeline.sample_arrays(prompts, key=options.seed, **start)
+    default, out = home / "samples" / f"step-{pipeline.step}-seed-{options.seed}", None
+    if is_primary():
+        out = make_folder(Path(options.out) if options.out else unused(default))
     captions = prompts if isinstance(prompts, list) else [f"{i}" for i in range(prompts)]
+    parts = [drawn.whole() for drawn in followed(pipeline.stream(prompts, key=options.seed, **start), len(captions))]
+    if out is None:
+        return
+    arrays = np.concatenate(parts)
     for i, image in enumerate(pipeline.to_images(arrays)):
         image.save(out / f"{i:04d}.png")
     caption_grid(arrays, captions, out / "grid.png")
@@ -318,8 +325,12 @@ def export(config: ConfigDict, options: Options) -> None:
     out = options.out or str(Path(options.workdir) / "export")
     check_writable(Path(out), "output folder", "give another --out")
     if config.task == "diffusion":
+        import jax
+
         from contextdiff_jax import export as export_lib
 
+        if jax.process_count() > 1:
+            raise UserError("--mode=export writes one model and needs no other process; run it in one")
         pipeline = _pipeline(config, options)
         export_lib.write(pipeline.task, pipeline.params, pipeline.step, out, options.half)
         print(f"step {pipeline.step} exported to {out}; read it with contextdiff_jax.Pipeline.load({out!r})")

@@ -16,8 +16,9 @@ from PIL import Image
 from contextdiff_jax import config as config_lib
 from contextdiff_jax import edits, export, sampling, saved, trees
 from contextdiff_jax import task as task_lib
-from contextdiff_jax.asked import Picture, check_prompts, check_strength, pictures, plain, root_key
+from contextdiff_jax.asked import Picture, Prompts, check_strength, pictures, plain, prompts_of, root_key
 from contextdiff_jax.conditions import TextCondition
+from contextdiff_jax.conditions.layout import Layout
 from contextdiff_jax.editing.result import Edit
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import diffusers_format, lora
@@ -53,10 +54,11 @@ class Pipeline:
         self.params, self.frozen = self._placed(params), self._placed(task.frozen)
         self._rows = NamedSharding(self.mesh, sharding.ROWS)
         self._text_changed = False
+        self._ways = math.prod(self.mesh.shape[axis] for axis in ("data", "fsdp"))
         self._program = lru_cache(maxsize=PROGRAMS)(self._compile)
         self._invert = jax.jit(self._inverted, static_argnames=("plan",))
         encode, read = jax.jit(task.encode, out_shardings=self._rows), task.parts.condition.read
-        self._contexts = Contexts(lambda prompts: encode(self.params, self.frozen, self._put(read(prompts))))
+        self._contexts = Contexts(lambda prompts: encode(self.params, self.frozen, self.put(read(prompts))))
         self._watcher: Callable[[Any, Any], None] | None = None
 
     @classmethod
@@ -125,7 +127,7 @@ class Pipeline:
         """The config of the training run."""
         return self.task.config
 
-    def sample(self, prompts: str | int | Sequence[str], **options: Any) -> list[Image.Image]:
+    def sample(self, prompts: Prompts = None, **options: Any) -> list[Image.Image]:
         """One picture per prompt; the options are those of `stream`."""
         return self.to_images(self.sample_arrays(prompts, **options))
 
@@ -170,7 +172,7 @@ class Pipeline:
         """Pictures from [N, H, W, 3] or [N, H, W, 1] in [-1, 1]."""
         return [Image.fromarray(pixels) for pixels in to_uint8(arrays)]
 
-    def sample_arrays(self, prompts: str | int | Sequence[str], **options: Any) -> np.ndarray:
+    def sample_arrays(self, prompts: Prompts = None, **options: Any) -> np.ndarray:
         """Pictures as float32 [N, H, W, C] in [-1, 1]; the options are those of `stream`."""
         parts = []
         with Progress("sampling", len(self.check_prompts(prompts)), "img") as progress:
@@ -181,8 +183,9 @@ class Pipeline:
 
     def stream(
         self,
-        prompts: str | int | Sequence[str],
+        prompts: Prompts = None,
         *,
+        layouts: Sequence[Layout] | None = None,
         key: int | Array = 0,
         steps: int | None = None,
         guidance: float | None = None,
@@ -197,7 +200,10 @@ class Pipeline:
         """Batches of pictures, one picture per prompt, as they are drawn; with several processes each calls it alike.
 
         Args:
-            prompts: one or several captions, or classes; how many pictures, where the model takes no prompt.
+            prompts: one or several captions, or classes by name or number; how many pictures, where the model takes no
+                prompt.
+            layouts: in the place of prompts, for a model of layouts: each a list of (class, (x0, y0, x1, y1)), the box
+                in fractions of the sides.
             key: seed or jax key; picture i uses fold_in(key, i), whatever batch it is in.
             steps: sampling steps; None takes config.sample.num_steps.
             guidance: guidance scale, at most 1 for none; None takes config.sample.guidance.
@@ -214,7 +220,7 @@ class Pipeline:
         Raises:
             UserError: empty prompts, unknown options, more steps than the process has, a size that does not fit.
         """
-        prompts = self.check_prompts(prompts)
+        prompts = prompts_of(self.task.parts.condition, prompts if layouts is None else layouts)
         given = {k: v for k, v in dict(num_steps=steps, guidance=guidance, sampler=sampler).items() if v is not None}
         section = self._section(given | overrides)
         if image is not None:
@@ -229,7 +235,7 @@ class Pipeline:
 
     def _batches(
         self,
-        prompts: list[str],
+        prompts: list[Any],
         negatives: list[str] | None,
         starts: np.ndarray | None,
         key: Array,
@@ -245,7 +251,7 @@ class Pipeline:
             null = None if negatives is None else self._contexts.of([negatives[i] for i in rows])
             if null is not None:
                 null = context.replace(tokens=null.tokens, pooled=null.pooled, mask=null.mask)
-            part = self._put((context, null, rows, None if starts is None else starts[rows]))
+            part = self.put((context, null, rows, None if starts is None else starts[rows]))
             self._watcher = None if on_step is None else Steps(plan, on_step)
             images = run(self.params, self.frozen, key_data, numbers, *part, impl=str(jax.random.key_impl(key)))
             if on_step is not None:
@@ -255,7 +261,7 @@ class Pipeline:
     def invert(
         self,
         images: Picture | Sequence[Picture],
-        prompts: str | Sequence[str],
+        prompts: Prompts,
         *,
         steps: int | None = None,
         size: tuple[int, int] | None = None,
@@ -273,7 +279,7 @@ class Pipeline:
         Returns:
             [steps + 1, N, ...] in the model's space: first the pictures' x0, last their noise.
         """
-        prompts = self.check_prompts(prompts)
+        prompts = prompts_of(self.task.parts.condition, prompts)
         given = {"sampler": "ddim", "guidance": 1.0} | ({} if steps is None else {"num_steps": steps}) | overrides
         section = self._section(given)
         plan = sampling.Plan.of(self.task, section, size=self._size(size))
@@ -281,7 +287,7 @@ class Pipeline:
         batch = self._batch_size(section.batch_size, len(prompts))
         for start in range(0, len(prompts), batch):
             rows = np.minimum(np.arange(start, start + batch), len(prompts) - 1)
-            part = self._put((self._contexts.of([prompts[i] for i in rows]), starts[rows]))
+            part = self.put((self._contexts.of([prompts[i] for i in rows]), starts[rows]))
             out = self._invert(self.params, self.frozen, sampling.Numbers.of(section), *part, plan=plan)
             whole.append(np.moveaxis(sharding.gather(out), 0, 1)[:, : len(prompts) - start])
         return np.concatenate(whole, axis=1)
@@ -289,22 +295,6 @@ class Pipeline:
     def decode(self, x0: np.ndarray) -> np.ndarray:
         """Pictures [B, H, W, C] in [-1, 1] of what is in the model's space, such as the x0_hat of `on_step`."""
         return np.asarray(sampling.decode(self.task, self.frozen, x0))
-
-    def check_prompts(self, prompts: str | int | Sequence[str]) -> list[str]:
-        """The prompts as a list, one per picture.
-
-        Raises:
-            UserError: none, empty ones, or prompts for a model that takes none.
-        """
-        if self.task.parts.condition.takes_prompts:
-            prompts = [prompts] if isinstance(prompts, str) else prompts
-            if isinstance(prompts, int | np.integer):
-                raise UserError(f"prompts={prompts}: this model draws what it is asked for; pass one or several texts")
-            check_prompts(list(prompts))
-            return list(prompts)
-        if not isinstance(prompts, int | np.integer) or prompts < 1:
-            raise UserError(f"prompts={prompts!r}: this model takes no prompt; pass how many pictures, e.g. 16")
-        return [""] * int(prompts)
 
     def _negatives(self, negative: str | Sequence[str] | None, count: int, plan: sampling.Plan) -> list[str] | None:
         """What each picture's guidance moves away from."""
@@ -348,12 +338,13 @@ class Pipeline:
 
     def _batch_size(self, most: int, count: int) -> int:
         """Pictures drawn at once; a power of two keeps the number of compilations small when the number varies."""
-        ways = math.prod(self.mesh.shape[axis] for axis in ("data", "fsdp"))
-        return -(-min(most, 1 << (count - 1).bit_length()) // ways) * ways
+        return -(-min(most, 1 << (count - 1).bit_length()) // self._ways) * self._ways
 
-    def _put(self, tree: Any) -> Any:
-        """Arrays that every process has whole, their rows split over the devices."""
-        return sharding.put_tree(tree, jax.tree.map(lambda _: self._rows, tree))
+    def put(self, tree: Any) -> Any:
+        """Arrays that every process has whole, on the devices: their rows split where they divide."""
+        size = len(jax.tree.leaves(tree)[0])
+        place = sharding.replicated(self.mesh) if size % self._ways else self._rows
+        return sharding.put_tree(tree, jax.tree.map(lambda _: place, tree))
 
     def _compile(self, plan: sampling.Plan, watched: bool) -> Callable[..., Array]:
         """The jitted sampler of a plan."""

@@ -20,6 +20,8 @@ from contextdiff_jax.files import write_json
 from contextdiff_jax.models.recogniser import Recogniser, load_recogniser
 from contextdiff_jax.pipeline import Pipeline
 from contextdiff_jax.runtime import here
+from contextdiff_jax.training.distributed import is_primary
+from contextdiff_jax.training.sharding import gather
 from contextdiff_jax.types import Params
 
 GRID = 32  # pictures of each set shown in the report
@@ -62,9 +64,10 @@ def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]
     trained_for_likelihood = config.loss.objective in ("nelbo", "posterior")
     if config.eval.bpd_images and config.space.kind == "pixels" and (trained_for_likelihood or config.eval.bpd_always):
         figures["bits_per_dim"] = _bits_per_dim(pipeline, seed)
-    _print(figures)
-    keep(out / "eval.json", partial(write_json, figures))
-    keep(out / "report.png", partial(write_report, figures, grids))
+    if is_primary():
+        _print(figures)
+        keep(out / "eval.json", partial(write_json, figures))
+        keep(out / "report.png", partial(write_report, figures, grids))
     return figures
 
 
@@ -175,7 +178,7 @@ def _bits_per_dim(pipeline: Pipeline, seed: int) -> dict[str, dict]:
     num_t, levels, dequantize = config.eval.bpd_timesteps or None, task.parts.levels, config.eval.bpd_dequantize
 
     def bound(params: Params, frozen: Params, batch: dict, key: jax.Array, with_adapter: bool):
-        context = task.encode(params, frozen, batch)
+        context, key = task.encode(params, frozen, batch), jax.random.wrap_key_data(key)
         f = task.denoiser(params, context)
         b = task.shift(params, frozen, context) if with_adapter else None
         s, how = task.schedule_of(params), dict(num_t=num_t, bins=levels, dequantize=dequantize)
@@ -187,7 +190,10 @@ def _bits_per_dim(pipeline: Pipeline, seed: int) -> dict[str, dict]:
             continue
         run = jax.jit(partial(bound, with_adapter=with_adapter))
         keys = jax.random.split(jax.random.key(seed), len(batches))
-        parts = [run(pipeline.params, pipeline.frozen, batch, key) for batch, key in zip(batches, keys, strict=True)]
+        parts = [
+            jax.tree.map(gather, run(pipeline.params, pipeline.frozen, pipeline.put(batch), np.asarray(key)))
+            for batch, key in zip(batches, jax.random.key_data(keys), strict=True)
+        ]
         joined = join(parts)
         terms = ("mean", "stderr", "prior", "reconstruction", "diffusion")
         rows[label] = {name: float(getattr(joined, name)) for name in terms}
