@@ -75,7 +75,7 @@ def test_the_autoencoders_loss_is_squared_error_and_divergence():
 
 def test_the_exported_scale_gives_latents_of_unit_variance(start):
     vae = load_vae(start / "start" / "vae")
-    source = data.OpenMojiSource("demo", "val", 16)
+    source = data.OpenMojiSource("demo", "test", 16)
     images = np.stack([source[i]["image"] for i in range(256)]).astype(np.float32) / 127.5 - 1
     assert np.asarray(vae.encode(vae.params, images)).std() == pytest.approx(1.0, rel=0.02)
 
