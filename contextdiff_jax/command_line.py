@@ -9,7 +9,6 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from contextdiff_jax import config as config_lib
@@ -228,7 +227,6 @@ def sample(config: ConfigDict | None, options: Options) -> None:
     """Draws the prompts and writes every picture, and a grid with the captions under them."""
     from contextdiff_jax.asked import as_array, check_strength, read_size
     from contextdiff_jax.pictures import caption_grid
-    from contextdiff_jax.serving import followed
     from contextdiff_jax.training.distributed import is_primary
 
     # Without a config the model must be read before the rest can be checked against its own.
@@ -249,10 +247,9 @@ def sample(config: ConfigDict | None, options: Options) -> None:
     if is_primary():
         out = make_folder(Path(options.out) if options.out else unused(default))
     captions = prompts if isinstance(prompts, list) else [f"{i}" for i in range(prompts)]
-    parts = [drawn.whole() for drawn in followed(pipeline.stream(prompts, key=options.seed, **start), len(captions))]
+    arrays = pipeline.sample_arrays(prompts, key=options.seed, **start)
     if out is None:
         return
-    arrays = np.concatenate(parts)
     for i, image in enumerate(pipeline.to_images(arrays)):
         image.save(out / f"{i:04d}.png")
     caption_grid(arrays, captions, out / "grid.png")

@@ -174,8 +174,9 @@ class Pipeline:
 
     def sample_arrays(self, prompts: Prompts = None, **options: Any) -> np.ndarray:
         """Pictures as float32 [N, H, W, C] in [-1, 1]; the options are those of `stream`."""
-        parts = []
-        with Progress("sampling", len(self.check_prompts(prompts)), "img") as progress:
+        asked = prompts if options.get("layouts") is None else options["layouts"]
+        parts, total = [], len(prompts_of(self.task.parts.condition, asked))
+        with Progress("sampling", total, "img") as progress:
             for drawn in self.stream(prompts, **options):
                 parts.append(drawn.whole())
                 progress.update(len(parts[-1]))

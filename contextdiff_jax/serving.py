@@ -1,20 +1,17 @@
 """What drawing for users needs beside the sampler: batches of a stream, remembered prompts, steps that are told."""
 
-import sys
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from contextdiff_jax.sampling import Plan
-from contextdiff_jax.training import distributed, sharding
+from contextdiff_jax.training import sharding
 from contextdiff_jax.types import Array, Context
 
 CONTEXTS = 256  # encoded prompts that are remembered
-SAY_EVERY = 10.0  # seconds between two lines about how far a stream is
 OnStep = Callable[[int, int, np.ndarray], None]  # (step, steps, x0_hat [B, ...]) of a batch
 
 
@@ -32,22 +29,6 @@ class Drawn(NamedTuple):
     def whole(self) -> np.ndarray:
         """The pictures that were asked for, float32 [len(rows), H, W, C], on every process."""
         return sharding.gather(self.images)[: len(self.rows)]
-
-
-def followed(stream: Iterable[Drawn], total: int) -> Iterator[Drawn]:
-    """The same stream, which says how far it is and how long the rest will take, at most once every ten seconds."""
-    start = said = time.monotonic()
-    done, first = 0, 0.0
-    for drawn in stream:
-        yield drawn
-        now, done = time.monotonic(), done + len(drawn.rows)
-        first = first or now - start
-        if now - said >= SAY_EVERY and done < total and distributed.is_primary():
-            said = now
-            # The first batch is compiled for; the others tell the speed, once there are any.
-            per_picture = (now - start - first) / (done - len(drawn.rows)) if done > len(drawn.rows) else first / done
-            left = per_picture * (total - done)
-            print(f"{done} of {total} pictures, {left / 60:.1f} min left", file=sys.stderr, flush=True)
 
 
 class Steps:
