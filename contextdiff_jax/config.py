@@ -242,6 +242,11 @@ def _check_acting(config: ConfigDict) -> None:
         "space.rgb_map": (config.space.kind == "latents", "space.kind='pixels' has no latents"),
         "condition.encoder": (config.condition.kind == "text", f"kind={config.condition.kind!r} reads no text"),
     }
+    if config.model.init_from and config.adapter.enabled and config.adapter.start:
+        raise UserError(
+            f"config.adapter.start={config.adapter.start!r} cannot act: the adapter starts from config.model.init_from="
+            f"{config.model.init_from!r}; leave one of them empty"
+        )
     for key, (acts, reason) in reasons.items():
         section, name = key.split(".")
         if config[section][name] and not acts:

@@ -101,6 +101,7 @@ def _write(task: DiffusionTask, params: Params, step: int, out: Path, name: str,
         portable.model.pretrained, portable.model.random_start = ".", False
     portable.model.init_from = portable.space.latents = portable.space.rgb_map = ""
     if "adapter" in params:
+        portable.adapter.start = ""
         _write_network(out / "adapter", params["adapter"], config.adapter, dtype)
     if "condition" in params:
         _write_network(out / "condition", params["condition"], config.condition, dtype)

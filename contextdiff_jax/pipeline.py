@@ -66,10 +66,10 @@ class Pipeline:
         cls, path: str | Path, *, step: int | None = None, ema: bool = True, config: ConfigDict | None = None
     ) -> "Pipeline":
         """Reads a trained model: a run's newest intact checkpoint (or that of `step`), an export, or a Stable Diffusion
-        1.x or 2.x folder in the diffusers layout as it is.
+        1.x or 2.x model as it is: a folder in the diffusers layout, or one .safetensors file in the original one.
 
         Args:
-            path: the run's workdir, or the folder.
+            path: the run's workdir, the folder or file, or the hub's name of a model in the Hugging Face cache.
             step: training step; None takes the newest.
             ema: the exponential moving average of the parameters, or the last ones; of a run only, an export holds one.
             config: None takes the run's own; otherwise one of the same model, whose `sample` and `eval` sections count.

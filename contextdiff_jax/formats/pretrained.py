@@ -7,7 +7,6 @@ live. Pickles are never opened.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -100,24 +99,6 @@ def _read_shards(index: Path) -> dict[str, Stored]:
 def _some(names: list[str]) -> str:
     """The first of many names."""
     return ", ".join(sorted(names)[:8]) + (" and more" if len(names) > 8 else "")
-
-
-def digest(folder: Path) -> str:
-    """What tells a model's weights from others': a hash of all tensors as float32, however they are stored."""
-    result = hashlib.sha256()
-    for name, stored in sorted(stored_tensors(folder).items()):
-        if stored.code in DTYPES:
-            result.update(f"{name} {stored.shape}".encode())
-            axes = tuple(range(len(stored.shape)))
-            result.update(np.atleast_1d(read_tensor(stored, axes, np.float32)).reshape(-1).view(np.uint8))
-    return result.hexdigest()[:16]
-
-
-def stamp(folder: Path) -> str:
-    """What changes when one of a model's files is written: a hash of their names, sizes and times."""
-    files = sorted({stored.file for stored in stored_tensors(folder).values()})
-    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
 
 
 def read_tree(folder: Path) -> Params:

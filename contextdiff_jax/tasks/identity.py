@@ -14,7 +14,7 @@ from contextdiff_jax import encoders, trees
 from contextdiff_jax.encoders import vq
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_object, write_json
-from contextdiff_jax.formats import pretrained
+from contextdiff_jax.formats import digests as files
 from contextdiff_jax.tasks import warm_start
 from contextdiff_jax.tasks.parts import needs_clip
 
@@ -41,18 +41,13 @@ def sources(config: ConfigDict) -> dict[str, Path]:
     return found
 
 
-def digests(config: ConfigDict) -> dict[str, dict[str, str]]:
-    """{name: {"path", "digest", "stamp"}} of every frozen network; the stamp changes when a file is written."""
-    return {name: _identity(name, folder, {}) for name, folder in sources(config).items()}
-
-
 def _identity(name: str, folder: Path, known: dict[str, str]) -> dict[str, str]:
     """What tells a network from others; the weights are read only where the files are not those of `known`."""
     if name == "model.init_from":
         return dict(path=str(folder), stamp="", digest=trees.digest(warm_start.read_all(folder)))
-    stamp = pretrained.stamp(folder)
+    stamp = files.stamp(folder)
     same = known.get("stamp") == stamp and known.get("path") == str(folder)
-    return dict(path=str(folder), stamp=stamp, digest=known["digest"] if same else pretrained.digest(folder))
+    return dict(path=str(folder), stamp=stamp, digest=known["digest"] if same else files.digest(folder))
 
 
 def check(place: str | Path, config: ConfigDict) -> None:

@@ -129,7 +129,7 @@ def test_other_names_of_the_same_lora(pipeline, tmp_path):
         folder.mkdir()
         tensors = {new(name): value for name, value in state.items()}
         if naming == "kohya":  # twice the alpha, half the product
-            tensors = {name: value / (2 if "down" in name else 1) for name, value in tensors.items()}
+            tensors = {name: value / (2 if "lora_down" in name else 1) for name, value in tensors.items()}
             tensors |= {n.split(".")[0] + ".alpha": torch.tensor(6.0) for n in list(tensors)}
         if naming == "peft":
             (folder / lora.PEFT_CONFIG).write_text(json.dumps(dict(r=3, lora_alpha=3, use_dora=False)))
