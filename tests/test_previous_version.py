@@ -50,20 +50,14 @@ def test_a_checkpoint_is_continued(stored, tmp_path):
 
 def test_another_frozen_network_is_refused_with_both_named(stored, tmp_path):
     run = shutil.copytree(stored / "run", tmp_path / "run")
-    clip = shutil.copytree(cdx.encoders.ASSETS / "clip_mini", tmp_path / "clip")
-    config = json.loads((run / "config.json").read_text())
-    for checkpoint in (run / "checkpoints").iterdir():
-        (checkpoint / "checksums.json").unlink()
-        saved = checkpoint / "config" / "metadata"
-        content = json.loads(saved.read_text())
-        content["encoder"]["clip"] = config["encoder"]["clip"] = str(clip)
-        saved.write_text(json.dumps(content))
     cdx.Pipeline.load(run)
-    recorded = json.loads((run / identity.FILE).read_text())["encoder.clip"]
-    assert recorded["path"] == str(clip) and len(recorded["digest"]) == 16
+    recorded = json.loads((run / identity.FILE).read_text())
+    found = recorded["encoder.clip"]
+    assert found["path"].endswith("clip_mini") and len(found["digest"]) == 16
     cdx.Pipeline.load(run)
-    model = cdx.encoders.load_clip(clip)
-    model.save(clip, jax.tree.map(lambda v: v + 1e-3, model.params))
-    words = f"encoder.clip of {clip} .digest {recorded['digest']}., but {clip} holds another"
+    recorded["encoder.clip"] = dict(path="elsewhere", digest="0123456789abcdef", stamp="")
+    (run / identity.FILE).write_text(json.dumps(recorded))
+    found = found["digest"]
+    words = f"encoder.clip of elsewhere .digest 0123456789abcdef., but .*clip_mini holds another .digest {found}"
     with pytest.raises(UserError, match=words):
         cdx.Pipeline.load(run)
