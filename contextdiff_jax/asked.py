@@ -12,9 +12,11 @@ from PIL import Image
 from contextdiff_jax.conditions import ClassCondition, Condition, LayoutCondition
 from contextdiff_jax.data.images import asked_for, fitted
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import read_json
 from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.types import Array
 
+_LAYOUT = '[["frog", [0.1, 0.2, 0.5, 0.8]]]'
 Prompts = str | int | Sequence[Any] | None
 Picture = Image.Image | str | Path | np.ndarray
 
@@ -47,9 +49,7 @@ def prompts_of(condition: Condition, prompts: Prompts) -> list[Any]:
             raise UserError(f"prompts={prompts!r}: this model takes no prompt; pass how many pictures, e.g. 16")
         return [""] * int(prompts)
     if isinstance(condition, LayoutCondition):
-        if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
-            raise UserError(f"layouts={prompts!r}: pass a list of layouts, e.g. [[('frog', (0.1, 0.2, 0.5, 0.9))]]")
-        return list(prompts)
+        return check_layouts(prompts)
     if isinstance(condition, ClassCondition) and not isinstance(prompts, str | None):
         prompts = [str(plain(p)) for p in np.atleast_1d(np.asarray(prompts, object))]
     prompts = [prompts] if isinstance(prompts, str) else prompts
@@ -66,6 +66,39 @@ def check_prompts(prompts: Sequence[str]) -> None:
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str) or not prompt.strip():
             raise UserError(f"prompt {i + 1} of {len(prompts)} is empty ({prompt!r}); describe what to draw")
+
+
+def check_layouts(layouts: Any) -> list[Any]:
+    """Layouts as a list, of one by itself as well; what is in them is checked by the condition.
+
+    Raises:
+        UserError: none, or something else than a list of lists.
+    """
+    asked = list(layouts) if isinstance(layouts, list | tuple) else []
+    if not asked or not all(isinstance(layout, list | tuple) for layout in asked):
+        raise UserError(
+            f"layouts={layouts!r}: pass a list of layouts, e.g. [[('frog', (0.1, 0.2, 0.5, 0.9))]]; boxes "
+            "(x0, y0, x1, y1) are fractions of the sides"
+        )
+    # One layout by itself: its first entry is a class and its box.
+    return [asked] if asked[0] and isinstance(asked[0][0], str | int) else asked
+
+
+def read_layouts(path: str) -> list[Any]:
+    """The layouts of a JSON file: one, or a list of them.
+
+    Raises:
+        UserError: no file given, or one that is missing or no JSON.
+    """
+    if not path:
+        raise UserError("this model draws layouts; give them in a file, --layout=FILE.json")
+    if not Path(path).is_file():
+        raise UserError(f"layout file {path!r} does not exist; give a JSON file like {_LAYOUT}")
+    try:
+        layouts = read_json(Path(path), f"give a list like {_LAYOUT}")
+    except OSError as error:
+        raise UserError(f"layout file {path!r} cannot be read ({error})") from error
+    return check_layouts(layouts)
 
 
 def check_strength(strength: float, num_steps: int) -> None:

@@ -28,6 +28,7 @@ class Options:
     prompts: tuple[str, ...] = ()
     num_samples: int = 0
     prompts_file: str = ""
+    layout: str = ""
     seed: int = 0
     step: int | None = None
     out: str = ""
@@ -252,6 +253,11 @@ def sample(config: ConfigDict | None, options: Options) -> None:
         return
     for i, image in enumerate(pipeline.to_images(arrays)):
         image.save(out / f"{i:04d}.png")
+    if config.condition.kind == "layout":
+        from contextdiff_jax.conditions.layout import in_words
+        from contextdiff_jax.evaluate.conditions import with_boxes
+
+        arrays, captions = with_boxes(arrays, prompts), [in_words(layout) for layout in prompts]
     caption_grid(arrays, captions, out / "grid.png")
     print(f"{len(captions)} pictures in {out}; all of them with their captions: {out / 'grid.png'}")
 
@@ -262,11 +268,17 @@ def asked_for(config: ConfigDict, options: Options) -> list[str] | int:
     Raises:
         UserError: no prompt, an empty one, a negative number, or prompts where none are taken.
     """
-    from contextdiff_jax.asked import check_prompts
+    from contextdiff_jax.asked import check_prompts, read_layouts
 
     if options.num_samples < 0:
         raise UserError(f"--num_samples={options.num_samples} is negative; give how many pictures of each prompt")
     prompts = list(options.prompts) + read_prompts(options.prompts_file)
+    if config.condition.kind == "layout":
+        if prompts:
+            raise UserError("--prompt is given, but this model draws layouts; use --layout=FILE.json instead")
+        return [layout for layout in read_layouts(options.layout) for _ in range(options.num_samples or 1)]
+    if options.layout:
+        raise UserError("--layout is given, but config.condition.kind is no 'layout'; use --prompt instead")
     if config.condition.kind != "none":
         check_prompts(prompts)
         return [prompt for prompt in prompts for _ in range(options.num_samples or 1)]

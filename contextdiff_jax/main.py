@@ -24,6 +24,7 @@ MODE = flags.DEFINE_enum(
 )
 PROMPTS = flags.DEFINE_multi_string("prompt", [], "sample, edit: what to draw; repeatable.")
 PROMPTS_FILE = flags.DEFINE_string("prompts_file", "", "sample: file with one prompt per line.")
+LAYOUT = flags.DEFINE_string("layout", "", "sample: JSON file with layouts, [[class, [x0, y0, x1, y1]], ...].")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 0, "sample: pictures of each prompt, or in all.")
 SEED = flags.DEFINE_integer("seed", 0, "sample, eval: seed of the pictures.")
 STEP = flags.DEFINE_integer("step", None, "sample, eval, export: checkpoint step; default the newest intact one.")
@@ -78,6 +79,7 @@ def main(argv: list[str]) -> None:
                 workdir=WORKDIR.value or default_workdir(),
                 prompts=tuple(PROMPTS.value),
                 prompts_file=PROMPTS_FILE.value,
+                layout=LAYOUT.value,
                 num_samples=NUM_SAMPLES.value,
                 seed=SEED.value,
                 step=STEP.value,

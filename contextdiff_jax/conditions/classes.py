@@ -1,5 +1,6 @@
 """One of K classes as condition, or nothing at all."""
 
+import difflib
 from collections.abc import Sequence
 
 import jax
@@ -50,7 +51,9 @@ class ClassCondition:
         if word.isdecimal() and int(word) < len(self.names):
             return int(word)
         shown = ", ".join(self.names[:12]) + (", ..." if len(self.names) > 12 else "")
-        raise UserError(f"prompt {prompt!r} is no class; accepted: 0 to {len(self.names) - 1}, or {shown}")
+        near = difflib.get_close_matches(word, self.names, n=3)
+        nearest = f"; nearest: {', '.join(near)}" if near else ""
+        raise UserError(f"prompt {prompt!r} is no class; accepted: 0 to {len(self.names) - 1}, or {shown}{nearest}")
 
     def empty(self, batch_size: int) -> dict[str, np.ndarray]:
         """The label of no class."""

@@ -7,9 +7,10 @@ from contextdiff_jax.data.folder import ImageFolderSource
 from contextdiff_jax.data.openmoji import OpenMojiSource
 from contextdiff_jax.data.pipeline import build, in_threads
 from contextdiff_jax.data.sources import chosen, describe, held_out, settled, source
-from contextdiff_jax.data.vocabulary import Vocabulary, captions, vocabulary
+from contextdiff_jax.data.vocabulary import OF_THE_DEMO, Vocabulary, captions, vocabulary
 
 __all__ = [
+    "OF_THE_DEMO",
     "Cifar10Source",
     "Description",
     "DigitsSource",

@@ -12,8 +12,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from contextdiff_jax import data
-from contextdiff_jax.evaluate.alignment import alignment, ceiling, chance, hits
+from contextdiff_jax.evaluate.alignment import MEASURES, alignment, ceiling, chance, hits
 from contextdiff_jax.evaluate.bpd import bits_per_dim, join
+from contextdiff_jax.evaluate.conditions import class_rows, layout_rows
 from contextdiff_jax.evaluate.fidelity import REFERENCE, fidelity, renders
 from contextdiff_jax.evaluate.report import write_report
 from contextdiff_jax.files import write_json
@@ -57,7 +58,11 @@ def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]
             captions = [f"{i}" for i in range(asked)]
         images, per_second = _timed_sample(pipeline, asked, seed)
         figures["samples_per_second"] = {"as configured": per_second}
+        captions = parts.captions(captions)
         grids = {"samples, asked for as held-out records are": (images[:GRID], captions[:GRID])}
+    elif config.condition.kind == "layout" or (config.condition.kind, config.data.preset) == ("class", "demo_objects"):
+        rows = layout_rows if config.condition.kind == "layout" else class_rows
+        figures["alignment"], figures["samples_per_second"], grids = rows(pipeline, judge, seed)
     else:
         figures["alignment"], figures["samples_per_second"], grids, drawn = _alignment(pipeline, judge, seed)
         figures["judge_features"] = _fidelity(config, judge, drawn)
@@ -92,7 +97,8 @@ def _judge(config: ConfigDict) -> Recogniser | None:
         return None
     if config.eval.recogniser:
         return load_recogniser(config.data.preset, config.eval.recogniser)
-    if config.data.preset != "demo":
+    judged = {"layout": ("demo", "demo_pairs"), "class": ("demo", "demo_objects"), "text": ("demo",)}
+    if config.data.preset not in judged[config.condition.kind]:
         print(
             f"alignment is left out: no recogniser ships for preset {config.data.preset!r}; "
             "train one with configs/recogniser.py and name its export in --config.eval.recogniser"
@@ -204,7 +210,7 @@ def _bits_per_dim(pipeline: Pipeline, seed: int) -> dict[str, dict]:
 def _print(figures: dict[str, Any]) -> None:
     """The table, for a terminal."""
     for name, row in figures.get("alignment", {}).items():
-        cells = "  ".join(f"{m} {100 * row[m]:5.1f} %" for m in ("object", "background", "both"))
+        cells = "  ".join(f"{m} {100 * row[m]:5.1f} %" for m in (*MEASURES, "iou") if m in row)
         count = f"  (n = {row['n']})" if "n" in row else ""
         print(f"{name:40s} {cells}{count}")
     for name, row in figures.get("judge_features", {}).items():

@@ -19,7 +19,7 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import load_file, save
 
-from contextdiff_jax.data.openmoji import vocabulary
+from contextdiff_jax.data.vocabulary import OF_THE_DEMO, vocabulary
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import atomic, write_json
 from contextdiff_jax.types import Array, Params
@@ -154,7 +154,8 @@ def load_recogniser(preset: str, path: str | Path | None = None) -> Recogniser:
     Raises:
         UserError: no judge there, damaged or foreign weights, or a judge of another vocabulary.
     """
-    folder = Path(path) if path else ASSETS / f"recogniser_{preset}"
+    # One judge for all presets of the demo's objects.
+    folder = Path(path) if path else ASSETS / f"recogniser_{'demo' if preset in OF_THE_DEMO else preset}"
     if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
         shipped = ", ".join(sorted(p.name.removeprefix("recogniser_") for p in ASSETS.glob("recogniser_*")))
         raise UserError(f"no recogniser for preset '{preset}' in {folder}; shipped for: {shipped or 'none'}")

@@ -366,7 +366,7 @@ class DiffusionTask:
     # Looking at it.
 
     @cached_property
-    def _preview_captions(self) -> list[str]:
+    def _preview_prompts(self) -> list[Any]:
         records = source(self.config, self.parts, None)
         shown = data.chosen(len(records), 16, self.config.data.seed)
         return self.parts.prompts([records[i] for i in shown])
@@ -385,15 +385,15 @@ class DiffusionTask:
         """A fixed set of held-out captions and the pictures drawn for them, whole on every process; None for clips."""
         if self.config.data.num_frames > 1:
             return None
-        captions = self._preview_captions
-        count, keys = len(captions), jax.random.split(key, len(captions))
-        condition, size = self.parts.condition.read(captions), min(self.config.sample.batch_size, len(captions))
+        asked = self._preview_prompts
+        count, keys = len(asked), jax.random.split(key, len(asked))
+        condition, size = self.parts.condition.read(asked), min(self.config.sample.batch_size, count)
         images = []
         for start in range(0, count, size):
             rows = np.minimum(np.arange(start, start + size), count - 1)  # the last batch is filled up: one compilation
             part = self._draw(params, frozen, {k: v[rows] for k, v in condition.items()}, keys[rows])
             images.append(multihost_utils.process_allgather(part, tiled=True))
-        return np.concatenate(images)[:count], captions
+        return np.concatenate(images)[:count], self.parts.captions(asked)
 
     def keep(self, workdir: Path) -> None:
         """Puts what a checkpoint lacks into the run's folder: digests of what is frozen, the adapter's map from latents

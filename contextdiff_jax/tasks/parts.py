@@ -19,7 +19,7 @@ from contextdiff_jax.conditions import (
     TextCondition,
 )
 from contextdiff_jax.conditions.features import ClipFeatures, Features, PatchFeatures
-from contextdiff_jax.conditions.layout import layout_of
+from contextdiff_jax.conditions.layout import in_words, layout_of
 from contextdiff_jax.conditions.spaces import Latents, Pixels, read_rgb_map
 from contextdiff_jax.data import latents
 from contextdiff_jax.data.base import ImageSource
@@ -132,6 +132,10 @@ class Parts:
         if isinstance(self.condition, ClassCondition) and self.condition.takes_prompts:
             return [self.condition.names[record["label"]] for record in records]
         return [record["caption"] for record in records]
+
+    def captions(self, prompts: Sequence[Any]) -> list[str]:
+        """Prompts in words."""
+        return [in_words(p) for p in prompts] if isinstance(self.condition, LayoutCondition) else list(prompts)
 
 
 def with_located_models(config: ConfigDict) -> ConfigDict:

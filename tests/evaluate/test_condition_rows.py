@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from contextdiff_jax.evaluate.asked import share, with_boxes
+from contextdiff_jax.evaluate.conditions import share, with_boxes
 
 
 def test_boxes_are_drawn_beside_the_picture():

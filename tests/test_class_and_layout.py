@@ -1,0 +1,102 @@
+"""Classes and layouts from a config to pictures: trained, drawn, judged, exported and read back."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import contextdiff_jax as cdx
+from configs import class2img, layout2img
+from contextdiff_jax import export, training
+from contextdiff_jax import task as task_lib
+from contextdiff_jax.command_line import Options, asked_for
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.evaluate.suite import evaluate_run
+
+LAYOUT = [("frog", (0.05, 0.3, 0.45, 0.7)), ("star", (0.55, 0.3, 0.95, 0.7))]
+
+
+def trained(config, workdir):
+    config.train.num_steps = 2
+    config.sample.num_steps = 2
+    config.eval.num_samples = 4
+    config.eval.bpd_images = 0
+    training.train(task_lib.build(config), workdir)
+    return cdx.Pipeline.load(workdir)
+
+
+@pytest.fixture(scope="module")
+def of_classes(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("classes")
+    return trained(class2img.get_config("tiny"), workdir), workdir
+
+
+@pytest.fixture(scope="module")
+def of_layouts(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("layouts")
+    return trained(layout2img.get_config("tiny"), workdir), workdir
+
+
+def test_classes_are_asked_for_by_name_and_number(of_classes):
+    pipe, _ = of_classes
+    by_name, by_number = pipe.sample_arrays(["frog", "bear"]), pipe.sample_arrays([2, np.int64(11)])
+    np.testing.assert_array_equal(by_name, by_number)
+    with pytest.raises(UserError, match="'forg' is no class.*nearest: frog"):
+        pipe.sample(["forg"])
+    with pytest.raises(UserError, match="'12' is no class"):
+        pipe.sample([12])
+    with pytest.raises(UserError, match="takes no layouts"):
+        pipe.sample(layouts=[LAYOUT])
+
+
+def test_layouts_are_asked_for_as_lists(of_layouts):
+    pipe, _ = of_layouts
+    one, several = pipe.sample(layouts=LAYOUT), pipe.sample(layouts=[LAYOUT, []])
+    assert len(one) == 1 and len(several) == 2
+    np.testing.assert_array_equal(np.asarray(one[0]), np.asarray(several[0]))
+    for wrong in ("a frog", [], ["frog"], 3):
+        with pytest.raises(UserError, match="pass a list of layouts"):
+            pipe.sample(layouts=wrong)
+    with pytest.raises(UserError, match="layout 2: 'cat' is no class"):
+        pipe.sample(layouts=[LAYOUT, [("cat", (0, 0, 1, 1))]])
+
+
+@pytest.mark.parametrize("kind", ["of_classes", "of_layouts"])
+def test_evaluation_has_ceiling_and_floor(kind, request):
+    pipe, workdir = request.getfixturevalue(kind)
+    rows = evaluate_run(pipe, workdir)["alignment"]
+    assert rows["ceiling: real renders"]["object"] >= 0.5
+    floor = rows["chance"] if kind == "of_classes" else rows["floor: renders of other layouts"]
+    assert floor["object"] < 0.5
+    on, off = (rows[f"{kind.removeprefix('of_')}, adapter {state}"] for state in ("on", "off"))
+    assert on["n"] == off["n"] == (4 if kind == "of_classes" else 8)
+    assert (workdir / "report.png").is_file() and json.loads((workdir / "eval.json").read_text())["alignment"]
+
+
+@pytest.mark.parametrize("kind, asked", [("of_classes", ["frog"]), ("of_layouts", [LAYOUT])])
+def test_an_export_draws_the_same(kind, asked, request, tmp_path):
+    pipe, _ = request.getfixturevalue(kind)
+    assert "condition" in pipe.params
+    export.write(pipe.task, pipe.params, pipe.step, tmp_path / "out")
+    again = cdx.Pipeline.load(tmp_path / "out")
+    jax.tree.map(np.testing.assert_array_equal, again.params, jax.tree.map(np.asarray, pipe.params))
+    np.testing.assert_allclose(again.sample_arrays(asked), pipe.sample_arrays(asked), atol=1e-6)
+
+
+def test_a_layout_file_is_read_and_refused(tmp_path):
+    config, file = layout2img.get_config("tiny"), tmp_path / "layout.json"
+    file.write_text(json.dumps(LAYOUT))
+    options = lambda **how: Options(workdir="", **how)
+    assert asked_for(config, options(layout=str(file), num_samples=2)) == [json.loads(file.read_text())] * 2
+    file.write_text('{"frog": 1}')
+    for how, message in [
+        (dict(layout=str(file)), "pass a list of layouts"),
+        (dict(layout=str(tmp_path / "none.json")), "does not exist"),
+        (dict(), "--layout=FILE.json"),
+        (dict(prompts=("a frog",), layout=str(file)), "draws layouts"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            asked_for(config, options(**how))
+    with pytest.raises(UserError, match="kind is no 'layout'"):
+        asked_for(class2img.get_config("tiny"), options(layout=str(file)))
