@@ -17,6 +17,7 @@
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ CONFIG = warm_start.EXPORT
 PIPELINE_INDEX = "model_index.json"
 PATHS = (("model", "pretrained"), ("encoder", "clip"), ("condition", "encoder"), ("space", "latents"))
 _KEPT = (".json", ".txt", ".model")  # of a pretrained folder's parts, beside the weights that we read ourselves
+_LISTED = 100  # classes that a model card names
 
 
 def write(task: DiffusionTask, params: Params, step: int, out: str | Path, half: bool = False) -> None:
@@ -118,7 +120,7 @@ def _write(task: DiffusionTask, params: Params, step: int, out: Path, name: str,
     if not half:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(out / "orbax", params)
-    _write_card(config, step, out, name)
+    _write_card(config, step, out, name, getattr(task.parts.condition, "names", ()))
     write_json({"step": step, "version": __version__, "config": portable.to_dict()}, out / CONFIG)
 
 
@@ -226,13 +228,18 @@ def _write_encoder(path: str, encoder: TextEncoder, folder: Path) -> str:
     return folder.name
 
 
-def _write_card(config: ConfigDict, step: int, out: Path, name: str) -> None:
+def _write_card(config: ConfigDict, step: int, out: Path, name: str, classes: Sequence[str]) -> None:
     """README.md: what it is, how it was trained, how to use it."""
     adapter, sd = config.adapter, config.model.backbone == "sd"
     shift = "none: plain diffusion"
     if adapter.enabled:
         shift = f"relational adapter, {adapter.depth} blocks of {adapter.num_heads} heads, bound {adapter.bound:g}"
-    example = {"text": '["a red apple on a blue background"]', "class": '["0"]', "none": "16"}[config.condition.kind]
+    example = {
+        "text": '["a red apple on a blue background"]',
+        "class": f"[{classes[0]!r}]" if classes else "",
+        "layout": f"layouts=[[({classes[0]!r}, (0.1, 0.2, 0.5, 0.8))]]" if classes else "",
+        "none": "16",
+    }[config.condition.kind]
     facts = [
         f"data: {config.data.source} {config.data.preset or config.data.path}, {config.data.image_size} pixels",
         f"process: {config.process.schedule} schedule, T = {config.process.num_timesteps}; "
@@ -242,6 +249,9 @@ def _write_card(config: ConfigDict, step: int, out: Path, name: str) -> None:
         if step
         else "not trained here",
     ]
+    if classes:
+        more = f", and {len(classes) - _LISTED} more" if len(classes) > _LISTED else ""
+        facts.append(f"{len(classes)} classes: {', '.join(classes[:_LISTED])}{more}")
     if tuple(config.train.trainable) != (".*",):
         facts.append(f"trained parameters: `{list(config.train.trainable)}`")
     lines = [

@@ -17,7 +17,7 @@ from contextdiff_jax import config as config_lib
 from contextdiff_jax import edits, export, sampling, saved, trees
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.asked import Picture, Prompts, check_strength, pictures, plain, prompts_of, root_key
-from contextdiff_jax.conditions import TextCondition
+from contextdiff_jax.conditions import LayoutCondition, TextCondition
 from contextdiff_jax.conditions.layout import Layout
 from contextdiff_jax.editing.result import Edit
 from contextdiff_jax.errors import UserError
@@ -172,12 +172,13 @@ class Pipeline:
         """Pictures from [N, H, W, 3] or [N, H, W, 1] in [-1, 1]."""
         return [Image.fromarray(pixels) for pixels in to_uint8(arrays)]
 
-    def sample_arrays(self, prompts: Prompts = None, **options: Any) -> np.ndarray:
+    def sample_arrays(
+        self, prompts: Prompts = None, *, layouts: Sequence[Layout] | None = None, **options: Any
+    ) -> np.ndarray:
         """Pictures as float32 [N, H, W, C] in [-1, 1]; the options are those of `stream`."""
-        asked = prompts if options.get("layouts") is None else options["layouts"]
-        parts, total = [], len(prompts_of(self.task.parts.condition, asked))
-        with Progress("sampling", total, "img") as progress:
-            for drawn in self.stream(prompts, **options):
+        parts = []
+        with Progress("sampling", len(self._asked(prompts, layouts)), "img") as progress:
+            for drawn in self.stream(prompts, layouts=layouts, **options):
                 parts.append(drawn.whole())
                 progress.update(len(parts[-1]))
         return np.concatenate(parts)
@@ -221,7 +222,7 @@ class Pipeline:
         Raises:
             UserError: empty prompts, unknown options, more steps than the process has, a size that does not fit.
         """
-        prompts = prompts_of(self.task.parts.condition, prompts if layouts is None else layouts)
+        prompts = self._asked(prompts, layouts)
         given = {k: v for k, v in dict(num_steps=steps, guidance=guidance, sampler=sampler).items() if v is not None}
         section = self._section(given | overrides)
         if image is not None:
@@ -233,6 +234,13 @@ class Pipeline:
         if on_step is not None and jax.process_count() > 1:
             raise UserError("on_step works in one process; with several, follow the batches of `stream`")
         return self._batches(prompts, negatives, starts, root_key(key), plan, section, on_step)
+
+    def _asked(self, prompts: Prompts, layouts: Sequence[Layout] | None = None) -> list[Any]:
+        """What is asked for, one entry per picture."""
+        condition = self.task.parts.condition
+        if layouts is not None and not isinstance(condition, LayoutCondition):
+            raise UserError("layouts=...: this model takes no layouts; give prompts")
+        return prompts_of(condition, prompts if layouts is None else layouts)
 
     def _batches(
         self,
@@ -280,7 +288,7 @@ class Pipeline:
         Returns:
             [steps + 1, N, ...] in the model's space: first the pictures' x0, last their noise.
         """
-        prompts = prompts_of(self.task.parts.condition, prompts)
+        prompts = self._asked(prompts)
         given = {"sampler": "ddim", "guidance": 1.0} | ({} if steps is None else {"num_steps": steps}) | overrides
         section = self._section(given)
         plan = sampling.Plan.of(self.task, section, size=self._size(size))

@@ -79,6 +79,7 @@ def test_an_export_draws_the_same(kind, asked, request, tmp_path):
     pipe, _ = request.getfixturevalue(kind)
     assert "condition" in pipe.params
     export.write(pipe.task, pipe.params, pipe.step, tmp_path / "out")
+    assert "12 classes: red apple, star, frog" in (tmp_path / "out" / "README.md").read_text()
     again = cdx.Pipeline.load(tmp_path / "out")
     jax.tree.map(np.testing.assert_array_equal, again.params, jax.tree.map(np.asarray, pipe.params))
     np.testing.assert_allclose(again.sample_arrays(asked), pipe.sample_arrays(asked), atol=1e-6)
