@@ -1,0 +1,76 @@
+"""One layer of one step: fusion within a batch gives what a stored map gives, for each method and recipe."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from editing.test_alignment import LENGTH, SOURCE, read
+from ml_collections import ConfigDict
+
+from contextdiff_jax.editing.control import Fusion, Recorder
+from contextdiff_jax.editing.methods import METHODS, values_of
+from contextdiff_jax.editing.plan import control_of
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.models.video import Site
+
+FRAMES, HEADS, SIDE, STEPS = 2, 3, 4, 10
+TARGET = SOURCE.replace("silver", "red")
+
+
+def settings(way: str) -> ConfigDict:
+    """The `edit` section of a method, with a recipe behind a plus."""
+    values = {}
+    for name in way.split("+"):
+        values |= values_of(name)
+    return ConfigDict({key.removeprefix("edit."): v for key, v in values.items() if key.startswith("edit.")})
+
+
+@pytest.mark.parametrize("way", [*METHODS, "fatezero+style", "fatezero+attribute", "fatezero+shape"])
+def test_fusion_in_the_batch_is_that_of_stored_maps(way):
+    edit, rng = settings(way), np.random.default_rng(0)
+    edit.equalizer = (("red", 10.0),)
+    control = control_of(edit, STEPS, SOURCE, TARGET, read)
+    inside = rng.random((FRAMES, SIDE, SIDE)) > 0.5
+    region = (lambda size: jnp.asarray(inside, jnp.float32)) if edit.self_blend else None
+    for kind, keys in (("cross", LENGTH), ("self", 2 * SIDE**2), ("temporal", FRAMES)):
+        site = Site("layer", kind, SIDE, SIDE)
+        weights = rng.random((3, FRAMES, HEADS, SIDE**2, keys)).astype(np.float32)
+        null, own, stored = weights
+        for k in range(STEPS):
+            gates = control.cross[k], control.self_attention[k]
+            fusion = Fusion(SIDE, SIDE**2, control, *gates, region, num_frames=FRAMES)
+            folded = jnp.asarray(weights.reshape(-1, *weights.shape[2:]))
+            found = np.asarray(fusion(folded, site)).reshape(weights.shape)
+            expected = own.copy()
+            if kind == "cross" and edit.alignment != "none" and k < edit.cross_replace_steps * STEPS:
+                # "red" takes the place of "silver", whose tokens are 2 and 3; what follows moves up by one.
+                expected[..., :2] = stored[..., :2]
+                if edit.alignment == "replace":
+                    expected[..., 2] = stored[..., 2] + stored[..., 3]
+                expected[..., 2] *= 10.0 if edit.alignment == "replace" else 1.0
+                expected[..., 3:10] = stored[..., 4:11]
+                expected[..., 10:] = stored[..., 10:] if edit.alignment == "refine" else stored[..., np.r_[11:16, 15]]
+                if edit.alignment == "refine":
+                    expected[..., 2] = own[..., 2] * 10.0
+            if kind == "self" and k < edit.self_replace_steps * STEPS:
+                kept = inside.reshape(FRAMES, 1, -1, 1) if edit.self_blend else False
+                expected = np.where(kept, own, stored)
+            np.testing.assert_allclose(found[1], expected, rtol=1e-6)
+            np.testing.assert_array_equal(found[0], null)
+            np.testing.assert_array_equal(found[2], stored)
+
+
+def test_large_maps_are_left_alone_and_maps_of_one_resolution_remembered():
+    control = control_of(settings("fatezero"), STEPS, SOURCE, TARGET, read)
+    fusion = Fusion(SIDE, SIDE**2 - 1, control, control.cross[0], control.self_attention[0], None, num_frames=1)
+    assert not fusion.looks_at(Site("a", "self", SIDE, SIDE)) and not fusion.looks_at(Site("b", "temporal", 2, 2))
+    recorder, rng = Recorder(SIDE), np.random.default_rng(1)
+    seen = [rng.random((FRAMES, HEADS, SIDE**2, LENGTH)) for _ in range(2)]
+    for weights in seen:
+        assert recorder(jnp.asarray(weights), Site("c", "cross", SIDE, SIDE)).shape == weights.shape
+    recorder(jnp.ones((FRAMES, HEADS, 4, LENGTH)), Site("d", "cross", 2, 2))
+    expected = np.mean(seen, axis=(0, 2)).reshape(FRAMES, SIDE, SIDE, LENGTH)
+    np.testing.assert_allclose(recorder.maps(), expected, rtol=1e-6)
+    other = Recorder(8)
+    other.looks_at(Site("e", "cross", 2, 2))
+    with pytest.raises(UserError, match="at the sides 2"):
+        other.maps()
