@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -192,12 +193,15 @@ class Shift:
         schedule: holds k_t.
         features: x0 [B, ...] -> image features; the expensive half, independent of t.
         relate: (features, t [B], shape of one x0) -> r [B, ...], where every example may have n rows of features and t
-            in a row.
+            in a row; of clips, n times the rows of all its frames.
+        num_frames: F of the clips that a batch is made of: rows of one clip at one time stay together, because the
+            adapter looks along them.
     """
 
     schedule: Schedule
     features: Callable[[Array], Array]
     relate: Callable[[Array, Array, tuple[int, ...]], Array]
+    num_frames: int = 1
 
     def _scaled(self, features: Array, t: Array, shape: tuple[int, ...]) -> Array:
         r = self.relate(features, t, shape)
@@ -209,20 +213,19 @@ class Shift:
 
     def pair(self, x0: Array, t: Array, s: Array) -> tuple[Array, Array]:
         """(b_t, b_s) from one encoding of x0, the two times as one batch."""
-        return _apart(self._scaled(*_side_by_side(self.features(x0), t, s), x0.shape[1:]))
+        return self._apart(self._scaled(*self._side_by_side(self.features(x0), t, s), x0.shape[1:]))
 
+    def _side_by_side(self, features: Array, t: Array, s: Array) -> tuple[Array, Array]:
+        """Features and times [2 B], an example's two rows together: a batch spread over devices stays where it is."""
+        clips = lambda time: jnp.broadcast_to(time, features.shape[:1]).reshape(-1, self.num_frames)
+        times = jnp.stack([clips(t), clips(s)], axis=1)
+        rows = einops.repeat(features, "(c f) ... -> (c n f) ...", n=2, f=self.num_frames)
+        return rows, times.reshape(-1)
 
-def _side_by_side(features: Array, t: Array, s: Array) -> tuple[Array, Array]:
-    """Features and times [2 B], an example's two rows together: a batch spread over devices stays where it is."""
-    batch = features.shape[:1]
-    times = jnp.stack([jnp.broadcast_to(t, batch), jnp.broadcast_to(s, batch)], axis=1)
-    return jnp.repeat(features, 2, axis=0), times.reshape(-1)
-
-
-def _apart(both: Array) -> tuple[Array, Array]:
-    """The two of every example, [2 B, ...] -> [B, ...] twice."""
-    both = both.reshape(-1, 2, *both.shape[1:])
-    return both[:, 0], both[:, 1]
+    def _apart(self, both: Array) -> tuple[Array, Array]:
+        """The two of every example, [2 B, ...] -> [B, ...] twice."""
+        t, s = einops.rearrange(both, "(c n f) ... -> n (c f) ...", n=2, f=self.num_frames)
+        return t, s
 
 
 @dataclass(frozen=True)
@@ -247,8 +250,8 @@ class ScaledShift(Shift):
 
     def warps(self, x0: Array, t: Array, s: Array) -> tuple[Warp, Warp]:
         """Those at t and at s, from one encoding of x0."""
-        both = self._warp(*_side_by_side(self.features(x0), t, s), x0.shape[1:])
-        return tuple(Warp(*parts) for parts in zip(*map(_apart, both), strict=True))
+        both = self._warp(*self._side_by_side(self.features(x0), t, s), x0.shape[1:])
+        return tuple(Warp(*parts) for parts in zip(*map(self._apart, both), strict=True))
 
     def carry(self, x: Array, x0_hat: Array, t: Array, s: Array, update: Callable[[Array], Array]) -> Array:
         """x at s from x at t through update(y_t) -> y_s, as `Chart.carry`."""

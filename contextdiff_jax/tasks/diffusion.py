@@ -250,15 +250,16 @@ class DiffusionTask:
         """b(x0, t) under these conditions, or None without an adapter."""
         if self.adapter is None:
             return None
-        variables = {"params": params["adapter"]}
+        variables, count = {"params": params["adapter"]}, self.config.data.num_frames
 
         def relate(features: Array, t: Array, shape: tuple[int, ...]) -> Array:
             copies, grid = features.shape[0] // context.tokens.shape[0], self.parts.features.grid(shape)
-            repeated = jax.tree.map(lambda v: einops.repeat(v, "b ... -> (b n) ...", n=copies), context)
+            rows = dict(n=copies, f=count)
+            repeated = jax.tree.map(lambda v: einops.repeat(v, "(c f) ... -> (c n f) ...", **rows), context)
             return self.adapter.apply(variables, features, grid, t, repeated, shape)
 
         kind = ScaledShift if self.config.adapter.scale else Shift
-        return kind(self.schedule_of(params), features=partial(self._features, frozen), relate=relate)
+        return kind(self.schedule_of(params), features=partial(self._features, frozen), relate=relate, num_frames=count)
 
     # Training.
 

@@ -105,6 +105,22 @@ def test_pair_is_two_calls_with_one_encoding():
     chex.assert_trees_all_equal(b_s[1], jnp.zeros(SHAPE))  # k_0 = 0
 
 
+def test_pair_keeps_the_frames_of_a_clip_together():
+    """Two clips of three frames: each looks along its own frames at one time, whichever time stands beside it."""
+    count, clips = 3, 2
+    past = jnp.tril(jnp.ones((count, count)))
+
+    def relate(f, t, shape):
+        rows = (f * jnp.sin(t)[:, None, None, None]).reshape(-1, count, *shape)
+        return jnp.einsum("fg,cg...->cf...", past, rows).reshape(-1, *shape)
+
+    b = Shift(schedule.cosine(100), lambda x0: x0, relate, num_frames=count)
+    x0 = jax.random.normal(jax.random.key(3), (clips * count, *SHAPE))
+    times = [jnp.repeat(jnp.array(t), count) for t in ((40, 60), (30, 1))]
+    for found, t in zip(b.pair(x0, *times), times, strict=True):
+        chex.assert_trees_all_close(found, b(x0, t), rtol=1e-5, atol=1e-6)
+
+
 # Data without a CLIP: patches of the sample as features, a class as one-hot token.
 
 DIGIT = (8, 8, 1)
