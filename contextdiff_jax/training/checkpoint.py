@@ -9,12 +9,14 @@ A folder named by a number is a committed checkpoint: it is written under anothe
 """
 
 import contextlib
+import errno
 import json
 import shutil
 import threading
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from ml_collections import ConfigDict
@@ -28,6 +30,7 @@ from contextdiff_jax.types import Params, TrainState
 __all__ = ["Checkpoints", "load_params"]
 
 _DAMAGED = -2
+_COMPRESSED = 0.9  # of the state's bytes are left of it on disk, at the least: floats hardly shrink
 
 
 class Checkpoints:
@@ -175,10 +178,19 @@ class Checkpoints:
         if distributed.is_primary():
             self._remove_half_written()
         try:
+            self._check_space(form.items_of(state))
             self._manager.save(step, args=ocp.args.Composite(**arrays, **jsons), force=True)
             self._in_flight = step
         except Exception as error:
             self._report(step, error)
+
+    def _check_space(self, items: dict[str, Any]) -> None:
+        """Raises OSError for what will not fit, before Orbax begins, whose threads report it in thousands of lines."""
+        need = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
+        free = shutil.disk_usage(self.folder).free
+        if distributed.agree(int(free < _COMPRESSED * need)):
+            megabytes = f"{free / 1e6:.0f} MB are free, the checkpoint has {need / 1e6:.0f} MB"
+            raise OSError(errno.ENOSPC, f"No space left on device: {megabytes}", str(self.folder))
 
     def poll(self) -> None:
         """To be called after every step: reports a failed save, and has a finished one checksummed."""

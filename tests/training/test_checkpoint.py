@@ -266,6 +266,21 @@ def test_a_failed_save_is_reported_and_training_goes_on(tmp_path, monkeypatch, w
     assert steps_in(tmp_path / "checkpoints") == [12, 4]
 
 
+def test_what_will_not_fit_is_not_begun(tmp_path, monkeypatch, warnings):
+    begun, save, usage = [], ocp.CheckpointManager.save, shutil.disk_usage(tmp_path)
+
+    def counted(self, step, *args, **how):
+        begun.append(step)
+        return save(self, step, *args, **how)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", counted)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000 if begun else 10**12))
+    with pytest.raises(UserError, match="step 12: .*No space left on device: 0 MB are free.*of step 4"):
+        train(ToyTask(toy_config()), tmp_path)
+    assert begun == [4] and [w for w in warnings if "STEP 8 WAS NOT SAVED" in w]
+    assert steps_in(tmp_path / "checkpoints") == [4]
+
+
 def test_a_last_save_that_fails_is_an_error(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
