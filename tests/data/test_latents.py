@@ -250,15 +250,33 @@ def pictures(tmp_path_factory):
     return folder
 
 
-def test_encoding_reads_each_image_once_and_continues(pictures, tmp_path, monkeypatch):
+@pytest.fixture
+def bars(monkeypatch):
+    """The progress of every split that is encoded: total, where it began, where it is."""
+    made = []
+
+    class Bar(precompute.Progress):
+        def __init__(self, what, total, unit, done):
+            super().__init__(what, total, unit, done)
+            self.total, self.first, self.now = total, done, done
+            made.append(self)
+
+        def update(self, count=1):
+            super().update(count)
+            self.now += count
+
+    monkeypatch.setattr(precompute, "Progress", Bar)
+    return made
+
+
+def test_encoding_reads_each_image_once_and_continues(pictures, tmp_path, monkeypatch, bars):
     monkeypatch.setattr(latents, "SHARD_SIZE", 8)
     monkeypatch.setattr(precompute, "FIT_IMAGES", 2)
-    reads, bars = [], []
+    reads = []
     for split in ("train", "val"):
         data.source(config_of(path=str(pictures)).data, split)  # the scan's own reads are remembered
-    read, tqdm = images_on_disk.read_image, precompute.tqdm
+    read = images_on_disk.read_image
     monkeypatch.setattr(images_on_disk, "read_image", lambda path, size: reads.append(path.name) or read(path, size))
-    monkeypatch.setattr(precompute, "tqdm", lambda **options: bars.append(options) or tqdm(**options))
     config = config_of(path=str(pictures))
     folder = tmp_path / "deep" / "latents"
     precompute.encode(config, Averages(), folder)
@@ -276,20 +294,18 @@ def test_encoding_reads_each_image_once_and_continues(pictures, tmp_path, monkey
     reads.clear(), bars.clear()
     precompute.encode(config, Averages(), folder)
     assert len(reads) == 8 + 2
-    assert [(bar["total"], bar["initial"]) for bar in bars] == [(40 - val, 32 - val), (val, val)]
+    assert [(bar.total, bar.first) for bar in bars] == [(40 - val, 32 - val), (val, val)]
     with pytest.raises(UserError, match="autoencoder: there"):
         precompute.encode(config, Averages(std=0.25), folder)
 
 
-def test_every_process_shows_its_own_share(tmp_path, monkeypatch):
+def test_every_process_shows_its_own_share(tmp_path, monkeypatch, bars):
     monkeypatch.setattr(latents, "SHARD_SIZE", 4)
     monkeypatch.setattr(precompute.jax, "process_index", lambda: 1)
     monkeypatch.setattr(precompute.jax, "process_count", lambda: 2)
-    bars, tqdm = [], precompute.tqdm
-    monkeypatch.setattr(precompute, "tqdm", lambda **options: bars.append(tqdm(**options)) or bars[-1])
-    precompute._encode_split(lambda source, rows: map(record, rows), range(14), tmp_path, "train")
+    precompute._encode_split(lambda source, rows: map(record, rows), range(14), 14, tmp_path, "train")
     assert sorted(path.name[:5] for path in (tmp_path / "train").iterdir()) == ["00001", "00003"]
-    assert bars[0].total == bars[0].n == 4 + 2
+    assert bars[0].total == bars[0].now == 4 + 2
 
 
 def test_encoding_refuses_before_any_work(pictures, tmp_path):
