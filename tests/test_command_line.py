@@ -122,7 +122,7 @@ LEARNED = {"process.schedule": "learned", "process.variance": "learned", "loss.o
         ({"process.num_timesteps": 0}, ["num_timesteps=0", "greater than 0"]),
         ({"process.schedule": "learned"}, ["process.schedule='learned'", "objective='nelbo'", "'simple'"]),
         ({"process.variance": "learned"}, ["process.variance='learned'", "objective='nelbo'"]),
-        (LEARNED | {"model.pretrained": "sd"}, ["process.schedule='learned'", "model.pretrained"]),
+        (LEARNED | {"model.pretrained": "sd"}, ["model.pretrained='sd'", "cannot act"]),
         (LEARNED | {"process.zero_terminal_snr": True, "model.prediction": "v"}, ["zero_terminal_snr"]),
         (LEARNED | {"sample.sampler": "ddpm"}, ["sample.num_steps=15", "all 1000"]),
         (LEARNED | {"sample.eta": 0.5}, ["sample.eta=0.5", "ddpm"]),

@@ -19,6 +19,7 @@ def tiny(num_steps=4):
     config.train.num_steps = num_steps
     config.train.checkpoint_every = 2
     config.optim.schedule = "constant"
+    config.eval.bpd_always = True
     return config
 
 

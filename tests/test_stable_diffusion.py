@@ -270,7 +270,7 @@ def test_a_run_finds_its_folders_where_they_have_moved_and_keeps_its_own_colour_
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"condition.kind": "class"}, "works on latents and text"),
+        ({"condition.kind": "none"}, "works on latents under a condition"),
         ({"adapter.patch_size": 3}, "adapter.patch_size=3"),
         ({"data.image_size": 18}, "data.image_size=18 is not divisible by 4.*try 16"),
         ({"encoder.clip": "nowhere"}, "config.encoder.clip='nowhere'"),
@@ -290,9 +290,9 @@ def test_clear_errors_found_in_review(trained, folder, tmp_path, changes, words)
 def test_image_inputs(trained):
     pipe = cdx.Pipeline.load(trained[1])
     sizes = [Image.new("L", (20, 30)), Image.new("RGB", (40, 10))]
-    assert pipe._pictures(sizes, 2).shape == (2, 16, 16, 3)
-    assert pipe._pictures(np.zeros((9, 7, 3), np.uint8), 2).shape == (2, 16, 16, 3)
+    assert pipe._pictures(sizes, 2, None).shape == (2, 16, 16, 3)
+    assert pipe._pictures(np.zeros((9, 7, 3), np.uint8), 2, None).shape == (2, 16, 16, 3)
     with pytest.raises(UserError, match="shape"):
-        pipe._pictures(np.zeros((9, 7)), 1)
+        pipe._pictures(np.zeros((9, 7)), 1, None)
     with pytest.raises(UserError, match="3 images for 2 prompts"):
-        pipe._pictures(np.zeros((3, 8, 8, 3)), 2)
+        pipe._pictures(np.zeros((3, 8, 8, 3)), 2, None)
