@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from editing.test_alignment import LENGTH, SOURCE, read
+from editing.test_prompt_alignment import LENGTH, SOURCE, read
 from ml_collections import ConfigDict
 
 from contextdiff_jax.editing.control import Fusion, Recorder
