@@ -6,6 +6,7 @@ No system font is read: every OpenMoji drawing consists of paths only.
 import collections
 import functools
 import io
+import math
 import pathlib
 import threading
 
@@ -52,11 +53,22 @@ def extent(code: str) -> tuple[float, float, float, float]:
 
 
 def tight_box(code: str) -> tuple[float, float, float, float]:
-    """Where the drawing lies inside the square made by `sticker`, xyxy in 0..1: its longer side is 1."""
+    """Where the drawing lies inside the square that is drawn, xyxy in 0..1: its longer side is nearly 1."""
+    left, top, side = _view(code)
+    x0, y0, x1, y1 = extent(code)
+    x0, y0, x1, y1 = (x0 - left) / side, (y0 - top) / side, (x1 - left) / side, (y1 - top) / side
+    return (x0, y0, min(x1, 1.0), min(y1, 1.0))
+
+
+def _view(code: str) -> tuple[float, float, int]:
+    """The square that is drawn, (left, top, side) in the drawing's units: centred, but for the rounding of its side.
+
+    The renderer takes a view of 60.5 units for one of 61, and one of 49.25 for one of 49 that cuts the rest off; said
+    here, so that the boxes know it too.
+    """
     x0, y0, x1, y1 = extent(code)
     side = max(x1 - x0, y1 - y0)
-    half_w, half_h = (x1 - x0) / side / 2, (y1 - y0) / side / 2
-    return (0.5 - half_w, 0.5 - half_h, 0.5 + half_w, 0.5 + half_h)
+    return ((x0 + x1 - side) / 2, (y0 + y1 - side) / 2, math.floor(side + 0.5))
 
 
 def _svg(code: str) -> str:
@@ -65,9 +77,7 @@ def _svg(code: str) -> str:
 
 def _cropped_svg(code: str) -> str:
     """The drawing without its margin: its view is the square around its extent."""
-    x0, y0, x1, y1 = extent(code)
-    side = max(x1 - x0, y1 - y0)
-    left, top = (x0 + x1 - side) / 2, (y0 + y1 - side) / 2
+    left, top, side = _view(code)
     return _svg(code).replace(_VIEW_BOX, f'viewBox="{left} {top} {side} {side}"', 1)
 
 

@@ -123,7 +123,7 @@ def test_demo_train_covers_everything_evenly():
     assert {(s.objects[0], s.background) for s in map(unseen.scene, range(500))} == unseen.vocabulary.unseen
 
 
-@pytest.mark.parametrize("preset", ["demo", "single", "pairs"])
+@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("size", [16, 23, 32, 64, 100, 512])
 def test_boxes_match_the_pixels_at_any_size(preset, size, monkeypatch):
     source = OpenMojiSource(preset, "train", size)
@@ -171,9 +171,9 @@ def test_same_scene_at_all_sizes(size):
 
 
 def test_pairs_obey_their_relation():
-    source = OpenMojiSource("pairs", "train", 64)
+    source = OpenMojiSource("pairs", "train", 16)
     relations = collections.Counter()
-    for i in range(400):
+    for i in range(160):
         record = source[i]
         a, b = record["boxes"]
         name = RELATIONS[record["relation"]]
@@ -187,7 +187,7 @@ def test_pairs_obey_their_relation():
         assert (x > y) == ("the" in name)
         assert f" {name} " in record["caption"] and record["objects"][0] != record["objects"][1]
         relations[name] += 1
-    assert min(relations.values()) > 60
+    assert min(relations.values()) > 20
 
 
 def test_backgrounds_stay_apart_in_every_shade():
@@ -228,18 +228,17 @@ def test_bad_values(arguments, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_warm_scene_takes_half_a_millisecond_at_most():
-    """0.1 ms on a quiet core; a busy machine is several times slower, and drawing anew takes 1 ms."""
+def test_a_warm_scene_takes_less_than_150_microseconds():
     source = OpenMojiSource("demo", "train", 32)
     for i in range(2000):
         source[i]
     times = []
     for repeat in range(5):
-        start = time.perf_counter()
+        start = time.thread_time()  # this thread's own work: what else the machine does is not counted
         for i in range(2000 + 400 * repeat, 2400 + 400 * repeat):
             source[i]
-        times.append((time.perf_counter() - start) / 400)
-    assert min(times) < 0.5e-3
+        times.append((time.thread_time() - start) / 400)
+    assert min(times) < 0.15e-3
     assert raster._CACHE._bytes < raster._CACHE._max_bytes
 
 
