@@ -1,48 +1,28 @@
-"""The order of rooms that the README states is the order that the imports have."""
+"""The order of rooms that the README states is the order that the imports have, and the picture shows it."""
 
-import ast
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = "contextdiff_jax"
-
-
-def stated_order() -> dict[str, int]:
-    """{room: its place from the left}; rooms of one place may import each other."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"no import points to the right.*?\n\n((?: {4}.*\n)+)", text).group(1)
-    return {room: place for place, rooms in enumerate(block.split("<")) for room in rooms.split()}
-
-
-def imports(path: Path) -> set[str]:
-    """Rooms that a file imports from, inside functions and for type checkers as well."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE:
-            parts = node.module.split(".")
-            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith(f"{PACKAGE}.")}
-    return found - {"__version__"}
-
-
-def room(path: Path) -> str:
-    """The folder or module of the package that a file belongs to."""
-    return path.relative_to(ROOT / PACKAGE).parts[0].removesuffix(".py")
+from docs import layout
 
 
 def test_no_import_points_to_the_right():
-    order, wrong = stated_order(), []
-    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
-        if room(path) == "__init__":  # the package itself names its stable parts
-            continue
-        assert room(path) in order, f"{path} is in a room that the README's order does not name"
-        to_the_right = [name for name in imports(path) if order[name] > order[room(path)]]
-        wrong += [f"{path.relative_to(ROOT)} imports {name}" for name in to_the_right]
+    order, wrong = layout.stated_order(), []
+    for path in layout.files():
+        own = layout.room(path)
+        assert own in order, f"{path} is in a room that the README's order does not name"
+        to_the_right = [name for name in layout.imports(path) if order[name] > order[own]]
+        wrong += [f"{path.relative_to(layout.ROOT)} imports {name}" for name in to_the_right]
     assert not wrong, "\n".join(wrong)
 
 
 def test_every_room_that_is_stated_exists():
-    for name in stated_order():
-        assert (ROOT / PACKAGE / name).is_dir() or (ROOT / PACKAGE / f"{name}.py").is_file(), name
+    for name in layout.stated_order():
+        folder = layout.ROOT / layout.PACKAGE
+        assert (folder / name).is_dir() or (folder / f"{name}.py").is_file(), name
+
+
+def test_the_picture_shows_the_rooms_that_there_are():
+    """Numbers of files and lines change daily and may be behind."""
+    rooms = lambda text: re.findall(r'text-anchor="end">([a-z_]+) ', text)
+    shown = rooms(layout.PICTURE.read_text(encoding="utf-8"))
+    assert shown == rooms(layout.draw()) == list(layout.stated_order()), "draw it again: python -m docs.layout"
