@@ -10,4 +10,4 @@ export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 # One process leaves half of two cores idle; each needs up to 6 GB. An accelerator's memory is not shared.
 processes=logical
 [[ $JAX_PLATFORMS == cpu ]] || processes=0
-exec "$python" -m pytest --numprocesses=$processes --maxprocesses=4 --dist=loadfile "$@"
+exec "$python" -m pytest --numprocesses=$processes --maxprocesses=4 --dist=loadfile --no-loadscope-reorder "$@"

@@ -61,7 +61,7 @@ def trained(start):
 def test_the_autoencoders_loss_is_squared_error_and_divergence():
     config = autoencoder.get_config("tiny")
     task = task_lib.build(config)
-    params = task.init(jax.random.key(0))
+    params = jax.jit(task.init)(jax.random.key(0))
     images = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
     batch = task.draw({"image": images}, jax.random.key(1))
     loss, metrics = task.loss(params, {}, batch, jax.random.key(2))

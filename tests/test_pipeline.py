@@ -17,7 +17,7 @@ from contextdiff_jax.errors import UserError
 @pytest.fixture(scope="module")
 def pipe():
     task = task_lib.build(t2i.get_config("tiny"))
-    return cdx.Pipeline(task, shaken(task.init(jax.random.key(0))), 0)
+    return cdx.Pipeline(task, shaken(jax.jit(task.init)(jax.random.key(0))), 0)
 
 
 def test_a_guidance_sweep_compiles_one_program(pipe, caplog):

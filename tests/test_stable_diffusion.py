@@ -148,7 +148,7 @@ def test_export_loads_in_diffusers_and_here(trained, tmp_path, folder):
     from contextdiff_jax.types import Context
 
     context = Context(tokens=tokens, pooled=tokens[:, 0], mask=np.ones((2, 16), bool))
-    got = ours.task.backbone(ours.params["denoiser"], xt, np.full(2, 501), context)
+    got = jax.jit(ours.task.backbone)(ours.params["denoiser"], xt, np.full(2, 501), context)
     assert relative_error(got, expected.permute(0, 2, 3, 1).numpy()) < 1e-4
     assert again.config.space.latents == str(out) and again.task.parts.space.params["rgb"]
     jax.tree.map(np.testing.assert_array_equal, ours.params, again.params)
@@ -171,8 +171,8 @@ def test_img2img_starts_from_the_picture(trained):
     pictures = np.stack([source[i]["image"] for i in (5, 6)])
     near = pipe.sample_arrays(PROMPTS[:1], image=Image.fromarray(pictures[0]), strength=0.1, steps=10, guidance=1.0)
     space = pipe.task.parts.space
-    x0 = space.encode(pipe.frozen["space"], {"image": pictures / np.float32(127.5) - 1})
-    own, other = np.asarray(space.decode(pipe.frozen["space"], x0))
+    there_and_back = jax.jit(lambda params, image: space.decode(params, space.encode(params, {"image": image})))
+    own, other = np.asarray(there_and_back(pipe.frozen["space"], pictures / np.float32(127.5) - 1))
     assert np.abs(near - own).mean() < 0.5 * np.abs(near - other).mean()
     for wrong, words in ({"strength": 0.01}, "strength=0.01"), ({"image": "nowhere.png"}, "nowhere.png"):
         with pytest.raises(UserError, match=words):
@@ -187,11 +187,16 @@ def test_img2img_goes_through_the_contextual_forward_process(trained):
     context = task.encode(pipe.params, frozen, task.parts.condition.read(PROMPTS[:1]))
     image = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
     eps = np.random.default_rng(1).normal(size=(1, 8, 8, 4)).astype(np.float32)
-    x0 = task.parts.space.encode(frozen["space"], {"image": image})
-    xt = sampling.noised(task, pipe.params, frozen, context, x0, t, eps, adapter=True)
+
+    @jax.jit
+    def start(params, frozen):
+        x0 = task.parts.space.encode(frozen["space"], {"image": image})
+        xt = sampling.noised(task, params, frozen, context, x0, t, eps, adapter=True)
+        return x0, xt, task.shift(params, frozen, context)(x0, np.int32(t))
+
+    x0, xt, expected = map(np.asarray, start(pipe.params, frozen))
     ab_t = float(task.schedule.alpha_bar[t])
-    shift = np.asarray(xt - np.sqrt(ab_t) * x0 - np.sqrt(1 - ab_t) * eps)
-    expected = np.asarray(task.shift(pipe.params, frozen, context)(x0, np.int32(t)))
+    shift = xt - np.sqrt(ab_t) * x0 - np.sqrt(1 - ab_t) * eps
     assert np.abs(expected).max() > 1e-4
     np.testing.assert_allclose(shift, expected, atol=1e-5)
 

@@ -40,7 +40,7 @@ def summary(array):
 @pytest.fixture(scope="module")
 def pipe():
     task = task_lib.build(t2i.get_config("tiny"))
-    return cdx.Pipeline(task, shaken(task.init(jax.random.key(0))), 0)
+    return cdx.Pipeline(task, shaken(jax.jit(task.init)(jax.random.key(0))), 0)
 
 
 def step_figures(pipe):

@@ -199,9 +199,11 @@ def test_a_state_that_counts_batches_still_loads():
 
 
 @pytest.mark.parametrize(
-    "changes, image_size", [({}, 16), ({"source": "digits"}, 8), ({"source": "folder"}, 16)], ids=lambda v: str(v)
+    "changes, image_size, size",
+    [({}, 16, 1), ({}, 8, 2001), ({"source": "digits"}, 8, 1), ({"source": "digits"}, 8, 2000)]
+    + [({"source": "folder"}, 16, 1), ({"source": "folder"}, 16, 23)],
+    ids=str,
 )
-@pytest.mark.parametrize("size", [1, 2000])
 def test_batches_of_one_and_of_more_than_there_are(changes, image_size, size, folder):
     section = config(image_size=image_size, path=folder, num_threads=0, **changes)
     iterator = _build(section, split="train" if changes else "val", batch_size=size)

@@ -29,7 +29,7 @@ def paired(bound, exact):
 def test_tight_without_adapter_and_with_the_optimal_denoiser_at_T_1000(x64, build):
     s = build(1000)
     model = toy(s).with_optimal_denoiser()
-    x0 = gaussian_data(model, 4096, 32)
+    x0 = gaussian_data(model, 1024, 32)
     bound = bits_per_dim(functions(model)[0], None, s, x0, jax.random.key(0), bins=None)
     exact = negative_log_density(x0, model.m, model.v).mean(1) * BITS
     gap, stderr = paired(bound, exact)

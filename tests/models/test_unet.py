@@ -1,5 +1,7 @@
 """The pixel U-Net: shapes, zero start, conditioning, remat."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -40,11 +42,20 @@ def randomised(params, seed=1):
     return tree.unflatten([0.2 * jax.random.normal(k, v.shape) for k, v in zip(keys, flat, strict=True)])
 
 
+@functools.cache
+def fresh(net):
+    return jax.jit(net.init)(jax.random.key(0), *inputs())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(net, params, xt, t, context):
+    return net.apply(params, xt, t, context)
+
+
 def test_output_starts_at_zero_and_has_the_input_shape():
     net = make()
     xt, t, context = inputs()
-    params = net.init(jax.random.key(0), xt, t, context)
-    out = net.apply(params, xt, t, context)
+    out = run(net, fresh(net), xt, t, context)
     chex.assert_equal_shape([out, xt])
     chex.assert_trees_all_equal(out, jnp.zeros_like(xt))
 
@@ -53,38 +64,38 @@ def test_output_starts_at_zero_and_has_the_input_shape():
 def test_output_depends_on_every_condition(what):
     net = make()
     xt, t, context = inputs()
-    params = randomised(net.init(jax.random.key(0), xt, t, context))
-    base = net.apply(params, xt, t, context)
+    params = randomised(fresh(net))
+    base = run(net, params, xt, t, context)
     if what == "t":
-        other = net.apply(params, xt, t + 7, context)
+        other = run(net, params, xt, t + 7, context)
     else:
-        other = net.apply(params, xt, t, context.replace(**{what: getattr(context, what)[..., ::-1] + 1.5}))
+        other = run(net, params, xt, t, context.replace(**{what: getattr(context, what)[..., ::-1] + 1.5}))
     assert np.abs(base - other).max() > 1e-3
 
 
 def test_masked_tokens_do_not_matter():
     net = make()
     xt, t, context = inputs()
-    params = randomised(net.init(jax.random.key(0), xt, t, context))
+    params = randomised(fresh(net))
     noise = jnp.where(context.mask[..., None], 0.0, 100.0)
     changed = context.replace(tokens=context.tokens + noise)
     chex.assert_trees_all_close(
-        net.apply(params, xt, t, context), net.apply(params, xt, t, changed), rtol=1e-5, atol=1e-5
+        run(net, params, xt, t, context), run(net, params, xt, t, changed), rtol=1e-5, atol=1e-5
     )
 
 
 def test_examples_are_independent():
     net = make()
     xt, t, context = inputs()
-    params = randomised(net.init(jax.random.key(0), xt, t, context))
-    alone = net.apply(params, xt[:1], t[:1], jax.tree.map(lambda v: v[:1], context))
-    chex.assert_trees_all_close(net.apply(params, xt, t, context)[:1], alone, rtol=1e-4, atol=1e-4)
+    params = randomised(fresh(net))
+    alone = run(net, params, xt[:1], t[:1], jax.tree.map(lambda v: v[:1], context))
+    chex.assert_trees_all_close(run(net, params, xt, t, context)[:1], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_remat_changes_neither_value_nor_gradient():
     xt, t, context = inputs()
     net, thrifty = make(), make(remat=True)
-    params = randomised(net.init(jax.random.key(0), xt, t, context))
+    params = randomised(fresh(net))
     value = lambda n: jax.jit(jax.value_and_grad(lambda p: jnp.mean(n.apply(p, xt, t, context) ** 2)))(params)
     chex.assert_trees_all_close(value(net), value(thrifty), rtol=1e-4, atol=1e-5)
 
@@ -92,21 +103,22 @@ def test_remat_changes_neither_value_nor_gradient():
 def test_bfloat16_computes_in_bfloat16_and_returns_float32():
     xt, t, context = inputs()
     net = make(dtype=jnp.bfloat16)
-    params = net.init(jax.random.key(0), xt, t, context)
+    params = fresh(net)
     assert all(v.dtype == jnp.float32 for v in jax.tree.leaves(params))
-    out = net.apply(randomised(params), xt, t, context)
+    out = run(net, randomised(params), xt, t, context)
     assert out.dtype == jnp.float32
-    full = make().apply(randomised(params), xt, t, context)
+    full = run(make(), randomised(params), xt, t, context)
     assert np.abs(out - full).max() < 0.1 * np.abs(full).max()
 
 
 def test_dropout_acts_in_training_only():
     xt, t, context = inputs()
     net = make(dropout=0.5)
-    params = randomised(net.init(jax.random.key(0), xt, t, context))
-    apply = lambda seed: net.apply(params, xt, t, context, train=True, rngs={"dropout": jax.random.key(seed)})
+    params = randomised(fresh(net))
+    rngs = lambda seed: {"dropout": jax.random.key(seed)}
+    apply = jax.jit(lambda seed: net.apply(params, xt, t, context, train=True, rngs=rngs(seed)))
     assert np.abs(apply(0) - apply(1)).max() > 1e-3
-    chex.assert_trees_all_equal(net.apply(params, xt, t, context), net.apply(params, xt, t, context))
+    chex.assert_trees_all_equal(run(net, params, xt, t, context), run(net, params, xt, t, context))
 
 
 @pytest.mark.parametrize("p", [1, 2, 4])

@@ -22,7 +22,8 @@ def start(workdir: Path, devices: int, *flags: str) -> subprocess.Popen:
     """A training run of configs/t2i.py:tiny on some simulated devices."""
     xla = {
         "force_host_platform_device_count": devices,
-        "backend_optimization_level": 0,  # quick to compile
+        "backend_optimization_level": 0,  # quick to compile, as is the next
+        "cpu_use_fusion_emitters": "false",
         "cpu_collective_call_terminate_timeout_seconds": 600,  # simulated devices share the cores, and wait for them
     }
     environment = os.environ | {
