@@ -2,6 +2,8 @@
 
     python -m contextdiff_jax.main --config=configs/cifar10_nll.py           # or :digits, 8 x 8: two CPU cores, minutes
     python -m contextdiff_jax.main --config=configs/cifar10_nll.py:emoji16   # drawn scenes, 16 x 16: one GPU, minutes
+    python -m contextdiff_jax.main --config=configs/cifar10_nll.py:fashion \\
+        --config.data.path=/usr/share/datasets/fashion-mnist                 # Fashion-MNIST, 28 x 28: one GPU
     python -m contextdiff_jax.main --config=configs/cifar10_nll.py:ddpm      # CIFAR-10, Ho et al. 2020: one GPU
     python -m contextdiff_jax.main --config=configs/cifar10_nll.py:vdm       # CIFAR-10, full resolution: one GPU
     python -m contextdiff_jax.main --config=configs/cifar10_nll.py:cifar10   # as deep as Kingma et al. 2021: a pod
@@ -9,7 +11,8 @@
 
 CIFAR-10 comes through tensorflow_datasets (pip install -r requirements-tfds.txt) or, with --config.data.path=FOLDER,
 from the files of its binary version. The same three presets train on the embedded scenes with
---config.data.source=openmoji.
+--config.data.source=openmoji. Fashion-MNIST comes from its four idx files (Debian's package dataset-fashion-mnist);
+`:fashion_short` is a training for two CPU cores, minutes.
 
 Cost of a training step with the adapter, counted from the program before compilation, and of the whole run, estimated
 at 200 TFLOP/s (what one current GPU may sustain in bfloat16; not measured):
@@ -27,7 +30,9 @@ To compare: --config.adapter.enabled=False, --config.loss.objective=simple, post
 --config.condition.kind=none.
 
 A bound under a class says how well the model codes an image whose class is known already: compare it with others of the
-same kind.
+same kind. Without one (kind=none), `:fashion` (256 levels, the standard split, all 10,000 test images) can be held
+against Glow's 2.96 bits per dimension (Nalisnick et al. 2019); figures on binarised images, or of images padded to
+32 x 32, are of other data.
 """
 
 from ml_collections import ConfigDict
@@ -50,8 +55,8 @@ def get_config(preset: str | None = None) -> ConfigDict:
     config.eval.after_training = True
     config.eval.bpd_always = True  # the recipe is about it, whatever the objective
     config.eval.bpd_timesteps = 64
-    presets = {"digits": digits, "emoji16": emoji16, "ddpm": ddpm, "vdm": vdm, "cifar10": cifar10, "tiny": tiny}
-    return common.apply_preset(config, preset or "digits", presets)
+    presets = (digits, fashion, fashion_short, emoji16, ddpm, vdm, cifar10, tiny)
+    return common.apply_preset(config, preset or "digits", {f.__name__: f for f in presets})
 
 
 def digits(config: ConfigDict) -> None:
@@ -95,6 +100,49 @@ def tiny(config: ConfigDict) -> None:
     config.eval.num_samples = 8
     config.eval.bpd_images = 16
     config.eval.bpd_timesteps = 4
+
+
+def fashion(config: ConfigDict) -> None:
+    """Fashion-MNIST, 28 x 28 with 256 levels. No flips, as for CIFAR-10."""
+    config.data.source = "fashion"
+    config.data.image_size = 28
+    config.data.batch_size = 128
+    config.data.num_threads = config.data.prefetch = 16
+    config.model.num_blocks = 8
+    config.model.head_dim = 64
+    config.model.dropout = 0.1
+    config.optim.lr = 2e-4
+    config.optim.warmup_steps = 1000
+    config.ema.decay = 0.9999
+    config.train.num_steps = 100_000
+    config.train.log_every = 100
+    config.train.checkpoint_every = 5000
+    config.train.preview_every = 10_000
+    config.eval.bpd_images = 10_000  # all of the test split
+    config.eval.judge_steps = 1200
+
+
+def fashion_short(config: ConfigDict) -> None:
+    """The same small and for minutes."""
+    fashion(config)
+    config.data.batch_size = 32
+    config.data.num_threads = config.data.prefetch = 2
+    config.model.channels = 32
+    config.model.num_blocks = 2
+    config.model.head_dim = 32
+    config.model.dropout = 0.0
+    config.adapter.depth = 2
+    config.adapter.num_heads = 4
+    config.adapter.width = 32
+    config.optim.lr = 2e-3
+    config.optim.warmup_steps = 50
+    config.ema.decay = 0.99
+    config.train.num_steps = 300
+    config.train.log_every = 20
+    config.train.checkpoint_every = config.train.preview_every = 150
+    config.sample.num_steps = 25
+    config.eval.bpd_images = 500
+    config.eval.bpd_timesteps = 16
 
 
 def emoji16(config: ConfigDict) -> None:

@@ -80,3 +80,43 @@ def base(task: str) -> ConfigDict:
     # A table split over its words would be looked up by all devices for all rows, and the answers summed over them.
     config.sharding = ConfigDict(dict(rules=(("embedding$", "replicate"), (".*", "fsdp"))))
     return config
+
+
+def latent_diffusion(config: ConfigDict) -> None:
+    """The U-Net, process and training of latent diffusion on ImageNet (Rombach et al. 2022, LDM-4), at 256 x 256.
+
+    The autoencoder is the user's, in `model.pretrained`: f = 4 with three channels, or another.
+    """
+    config.encoder.clip = "openai/clip-vit-base-patch32"  # what the adapter sees, through a linear map to colours
+    config.space.kind = "latents"
+    config.data.image_size = 256
+    config.data.batch_size = 1200
+    config.data.num_threads = config.data.prefetch = 64
+    config.condition.width = 512
+    config.model.backbone = "ldm"
+    config.model.channels = 192
+    config.model.multipliers = (1, 2, 3, 5)
+    config.model.num_blocks = 2
+    config.model.cross_attention_levels = (1, 2, 3)  # where the sides are 1/2, 1/4 and 1/8 of the latents'
+    config.model.head_dim = 32
+    config.model.remat = True
+    config.model.prediction = "eps"
+    config.process.schedule = "scaled_linear"
+    config.process.beta_start, config.process.beta_end = 0.0015, 0.0195
+    config.loss.weighting = "prediction"
+    config.adapter.width = 512
+    config.optim.lr = 1e-4
+    config.optim.b2 = 0.999
+    config.optim.warmup_steps = 10_000
+    config.optim.schedule = "constant"
+    config.ema.decay = 0.9999
+    config.train.num_steps = 178_000
+    config.train.log_every = 100
+    config.train.checkpoint_every = 5000
+    config.train.preview_every = 10_000
+    config.sample.num_steps = 250
+    config.sample.eta = 1.0
+    config.sample.guidance = 1.5
+    config.sample.threshold = "none"
+    config.sample.batch_size = 32
+    config.eval.bpd_images = 0  # a bound on the latents' likelihood says nothing about the images'

@@ -45,7 +45,7 @@ POSITIVE = """
 NOT_NEGATIVE = """
     seed data.seed adapter.spectral_norm adapter.bound loss.gamma optim.weight_decay optim.warmup_steps optim.clip_norm
     sample.eta sample.guidance train.keep_every train.preview_every train.validate_every
-    eval.bpd_images eval.bpd_timesteps loss.num_times space.max_latents
+    eval.bpd_images eval.bpd_timesteps eval.judge_steps loss.num_times space.max_latents
 """
 LARGEST_FLOAT = 3.4e38  # of float32, in which everything is computed
 FRACTIONS = """
@@ -381,6 +381,7 @@ _LATER = {
     "eval.after_training": False,
     "eval.bpd_dequantize": False,
     "eval.bpd_always": False,
+    "eval.judge_steps": 0,
 }
 
 

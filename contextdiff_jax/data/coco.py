@@ -49,7 +49,7 @@ class CocoSource(ImageSource):
         self.path = _existing(path)
         tables = [_table(self.path, kind, split) for kind in _KINDS]
         classes = _classes(tables)
-        self.description = Description(class_names=tuple(c["name"] for c in classes))
+        self.description = describe(tuple(c["name"] for c in classes))
         pictures = {p["id"]: p for table in tables for p in table["images"]}
         objects, wrong = _objects(tables, pictures, {c["id"]: i for i, c in enumerate(classes)})
         _report(wrong, sum(len(table["annotations"]) for table in tables), "annotations", max_bad_fraction, self.path)
@@ -77,7 +77,7 @@ class CocoSource(ImageSource):
     @property
     def identity(self) -> str:
         """Split, number and classes."""
-        return f"coco {self.split}: {len(self)} records of {self.num_classes} classes"
+        return f"coco {self.split}: {len(self)} records of {len(self.description.object_names)} classes"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Record `index`.
@@ -112,7 +112,8 @@ class CocoSource(ImageSource):
         kept, count = [o["label"] for o, there in zip(own, shown, strict=True) if there], int(shown.sum())
         all_boxes, objects = np.zeros((MAX_OBJECTS, 4), np.float32), np.full(MAX_OBJECTS, -1, np.int32)
         all_boxes[:count], objects[:count] = boxes[shown], kept
-        return {"boxes": all_boxes, "objects": objects, "caption": ", ".join(self.class_names[i] for i in kept)}
+        names = self.description.object_names
+        return {"boxes": all_boxes, "objects": objects, "caption": ", ".join(names[i] for i in kept)}
 
     def _read(self, name: str, read: Any) -> np.ndarray:
         path = self.path / f"{self.split}{_YEAR}" / name
@@ -206,7 +207,12 @@ def _report(bad: list[str], total: int, what: str, max_bad_fraction: float, fold
     warnings.warn(f"{count} and are skipped: {listed(bad)}", stacklevel=3)
 
 
-def class_names_of(path: str) -> tuple[str, ...]:
+def describe(names: tuple[str, ...]) -> Description:
+    """What the pictures are, whose objects have these classes. A picture as a whole has none."""
+    return Description(object_names=names, max_objects=MAX_OBJECTS)
+
+
+def object_names_of(path: str) -> tuple[str, ...]:
     """The classes that the annotation files of val list: the same as train's, and smaller files.
 
     Raises:

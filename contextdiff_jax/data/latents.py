@@ -4,7 +4,8 @@
     <folder>/latent_rgb.json                       the linear map from latents to colours
     <folder>/train/00000.array_record ...          records of one shard each, a shard is whole or absent
 
-A record is {latent: float16 [h, w, 2 C], caption, and label, object, background where the images had them}.
+A record is {latent: float16 [h, w, 2 C], caption, and label, object, background, objects, boxes where the images had
+them}.
 """
 
 import bisect
@@ -23,7 +24,7 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import atomic, read_json, write_json
 
 CONTENTS = "latents.json"
-KEPT = ("caption", "label", "object", "background")
+KEPT = ("caption", "label", "object", "background", "objects", "boxes")
 SHARD_SIZE = 256  # images: what a kill can cost
 IDENTITY = ("data", "seed", "image_size", "shape", "autoencoder", "dtype")  # of the contents: what decides every latent
 _LATER = ("dtype",)  # what earlier versions did not write, and is then not compared

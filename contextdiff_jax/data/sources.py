@@ -88,7 +88,7 @@ def describe(cfg_data: Any) -> Description:
         case "folder":
             return Description(class_names=class_names_of(cfg_data.path, cfg_data.labels, cfg_data.class_names))
         case "coco":
-            return Description(class_names=tuple(cfg_data.class_names) or coco.class_names_of(cfg_data.path))
+            return coco.describe(tuple(cfg_data.class_names) or coco.object_names_of(cfg_data.path))
     return SOURCES[name].description
 
 
@@ -124,7 +124,8 @@ def settled(config: ConfigDict) -> ConfigDict:
     on_disk = config.data.source == "coco" or ("labels" in config.data and config.data.labels != "none")
     if on_disk and not config.data.class_names:
         config = config.copy_and_resolve_references()
-        config.data.class_names = describe(config.data).class_names
+        found = describe(config.data)
+        config.data.class_names = found.class_names or found.object_names
     return config
 
 

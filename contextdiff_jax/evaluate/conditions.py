@@ -1,6 +1,7 @@
-"""Classes and layouts of the embedded scenes: was drawn what was asked for? Rows of the table of alignment."""
+"""Classes and layouts: was drawn what was asked for? Rows of the table of alignment."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,14 @@ import numpy as np
 from contextdiff_jax import data
 from contextdiff_jax.conditions.layout import in_words
 from contextdiff_jax.evaluate.alignment import hits
+from contextdiff_jax.evaluate.class_judge import ClassJudge, as_float
 from contextdiff_jax.evaluate.layouts import layout_figures
 from contextdiff_jax.models.recogniser import Recogniser
 from contextdiff_jax.pipeline import Pipeline
 
 GRID = 32  # pictures of each setting shown in the report
 Rows = dict[str, dict[str, Any]]
+Named = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def settings_of(pipeline: Pipeline) -> dict[str, dict[str, bool]]:
@@ -21,8 +24,16 @@ def settings_of(pipeline: Pipeline) -> dict[str, dict[str, bool]]:
     return {"adapter on": {}, "adapter off": {"adapter": False}} if pipeline.task.adapter is not None else {"": {}}
 
 
-def class_rows(pipeline: Pipeline, judge: Recogniser, seed: int) -> tuple[Rows, dict[str, float], dict]:
+def class_rows(
+    pipeline: Pipeline, named: Named, seed: int, real: tuple[str, int]
+) -> tuple[Rows, dict[str, float], dict]:
     """How often the judge names the class that was asked for.
+
+    Args:
+        pipeline: the trained model.
+        named: (images, labels) -> whether the judge names the class, [N]; see `by_recogniser` and `by_classifier`.
+        seed: of the samples.
+        real: what held-out images are called, and how many of them are judged at the most.
 
     Returns:
         rows {"object", "object_stderr", "n"}, pictures per second, grids as `write_report` takes them.
@@ -32,16 +43,27 @@ def class_rows(pipeline: Pipeline, judge: Recogniser, seed: int) -> tuple[Rows, 
     rows, speed, grids = {}, {}, {}
     for label, options in settings_of(pipeline).items():
         images, speed[label or "plain"] = _timed(pipeline, [names[i] for i in asked], seed, options)
-        right = _named(images, asked, judge)
+        right = named(images, asked)
         rows[f"classes{', ' * bool(label)}{label}"] = share(right)
         if not options:
             grids["classes"] = (images[:GRID], [names[i] for i in asked[:GRID]], right[:GRID])
-    source = data.source(config.data, "test")
-    records = [source[i] for i in range(min(config.eval.num_samples, len(source)))]
-    renders, labels = np.stack([r["image"] for r in records]), np.array([r["label"] for r in records])
-    rows["ceiling: real renders"] = share(_named(renders, labels, judge))
+    what, limit = real
+    source = data.held_out(config.data)[1]
+    records = [source[i] for i in data.chosen(len(source), limit, config.data.seed)]
+    images, labels = as_float(np.stack([r["image"] for r in records]), source.levels), [r["label"] for r in records]
+    rows[f"ceiling: real {what}"] = share(named(images, np.array(labels)))
     rows["chance"] = {"object": 1 / len(names)}
     return rows, speed, grids
+
+
+def by_recogniser(judge: Recogniser) -> Named:
+    """Whether the judge of the embedded scenes names the object; the background is left open."""
+    return lambda images, labels: hits(images, labels, np.zeros(len(labels), int), judge)["object"]
+
+
+def by_classifier(judge: ClassJudge) -> Named:
+    """Whether a classifier of the data's own classes names the class."""
+    return lambda images, labels: judge.predict(images) == labels
 
 
 def layout_rows(pipeline: Pipeline, judge: Recogniser, seed: int) -> tuple[Rows, dict[str, float], dict]:
@@ -88,11 +110,6 @@ def share(right: np.ndarray) -> dict[str, float | int]:
     """The share of hits with its binomial standard error."""
     p = float(np.mean(right))
     return {"object": p, "object_stderr": float(np.sqrt(p * (1 - p) / len(right))), "n": len(right)}
-
-
-def _named(images: np.ndarray, labels: np.ndarray, judge: Recogniser) -> np.ndarray:
-    """Whether the judge names the object, [N]; the background is left open."""
-    return hits(images, labels, np.zeros(len(labels), int), judge)["object"]
 
 
 def _timed(pipeline: Pipeline, asked: list, seed: int, options: dict[str, bool]) -> tuple[np.ndarray, float]:

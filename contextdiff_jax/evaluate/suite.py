@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from contextdiff_jax import data
 from contextdiff_jax.evaluate.alignment import MEASURES, alignment, ceiling, chance, hits
 from contextdiff_jax.evaluate.bpd import bits_per_dim, join
-from contextdiff_jax.evaluate.conditions import class_rows, layout_rows
+from contextdiff_jax.evaluate.class_judge import judge_of
+from contextdiff_jax.evaluate.conditions import by_classifier, by_recogniser, class_rows, layout_rows, with_boxes
 from contextdiff_jax.evaluate.fidelity import REFERENCE, fidelity, renders
 from contextdiff_jax.evaluate.report import write_report
 from contextdiff_jax.files import write_json
@@ -26,6 +27,7 @@ from contextdiff_jax.training.sharding import gather
 from contextdiff_jax.types import Params
 
 GRID = 32  # pictures of each set shown in the report
+REAL_IMAGES = 10_000  # of the held-out ones, judged at the most: the ceiling of a classifier
 
 
 def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]:
@@ -47,22 +49,17 @@ def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]
         "seed": seed,
         "hardware": hardware(),
     }
-    judge = _judge(config)
-    if judge is None:
-        parts, (split, source) = pipeline.task.parts, data.held_out(config.data)
-        shown = data.chosen(len(source), GRID, config.data.seed)
-        captions = parts.prompts([source[i] for i in shown])
-        figures["asked_for"] = {"split": split, "n": len(shown), "of": len(source)}
-        asked = captions if parts.condition.takes_prompts else len(captions)
-        if not parts.condition.takes_prompts:
-            captions = [f"{i}" for i in range(asked)]
-        images, per_second = _timed_sample(pipeline, asked, seed)
-        figures["samples_per_second"] = {"as configured": per_second}
-        captions = parts.captions(captions)
-        grids = {"samples, asked for as held-out records are": (images[:GRID], captions[:GRID])}
-    elif config.condition.kind == "layout" or (config.condition.kind, config.data.preset) == ("class", "demo_objects"):
-        rows = layout_rows if config.condition.kind == "layout" else class_rows
-        figures["alignment"], figures["samples_per_second"], grids = rows(pipeline, judge, seed)
+    if config.condition.kind == "class" and config.eval.judge_steps:
+        named = by_classifier(judge_of(config, out / "judge"))
+        found = class_rows(pipeline, named, seed, real=("images", REAL_IMAGES))
+        figures["alignment"], figures["samples_per_second"], grids = found
+    elif (judge := _judge(config)) is None:
+        figures["asked_for"], figures["samples_per_second"], grids = _unjudged(pipeline, seed)
+    elif config.condition.kind == "layout":
+        figures["alignment"], figures["samples_per_second"], grids = layout_rows(pipeline, judge, seed)
+    elif (config.condition.kind, config.data.preset) == ("class", "demo_objects"):
+        found = class_rows(pipeline, by_recogniser(judge), seed, real=("renders", config.eval.num_samples))
+        figures["alignment"], figures["samples_per_second"], grids = found
     else:
         figures["alignment"], figures["samples_per_second"], grids, drawn = _alignment(pipeline, judge, seed)
         figures["judge_features"] = _fidelity(config, judge, drawn)
@@ -105,6 +102,20 @@ def _judge(config: ConfigDict) -> Recogniser | None:
         )
         return None
     return load_recogniser(config.data.preset)
+
+
+def _unjudged(pipeline: Pipeline, seed: int) -> tuple[dict, dict, dict]:
+    """Which records' conditions were asked for, pictures per second, and the pictures: no judge looks at them."""
+    config, parts = pipeline.config, pipeline.task.parts
+    split, source = data.held_out(config.data)
+    shown = data.chosen(len(source), GRID, config.data.seed)
+    asked = parts.prompts([source[i] for i in shown])
+    takes, is_layout = parts.condition.takes_prompts, config.condition.kind == "layout"
+    images, per_second = _timed_sample(pipeline, asked if takes else len(asked), seed)
+    captions = parts.captions(asked) if takes else [f"{i}" for i in range(len(asked))]
+    heading = "samples, asked for as held-out records are" + (", and the asked boxes" if is_layout else "")
+    grids = {heading: (with_boxes(images, asked) if is_layout else images, captions)}
+    return {"split": split, "n": len(shown), "of": len(source)}, {"as configured": per_second}, grids
 
 
 def _timed_sample(pipeline: Pipeline, prompts: list[str] | int, seed: int) -> tuple[np.ndarray, float]:

@@ -305,5 +305,11 @@ def source(config: ConfigDict, parts: Parts, split: str | None) -> ImageSource:
         description = data.describe(config.data)
         split = split or latents.held_out(config.space.latents)
         expected = latents.contents_of(config, parts.space, {})
-        return LatentSource(config.space.latents, split, parts.space.shape, description, expected)
+        records = LatentSource(config.space.latents, split, parts.space.shape, description, expected)
+        if config.condition.kind == "layout" and "boxes" not in records[0]:
+            raise UserError(
+                f"config.space.latents={config.space.latents!r} was encoded without the boxes of the objects; run "
+                "--mode=encode into another folder"
+            )
+        return records
     return data.held_out(config.data)[1] if split is None else data.source(config.data, split)

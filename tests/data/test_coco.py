@@ -3,38 +3,19 @@
 import json
 
 import numpy as np
-import PIL.Image
 import pytest
 from data_helpers import config
 
 from contextdiff_jax import data
 from contextdiff_jax.data.augment import Augmentation
 from contextdiff_jax.errors import UserError
-
-_THINGS = [{"id": 3, "name": "car"}, {"id": 1, "name": "person"}]
-_STUFF = [{"id": 157, "name": "sky-other"}, {"id": 183, "name": "other"}]
-# Picture 7 is 80 x 60. Of its boxes (x, y, w, h), the small one, the crowd and the collective class do not count.
-_BOXES = [(1, (10, 0, 20, 30)), (3, (40, 20, 30, 30)), (157, (0, 0, 80, 20)), (3, (1, 1, 5, 5)), (183, (0, 0, 80, 60))]
+from tests.set_files import write_coco
 
 
 @pytest.fixture
 def written(tmp_path):
     """Picture 7 with three objects, picture 8 with two, picture 9 with nine."""
-    (tmp_path / "annotations").mkdir()
-    images = [{"id": i, "file_name": f"{i:012}.jpg", "height": 60, "width": 80} for i in (9, 7, 8)]
-    entries = [(7, *entry, 0) for entry in _BOXES] + [(7, 1, (0, 0, 40, 40), 1)]
-    entries += [(8, 1, (0, 0, 40, 40), 0)] * 2 + [(9, 1, (0, 0, 40, 40), 0)] * 9
-    row = lambda i, c, box, crowd: dict(image_id=i, category_id=c, bbox=list(box), iscrowd=crowd, segmentation=[[1, 2]])
-    for split in ("train", "val"):
-        for kind, classes in (("instances", _THINGS), ("stuff", _STUFF)):
-            own = [row(*entry) for entry in entries if entry[1] in {c["id"] for c in classes}]
-            table = {"images": images, "annotations": own, "categories": classes}
-            (tmp_path / "annotations" / f"{kind}_{split}2017.json").write_text(json.dumps(table))
-        (tmp_path / f"{split}2017").mkdir()
-        pixels = np.zeros((60, 80, 3), np.uint8)
-        pixels[20:50, 40:70] = 255  # the car
-        for image in images:
-            PIL.Image.fromarray(pixels).save(tmp_path / f"{split}2017" / image["file_name"], quality=95)
+    write_coco(tmp_path)
     return tmp_path
 
 
@@ -44,7 +25,8 @@ def _section(path, **changes):
 
 def test_the_usual_choice(written):
     source = data.source(_section(written), "train")
-    assert source.class_names == ("person", "car", "sky-other") and len(source) == 1
+    names = source.description.object_names
+    assert names == ("person", "car", "sky-other") and not source.class_names and len(source) == 1
     record = source[0]
     assert record["objects"].tolist() == [0, 1, 2, -1, -1, -1, -1, -1] and record["objects"].dtype == np.int32
     assert record["boxes"].shape == (8, 4) and record["boxes"].dtype == np.float32
@@ -53,8 +35,8 @@ def test_the_usual_choice(written):
     assert not record["boxes"][3:].any() and record["caption"] == "person, car, sky-other"
     assert (record["image"][22:48, 32:58] > 240).all() and (record["image"][22:48, :28] < 15).all()
     assert data.held_out(_section(written))[0] == "val"
-    assert data.describe(_section(written)).class_names == source.class_names
-    assert data.describe(_section("gone", class_names=("a", "b"))).class_names == ("a", "b")
+    assert data.describe(_section(written)) == source.description
+    assert data.describe(_section("gone", class_names=("a", "b"))).object_names == ("a", "b")
 
 
 def test_crops_and_mirrors_take_the_boxes_along(written):

@@ -1,7 +1,6 @@
 """Fashion-MNIST from tiny idx files written byte by byte."""
 
 import gzip
-import hashlib
 import pathlib
 
 import numpy as np
@@ -11,25 +10,13 @@ from data_helpers import config
 from contextdiff_jax import data
 from contextdiff_jax.data import fashion
 from contextdiff_jax.errors import UserError
-
-_COUNTS = {"train": 6, "test": 4}
+from tests.set_files import write_fashion
 
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     """A folder with two compressed and two plain files, and what they hold."""
-    rng, content = np.random.default_rng(0), {}
-    monkeypatch.setattr(fashion, "_COUNTS", _COUNTS)
-    for split, stem in (("train", "train"), ("test", "t10k")):
-        images = rng.integers(0, 256, (_COUNTS[split], 28, 28), dtype=np.uint8)
-        labels = rng.integers(0, 10, _COUNTS[split], dtype=np.uint8)
-        content[split] = images, labels
-        for name, magic, values in (("images-idx3-ubyte", 0x803, images), ("labels-idx1-ubyte", 0x801, labels)):
-            raw = magic.to_bytes(4, "big") + b"".join(n.to_bytes(4, "big") for n in values.shape) + values.tobytes()
-            monkeypatch.setitem(fashion._CHECKSUMS, f"{stem}-{name}", hashlib.sha256(raw).hexdigest())
-            plain = split == "train"
-            (tmp_path / f"{stem}-{name}{'' if plain else '.gz'}").write_bytes(raw if plain else gzip.compress(raw))
-    return tmp_path, content
+    return tmp_path, write_fashion(tmp_path, monkeypatch)
 
 
 def _section(path, **changes):

@@ -1,0 +1,159 @@
+"""A judge of classes where none ships: a small classifier trained on the data's own training set.
+
+It shares nothing with the model it judges but that data; how often it is right on real test images is the ceiling.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import traverse_util
+from ml_collections import ConfigDict
+from safetensors.numpy import load_file, save
+
+from contextdiff_jax import data
+from contextdiff_jax.data.base import ImageSource
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import atomic, read_json, write_json
+from contextdiff_jax.types import Array, Params
+
+SEED = 20_231  # not the seed of any model that it judges
+BATCH, LEARNING_RATE, WIDTHS, CHUNK = 128, 2e-3, (32, 64), 500
+_AGAIN = "delete it, and the evaluation trains another"
+
+
+class ClassNet(nn.Module):
+    """Two convolutions, each halved by its maxima, and two dense layers; 0.4 M parameters for 28 x 28 pixels."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, C] in [-1, 1] -> logits [B, num_classes]."""
+        for i, width in enumerate(WIDTHS):
+            x = nn.relu(nn.Conv(width, (3, 3), name=f"conv_{i}")(x))
+            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = nn.relu(nn.Dense(128, name="hidden")(x.reshape(len(x), -1)))
+        return nn.Dense(self.num_classes, name="class")(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassJudge:
+    """A trained classifier.
+
+    Attributes:
+        names: of the classes.
+        shape: (H, W, C) of the images that it takes.
+        params: of `ClassNet`.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, int, int]
+    params: Params
+
+    @functools.cached_property
+    def _labels(self) -> Callable[[Params, Array], Array]:
+        net = ClassNet(len(self.names))
+        return jax.jit(lambda params, images: net.apply({"params": params}, images).argmax(-1))
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """The class of each image, int [N], from [N, H, W, C], float in [-1, 1] or uint8 of 256 levels."""
+        found = []
+        for start in range(0, len(images), CHUNK):
+            part = as_float(images[start : start + CHUNK])
+            # Always whole chunks: one compilation for every N.
+            padding = np.zeros((CHUNK - len(part), *part.shape[1:]), part.dtype)
+            found.append(np.asarray(self._labels(self.params, np.concatenate([part, padding])))[: len(part)])
+        return np.concatenate(found)
+
+
+def as_float(images: np.ndarray, levels: int = 256) -> np.ndarray:
+    """Images as networks see them: the first level at -1, the last at 1."""
+    if not np.issubdtype(images.dtype, np.integer):
+        return np.clip(images, -1.0, 1.0).astype(np.float32)
+    return images.astype(np.float32) * np.float32(2 / (levels - 1)) - 1
+
+
+def train(source: ImageSource, steps: int) -> ClassJudge:
+    """The classifier of a training set, after so many steps of Adam on batches that pass through it in random order."""
+    net, shape = ClassNet(source.num_classes), source[0]["image"].shape
+    init = jax.jit(net.init)(jax.random.key(SEED), jnp.zeros((1, *shape)))
+    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
+
+    @jax.jit
+    def step(params: Params, state: optax.OptState, images: Array, labels: Array) -> tuple[Params, optax.OptState]:
+        def loss(p: Params) -> Array:
+            logits = net.apply({"params": p}, images)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    params, rng, order = init["params"], np.random.RandomState(SEED), np.zeros(0, int)
+    state = optimizer.init(params)
+    for _ in range(steps):
+        while len(order) < BATCH:
+            order = np.concatenate([order, rng.permutation(len(source))])
+        rows, order = order[:BATCH], order[BATCH:]
+        records = [source[int(i)] for i in rows]
+        images = as_float(np.stack([r["image"] for r in records]), source.levels)
+        params, state = step(params, state, images, np.array([r["label"] for r in records]))
+    return ClassJudge(tuple(source.class_names), tuple(shape), params)
+
+
+def judge_of(config: ConfigDict, folder: Path) -> ClassJudge:
+    """The judge that `eval.recogniser` names, else the one in `folder`, which is trained where there is none yet.
+
+    Raises:
+        UserError: a judge of other classes or images, or one that is damaged.
+    """
+    if config.eval.recogniser and not (Path(config.eval.recogniser) / "config.json").is_file():
+        raise UserError(
+            f"config.eval.recogniser={config.eval.recogniser!r} holds no judge; give the folder `judge` of another "
+            "run, or leave it empty"
+        )
+    folder = Path(config.eval.recogniser) if config.eval.recogniser else folder
+    source = data.source(config.data, "train")
+    if not (folder / "config.json").is_file():
+        print(f"training the judge of the samples: {config.eval.judge_steps} steps on the training set")
+        write(train(source, config.eval.judge_steps), folder)
+    judge, shape = read(folder), tuple(source[0]["image"].shape)
+    if (judge.names, judge.shape) != (tuple(source.class_names), shape):
+        raise UserError(f"the judge in {folder} is of other classes or images ({judge.shape}, now {shape}); {_AGAIN}")
+    return judge
+
+
+def write(judge: ClassJudge, folder: Path) -> None:
+    """Writes model.safetensors, and config.json after it."""
+    flat = traverse_util.flatten_dict(jax.device_get(judge.params), sep=".")
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic(folder / "model.safetensors") as temporary:
+        temporary.write_bytes(save({name: np.ascontiguousarray(value) for name, value in flat.items()}))
+    write_json({"classes": list(judge.names), "shape": list(judge.shape)}, folder / "config.json")
+
+
+def read(folder: Path) -> ClassJudge:
+    """What `write` wrote.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        saved = read_json(folder / "config.json", _AGAIN)
+        flat = load_file(folder / "model.safetensors")
+        names, shape = tuple(saved["classes"]), tuple(saved["shape"])
+    except UserError:
+        raise
+    except Exception as error:  # safetensors raises its own kinds for a damaged file
+        raise UserError(f"the judge in {folder} cannot be read ({error}); {_AGAIN}") from error
+    expected = jax.eval_shape(ClassNet(len(names)).init, jax.random.key(0), jnp.zeros((1, *shape)))["params"]
+    wanted = {name: v.shape for name, v in traverse_util.flatten_dict(expected, sep=".").items()}
+    if {name: v.shape for name, v in flat.items()} != wanted:
+        raise UserError(f"the judge in {folder} does not fit its config.json; {_AGAIN}")
+    return ClassJudge(names, shape, traverse_util.unflatten_dict(flat, sep="."))

@@ -1,0 +1,151 @@
+"""The presets of real data sets: from the set's own files to a training and its evaluation, all of it small."""
+
+import json
+
+import diffusers
+import numpy as np
+import pytest
+
+from configs import cifar10_nll, class2img, layout2img
+from contextdiff_jax import command_line
+from contextdiff_jax import config as config_lib
+from contextdiff_jax.data.fashion import CLASSES
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.evaluate import class_judge
+from tests.diffusers_helpers import randomised
+from tests.set_files import WNIDS, write_coco, write_fashion, write_imagenet
+
+AUTOENCODER = dict(
+    block_out_channels=(8, 16),
+    down_block_types=("DownEncoderBlock2D",) * 2,
+    up_block_types=("UpDecoderBlock2D",) * 2,
+    layers_per_block=1,
+    norm_num_groups=4,
+    latent_channels=3,
+    num_vq_embeddings=17,
+    sample_size=16,
+)
+SHORT = {
+    "data.batch_size": 4,
+    "adapter.depth": 1,
+    "adapter.width": 16,
+    "adapter.num_heads": 2,
+    "model.num_blocks": 1,
+    "optim.warmup_steps": 1,
+    "train.num_steps": 2,
+    "train.preview_every": 0,
+    "train.log_every": 1,
+    "eval.num_samples": 4,
+    "sample.num_steps": 2,
+    "sample.batch_size": 4,
+    "condition.width": 16,
+    "condition.depth": 1,
+}
+LATENT = {
+    "data.image_size": 16,
+    "encoder.clip": "builtin:clip_mini",
+    "model.channels": 32,
+    "model.multipliers": (1, 2),
+    "model.cross_attention_levels": (1,),
+    "model.remat": False,
+    "adapter.patch_size": 4,
+}
+
+
+def short(config, path, changes):
+    config.data.path = str(path)
+    config.update_from_flattened_dict(SHORT | changes)
+    return config
+
+
+def run(config, workdir, *modes):
+    for mode in modes:
+        command_line.run(mode, config, command_line.Options(workdir=str(workdir)))
+    return json.loads((workdir / "eval.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vq")
+    randomised(diffusers.VQModel(**AUTOENCODER)).save_pretrained(folder / "vqvae")
+    return folder
+
+
+def test_imagenet_from_class_subfolders(autoencoder, tmp_path):
+    write_imagenet(tmp_path / "train")
+    latent = LATENT | {"model.pretrained": str(autoencoder), "space.latents": str(tmp_path / "latents")}
+    config = short(class2img.get_config("imagenet"), tmp_path / "train", latent)
+    figures = run(config, tmp_path / "run", "encode", "train", "eval")
+    assert figures["asked_for"] == {"split": "train", "n": 8, "of": 8} and figures["step"] == 2
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert tuple(config["data"]["class_names"]) == WNIDS
+
+
+def test_coco_from_its_annotations(autoencoder, tmp_path):
+    write_coco(tmp_path, whole=(7, 10, 11, 12))
+    latent = LATENT | {"model.pretrained": str(autoencoder), "space.latents": str(tmp_path / "latents")}
+    changes = latent | {"condition.token_grid": 4, "condition.map_channels": 4}
+    config = short(layout2img.get_config("coco"), tmp_path, changes)
+    figures = run(config, tmp_path / "run", "encode", "train", "eval")
+    assert figures["asked_for"] == {"split": "val", "n": 4, "of": 4} and figures["step"] == 2
+    assert (tmp_path / "run" / "report.png").is_file()
+    layout = [["car", [0.1, 0.1, 0.5, 0.5]], ["sky-other", [0, 0, 1, 0.4]]]
+    (tmp_path / "layout.json").write_text(json.dumps(layout))
+    options = command_line.Options(workdir=str(tmp_path / "run"), layout=str(tmp_path / "layout.json"))
+    command_line.run("sample", config, options)
+    assert len(list((tmp_path / "run" / "samples").glob("*/0*.png"))) == 1
+
+
+def test_fashion_mnist_is_judged_by_a_classifier_of_its_own(tmp_path, monkeypatch, capsys):
+    write_fashion(tmp_path, monkeypatch)
+    changes = {"model.channels": 16, "model.head_dim": 16, "eval.judge_steps": 2}
+    config = short(class2img.get_config("fashion"), tmp_path, changes)
+    rows = run(config, tmp_path / "run", "train", "eval")["alignment"]
+    assert rows["classes, adapter on"]["n"] == rows["classes, adapter off"]["n"] == 4
+    assert rows["ceiling: real images"]["n"] == 4 and rows["chance"]["object"] == 0.1
+    capsys.readouterr()
+    again = run(config, tmp_path / "run", "eval")["alignment"]
+    assert again == rows and "training the judge" not in capsys.readouterr().out  # it is kept
+    config.eval.recogniser = str(tmp_path)
+    with pytest.raises(UserError, match="holds no judge; give the folder"):
+        command_line.run("eval", config, command_line.Options(workdir=str(tmp_path / "run")))
+
+
+def test_fashion_mnist_has_bits_per_dimension(tmp_path, monkeypatch):
+    write_fashion(tmp_path, monkeypatch)
+    changes = {"model.channels": 16, "model.head_dim": 16, "eval.judge_steps": 0, "eval.bpd_timesteps": 2}
+    config = short(cifar10_nll.get_config("fashion_short"), tmp_path, changes)
+    bits = run(config, tmp_path / "run", "train")["bits_per_dim"]
+    assert bits["adapter on"]["images"] == 4 and np.isfinite(bits["adapter off"]["mean"])
+
+
+def test_the_classifier_learns_is_kept_and_refuses_other_images(tmp_path):
+    config = cifar10_nll.get_config("digits")
+    config.eval.judge_steps = 60
+    judge = class_judge.judge_of(config, tmp_path / "judge")
+    source = class_judge.data.source(config.data, "test")
+    images = np.stack([source[i]["image"] for i in range(len(source))])
+    labels = [source[i]["label"] for i in range(len(source))]
+    right = judge.predict(class_judge.as_float(images, source.levels)) == labels
+    assert right.mean() > 0.8
+    again = class_judge.read(tmp_path / "judge")
+    np.testing.assert_array_equal(again.predict(images[:5]), judge.predict(images[:5]))
+    class_judge.write(class_judge.ClassJudge(CLASSES, judge.shape, judge.params), tmp_path / "other")
+    with pytest.raises(UserError, match="of other classes or images"):
+        class_judge.judge_of(config, tmp_path / "other")
+    (tmp_path / "judge" / "model.safetensors").write_bytes(b"?")
+    with pytest.raises(UserError, match="cannot be read .*; delete it"):
+        class_judge.judge_of(config, tmp_path / "judge")
+
+
+@pytest.mark.parametrize(
+    "make, preset",
+    [(class2img, "fashion"), (class2img, "imagenet"), (class2img, "folder"), (layout2img, "coco")]
+    + [(cifar10_nll, "fashion"), (cifar10_nll, "fashion_short")],
+)
+def test_presets_pass_the_checks_at_full_size(make, preset):
+    config = make.get_config(preset)
+    if config.space.kind == "latents":
+        config.model.pretrained = "autoencoder"
+    config_lib.check(config)
+    assert config_lib.leaves(config).keys() == config_lib.leaves(make.get_config()).keys()
