@@ -43,11 +43,11 @@ SHORT = {
 }
 LATENT = {
     "data.image_size": 16,
-    "encoder.clip": "builtin:clip_mini",
     "model.channels": 32,
     "model.multipliers": (1, 2),
     "model.cross_attention_levels": (1,),
     "model.remat": False,
+    "adapter.features": "patches",  # the linear map to colours for a CLIP is tested with Stable Diffusion
     "adapter.patch_size": 4,
 }
 
@@ -75,7 +75,7 @@ def test_imagenet_from_class_subfolders(autoencoder, tmp_path):
     write_imagenet(tmp_path / "train")
     latent = LATENT | {"model.pretrained": str(autoencoder), "space.latents": str(tmp_path / "latents")}
     config = short(class2img.get_config("imagenet"), tmp_path / "train", latent)
-    figures = run(config, tmp_path / "run", "encode", "train", "eval")
+    figures = run(config, tmp_path / "run", "encode", "train")  # which ends in the evaluation
     assert figures["asked_for"] == {"split": "train", "n": 8, "of": 8} and figures["step"] == 2
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert tuple(config["data"]["class_names"]) == WNIDS
@@ -86,29 +86,24 @@ def test_coco_from_its_annotations(autoencoder, tmp_path):
     latent = LATENT | {"model.pretrained": str(autoencoder), "space.latents": str(tmp_path / "latents")}
     changes = latent | {"condition.token_grid": 4, "condition.map_channels": 4}
     config = short(layout2img.get_config("coco"), tmp_path, changes)
-    figures = run(config, tmp_path / "run", "encode", "train", "eval")
+    figures = run(config, tmp_path / "run", "encode", "train")
     assert figures["asked_for"] == {"split": "val", "n": 4, "of": 4} and figures["step"] == 2
     assert (tmp_path / "run" / "report.png").is_file()
-    layout = [["car", [0.1, 0.1, 0.5, 0.5]], ["sky-other", [0, 0, 1, 0.4]]]
-    (tmp_path / "layout.json").write_text(json.dumps(layout))
-    options = command_line.Options(workdir=str(tmp_path / "run"), layout=str(tmp_path / "layout.json"))
-    command_line.run("sample", config, options)
-    assert len(list((tmp_path / "run" / "samples").glob("*/0*.png"))) == 1
 
 
 def test_fashion_mnist_is_judged_by_a_classifier_of_its_own(tmp_path, monkeypatch, capsys):
     write_fashion(tmp_path, monkeypatch)
     changes = {"model.channels": 16, "model.head_dim": 16, "eval.judge_steps": 2}
     config = short(class2img.get_config("fashion"), tmp_path, changes)
-    rows = run(config, tmp_path / "run", "train", "eval")["alignment"]
+    rows = run(config, tmp_path / "run", "train")["alignment"]
     assert rows["classes, adapter on"]["n"] == rows["classes, adapter off"]["n"] == 4
     assert rows["ceiling: real images"]["n"] == 4 and rows["chance"]["object"] == 0.1
-    capsys.readouterr()
-    again = run(config, tmp_path / "run", "eval")["alignment"]
-    assert again == rows and "training the judge" not in capsys.readouterr().out  # it is kept
+    assert "training the judge" in capsys.readouterr().out
+    class_judge.judge_of(config, tmp_path / "run" / "judge")
+    assert "training the judge" not in capsys.readouterr().out  # it is kept
     config.eval.recogniser = str(tmp_path)
     with pytest.raises(UserError, match="holds no judge; give the folder"):
-        command_line.run("eval", config, command_line.Options(workdir=str(tmp_path / "run")))
+        class_judge.judge_of(config, tmp_path / "run" / "judge")
 
 
 def test_fashion_mnist_has_bits_per_dimension(tmp_path, monkeypatch):
