@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from contextdiff_jax import config as config_lib
+from contextdiff_jax import keys
 from contextdiff_jax.data import coco
 from contextdiff_jax.data.augment import Augmentation
 from contextdiff_jax.data.base import Description, ImageSource
@@ -120,7 +120,7 @@ def settled(config: ConfigDict) -> ConfigDict:
     Raises:
         UserError: a folder's classes cannot be taken.
     """
-    config = config_lib.whole_paths(config)
+    config = keys.whole_paths(config)
     on_disk = config.data.source == "coco" or ("labels" in config.data and config.data.labels != "none")
     if on_disk and not config.data.class_names:
         config = config.copy_and_resolve_references()

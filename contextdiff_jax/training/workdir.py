@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from contextdiff_jax import config as config_lib
+from contextdiff_jax import keys
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import check_local, check_writable
 
@@ -125,14 +125,14 @@ def _saved_config(path: Path) -> dict[str, Any]:
 
 def _changes(saved: Any, now: ConfigDict) -> list[str]:
     """Lines of all that differs and may not do so without a word."""
-    saved, now = config_lib.whole_paths(config_lib.complete(ConfigDict(saved))), config_lib.whole_paths(now)
+    saved, now = keys.whole_paths(keys.complete(ConfigDict(saved))), keys.whole_paths(now)
     free = MAY_DIFFER
-    if not config_lib.leaves(now).get("data.class_names"):  # not yet taken from the folder
+    if not keys.leaves(now).get("data.class_names"):  # not yet taken from the folder
         free += ("data.class_names",)
-    steps = [config_lib.leaves(c).get("train.num_steps") for c in (saved, now)]
+    steps = [keys.leaves(c).get("train.num_steps") for c in (saved, now)]
     if None not in steps and steps[1] > steps[0]:  # a longer run
         free += ("train.num_steps",)
-    return config_lib.differences(saved, now, free)
+    return keys.differences(saved, now, free)
 
 
 def _another_model(changes: list[str]) -> list[str]:

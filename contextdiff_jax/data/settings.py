@@ -1,0 +1,29 @@
+"""What the config's section `data` accepts."""
+
+from ml_collections import ConfigDict
+
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.keys import Values
+
+VALUES = Values(
+    choices={
+        "data.source": ("openmoji", "folder", "digits", "cifar10", "fashion", "coco", "clip"),
+        "data.labels": ("none", "subfolders"),
+    },
+    positive="data.batch_size data.image_size",
+    not_negative="data.seed",
+    fractions="data.max_bad_fraction data.random_crop",
+)
+
+
+def check(config: ConfigDict) -> None:
+    """A batch must divide into the parts that gradients are accumulated over.
+
+    Raises:
+        UserError: names the keys, their values and the remedy.
+    """
+    if "batch_size" in config.data and config.data.batch_size % config.optim.accum_steps:
+        raise UserError(
+            f"config.data.batch_size={config.data.batch_size} is not divisible by "
+            f"config.optim.accum_steps={config.optim.accum_steps}; choose a multiple"
+        )

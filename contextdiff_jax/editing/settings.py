@@ -1,0 +1,40 @@
+"""What the config's section `edit` accepts."""
+
+from ml_collections import ConfigDict
+
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.keys import Values
+
+VALUES = Values(
+    choices={
+        "edit.inversion_prompt": ("source", "empty"),
+        "edit.alignment": ("refine", "replace", "none"),
+        "edit.mask": ("attention", "clip", "around"),
+    },
+    fractions="edit.cross_replace_steps edit.self_replace_steps edit.mask_threshold",
+)
+
+
+def check(config: ConfigDict) -> None:
+    """What editing would otherwise find out after tuning.
+
+    Raises:
+        UserError: names the keys, their values and the remedy.
+    """
+    if "edit" not in config:
+        return
+    if config.model.backbone != "sd" or config.data.num_frames < 2:
+        raise UserError(
+            f"config.model.backbone={config.model.backbone!r} with config.data.num_frames={config.data.num_frames} "
+            "edits no clip; it takes 'sd' and 2 or more"
+        )
+    for key in ("mask_resolution", "max_tokens"):
+        if config.edit[key] < 1:
+            raise UserError(f"config.edit.{key}={config.edit[key]} must be 1 or more")
+    blend = tuple(config.edit.latent_blend)
+    if blend and (len(blend) != 2 or not 0 <= blend[0] <= blend[1] <= 1):
+        raise UserError(f"config.edit.latent_blend={blend} is not (from, to) with 0 <= from <= to <= 1, or () for none")
+    for key in ("equalizer", "cross_replace_words"):
+        for pair in config.edit[key]:
+            if isinstance(pair, str) or len(pair) != 2 or not isinstance(pair[0], str):
+                raise UserError(f"config.edit.{key}={config.edit[key]!r} must hold pairs (word, number)")

@@ -1,0 +1,137 @@
+"""A config as a flat table: its leaves, what they may be, what older versions lacked, and how two configs differ."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Values:
+    """What single keys accept, stated by the owner of their section; what needs several of them is its `check`.
+
+    Attributes:
+        choices: {"section.key": the words that it accepts}.
+        positive, not_negative, fractions: keys of numbers above 0, from 0, and from 0 to 1, separated by blanks.
+    """
+
+    choices: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    positive: str = ""
+    not_negative: str = ""
+    fractions: str = ""
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """{"section.key": value} of a nested config; lists and tuples compare equal."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat.update(leaves(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = _frozen(value)
+    return flat
+
+
+def _frozen(value: Any) -> Any:
+    """JSON turns tuples into lists; for comparison both are tuples."""
+    return tuple(_frozen(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def are(values: Any, kind: Any) -> bool:
+    """Whether all of a tuple's values are numbers, or texts, of a kind; True is no number."""
+    return all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
+
+
+# Keys that came after the first runs were saved, with the values that describe those.
+_LATER = {
+    "train.validate_every": 0,
+    "train.validate_batches": 4,
+    "data.random_crop": 0.0,
+    "data.labels": "none",
+    "data.class_names": (),
+    "condition.kind": "text",
+    "condition.encoder": "",
+    "condition.embedding": "one_hot",
+    "condition.width": 64,
+    "condition.depth": 2,
+    "condition.token_grid": 8,
+    "condition.map_channels": 16,
+    "space.kind": "pixels",
+    "space.latents": "",
+    "space.precomputed": True,
+    "space.max_latents": 0,
+    "space.rgb_map": "",
+    "space.rgb": "linear",
+    "model.backbone": "unet",
+    "model.pretrained": "",
+    "model.init_from": "",
+    "model.random_start": False,
+    "model.fourier_bands": (6, 7),
+    "adapter.features": "clip",
+    "adapter.spectral_norm": 0.0,
+    "adapter.self_attention": False,
+    "adapter.frames_back": 0,
+    "adapter.start": "",
+    "data.num_frames": 1,
+    "model.video": dict(temporal_conv_rank=0, temporal_attention="none", key_frames=(), key_frames_min_channels=0),
+    "adapter.track_lipschitz": False,
+    "adapter.reverse": "estimate",
+    "adapter.scale": 0.0,
+    "process.init": "log_snr",
+    "process.ends": "free",
+    "process.log_snr": (6.0, -8.0),
+    "process.variance": "beta",
+    "process.variance_per_channel": False,
+    "loss.num_times": 0,
+    "sample.last_noise": False,
+    "train.trainable": (".*",),
+    "train.lora": dict(rank=0, scale=1.0, targets=(r"(attn\d|self|cross)/(query|key|value|out)/kernel$",)),
+    "eval.after_training": False,
+    "eval.bpd_dequantize": False,
+    "eval.bpd_always": False,
+    "eval.judge_steps": 0,
+}
+
+
+def complete(saved: ConfigDict) -> ConfigDict:
+    """A saved config with the keys that an older version did not have."""
+    result = saved.copy_and_resolve_references()
+    for key, value in _LATER.items():
+        section, name = key.split(".")
+        if section not in result and section in ("condition", "space") and saved.get("task") == "diffusion":
+            result[section] = ConfigDict()
+        if section in result and name not in result[section]:
+            result[section][name] = value
+    return result
+
+
+_PATHS = """
+    data.path data.mask_path data.flow_path encoder.clip condition.encoder space.latents space.rgb_map model.pretrained
+    model.init_from eval.recogniser clip.tokenizer_dir
+"""
+
+
+def whole_paths(config: ConfigDict) -> ConfigDict:
+    """The config with every path that leads somewhere from here written from the root; the others, such as names of
+    a hub, stay as they are. The config itself is not changed."""
+    flat = leaves(config)
+    changed = {}
+    for key in _PATHS.split():
+        if (value := flat.get(key)) and os.path.exists(path := os.path.expanduser(value)):
+            changed[key] = os.path.abspath(path)
+    result = config.copy_and_resolve_references()
+    result.update_from_flattened_dict(changed)
+    return result
+
+
+def differences(saved: ConfigDict, now: ConfigDict, ignore: tuple[str, ...] = ()) -> list[str]:
+    """Lines "key: saved X, now Y" for every leaf that differs; keys starting with one of `ignore` do not count."""
+    old, new = leaves(saved), leaves(now)
+    absent = "absent"
+    return [
+        f"{key}: saved {old.get(key, absent)!r}, now {new.get(key, absent)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, absent) != new.get(key, absent) and not key.startswith(ignore)
+    ]

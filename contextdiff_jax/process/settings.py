@@ -1,0 +1,60 @@
+"""What the config's section `process` accepts: what can be learned of the diffusion process, and sampled."""
+
+from ml_collections import ConfigDict
+
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.keys import Values
+
+VALUES = Values(
+    choices={
+        "process.schedule": ("cosine", "linear", "scaled_linear", "log_snr", "learned", "pretrained"),
+        "process.init": ("cosine", "linear", "scaled_linear", "log_snr"),
+        "process.ends": ("free", "fixed"),
+        "process.variance": ("beta", "posterior", "learned"),
+    },
+    positive="process.num_timesteps",
+)
+
+
+def check(config: ConfigDict) -> None:
+    """What cannot be learned, or not by this objective, or not be sampled.
+
+    Raises:
+        UserError: names the key, the value and the remedy.
+    """
+    if "process" not in config:
+        return
+    process, T = config.process, config.process.num_timesteps
+    if isinstance(T, bool) or not isinstance(T, int):
+        raise UserError(f"config.process.num_timesteps={T!r} must be a whole number from 1")
+    learned = [key for key in ("schedule", "variance") if process[key] == "learned"]
+    if learned and config.loss.objective != "nelbo":
+        raise UserError(
+            f"config.process.{learned[0]}='learned' needs the bound: config.loss.objective='nelbo', not "
+            f"{config.loss.objective!r}, whose minimum is a process without noise"
+        )
+    if process.schedule == "learned" and config.model.pretrained:
+        raise UserError(
+            "config.process.schedule='learned' with config.model.pretrained: that network knows the times of its own "
+            "schedule; use process.schedule='pretrained'"
+        )
+    if process.schedule == "learned" and process.zero_terminal_snr:
+        raise UserError("config.process.zero_terminal_snr=True fixes what config.process.schedule='learned' learns")
+    if process.variance == "learned":
+        _check_sampler(config)
+    elif process.variance_per_channel or config.sample.last_noise:
+        raise UserError("variance_per_channel and last_noise are for config.process.variance='learned'; set it")
+
+
+def _check_sampler(config: ConfigDict) -> None:
+    """A learned variance is that of single steps."""
+    sample, T = config.sample, config.process.num_timesteps
+    if sample.sampler == "ddpm" and sample.num_steps != T:
+        raise UserError(
+            f"config.sample.num_steps={sample.num_steps}: config.process.variance='learned' is that of single steps; "
+            f"sampler ddpm takes all {T} of them; or use ddim, heun or dpmpp_2m"
+        )
+    if sample.sampler == "ddim" and sample.eta > 0:
+        raise UserError(
+            f"config.sample.eta={sample.eta} draws with another variance than the learned one; use ddpm, or eta 0"
+        )

@@ -1,0 +1,44 @@
+"""What the config's sections `optim`, `ema` and `train`, and its seeds, accept."""
+
+from ml_collections import ConfigDict
+
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.keys import Values
+
+VALUES = Values(
+    choices={"optim.schedule": ("constant", "cosine")},
+    positive="""
+        optim.lr optim.eps optim.accum_steps train.num_steps train.log_every train.checkpoint_every train.keep
+        train.validate_batches
+    """,
+    not_negative="""
+        seed optim.weight_decay optim.warmup_steps optim.clip_norm train.keep_every train.preview_every
+        train.validate_every
+    """,
+    fractions="ema.decay optim.b1 optim.b2",
+)
+
+
+def check(config: ConfigDict) -> None:
+    """Seeds that a key holds, and what a LoRA needs before its layers are known.
+
+    Raises:
+        UserError: names the keys, their values and the remedy.
+    """
+    if max(config.seed, config.data.seed) >= 2**32:
+        raise UserError(
+            f"config.seed={config.seed}, config.data.seed={config.data.seed}: the largest seed is {2**32 - 1}"
+        )
+    if "lora" in config.train and "rank" in config.train.lora:
+        _check_lora(config)
+
+
+def _check_lora(config: ConfigDict) -> None:
+    """What a LoRA needs before its layers are known."""
+    lora = config.train.lora
+    if isinstance(lora.rank, bool) or not isinstance(lora.rank, int) or lora.rank < 0:
+        raise UserError(f"config.train.lora.rank={lora.rank!r} must be a whole number from 0 (none)")
+    if lora.rank and config.task != "diffusion":
+        raise UserError(f"config.train.lora.rank={lora.rank} cannot act on the task {config.task!r}; set it to 0")
+    if not 0 < abs(lora.scale) < float("inf"):
+        raise UserError(f"config.train.lora.scale={lora.scale} must be finite and other than 0; 1 is usual")
