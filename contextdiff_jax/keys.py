@@ -92,6 +92,7 @@ _LATER = {
     "eval.bpd_dequantize": False,
     "eval.bpd_always": False,
     "eval.judge_steps": 0,
+    "eval.features": (),
 }
 
 

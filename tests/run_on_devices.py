@@ -25,7 +25,7 @@ def main(out: Path) -> None:
     task = task_lib.build(config)
     pipe = cdx.Pipeline(task, shaken(task.init(jax.random.key(0))), 0)
     drawn = list(pipe.stream([*PROMPTS, *PROMPTS], key=5))
-    bound = suite._bits_per_dim(pipe, 0)["adapter on"]
+    bound = suite._bits_per_dim(pipe, 0)[0]["adapter on"]
     export.write(task, pipe.params, 0, out / "export")
     again = cdx.Pipeline.load(out / "export").sample_arrays(PROMPTS, key=5)
     pictures = np.concatenate([d.whole() for d in drawn])

@@ -1,59 +1,60 @@
-"""Classes and layouts: was drawn what was asked for? Rows of the table of alignment."""
+"""What is asked of a model in its evaluation, by kind of condition, and who judges the answers."""
 
-import time
-from collections.abc import Callable
-from typing import Any
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from contextdiff_jax import data
 from contextdiff_jax.conditions.layout import in_words
-from contextdiff_jax.evaluate.alignment import hits
-from contextdiff_jax.evaluate.class_judge import ClassJudge, as_float
-from contextdiff_jax.evaluate.layouts import layout_figures
-from contextdiff_jax.models.recogniser import Recogniser
+from contextdiff_jax.evaluate import class_judge
+from contextdiff_jax.evaluate.alignment import MEASURES, ceiling, chance, hits
+from contextdiff_jax.evaluate.groups import SHOWN, Group, Judging
+from contextdiff_jax.evaluate.layouts import layout_figures, layout_marks
+from contextdiff_jax.models.recogniser import Recogniser, load_recogniser
 from contextdiff_jax.pipeline import Pipeline
 
-GRID = 32  # pictures of each setting shown in the report
-Rows = dict[str, dict[str, Any]]
-Named = Callable[[np.ndarray, np.ndarray], np.ndarray]
+REAL_IMAGES = 10_000  # of the held-out ones, judged at the most: the ceiling of a classifier
+Named = Callable[[np.ndarray, np.ndarray], np.ndarray]  # images, labels -> whether each is right, [N]
 
 
-def settings_of(pipeline: Pipeline) -> dict[str, dict[str, bool]]:
-    """The trained process, and the same model with its adapter switched off."""
-    return {"adapter on": {}, "adapter off": {"adapter": False}} if pipeline.task.adapter is not None else {"": {}}
+def judge_of(config: ConfigDict) -> Recogniser | None:
+    """The recogniser of an openmoji preset, the one named or the shipped one; None where the model takes no prompts, or
+    there is no recogniser."""
+    if config.data.source != "openmoji" or config.condition.kind == "none":
+        return None
+    if config.eval.recogniser:
+        return load_recogniser(config.data.preset, config.eval.recogniser)
+    judged = {"layout": ("demo", "demo_pairs"), "class": ("demo", "demo_objects"), "text": ("demo",)}
+    if config.data.preset not in judged[config.condition.kind]:
+        print(
+            f"alignment is left out: no recogniser ships for preset {config.data.preset!r}; "
+            "train one with configs/recogniser.py and name its export in --config.eval.recogniser"
+        )
+        return None
+    return load_recogniser(config.data.preset)
 
 
-def class_rows(
-    pipeline: Pipeline, named: Named, seed: int, real: tuple[str, int]
-) -> tuple[Rows, dict[str, float], dict]:
-    """How often the judge names the class that was asked for.
+def judging_of(pipeline: Pipeline, judge: Recogniser | None, out: Path) -> Judging:
+    """Groups of prompts and their judge, for the kind of condition that the model has.
 
     Args:
-        pipeline: the trained model.
-        named: (images, labels) -> whether the judge names the class, [N]; see `by_recogniser` and `by_classifier`.
-        seed: of the samples.
-        real: what held-out images are called, and how many of them are judged at the most.
-
-    Returns:
-        rows {"object", "object_stderr", "n"}, pictures per second, grids as `write_report` takes them.
+        pipeline: the model.
+        judge: from `judge_of`.
+        out: where a classifier of the data's own classes is kept, or trained to, where the config asks for one.
     """
-    config, names = pipeline.config, pipeline.task.parts.condition.names
-    asked = np.arange(config.eval.num_samples) % len(names)
-    rows, speed, grids = {}, {}, {}
-    for label, options in settings_of(pipeline).items():
-        images, speed[label or "plain"] = _timed(pipeline, [names[i] for i in asked], seed, options)
-        right = named(images, asked)
-        rows[f"classes{', ' * bool(label)}{label}"] = share(right)
-        if not options:
-            grids["classes"] = (images[:GRID], [names[i] for i in asked[:GRID]], right[:GRID])
-    what, limit = real
-    source = data.held_out(config.data)[1]
-    records = [source[i] for i in data.chosen(len(source), limit, config.data.seed)]
-    images, labels = as_float(np.stack([r["image"] for r in records]), source.levels), [r["label"] for r in records]
-    rows[f"ceiling: real {what}"] = share(named(images, np.array(labels)))
-    rows["chance"] = {"object": 1 / len(names)}
-    return rows, speed, grids
+    config = pipeline.config
+    if config.condition.kind == "class" and config.eval.judge_steps:
+        return classes(pipeline, by_classifier(class_judge.judge_of(config, out / "judge")), ("images", REAL_IMAGES))
+    if judge is None:
+        return unjudged(pipeline)
+    if config.condition.kind == "layout":
+        return layouts(pipeline, judge)
+    if (config.condition.kind, config.data.preset) == ("class", "demo_objects"):
+        return classes(pipeline, by_recogniser(judge), ("renders", config.eval.num_samples))
+    return combinations(pipeline, judge)
 
 
 def by_recogniser(judge: Recogniser) -> Named:
@@ -61,48 +62,108 @@ def by_recogniser(judge: Recogniser) -> Named:
     return lambda images, labels: hits(images, labels, np.zeros(len(labels), int), judge)["object"]
 
 
-def by_classifier(judge: ClassJudge) -> Named:
+def by_classifier(judge: class_judge.ClassJudge) -> Named:
     """Whether a classifier of the data's own classes names the class."""
     return lambda images, labels: judge.predict(images) == labels
 
 
-def layout_rows(pipeline: Pipeline, judge: Recogniser, seed: int) -> tuple[Rows, dict[str, float], dict]:
-    """How often the judge names the asked object in its box, and how well the box is kept.
+def spread(combinations: Sequence, count: int) -> list:
+    """`count` of the combinations: evenly spaced where there are more, all of them in turn where there are fewer."""
+    if len(combinations) >= count:
+        return [combinations[i] for i in np.linspace(0, len(combinations) - 1, count).astype(int)]
+    return list(itertools.islice(itertools.cycle(combinations), count))
+
+
+def combinations(pipeline: Pipeline, judge: Recogniser) -> Judging:
+    """Objects on backgrounds: the combinations that were seen in training, and those that were not."""
+    config, words = pipeline.config, data.vocabulary(pipeline.config.data.preset)
+    groups, bounds = [], {}
+    for group, pairs in {"seen": words.seen, "unseen": tuple(sorted(words.unseen))}.items():
+        asked = np.array(spread(pairs, config.eval.num_samples))
+        captions = [words.caption(int(o), int(b)) for o, b in asked]
+        ids = dict(object=asked[:, 0].tolist(), background=asked[:, 1].tolist())
+        groups.append(Group.of(f"{group} combinations", captions, captions, **ids))
+        split = {"seen": "test", "unseen": "unseen"}[group]
+        real = ceiling(data.source(config.data, split), judge, config.eval.num_samples)
+        bounds[f"ceiling: real renders, {group}"] = {"split": split} | real
+    bounds["chance"] = chance(len(words.objects), len(words.backgrounds))
+    ids_of = lambda records: ([r["object"] for r in records], [r["background"] for r in records])
+    return Judging(groups, lambda images, records: hits(images, *ids_of(records), judge), MEASURES, bounds)
+
+
+def classes(pipeline: Pipeline, named: Named, real: tuple[str, int]) -> Judging:
+    """Whether the judge names the class that was asked for.
+
+    Args:
+        pipeline: the model.
+        named: (images, labels) -> whether the judge names the class, [N]; see `by_recogniser` and `by_classifier`.
+        real: what held-out images are called, and how many of them are judged at the most.
+    """
+    config, names = pipeline.config, pipeline.task.parts.condition.names
+    asked = np.arange(config.eval.num_samples) % len(names)
+    words = [names[i] for i in asked]
+    what, limit = real
+    source = data.held_out(config.data)[1]
+    records = [source[i] for i in data.chosen(len(source), limit, config.data.seed)]
+    images = class_judge.as_float(np.stack([r["image"] for r in records]), source.levels)
+    right = named(images, np.array([r["label"] for r in records]))
+    return Judging(
+        [Group.of("classes", words, words, object=asked.tolist())],
+        lambda images, records: {"object": named(images, np.array([r["object"] for r in records]))},
+        ("object",),
+        {f"ceiling: real {what}": share(right), "chance": {"object": 1 / len(names)}},
+    )
+
+
+def layouts(pipeline: Pipeline, judge: Recogniser) -> Judging:
+    """Whether the judge names the asked object in its box, and how well the box is kept.
 
     The layouts are those of held-out renders, whose own score is the ceiling; the floor is these renders judged by one
     another's layouts.
-
-    Returns:
-        rows of `layout_figures`, pictures per second, grids as `write_report` takes them.
     """
     config, parts = pipeline.config, pipeline.task.parts
     source = data.source(config.data, "test")
     records = [source[i] for i in range(min(config.eval.num_samples, len(source)))]
     asked = parts.prompts(records)
     ids = [[(parts.condition.names.index(name), box) for name, box in layout] for layout in asked]
-    rows, speed, grids = {}, {}, {}
-    for label, options in settings_of(pipeline).items():
-        images, speed[label or "plain"] = _timed(pipeline, asked, seed, options)
-        rows[f"layouts{', ' * bool(label)}{label}"] = layout_figures(images, ids, judge)
-        if not options:
-            grids["layouts, boxes as asked for"] = (
-                with_boxes(images[:GRID], ids[:GRID]),
-                [in_words(layout) for layout in asked[:GRID]],
-            )
     renders = np.stack([record["image"] for record in records])
-    rows["ceiling: real renders"] = layout_figures(renders, ids, judge)
-    rows["floor: renders of other layouts"] = layout_figures(renders, ids[1:] + ids[:1], judge)
-    return rows, speed, grids
+    return Judging(
+        [Group.of("layouts", asked, [in_words(layout) for layout in asked], layout=ids)],
+        lambda images, records: layout_marks(images, [r["layout"] for r in records], judge),
+        ("object", "iou"),
+        {
+            "ceiling: real renders": layout_figures(renders, ids, judge),
+            "floor: renders of other layouts": layout_figures(renders, ids[1:] + ids[:1], judge),
+        },
+        counts=lambda group: sum(len(record["layout"]) for record in group.records),
+        shown=lambda images, places: with_boxes(images, [ids[i] for i in places]),
+    )
+
+
+def unjudged(pipeline: Pipeline) -> Judging:
+    """Held-out prompts that nobody judges, as many as feature spaces ask for or reports show."""
+    parts, config = pipeline.task.parts, pipeline.config
+    count = config.eval.num_samples if config.eval.features else min(SHOWN, config.eval.num_samples)
+    split, source = data.held_out(config.data)
+    indices = data.chosen(len(source), count, config.data.seed)
+    asked_for = {"split": split, "n": len(indices), "of": len(source)}
+    if not parts.condition.takes_prompts:
+        return Judging([Group.of("samples", count, [f"{i}" for i in range(count)])], asked_for=asked_for | {"n": count})
+    asked = parts.prompts([source[i] for i in indices])
+    is_layout = config.condition.kind == "layout"
+    boxed = lambda images, places: with_boxes(images, [asked[i] for i in places])
+    groups = [Group.of("held-out prompts", asked, parts.captions(asked))]
+    return Judging(groups, asked_for=asked_for) if not is_layout else Judging(groups, shown=boxed, asked_for=asked_for)
 
 
 def with_boxes(images: np.ndarray, layouts: list) -> np.ndarray:
-    """Pictures [N, H, W, 3] in [-1, 1] beside themselves with the asked boxes drawn, [N, H, 2 W, 3]."""
+    """Pictures uint8 [N, H, W, 3] beside themselves with the asked boxes drawn, [N, H, 2 W, 3]."""
     drawn = np.array(images)
     height, width = drawn.shape[1:3]
     for picture, layout in zip(drawn, layouts, strict=True):
         for _, box in layout:
             x0, y0, x1, y1 = (np.array(box) * [width, height, width, height] - [0, 0, 1, 1]).round().astype(int)
-            picture[[y0, y1], x0 : x1 + 1] = picture[y0 : y1 + 1, [x0, x1]] = (1.0, -1.0, 1.0)
+            picture[[y0, y1], x0 : x1 + 1] = picture[y0 : y1 + 1, [x0, x1]] = (255, 0, 255)
     return np.concatenate([images, drawn], axis=2)
 
 
@@ -110,10 +171,3 @@ def share(right: np.ndarray) -> dict[str, float | int]:
     """The share of hits with its binomial standard error."""
     p = float(np.mean(right))
     return {"object": p, "object_stderr": float(np.sqrt(p * (1 - p) / len(right))), "n": len(right)}
-
-
-def _timed(pipeline: Pipeline, asked: list, seed: int, options: dict[str, bool]) -> tuple[np.ndarray, float]:
-    """Pictures and pictures per second, compilation included."""
-    start = time.perf_counter()
-    images = pipeline.sample_arrays(asked, key=seed, **options)
-    return images, len(asked) / (time.perf_counter() - start)

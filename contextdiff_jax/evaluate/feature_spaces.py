@@ -16,11 +16,14 @@ from contextdiff_jax.encoders.dinov2 import load_dinov2
 from contextdiff_jax.encoders.efficientnet import load_efficientnet
 from contextdiff_jax.encoders.inception import load_inception
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.models.recogniser import load_recogniser, resize
 from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.types import Array, Params
 
 BATCH = 32  # pictures of a forward pass; smaller batches are padded, so that there is one program per size of picture
-SPACES = "efficientnet, inception:FILE.safetensors, clip:FOLDER, clip:builtin:clip_mini, dinov2:FOLDER"
+SPACES = (
+    "efficientnet, inception:FILE.safetensors, clip:FOLDER, clip:builtin:clip_mini, dinov2:FOLDER, judge:PRESET (demo)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,10 @@ class FeatureSpace:
         self.described, self.embed_texts = described, embed_texts
         self._run, self._params = jax.jit(run), jax.device_put(params)
         self._last: tuple[Any, dict[str, np.ndarray]] = (None, {})
+
+    def about(self) -> dict[str, Any]:
+        """What a result says of the space, beside its name."""
+        return {key: value for key, value in dataclasses.asdict(self.described).items() if key != "name"}
 
     def features(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """All that the network says of pictures [B, H, W, 3], uint8 or float in [-1, 1] (rounded to 8 bits first)."""
@@ -152,7 +159,27 @@ def _dinov2(place: str) -> FeatureSpace:
     return FeatureSpace(described, run, model.params)
 
 
-OPENERS = {"inception": _inception, "efficientnet": _efficientnet, "clip": _clip, "dinov2": _dinov2}
+def _judge(place: str) -> FeatureSpace:
+    """What the first layer of an OpenMoji preset's judge sees, as `fidelity` takes it."""
+    judge = load_recogniser(place)
+    net, size = judge.config.net(), judge.config.image_size
+
+    def run(params: Params, images: Array) -> dict[str, Array]:
+        pixels = resize(images.astype(jnp.float32) / 127.5 - 1.0, size)
+        return {"pooled": net.apply({"params": params}, pixels, features=True)}
+
+    digest, width = _digest(_weights(ASSETS / f"recogniser_{judge.config.preset}")), net.channels[0] // 2
+    described = Described(f"judge {place}", digest, f"antialiased linear, {size}", width)
+    return FeatureSpace(described, run, judge.params)
+
+
+OPENERS = {
+    "inception": _inception,
+    "efficientnet": _efficientnet,
+    "clip": _clip,
+    "dinov2": _dinov2,
+    "judge": _judge,
+}
 
 
 def _weights(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from contextdiff_jax.data.base import ImageSource
 from contextdiff_jax.evaluate.metrics import frechet, precision_recall
-from contextdiff_jax.evaluate.metrics.base import entries
+from contextdiff_jax.evaluate.metrics.base import Metric, Records, Rows, entries, indices
 
 REFERENCE = 1000  # renders, of all sets together
 
@@ -33,11 +33,34 @@ def fidelity(images: np.ndarray, reference: np.ndarray, judge: Judge) -> dict[st
     Returns:
         {"frechet"}, and {"precision", "recall"} in 0..1 with their "*_stderr", and "n".
     """
-    features = judge.features(images)
+    return _figures(judge.features(images), reference)
+
+
+def _figures(features: np.ndarray, reference: np.ndarray) -> dict[str, float | int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of few pictures: the floor has as few
         distance = frechet(features, reference)
-    return {"frechet": distance} | entries(precision_recall(features, reference)._asdict()) | {"n": len(images)}
+    return {"frechet": distance} | entries(precision_recall(features, reference)._asdict()) | {"n": len(features)}
+
+
+class Fidelity(Metric):
+    """`fidelity` of a stream; the judge's features are kept, 32 numbers a picture.
+
+    Args:
+        judge: the recogniser.
+        reference: its features of renders [M, D].
+    """
+
+    def __init__(self, judge: Judge, reference: np.ndarray):
+        self.judge, self.reference, self.kept = judge, reference, Rows()
+
+    def update(self, images: np.ndarray, records: Records) -> None:
+        """Takes in a batch."""
+        self.kept.add(self.judge.features(images), indices(records, images))
+
+    def result(self) -> dict[str, float | int]:
+        """As `fidelity`."""
+        return _figures(self.kept.values(), self.reference)
 
 
 def renders(sources: Sequence[ImageSource], count: int, first: int = 0) -> np.ndarray:

@@ -32,33 +32,37 @@ def namer(judge: Recogniser, chunk: int = 128) -> Callable[[np.ndarray], np.ndar
     return probabilities
 
 
-def layout_figures(images: np.ndarray, layouts: Sequence[Layout], judge: Recogniser) -> dict[str, float | int]:
-    """How far pictures keep to their layouts.
+def layout_marks(images: np.ndarray, layouts: Sequence[Layout], judge: Recogniser) -> dict[str, np.ndarray]:
+    """How far each picture keeps to its layout.
 
     Args:
         images: [N, H, W, 3], float in [-1, 1] or uint8.
-        layouts: N sets of (object id, box as fractions of the sides); empty ones do not count.
+        layouts: N sets of (object id, box as fractions of the sides).
         judge: names what a crop shows.
 
     Returns:
         object: share of the asked objects that the judge names in their box;
         iou: mean overlap of the asked box with the place where, of all boxes of its size slid over the picture, the
-        judge is surest of the object; both with their "*_stderr" over pictures; n: objects.
+        judge is surest of the object; both [N], NaN where nothing was asked for.
     """
-    hits, overlaps, name, size = [], [], namer(judge), judge.config.image_size
-    for image, layout in zip(to_uint8(np.asarray(images)), layouts, strict=True):
+    marks = {name: np.full(len(layouts), np.nan) for name in ("object", "iou")}
+    name, size = namer(judge), judge.config.image_size
+    for i, (image, layout) in enumerate(zip(to_uint8(np.asarray(images)), layouts, strict=True)):
         if layout:
             named, found = _judged(Image.fromarray(image), layout, name, size)
-            hits.append(np.mean(named))
-            overlaps.append(np.mean([iou(place, box) for place, (_, box) in zip(found, layout, strict=True)]))
-    error = lambda values: float(np.std(values) / np.sqrt(max(1, len(values))))
-    return dict(
-        object=float(np.mean(hits)),
-        object_stderr=error(hits),
-        iou=float(np.mean(overlaps)),
-        iou_stderr=error(overlaps),
-        n=sum(len(layout) for layout in layouts),
-    )
+            marks["object"][i] = np.mean(named)
+            marks["iou"][i] = np.mean([iou(place, box) for place, (_, box) in zip(found, layout, strict=True)])
+    return marks
+
+
+def layout_figures(images: np.ndarray, layouts: Sequence[Layout], judge: Recogniser) -> dict[str, float | int]:
+    """The means of `layout_marks` over pictures with their "*_stderr"; n: objects."""
+    figures = {}
+    for name, column in layout_marks(images, layouts, judge).items():
+        counted = column[~np.isnan(column)]
+        figures[name] = float(np.mean(counted))
+        figures[f"{name}_stderr"] = float(np.std(counted) / np.sqrt(max(1, len(counted))))
+    return figures | {"n": sum(len(layout) for layout in layouts)}
 
 
 def _judged(image: Image.Image, layout: Layout, name: Callable, size: int) -> tuple[list[bool], list[Box]]:

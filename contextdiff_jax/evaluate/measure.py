@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from contextdiff_jax.evaluate.metrics import (
     PrecisionAndRecall,
 )
 from contextdiff_jax.evaluate.metrics.base import Rows, check, indices
-from contextdiff_jax.evaluate.picture_sets import PictureSet
+from contextdiff_jax.evaluate.picture_sets import Batch, PictureSet
 from contextdiff_jax.files import write_json
 
 BATCH = 128
@@ -55,8 +55,17 @@ def passes(pictures: PictureSet, title: str):
 
 def observe(pictures: PictureSet, spaces: Sequence[FeatureSpace], keep: bool = True) -> list[Reference]:
     """One pass over a set: its moments in each space, and its features where `keep`."""
-    found = [({"pooled": Moments()}, Rows()) for _ in spaces]
-    for images, records in passes(pictures, f"reference {pictures.path.name}"):
+    found = observe_batches(passes(pictures, f"reference {pictures.path.name}"), spaces, "", keep)
+    return [dataclasses.replace(reference, about=pictures.described()) for reference in found]
+
+
+def observe_batches(
+    batches: Iterable[Batch], spaces: Sequence[FeatureSpace], name: str, keep: bool = True
+) -> list[Reference]:
+    """The same of any batches of pictures and records; the name is what a result calls them."""
+    found, count = [({"pooled": Moments()}, Rows()) for _ in spaces], 0
+    for images, records in batches:
+        count += len(images)
         for space, (moments, rows) in zip(spaces, found, strict=True):
             features = space.features(images)
             if "spatial" in features:
@@ -64,7 +73,7 @@ def observe(pictures: PictureSet, spaces: Sequence[FeatureSpace], keep: bool = T
             moments["pooled"].add(features["pooled"])
             if keep:
                 rows.add(check(features["pooled"]), indices(records, images))
-    about = pictures.described()
+    about = {"path": name, "n": count}
     return [Reference(moments, rows.values() if keep else None, about) for moments, rows in found]
 
 
@@ -139,9 +148,8 @@ def measure(
                 metric.update(batch, records)
     result: dict[str, Any] = {"images": pictures.described(), "reference": None, "spaces": {}}
     for space, ref, group in zip(spaces, found, metrics, strict=True):
-        about = dataclasses.asdict(space.described)
         figures, refused = results(group)
-        result["spaces"][about.pop("name")] = about | {"figures": figures, "refused": refused}
+        result["spaces"][space.described.name] = space.about() | {"figures": figures, "refused": refused}
         result["reference"] = ref.about if ref is not None else None
     if not any(space["figures"] for space in result["spaces"].values()):
         refused = next(iter(result["spaces"].values()))["refused"]

@@ -1,8 +1,7 @@
-"""The evaluation of a trained run: alignment, bits per dimension and speed, into eval.json and report.png."""
+"""The evaluation of a trained run: alignment, distances, bits per dimension and speed, into eval.json and reports."""
 
 import itertools
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,30 +11,37 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from contextdiff_jax import data
-from contextdiff_jax.evaluate.alignment import MEASURES, alignment, ceiling, chance, hits
+from contextdiff_jax.data.base import ImageSource
+from contextdiff_jax.evaluate.alignment import MEASURES
 from contextdiff_jax.evaluate.bpd import bits_per_dim, join
-from contextdiff_jax.evaluate.class_judge import judge_of
-from contextdiff_jax.evaluate.conditions import by_classifier, by_recogniser, class_rows, layout_rows, with_boxes
-from contextdiff_jax.evaluate.fidelity import REFERENCE, fidelity, renders
+from contextdiff_jax.evaluate.class_judge import as_float
+from contextdiff_jax.evaluate.conditions import judge_of, judging_of
+from contextdiff_jax.evaluate.feature_spaces import FeatureSpace, open_space
+from contextdiff_jax.evaluate.fidelity import REFERENCE, Fidelity, fidelity, renders
+from contextdiff_jax.evaluate.groups import Seen, draw, settings_of
+from contextdiff_jax.evaluate.kept import write_kept
+from contextdiff_jax.evaluate.measure import Reference, metrics_of, observe_batches, results
+from contextdiff_jax.evaluate.metrics import Metric
 from contextdiff_jax.evaluate.report import write_report
 from contextdiff_jax.files import write_json
-from contextdiff_jax.models.recogniser import Recogniser, load_recogniser
+from contextdiff_jax.models.recogniser import Recogniser
 from contextdiff_jax.pipeline import Pipeline
 from contextdiff_jax.runtime import here
 from contextdiff_jax.training.distributed import is_primary
 from contextdiff_jax.training.sharding import gather
 from contextdiff_jax.types import Params
 
-GRID = 32  # pictures of each set shown in the report
-REAL_IMAGES = 10_000  # of the held-out ones, judged at the most: the ceiling of a classifier
+KEPT = "eval"  # folder of pictures and marks, beside eval.json
 
 
 def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]:
-    """Evaluates the model and writes eval.json and report.png into `out`.
+    """Evaluates the model and writes eval.json and report.png into `out`, and pictures and marks into its `eval`.
+
+    Every picture is drawn once; each metric takes in the stream, so that memory does not grow with their number.
 
     Args:
         pipeline: the trained model; its config says how much to evaluate.
-        out: folder for the two files.
+        out: folder for the files.
         seed: of prompts' noise and of the bound's Monte Carlo.
 
     Returns:
@@ -47,29 +53,32 @@ def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]
         f"guidance {config.sample.guidance:g}",
         "step": pipeline.step,
         "seed": seed,
+        "sample": config.sample.to_dict(),
         "hardware": hardware(),
     }
-    if config.condition.kind == "class" and config.eval.judge_steps:
-        named = by_classifier(judge_of(config, out / "judge"))
-        found = class_rows(pipeline, named, seed, real=("images", REAL_IMAGES))
-        figures["alignment"], figures["samples_per_second"], grids = found
-    elif (judge := _judge(config)) is None:
-        figures["asked_for"], figures["samples_per_second"], grids = _unjudged(pipeline, seed)
-    elif config.condition.kind == "layout":
-        figures["alignment"], figures["samples_per_second"], grids = layout_rows(pipeline, judge, seed)
-    elif (config.condition.kind, config.data.preset) == ("class", "demo_objects"):
-        found = class_rows(pipeline, by_recogniser(judge), seed, real=("renders", config.eval.num_samples))
-        figures["alignment"], figures["samples_per_second"], grids = found
-    else:
-        figures["alignment"], figures["samples_per_second"], grids, drawn = _alignment(pipeline, judge, seed)
-        figures["judge_features"] = _fidelity(config, judge, drawn)
-    trained_for_likelihood = config.loss.objective in ("nelbo", "posterior")
+    judge = judge_of(config)
+    judging = judging_of(pipeline, judge, out)
+    measured = _Measured(config, judge, [open_space(spec) for spec in config.eval.features])
+    if judging.asked_for:
+        figures["asked_for"] = dict(judging.asked_for)
+    seen: list[Seen] = []
+    rows, figures["samples_per_second"] = {}, {}
+    for setting, options in settings_of(pipeline).items():
+        found, speed = draw(pipeline, judging, setting, options, seed, measured.start(setting or "samples"))
+        figures["samples_per_second"][setting or "plain"] = speed
+        seen += [kept for kept, _ in found]
+        rows |= {kept.name: row for kept, row in found if row is not None}
+    if rows:
+        figures["alignment"] = rows | dict(judging.bounds)
+    figures |= measured.figures()
+    trained_for_likelihood, per_image = config.loss.objective in ("nelbo", "posterior"), {}
     if config.eval.bpd_images and config.space.kind == "pixels" and (trained_for_likelihood or config.eval.bpd_always):
-        figures["bits_per_dim"] = _bits_per_dim(pipeline, seed)
+        figures["bits_per_dim"], per_image = _bits_per_dim(pipeline, seed)
     if is_primary():
         _print(figures)
         keep(out / "eval.json", partial(write_json, figures))
-        keep(out / "report.png", partial(write_report, figures, grids))
+        keep(out / KEPT, partial(write_kept, seen, per_image, pipeline.step, seed))
+        keep(out / "report.png", partial(write_report, figures, _grids(seen)))
     return figures
 
 
@@ -87,93 +96,81 @@ def hardware() -> str:
     return str(here())
 
 
-def _judge(config: ConfigDict) -> Recogniser | None:
-    """The recogniser of an openmoji preset, the one named or the shipped one; None where the model takes no prompts, or
-    there is no recogniser."""
-    if config.data.source != "openmoji" or config.condition.kind == "none":
-        return None
-    if config.eval.recogniser:
-        return load_recogniser(config.data.preset, config.eval.recogniser)
-    judged = {"layout": ("demo", "demo_pairs"), "class": ("demo", "demo_objects"), "text": ("demo",)}
-    if config.data.preset not in judged[config.condition.kind]:
-        print(
-            f"alignment is left out: no recogniser ships for preset {config.data.preset!r}; "
-            "train one with configs/recogniser.py and name its export in --config.eval.recogniser"
-        )
-        return None
-    return load_recogniser(config.data.preset)
+def _grids(seen: Sequence[Seen]) -> dict[str, tuple]:
+    """The pictures as trained, as `write_report` takes them."""
+    grids = {}
+    for kept in seen:
+        if kept.setting in ("", "adapter on"):
+            verdicts = kept.verdicts
+            grids[kept.name] = (kept.images, kept.captions) + (() if verdicts is None else (verdicts,))
+    return grids
 
 
-def _unjudged(pipeline: Pipeline, seed: int) -> tuple[dict, dict, dict]:
-    """Which records' conditions were asked for, pictures per second, and the pictures: no judge looks at them."""
-    config, parts = pipeline.config, pipeline.task.parts
-    split, source = data.held_out(config.data)
-    shown = data.chosen(len(source), GRID, config.data.seed)
-    asked = parts.prompts([source[i] for i in shown])
-    takes, is_layout = parts.condition.takes_prompts, config.condition.kind == "layout"
-    images, per_second = _timed_sample(pipeline, asked if takes else len(asked), seed)
-    captions = parts.captions(asked) if takes else [f"{i}" for i in range(len(asked))]
-    heading = "samples, asked for as held-out records are" + (", and the asked boxes" if is_layout else "")
-    grids = {heading: (with_boxes(images, asked) if is_layout else images, captions)}
-    return {"split": split, "n": len(shown), "of": len(source)}, {"as configured": per_second}, grids
+class _Measured:
+    """Distances of each setting's pictures to held-out ones: in the judge's features, and in those of the config.
+
+    Args:
+        config: data and evaluation.
+        judge: None leaves its features out.
+        spaces: `eval.features`.
+    """
+
+    def __init__(self, config: ConfigDict, judge: Recogniser | None, spaces: Sequence[FeatureSpace]):
+        self._judge, self._spaces, self._config = judge, spaces, config
+        self._fidelity: dict[str, Fidelity] = {}
+        self._by_space: dict[str, list[dict[str, Metric]]] = {}
+        self._references: list[Reference] = []
+        sources, count = self._sources(), 2 * config.eval.num_samples
+        if judge is not None:
+            # Half of seen and half of unseen combinations, as the pictures are; as many others are the floor.
+            self._features = judge.features(renders(sources, REFERENCE, first=count))
+            self._floor = fidelity(renders(sources, count), self._features, judge)
+        if spaces:
+            self._references = observe_batches(_batches(sources, REFERENCE), spaces, "held-out pictures")
+
+    def _sources(self) -> list[ImageSource]:
+        both = self._config.data.source == "openmoji" and self._config.data.preset == "demo"
+        splits = ("test", "unseen") if both else ()
+        return [data.source(self._config.data, split) for split in splits] or [data.held_out(self._config.data)[1]]
+
+    def start(self, setting: str) -> list[Metric]:
+        """Fresh metrics for a setting."""
+        groups = [metrics_of(s, ref, captions=True) for s, ref in zip(self._spaces, self._references, strict=True)]
+        self._by_space[setting] = groups
+        found = [metric for group in groups for metric in group.values()]
+        if self._judge is not None:
+            self._fidelity[setting] = Fidelity(self._judge, self._features)
+            found.append(self._fidelity[setting])
+        return found
+
+    def figures(self) -> dict[str, Any]:
+        """Entries of eval.json."""
+        found: dict[str, Any] = {}
+        if self._judge is not None:
+            rows = {setting: metric.result() for setting, metric in self._fidelity.items()}
+            found["judge_features"] = rows | {"floor: other real renders": self._floor}
+        if self._spaces:
+            found["spaces"] = {}
+        for i, space in enumerate(self._spaces):
+            about = found["spaces"][space.described.name] = space.about() | {"reference": self._references[i].about}
+            for setting, groups in self._by_space.items():
+                figures, refused = results(groups[i])
+                about[setting] = {"figures": figures, "refused": refused}
+        return found
 
 
-def _timed_sample(pipeline: Pipeline, prompts: list[str] | int, seed: int) -> tuple[np.ndarray, float]:
-    """Pictures and pictures per second, compilation apart."""
-    pipeline.sample_arrays(prompts, key=seed)
-    start = time.perf_counter()
-    images = pipeline.sample_arrays(prompts, key=seed)
-    return images, len(images) / (time.perf_counter() - start)
+def _batches(sources: Sequence[ImageSource], count: int, size: int = 128):
+    """(images, records) of the first records of each source, `count` in all or as many as there are."""
+    each = [min(len(source), count // len(sources)) for source in sources]
+    places = [(source, i) for source, n in zip(sources, each, strict=True) for i in range(n)]
+    for start in range(0, len(places), size):
+        images = [as_float(source[i]["image"], source.levels) for source, i in places[start : start + size]]
+        yield np.stack(images), [{"index": start + k} for k in range(len(images))]
 
 
-def spread(combinations: Sequence, count: int) -> list:
-    """`count` of the combinations: evenly spaced where there are more, all of them in turn where there are fewer."""
-    if len(combinations) >= count:
-        return [combinations[i] for i in np.linspace(0, len(combinations) - 1, count).astype(int)]
-    return list(itertools.islice(itertools.cycle(combinations), count))
-
-
-def _alignment(pipeline: Pipeline, judge: Recogniser, seed: int) -> tuple[dict, dict, dict, dict]:
-    """Rows of the alignment table, pictures per second and grids, for seen and unseen combinations; and all pictures of
-    each setting of the adapter."""
-    config = pipeline.config
-    words = data.vocabulary(config.data.preset)
-    pairs = {"seen": words.seen, "unseen": tuple(sorted(words.unseen))}
-    settings = {"adapter on": {}, "adapter off": {"adapter": False}} if pipeline.task.adapter is not None else {"": {}}
-    rows, speed, grids, drawn = {}, {}, {}, {}
-    for label, options in settings.items():
-        for group, combinations in pairs.items():
-            asked = np.array(spread(combinations, config.eval.num_samples))
-            captions = [words.caption(int(o), int(b)) for o, b in asked]
-            name = f"{group} combinations" + (f", {label}" if label else "")
-            start = time.perf_counter()
-            images = pipeline.sample_arrays(captions, key=seed, **options)
-            # The first group compiles; the speed that stays is that of the second.
-            speed[label or "plain"] = len(captions) / (time.perf_counter() - start)
-            rows[name] = {"split": f"{group} combinations"} | alignment(images, asked[:, 0], asked[:, 1], judge)
-            drawn.setdefault(label or "samples", []).append(images)
-            if not options:
-                shown = np.linspace(0, len(asked) - 1, min(GRID, len(asked))).astype(int)
-                correct = hits(images[shown], asked[shown, 0], asked[shown, 1], judge)["both"]
-                grids[name] = (images[shown], [captions[i] for i in shown], correct)
-    for group, split in {"seen": "test", "unseen": "unseen"}.items():
-        real = ceiling(data.source(config.data, split), judge, config.eval.num_samples)
-        rows[f"ceiling: real renders, {group}"] = {"split": split} | real
-    rows["chance"] = chance(len(words.objects), len(words.backgrounds))
-    return rows, speed, grids, {label: np.concatenate(images) for label, images in drawn.items()}
-
-
-def _fidelity(config: ConfigDict, judge: Recogniser, drawn: dict[str, np.ndarray]) -> dict[str, dict]:
-    """Rows of distances to held-out renders, half of seen and half of unseen combinations as the pictures are, with as
-    many other renders as the floor."""
-    sources, count = [data.source(config.data, split) for split in ("test", "unseen")], 2 * config.eval.num_samples
-    reference = judge.features(renders(sources, REFERENCE, first=count))
-    rows = {label: fidelity(images, reference, judge) for label, images in drawn.items()}
-    return rows | {"floor: other real renders": fidelity(renders(sources, count), reference, judge)}
-
-
-def _bits_per_dim(pipeline: Pipeline, seed: int) -> dict[str, dict]:
-    """The full bound (Eq. 4) on held-out images, of the trained process and with the adapter switched off."""
+def _bits_per_dim(pipeline: Pipeline, seed: int) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
+    """The full bound (Eq. 4) on held-out images, of the trained process and with the adapter switched off; rows, and
+    the bits of each image."""
     task, config = pipeline.task, pipeline.config
     split, source = data.held_out(config.data)
     count = min(config.eval.bpd_images, len(source))
@@ -201,7 +198,7 @@ def _bits_per_dim(pipeline: Pipeline, seed: int) -> dict[str, dict]:
         s, how = task.schedule_of(params), dict(num_t=num_t, bins=levels, dequantize=dequantize)
         return bits_per_dim(f, b, s, batch["image"], key, variance=task.variance_of(params), **how)
 
-    rows = {}
+    rows, per_image = {}, {}
     for label, with_adapter in {"adapter on": True, "adapter off": False}.items():
         if with_adapter and task.adapter is None:
             continue
@@ -215,10 +212,11 @@ def _bits_per_dim(pipeline: Pipeline, seed: int) -> dict[str, dict]:
         terms = ("mean", "stderr", "prior", "reconstruction", "diffusion")
         rows[label] = {name: float(getattr(joined, name)) for name in terms}
         rows[label] |= {"split": split, "images": len(joined.per_image)}
-    return rows
+        per_image[label] = np.asarray(joined.per_image)
+    return rows, per_image
 
 
-def _print(figures: dict[str, Any]) -> None:
+def _print(figures: Mapping[str, Any]) -> None:
     """The table, for a terminal."""
     for name, row in figures.get("alignment", {}).items():
         cells = "  ".join(f"{m} {100 * row[m]:5.1f} %" for m in (*MEASURES, "iou") if m in row)
@@ -227,6 +225,13 @@ def _print(figures: dict[str, Any]) -> None:
     for name, row in figures.get("judge_features", {}).items():
         shares = f"precision {row['precision']:.2f}  recall {row['recall']:.2f}  (n = {row['n']})"
         print(f"{'judge Frechet distance, ' + name:40s} {row['frechet']:.3g}  {shares}")
+    for name, space in figures.get("spaces", {}).items():
+        for setting in figures["samples_per_second"].keys() & space.keys():
+            for metric, why in space[setting]["refused"].items():
+                print(f"{name}, {setting}, {metric} refused: {why}")
+            for row in space[setting]["figures"].values():
+                cells = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "n" and not k.endswith("_stderr"))
+                print(f"{name + ', ' + setting:40s} {cells}  (n = {row['n']})")
     for name, row in figures.get("bits_per_dim", {}).items():
         measured = f"{row['mean']:.3f} +- {row['stderr']:.3f}  ({row['images']} of {row['split']})"
         print(f"{'bits per dimension, ' + name:40s} {measured}")

@@ -19,7 +19,7 @@ from contextdiff_jax import data, sampling
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.data import pipeline as data_pipeline
 from contextdiff_jax.evaluate.alignment import alignment
-from contextdiff_jax.evaluate.suite import spread
+from contextdiff_jax.evaluate.conditions import spread
 from contextdiff_jax.models.recogniser import load_recogniser
 from contextdiff_jax.process import schedule
 from contextdiff_jax.training.setup import Setup

@@ -6,11 +6,11 @@ from contextdiff_jax.evaluate.conditions import share, with_boxes
 
 
 def test_boxes_are_drawn_beside_the_picture():
-    images = np.full((1, 8, 8, 3), -0.5, np.float32)
+    images = np.full((1, 8, 8, 3), 60, np.uint8)
     drawn = with_boxes(images, [[(0, (0.25, 0.5, 0.75, 1.0))]])
     assert drawn.shape == (1, 8, 16, 3)
     np.testing.assert_array_equal(drawn[:, :, :8], images)
-    marked = (drawn[0, :, 8:] == (1, -1, 1)).all(-1)
+    marked = (drawn[0, :, 8:] == (255, 0, 255)).all(-1)
     expected = np.zeros((8, 8), bool)
     expected[4:8, 2:6] = True
     expected[5:7, 3:5] = False

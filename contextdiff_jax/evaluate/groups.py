@@ -1,0 +1,174 @@
+"""What an evaluation draws: groups of prompts with what is known of each, streamed once with and without the adapter.
+
+Pictures go to the metrics batch by batch and only a few are kept, so that memory does not grow with their number.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from contextdiff_jax.evaluate.metrics.base import Metric
+from contextdiff_jax.evaluate.metrics.marks import Judged, Marks
+from contextdiff_jax.pictures import to_uint8
+from contextdiff_jax.pipeline import Pipeline
+from contextdiff_jax.progress import Progress
+
+SHOWN = 32  # pictures of each group that are kept for the reports
+Shown = Callable[[np.ndarray, Sequence[int]], np.ndarray]  # (pictures, places in the group) -> as shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Prompts that are summed up together.
+
+    Attributes:
+        name: e.g. "seen combinations".
+        asked: what the pipeline draws: prompts, classes or layouts; a number where the model takes none.
+        captions: one text for each picture.
+        records: what metrics ask of each picture; "index" among it.
+    """
+
+    name: str
+    asked: list[Any] | int
+    captions: list[str]
+    records: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, name: str, asked: list[Any] | int, captions: list[str], **fields: Sequence[Any]) -> "Group":
+        """Fields become entries of the records, one value for each picture."""
+        columns = {"index": range(len(captions)), "caption": captions} | fields
+        rows = zip(*columns.values(), strict=True)
+        return cls(name, asked, captions, [dict(zip(columns, row, strict=True)) for row in rows])
+
+
+@dataclasses.dataclass(frozen=True)
+class Judging:
+    """How the pictures of an evaluation are judged.
+
+    Attributes:
+        groups: what is drawn.
+        judge: gives the marks of a batch; None where there is no judge.
+        measures: of the marks.
+        bounds: rows of the table that need no pictures of the model: ceilings, floors, chance.
+        counts: of what a group's figures are means; None for its pictures.
+        shown: pictures as the reports show them.
+        asked_for: which held-out records the prompts are of, where they are.
+    """
+
+    groups: Sequence[Group]
+    judge: Judged | None = None
+    measures: Sequence[str] = ()
+    bounds: Mapping[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    counts: Callable[[Group], int] | None = None
+    shown: Shown = lambda images, places: images
+    asked_for: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What is left of a group that was drawn under one setting.
+
+    Attributes:
+        group, setting: whose pictures these are; the setting is "" where there is only one.
+        captions: of the kept pictures.
+        places: theirs in the group.
+        images: the kept pictures, uint8 [n, H, W, 3].
+        marks: {measure: value [N]} of all pictures; {} without a judge.
+    """
+
+    group: str
+    setting: str
+    captions: list[str]
+    places: list[int]
+    images: np.ndarray
+    marks: dict[str, np.ndarray]
+
+    @property
+    def name(self) -> str:
+        """Of its row in the tables."""
+        return f"{self.group}, {self.setting}" if self.setting else self.group
+
+    @property
+    def verdicts(self) -> np.ndarray | None:
+        """Whether each kept picture is right, bool [n]: by its last mark that is 0 or 1; None without one."""
+        binary = [v for v in self.marks.values() if np.isin(v, (0.0, 1.0)).all()]
+        return binary[-1][self.places].astype(bool) if binary else None
+
+
+def settings_of(pipeline: Pipeline) -> dict[str, dict[str, bool]]:
+    """The trained process, and the same model with its adapter switched off."""
+    return {"adapter on": {}, "adapter off": {"adapter": False}} if pipeline.task.adapter is not None else {"": {}}
+
+
+class Clock:
+    """Pictures per second, without the batch that compiles."""
+
+    def __init__(self) -> None:
+        self._batches: list[tuple[int, float]] = []
+
+    def timed(self, batches: Iterable[Any]) -> Iterable[Any]:
+        """The same batches, each waited for."""
+        start = time.perf_counter()
+        for drawn in batches:
+            images = drawn.whole()
+            self._batches.append((len(images), time.perf_counter() - start))
+            yield images
+            start = time.perf_counter()
+
+    @property
+    def batches(self) -> int:
+        """Seen so far."""
+        return len(self._batches)
+
+    @property
+    def per_second(self) -> float:
+        """Of all batches but the first."""
+        count, seconds = map(sum, zip(*self._batches[1:], strict=True))
+        return count / seconds
+
+
+def draw(
+    pipeline: Pipeline, judging: Judging, setting: str, options: dict, seed: int, metrics: Sequence[Metric]
+) -> tuple[list[tuple[Seen, dict[str, Any] | None]], float]:
+    """Draws every group under one setting of the adapter.
+
+    Args:
+        pipeline: the model.
+        judging: groups and judge.
+        setting: its name.
+        options: the setting, as the pipeline takes it.
+        seed: of the noise; picture i of every group and setting starts from the same.
+        metrics: take in all pictures of all groups.
+
+    Returns:
+        What is left of each group with its row of figures, None without a judge; and pictures per second.
+    """
+    found, clock, before = [], Clock(), 0
+    for group in judging.groups:
+        marks = Marks(judging.judge, judging.measures) if judging.judge else None
+        count = len(group.records)
+        kept, places = [], np.unique(np.linspace(0, count - 1, min(SHOWN, count)).astype(int))
+        with Progress(f"{group.name} {setting}".strip(), count, "img") as progress:
+            first = 0
+            for images in clock.timed(pipeline.stream(group.asked, key=seed, **options)):
+                records, last = group.records[first : first + len(images)], first + len(images)
+                for metric in metrics:
+                    metric.update(images, [r | {"index": before + r["index"]} for r in records])
+                if marks is not None:
+                    marks.update(images, records)
+                kept.append(to_uint8(images[places[(places >= first) & (places < last)] - first]))
+                first = last
+                progress.update(len(images))
+        before += count
+        shown = judging.shown(np.concatenate(kept), places.tolist())
+        captions = [group.captions[i] for i in places]
+        seen = Seen(group.name, setting, captions, places.tolist(), shown, marks.values() if marks else {})
+        row = marks.result() | ({"n": judging.counts(group)} if judging.counts else {}) if marks else None
+        found.append((seen, row))
+    if clock.batches == 1:  # which compiled
+        for _ in clock.timed(pipeline.stream(judging.groups[0].asked, key=seed, **options)):
+            pass
+    return found, clock.per_second
