@@ -20,6 +20,7 @@ from contextdiff_jax.training.checkpoint import Checkpoints
 from contextdiff_jax.training.checkpoint_format import brief
 from contextdiff_jax.training.metrics import Metrics
 from contextdiff_jax.training.preemption import StopRequest
+from contextdiff_jax.training.provenance import note_start
 from contextdiff_jax.training.setup import Setup
 from contextdiff_jax.training.state import stream
 from contextdiff_jax.training.validation import Validation
@@ -63,6 +64,8 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
         state = setup.init_state() if state is None else state
         if distributed.is_primary():
             _write_config(config, workdir / "config.json")
+            if first < num_steps:
+                note_start(workdir, setup.runtime, str(batches.get_state().get("records", "")), first)
             if hasattr(task, "keep"):
                 task.keep(workdir)
         checkpoints.open()

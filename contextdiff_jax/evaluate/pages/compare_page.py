@@ -1,0 +1,197 @@
+"""One page of several runs: their figures side by side, and differences on the same prompts from the same noise."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.evaluate.groups import Seen
+from contextdiff_jax.evaluate.pages import tables
+from contextdiff_jax.evaluate.pages.charts import Curve, chart
+from contextdiff_jax.evaluate.pages.gallery import gallery
+from contextdiff_jax.evaluate.pages.html import cell, number, page, table, text
+from contextdiff_jax.evaluate.pages.run import Run
+from contextdiff_jax.evaluate.paired import Difference, paired
+from contextdiff_jax.files import atomic
+
+FILE = "compare.html"
+CURVES = ("validation_loss", "loss", "images_per_second")
+
+
+def compare_on_command(runs: Sequence[str], out: str) -> None:
+    """`--mode=compare`: writes the page and prints the differences.
+
+    Raises:
+        UserError: fewer than two runs, one twice, or a folder that holds none.
+    """
+    path = write_compare(runs, out or FILE)
+    for line in differences_in_words([Run.read(run) for run in runs]):
+        print(line)
+    print(f"written: {path}")
+
+
+def write_compare(folders: Sequence[str | Path], path: str | Path) -> Path:
+    """Writes the page.
+
+    Args:
+        folders: of the runs; the first is what the others are compared with.
+        path: of the page; a folder gets compare.html.
+
+    Raises:
+        UserError: fewer than two runs, one twice, or a folder that holds none.
+    """
+    if len({Path(folder).resolve() for folder in folders}) < max(2, len(folders)):
+        raise UserError(
+            f"{len(folders)} runs ({', '.join(map(str, folders))}): --mode=compare needs two or more different ones"
+        )
+    runs = [Run.read(folder) for folder in folders]
+    path = Path(path) / FILE if Path(path).is_dir() or not Path(path).suffix else Path(path)
+    names = names_of(runs)
+    sections = [
+        ("differences", "Paired differences", differences(runs)),
+        ("figures", "Figures", figures(runs)),
+        ("pictures", "Pictures", pictures(runs)),
+        ("training", "Training", curves(runs)),
+        ("configs", "What differs", configs(runs)),
+    ]
+    head = f'<p class="soft">{text(names[0])} is what the others are compared with.</p>'
+    foot = f"<p>{text('; '.join(str(run.folder) for run in runs))}. Nothing on this page is loaded from elsewhere.</p>"
+    with atomic(path) as temporary:
+        temporary.write_text(page(" / ".join(names), head, sections, foot), encoding="utf-8")
+    return path
+
+
+def names_of(runs: Sequence[Run]) -> list[str]:
+    """The folders' names; with the folder above where two are alike."""
+    short = [run.name for run in runs]
+    return short if len(set(short)) == len(short) else ["/".join(run.folder.resolve().parts[-2:]) for run in runs]
+
+
+def same_questions(first: Run, other: Run) -> tuple[list[tuple[Seen, Seen]], str]:
+    """Pairs of groups with the same prompts from the same noise; and why there are none."""
+    if not first.seen or not other.seen:
+        missing = first if not first.seen else other
+        return [], f"{missing.name} has no kept marks: evaluate it again with --mode=eval"
+    if first.seed != other.seed:
+        return [], f"the noise differs: seed {first.seed} of {first.name}, {other.seed} of {other.name}"
+    by_name = {kept.name: kept for kept in other.seen}
+    # A run without an adapter has one setting, which is compared with the other's adapter on.
+    by_name |= {f"{kept.group}, adapter on": kept for kept in other.seen if not kept.setting}
+    by_name |= {kept.group: kept for kept in other.seen if kept.setting == "adapter on"} | by_name
+    found = [(kept, by_name[kept.name]) for kept in first.seen if kept.name in by_name]
+    alike = [(a, b) for a, b in found if (a.captions, a.places) == (b.captions, b.places)]
+    return alike, "" if alike else f"{first.name} and {other.name} were not asked the same prompts"
+
+
+def measured(first: Run, other: Run) -> tuple[list[tuple[str, str, Difference]], list[str]]:
+    """[(pictures, measure, Difference)] of what can be paired, and why the rest cannot."""
+    rows: list[tuple[str, str, Difference]] = []
+    pairs, why = same_questions(first, other)
+    left_out = [why] if why else []
+    for a, b in pairs:
+        for measure in (m for m in a.marks if m in b.marks):
+            if len(a.marks[measure]) != len(b.marks[measure]):
+                left_out.append(f"{a.name}: {len(a.marks[measure])} pictures against {len(b.marks[measure])}")
+                continue
+            rows.append((a.name, measure, paired(a.marks[measure], b.marks[measure])))
+    for setting in (s for s in first.bits if s in other.bits):
+        a, b = first.bits[setting], other.bits[setting]
+        if len(a) == len(b) and first.seed == other.seed:
+            rows.append((f"held-out images, {setting}", "bits per dimension", paired(a, b)))
+    return rows, left_out
+
+
+def differences(runs: Sequence[Run]) -> str:
+    """A table for each run against the first."""
+    parts = [
+        "<p>Each difference is the mean over the same prompts from the same noise, with their standard error.",
+        " Within two errors of zero no difference was found. None of these errors knows of other training seeds.</p>",
+    ]
+    names = names_of(runs)
+    for name, run in zip(names[1:], runs[1:], strict=True):
+        rows, left_out = measured(runs[0], run)
+        body = [("", [text(f"{shown}: {measure}"), *_cells(measure, d)]) for shown, measure, d in rows]
+        if body:
+            parts.append(table(f"{name} minus {names[0]}", ("what", "difference", "beyond two errors", "pairs"), body))
+        parts.append("".join(f'<p class="small soft">Not paired: {text(line)}.</p>' for line in left_out))
+    return "".join(parts)
+
+
+def _cells(measure: str, d: Difference) -> list[str]:
+    """The difference, whether it lies beyond its error, and the number of pairs."""
+    higher_is_better = measure in tables.SHARES
+    factor, unit = (100.0, " %") if higher_is_better else (1.0, "")
+    error = "" if np.isnan(d.stderr) else f" ± {factor * d.stderr:.2g}"
+    clear = abs(d.mean) > 2 * d.stderr if d.stderr > 0 else d.mean != 0
+    verdict = ("better" if (d.mean > 0) == higher_is_better else "worse") if clear else "none found"
+    return [cell(text(f"{factor * d.mean:+.3g}{error}{unit}")), cell(text(verdict)), cell(number(d.n))]
+
+
+def differences_in_words(runs: Sequence[Run]) -> list[str]:
+    """The same for a terminal."""
+    names, lines = names_of(runs), []
+    for name, run in zip(names[1:], runs[1:], strict=True):
+        rows, left_out = measured(runs[0], run)
+        lines += [f"{name} - {names[0]}  {p}, {m}: {d.mean:+.4g} +- {d.stderr:.2g}  (n = {d.n})" for p, m, d in rows]
+        lines += [f"{name} - {names[0]}  not paired: {line}" for line in left_out]
+    return lines
+
+
+def figures(runs: Sequence[Run]) -> str:
+    """The tables of all runs, a row for each run and setting."""
+    merged: dict[str, dict] = {"alignment": {}, "judge_features": {}, "bits_per_dim": {}, "samples_per_second": {}}
+    for name, run in zip(names_of(runs), runs, strict=True):
+        for kind, rows in merged.items():
+            for row, value in run.figures.get(kind, {}).items():
+                bound = row.startswith(tables.BOUNDS)
+                rows[row if bound else f"{name}: {row}"] = value
+    draw = {
+        "alignment": tables.alignment,
+        "judge_features": tables.distances,
+        "bits_per_dim": tables.bits,
+        "samples_per_second": tables.speeds,
+    }
+    return "".join(draw[kind](rows) for kind, rows in merged.items() if rows)
+
+
+def pictures(runs: Sequence[Run]) -> str:
+    """The kept pictures of every run under the same prompt, from the same noise."""
+    parts, names = [], names_of(runs)
+    for kept in runs[0].seen:
+        if kept.setting == "adapter off":
+            continue
+        arms = [(names[0], kept)]
+        for name, run in zip(names[1:], runs[1:], strict=True):
+            arms += [(name, b) for a, b in same_questions(runs[0], run)[0] if a is kept]
+        if len(arms) < 2:
+            continue
+        parts.append(gallery(kept.group.capitalize(), arms))
+    return "".join(parts)
+
+
+def curves(runs: Sequence[Run]) -> str:
+    """Curves of all runs in one chart each."""
+    names, parts = names_of(runs), []
+    for metric in CURVES:
+        found = {
+            name: Curve(*run.curves[metric]) for name, run in zip(names, runs, strict=True) if metric in run.curves
+        }
+        parts.append(chart(metric.replace("_", " "), found, "step", log=metric.endswith("loss")))
+    return f'<div class="charts">{"".join(parts)}</div>' if any(parts) else ""
+
+
+def configs(runs: Sequence[Run]) -> str:
+    """Every key whose value is not the same in all runs."""
+    flat = [run.flat_config() for run in runs]
+    keys = sorted(set().union(*flat))
+    rows = [
+        ("", [f"<code>{text(key)}</code>", *(cell(text(c.get(key, "-")), "text") for c in flat)])
+        for key in keys
+        if len({repr(c.get(key)) for c in flat}) > 1
+    ]
+    return (
+        table("Keys of the configs that differ", ("key", *names_of(runs)), rows)
+        if rows
+        else "<p>The configs are the same.</p>"
+    )

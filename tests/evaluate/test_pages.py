@@ -1,0 +1,128 @@
+"""What the pages say: paired differences against closed forms, charts, escaped texts, runs that lack something."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from page_helpers import make_run
+
+from contextdiff_jax import command_line
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.evaluate.groups import Seen
+from contextdiff_jax.evaluate.kept import read_kept, write_kept
+from contextdiff_jax.evaluate.metrics.marks import Marks
+from contextdiff_jax.evaluate.pages import write_compare, write_report_page
+from contextdiff_jax.evaluate.pages.charts import Curve, chart
+from contextdiff_jax.evaluate.pages.compare_page import measured
+from contextdiff_jax.evaluate.pages.run import Run
+from contextdiff_jax.evaluate.paired import paired
+
+
+def test_a_paired_difference_forgets_what_both_share():
+    rng = np.random.default_rng(0)
+    hard, gain = rng.normal(0, 10, 400), rng.normal(1, 0.1, 400)
+    d = paired(hard, hard + gain)
+    assert d.n == 400 and d.mean == pytest.approx(gain.mean()) and d.stderr == pytest.approx(gain.std(ddof=1) / 20)
+    with_gap = paired(np.array([0.0, np.nan, 1.0]), np.array([1.0, 1.0, 3.0]))
+    assert with_gap == (1.5, 0.5, 2)
+    assert np.isnan(paired([1.0], [2.0]).stderr)
+    with pytest.raises(UserError, match="as many of both"):
+        paired([1.0], [1.0, 2.0])
+
+
+def test_marks_have_means_and_errors_of_any_partition():
+    values = np.random.default_rng(1).random(50)
+    judge = lambda images, records: {"iou": np.array([values[r["index"]] for r in records])}
+    whole, parts = Marks(judge, ["iou"]), [Marks(judge, ["iou"]) for _ in range(2)]
+    records = [{"index": i} for i in range(50)]
+    whole.update(np.zeros((50, 1, 1, 3)), records)
+    parts[0].update(np.zeros((20, 1, 1, 3)), records[30:])
+    parts[1].update(np.zeros((30, 1, 1, 3)), records[:30])
+    parts[0].merge(parts[1])
+    assert parts[0].result() == whole.result()
+    assert whole.result()["iou"] == pytest.approx(values.mean(), rel=1e-6)
+    assert whole.result()["iou_stderr"] == pytest.approx(values.std() / 50**0.5, rel=1e-6)
+
+
+def test_what_an_evaluation_keeps_is_read_back(tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (2, 4, 4, 3), np.uint8)
+    seen = Seen("layouts", "", ["a", "b"], [0, 2], images, {"iou": np.array([0.25, np.nan, 1.0])})
+    write_kept([seen], {"adapter on": np.array([1.5])}, 7, 3, tmp_path)
+    (again,), bits, about = read_kept(tmp_path)
+    assert (again.group, again.captions, again.places) == ("layouts", ["a", "b"], [0, 2])
+    np.testing.assert_array_equal(again.images, images)
+    np.testing.assert_array_equal(again.marks["iou"], seen.marks["iou"])
+    assert bits["adapter on"] == [1.5] and about == {"step": 7, "seed": 3}
+    (tmp_path / "pictures.npz").write_bytes(b"cut")
+    with pytest.raises(UserError, match="is damaged"):
+        read_kept(tmp_path)
+
+
+def test_a_chart_maps_values_to_pixels():
+    svg = chart("a < b", {"one": Curve([0, 10], [1.0, 3.0])}, "step")
+    (x0, y0), (x1, y1) = (map(float, p.split(",")) for p in re.search(r'points="([^"]+)"', svg).group(1).split())
+    assert "a &lt; b" in svg and x0 < x1 and y0 > y1  # up is more
+    ticks = [float(v) for v in re.findall(r'text-anchor="end">([\d.]+)<', svg)]
+    assert ticks[0] <= 1 and ticks[-1] >= 3 and len(set(np.diff(ticks).round(9))) == 1
+    heights = [float(v) for v in re.findall(r'class="grid"[^>]*y1="([\d.]+)"', svg)]
+    expected = np.interp(1.0, ticks, heights)
+    assert y0 == pytest.approx(expected, abs=0.11)
+    assert chart("none", {"one": Curve([0], [float("nan")])}, "step") == ""
+    assert "polygon" in chart("band", {"one": Curve([0, 1], [1, 1], [0, 0], [2, 2])}, "step")
+
+
+def test_a_report_needs_no_evaluation_and_no_config(tmp_path):
+    run = make_run(tmp_path / "run", shown=2)
+    (run / "config.json").unlink()
+    assert "What was trained" in write_report_page(run).read_text()
+    trained = make_run(tmp_path / "trained", shown=2)
+    (trained / "eval.json").unlink()
+    (trained / "eval" / "marks.json").unlink()
+    page = write_report_page(trained).read_text()
+    assert "has not been evaluated" in page and "Protocol" not in page and "no result" in page
+    (tmp_path / "empty").mkdir()
+    for folder, words in ((tmp_path / "none", "does not exist"), (tmp_path / "empty", "holds no run")):
+        with pytest.raises(UserError, match=words):
+            write_report_page(folder)
+
+
+def test_texts_of_a_run_are_no_markup(tmp_path):
+    run = make_run(tmp_path / "run", shown=2)
+    seen, bits, about = read_kept(run / "eval")
+    evil = "<script>alert(1)</script>"
+    seen = [Seen(s.group, s.setting, [evil] * len(s.captions), s.places, s.images, s.marks) for s in seen]
+    write_kept(seen, bits, about["step"], about["seed"], run / "eval")
+    page = write_report_page(run).read_text()
+    assert "<script" not in page and page.count("&lt;script&gt;") >= 2
+    assert not re.search(r'(src|href)="(?!data:|#)', page) and "url(" not in page
+
+
+def test_runs_are_paired_prompt_by_prompt(tmp_path, capsys):
+    a, b = make_run(tmp_path / "a", 0, 0.9, shown=2), make_run(tmp_path / "b", 1, 0.5, shown=2)
+    rows, left_out = measured(Run.read(a), Run.read(b))
+    found = {(shown, measure): d for shown, measure, d in rows}
+    marks = [Run.read(folder).seen[0].marks["both"] for folder in (a, b)]
+    d = found["seen combinations, adapter on", "both"]
+    assert d.mean == pytest.approx((marks[1] - marks[0]).mean()) and d.n == 40 and not left_out
+    bits = [Run.read(folder).bits["adapter off"] for folder in (a, b)]
+    assert found["held-out images, adapter off", "bits per dimension"].mean == pytest.approx(np.mean(bits[1] - bits[0]))
+    command_line.run("compare", None, command_line.Options("", runs=(str(a), str(b)), out=str(tmp_path / "c.html")))
+    assert "b - a  seen combinations, adapter on, both" in capsys.readouterr().out
+    assert (tmp_path / "c.html").read_text().count("<table") >= 5
+
+
+def test_what_cannot_be_paired_is_said(tmp_path):
+    a, b, c = (make_run(tmp_path / name, i, shown=2) for i, name in enumerate("abc"))
+    index = json.loads((b / "eval" / "marks.json").read_text())
+    (b / "eval" / "marks.json").write_text(json.dumps(index | {"seed": 5}))
+    (c / "eval" / "marks.json").unlink()
+    assert "the noise differs: seed 0 of a, 5 of b" in measured(Run.read(a), Run.read(b))[1][0]
+    assert "c has no kept marks" in measured(Run.read(a), Run.read(c))[1][0]
+    for folders, words in (
+        ([a], "1 runs"),
+        ([a, a], "two or more different"),
+        ([a, tmp_path / "no"], "does not exist"),
+    ):
+        with pytest.raises(UserError, match=words):
+            write_compare(folders, tmp_path / "page.html")
