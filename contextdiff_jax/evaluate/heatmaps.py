@@ -1,0 +1,234 @@
+"""Heatmaps of words (Figs. 8, 9): where the text-image cross-attention of the sampling process looks, word by word.
+
+Nothing of the networks is changed for it: while one is traced, its cross-attention layers are intercepted and report
+their weights, averaged over heads, to the host. Guided rows count with their prompt alone.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from contextdiff_jax import config as config_lib
+from contextdiff_jax import sampling
+from contextdiff_jax.data.clips import Clip
+from contextdiff_jax.editing.figures import heat_in_mask
+from contextdiff_jax.editing.inversion import invert
+from contextdiff_jax.editing.plan import plan_of
+from contextdiff_jax.editing.words import Prompt
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.layers import Attention
+from contextdiff_jax.pipeline import Pipeline
+from contextdiff_jax.types import Array
+
+SIDE = 16  # of the maps that the paper shows; the nearest that the network has is taken
+CROSS = ("cross", "attn2")  # names of the layers that attend to the text
+SMALL_WORDS = ("a", "an", "the", "on", "of", "in", "and", "with", "to", "left", "right", "above", "below")
+
+
+class Attended(NamedTuple):
+    """Pictures and where their texts look.
+
+    Attributes:
+        images: float32 [N, H, W, C] in [-1, 1].
+        maps: weights averaged over steps, layers and heads, [N, h, w, L]; over the L tokens they sum to 1.
+    """
+
+    images: np.ndarray
+    maps: np.ndarray
+
+
+class Recorder:
+    """What the cross-attention layers of a compiled program report: sums over calls, by resolution."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[int, int], np.ndarray] = {}
+        self._calls: dict[tuple[int, int], int] = {}
+
+    def denoise(self, model: Any, guided: bool) -> Callable[..., Array]:
+        """`model.denoise` whose network reports; with guidance every second row is without a text."""
+
+        def reporting(params: Any, xt: Array, t: Array, context: Any, **how: Any) -> Array:
+            height, width = xt.shape[1:3]
+
+            def intercept(next_fun, args, kwargs, call):
+                layer = isinstance(call.module, Attention) and call.module.name in CROSS
+                if not layer or call.method_name != "__call__":
+                    return next_fun(*args, **kwargs)
+                edit = kwargs.get("edit") or (lambda weights: weights)
+
+                def report(weights: Array) -> Array:
+                    weights = edit(weights)
+                    rows = weights[0::2] if guided else weights
+                    down = round((height * width / weights.shape[2]) ** 0.5)
+                    maps = rows.mean(axis=1).reshape(-1, height // down, width // down, weights.shape[-1])
+                    jax.debug.callback(self._take, maps)
+                    return weights
+
+                return next_fun(*args, **kwargs | {"edit": report})
+
+            with nn.intercept_methods(intercept):
+                return model.denoise(params, xt, t, context, **how)
+
+        return reporting
+
+    def _take(self, maps: Any) -> None:
+        maps = np.asarray(maps, np.float32)
+        size = maps.shape[1:3]
+        self._sums[size] = self._sums.get(size, 0.0) + maps
+        self._calls[size] = self._calls.get(size, 0) + 1
+
+    def maps(self) -> np.ndarray:
+        """The mean at the resolution nearest to `SIDE`, [B, h, w, L]; what was recorded is forgotten.
+
+        Raises:
+            UserError: no layer attends to the text.
+        """
+        jax.effects_barrier()
+        if not self._sums:
+            raise UserError("heatmaps: this network has no cross-attention to a text; take one that has")
+        size = min(self._sums, key=lambda s: abs(np.log(s[0] * s[1] / SIDE**2)))
+        mean = self._sums[size] / self._calls[size]
+        self._sums.clear()
+        self._calls.clear()
+        return mean
+
+
+class _Reporting:
+    """A model whose networks report to a recorder; in all else the model itself."""
+
+    def __init__(self, model: Any, recorder: Recorder, guided: bool):
+        self._model, self.denoise = model, recorder.denoise(model, guided)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def of_samples(pipeline: Pipeline, prompts: Sequence[str], key: int = 0, **options: Any) -> Attended:
+    """Draws pictures as `pipeline.sample` does, and maps of where each token of their prompts looks.
+
+    Args:
+        pipeline: of a model with texts.
+        prompts: one for each picture.
+        key: of the noise.
+        **options: of the config's `sample` section, e.g. adapter=False.
+
+    Raises:
+        UserError: a model without texts, unknown options.
+    """
+    return _attended(pipeline, prompts, None, key, options, sampling.sample)
+
+
+def of_pictures(pipeline: Pipeline, images: np.ndarray, prompts: Sequence[str], **options: Any) -> Attended:
+    """The same of given pictures [N, H, W, C] in [-1, 1] on their way into noise (DDIM inversion, no guidance).
+
+    What they show is known, and so can be compared with where the words look; the pictures are returned as they are.
+    """
+
+    options = {"sampler": "ddim", "eta": 0.0, "guidance": 1.0} | options
+    found = _attended(pipeline, prompts, np.asarray(images, np.float32), 0, options, sampling.invert)
+    return Attended(images, found.maps)
+
+
+def _attended(
+    pipeline: Pipeline, prompts: Sequence[str], images: Any, key: int, options: dict, way: Callable
+) -> Attended:
+    config = ConfigDict(pipeline.config.to_dict())
+    if config.condition.kind != "text" or config.data.num_frames > 1:
+        raise UserError(
+            f"heatmaps of words: config.condition.kind={config.condition.kind!r} with {config.data.num_frames} frames; "
+            "take a model that draws pictures from texts"
+        )
+    config.sample.update(options)
+    config_lib.check(config)
+    plan, numbers = sampling.Plan.of(pipeline.task, config.sample), sampling.Numbers.of(config.sample)
+    run, recorder = _program(pipeline, way, plan)
+    fields, size = pipeline.task.parts.condition.read(list(prompts)), min(config.sample.batch_size, len(prompts))
+    parts, maps = [], []
+    for start in range(0, len(prompts), size):
+        rows = np.minimum(np.arange(start, start + size), len(prompts) - 1)
+        taken = {name: field[rows] for name, field in fields.items()}
+        given = None if images is None else jnp.asarray(images[rows])
+        drawn = run(pipeline.params, pipeline.frozen, taken, np.int32(key), rows, numbers, given)
+        count = min(size, len(prompts) - start)
+        maps.append(recorder.maps()[:count])
+        parts.append(np.asarray(drawn)[:count])
+    return Attended(np.concatenate(parts), np.concatenate(maps))
+
+
+@lru_cache(maxsize=4)
+def _program(pipeline: Pipeline, way: Callable, plan: sampling.Plan) -> tuple[Callable, Recorder]:
+    """The jitted `sampling.sample` or `sampling.invert` of a plan, and the recorder that it reports to."""
+    recorder = Recorder()
+    model = _Reporting(pipeline.task.under(plan.sampler), recorder, plan.guided)
+
+    @jax.jit
+    def run(params, frozen, fields, key, rows, numbers, images):
+        context = model.encode(params, frozen, fields)
+        if way is sampling.invert:
+            return sampling.invert(model, params, frozen, context, numbers, images, plan=plan)[0]
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(key)))(rows)
+        return sampling.sample(model, params, frozen, context, keys, numbers, plan=plan)
+
+    return run, recorder
+
+
+def words_of(prompt: str) -> list[str]:
+    """The words of a prompt that name something, each once."""
+    plain = [word.strip(".,;:!?\"'") for word in prompt.split()]
+    return list(dict.fromkeys(word for word in plain if word and word.lower() not in SMALL_WORDS))
+
+
+def heat(maps: np.ndarray, prompt: Prompt, word: str) -> np.ndarray:
+    """Attention to a word, summed over its tokens: maps [..., L] -> [...].
+
+    Raises:
+        UserError: the prompt has no such word; it names those that it has.
+    """
+    return maps[..., prompt.positions(word)].sum(axis=-1)
+
+
+def share_inside(heats: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How much of a word's heat lies on its object.
+
+    Args:
+        heats: [N, h, w].
+        masks: where the object is, bool [N, H, W]; H a multiple of h.
+
+    Returns:
+        The share of the heat inside the mask, and the mask's share of the picture, which evenly spread heat would have;
+        both [N].
+    """
+    inside = np.array([heat_in_mask(h[None], m[None]) for h, m in zip(heats, masks, strict=True)])
+    return inside, masks.mean(axis=(1, 2))
+
+
+def of_clip(model: Any, params: Any, frozen: Any, clip: Clip, config: ConfigDict, adapter: bool) -> np.ndarray:
+    """Maps [F, r, r, L] of a clip's own prompt on its way into noise; r is `edit.mask_resolution`.
+
+    Args:
+        model: a task over clips.
+        params, frozen: its parameters.
+        clip: frames and caption.
+        config: `sample`, `edit` and `data` count.
+        adapter: whether the shift acts.
+    """
+    plan = sampling.Plan.of(model, config.sample)
+    plan = dataclasses.replace(plan, sampler="ddim", guided=False, adapter=adapter and plan.adapter)
+    edit_plan = plan_of(config.edit, plan, clip, config.data.num_frames, config.data.overlap)
+    edit_plan = dataclasses.replace(edit_plan, self_blend=True, mask="attention")
+    prompt = model.parts.condition.read([clip.caption])
+
+    @jax.jit
+    def run(params, frozen, prompt, frames):
+        x0 = jax.lax.map(lambda f: model.parts.space.encode(frozen["space"], {"image": f[None]})[0], frames)
+        context = model.encode(params, frozen, prompt)
+        return invert(model, params, frozen, context, x0, jnp.zeros((len(frames), 1)), edit_plan).maps
+
+    return np.asarray(run(params, frozen, prompt, jnp.asarray(clip.frames.astype(np.float32) / 127.5 - 1.0)))

@@ -1,0 +1,125 @@
+"""Heatmaps of words: weights against numpy, the same pictures as without, shares of heat, one colour scale."""
+
+import json
+from types import SimpleNamespace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from matplotlib import colormaps
+from ml_collections import ConfigDict
+from PIL import Image
+
+import contextdiff_jax as cdx
+from configs import t2i
+from contextdiff_jax import command_line
+from contextdiff_jax import task as task_lib
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.evaluate import heat_pictures, heatmaps
+from contextdiff_jax.layers import Attention
+
+
+class Net(nn.Module):
+    """Cross-attention at two resolutions, and a layer of another name that is not to be looked at."""
+
+    @nn.compact
+    def __call__(self, x, text):
+        x = x + Attention(2, jnp.float32, name="cross")(x, text)
+        y = nn.remat(Attention)(2, jnp.float32, name="attn2")(x[:, ::4], text)
+        return x + Attention(2, jnp.float32, name="self")(x) + y.sum(axis=1, keepdims=True)
+
+
+def weights(params, x, text):
+    """softmax(q k / sqrt(d)) of two heads, in float64."""
+    x, text = np.asarray(x, np.float64), np.asarray(text, np.float64)
+    split = lambda h: h.reshape(*h.shape[:2], 2, -1)
+    q, k = (split(h @ np.asarray(params[n]["kernel"], np.float64)) for h, n in ((x, "query"), (text, "key")))
+    logits = np.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
+    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return (e / e.sum(axis=-1, keepdims=True)).mean(axis=1)
+
+
+@pytest.mark.parametrize("guided", (False, True))
+def test_maps_are_the_mean_weights_of_the_nearest_resolution(guided):
+    rng = np.random.default_rng(0)
+    text = jnp.asarray(rng.normal(size=(4, 3, 6)), jnp.float32)
+    xs = [jnp.asarray(rng.normal(size=(4, 8, 4, 8)), jnp.float32) for _ in range(2)]
+    net = Net()
+    params = net.init(jax.random.key(0), xs[0].reshape(4, 32, 8), text)["params"]
+    apply = lambda p, x, t, text: net.apply({"params": p}, x.reshape(4, 32, 8), text).reshape(x.shape)
+    recorder = heatmaps.Recorder()
+    reporting = recorder.denoise(SimpleNamespace(denoise=apply), guided)
+    for x in xs:  # two steps
+        out = jax.jit(reporting)(params, x, jnp.zeros(4, jnp.int32), text)
+        np.testing.assert_allclose(out, apply(params, x, 0, text), atol=1e-5)
+    expected = np.mean([weights(params["cross"], x.reshape(4, 32, 8), text) for x in xs], axis=0)
+    expected = expected.reshape(4, 8, 4, 3)[:: 2 if guided else 1]
+    np.testing.assert_allclose(recorder.maps(), expected, atol=1e-5)
+    with pytest.raises(UserError, match="no cross-attention"):
+        recorder.maps()
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    config = t2i.get_config("tiny")
+    config.sample.num_steps, config.sample.batch_size = 2, 4
+    task = task_lib.build(config)
+    return cdx.Pipeline(task, task.init(jax.random.key(0)), 0)
+
+
+def test_pictures_are_those_of_the_pipeline(pipe):
+    prompts = ["a frog on a red background", "a soccer ball on a blue background", "a star on a green background"]
+    found = heatmaps.of_samples(pipe, prompts, key=3)
+    np.testing.assert_allclose(found.images, pipe.sample_arrays(prompts, key=3), atol=2e-4)
+    assert found.maps.shape[:3] == (3, 4, 4)  # 16 pixels, patches of 2, the second level
+    np.testing.assert_allclose(found.maps.sum(axis=-1), 1.0, atol=1e-5)
+    with pytest.raises(UserError, match="texts"):
+        other = SimpleNamespace(config=ConfigDict(dict(condition=dict(kind="class"), data=dict(num_frames=1))))
+        heatmaps.of_samples(other, ["x"])
+
+
+def test_a_words_heat_is_that_of_its_tokens(pipe):
+    read = pipe.task.parts.condition.read
+    prompt = heatmaps.Prompt.read("a soccer ball on a blue background", read)
+    maps = np.random.default_rng(0).random((4, 4, len(prompt.ids)))
+    both = heatmaps.heat(maps, prompt, "soccer ball")
+    np.testing.assert_allclose(both, heatmaps.heat(maps, prompt, "soccer") + heatmaps.heat(maps, prompt, "ball"))
+    assert heatmaps.words_of("a soccer ball on a blue, blue background.") == ["soccer", "ball", "blue", "background"]
+    with pytest.raises(UserError, match="'fox' is not in the prompt"):
+        heatmaps.heat(maps, prompt, "fox")
+
+
+def test_heat_inside_a_mask_is_a_share():
+    masks = np.zeros((2, 8, 8), bool)
+    masks[:, :4, :4] = True
+    heats = np.ones((2, 2, 2))
+    heats[1] = [[9, 1], [1, 1]]
+    inside, spread = heatmaps.share_inside(heats, masks)
+    np.testing.assert_allclose(inside, [0.25, 0.75])
+    np.testing.assert_allclose(spread, 0.25)
+
+
+def test_one_colour_stands_for_one_heat():
+    image, heat = np.zeros((8, 8, 3), np.uint8), np.full((2, 2), 0.3)
+    over = heat_pictures.overlay(image, heat, 0.6)
+    expected = heat_pictures.OPACITY * np.array(colormaps[heat_pictures.COLOURS](0.5)[:3]) * 255
+    np.testing.assert_allclose(over, np.broadcast_to(expected, over.shape), atol=1.01)
+    assert (heat_pictures.overlay(image, 2 * heat, 0.6).mean() > over.mean()).all()
+
+
+def test_heatmaps_on_command(pipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(heat_pictures, "RENDERS", 4)
+    monkeypatch.setattr(command_line, "_pipeline", lambda config, options: pipe)
+    options = command_line.Options("", prompts=("a frog on a red background",), out=str(tmp_path))
+    command_line.run("heatmaps", None, options)
+    about = json.loads((tmp_path / "heatmaps.json").read_text())
+    (picture,) = about["pictures"]
+    assert picture["words"] == ["frog", "red", "background"] and 0 < picture["last_colour"] < 1
+    assert Image.open(tmp_path / picture["file"]).width > 400
+    rows = about["shares"]
+    assert set(rows) == {f"the {w}'s words, adapter {s}" for w in ("object", "background") for s in ("on", "off")}
+    for row in rows.values():
+        assert row["n"] == 4 and 0 < row["heat_in_mask"] < 1 and 0.1 < row["mask_of_picture"] < 0.7
+    assert "of the heat on the object" in capsys.readouterr().out
