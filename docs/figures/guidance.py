@@ -1,0 +1,81 @@
+"""Guidance against distance and recognition (Fig. 10), with the adapter on and off, from the same noise.
+
+    python -m docs.figures.guidance [--model=builtin:demo] [--seeds=3] [--pictures=72] [--quick]
+
+The six weights are the paper's. A seed is that of the pictures' noise: the model is one.
+"""
+
+import argparse
+from typing import Any
+
+import numpy as np
+
+from contextdiff_jax import Pipeline, data
+from contextdiff_jax.evaluate import figures
+from contextdiff_jax.evaluate.conditions import judge_of, spread
+from contextdiff_jax.evaluate.fidelity import renders
+from contextdiff_jax.evaluate.groups import Clock, settings_of
+from contextdiff_jax.evaluate.metrics import frechet
+from docs.figures.store import keep, say, shown
+
+WEIGHTS = (1.5, 3.0, 4.5, 6.0, 7.5, 9.0)
+
+
+def sweep(pipeline: Pipeline, weights: tuple[float, ...], seeds: int, count: int) -> dict[str, Any]:
+    """Every weight with every seed under each setting of the adapter; compiles once for each setting.
+
+    Returns:
+        {arm: {"frechet", "aligned": [S, W]}}.
+    """
+    judge, words = judge_of(pipeline.config), data.vocabulary(pipeline.config.data.preset)
+    asked = np.array(spread(words.seen + tuple(sorted(words.unseen)), count))
+    captions = [words.caption(int(o), int(b)) for o, b in asked]
+    sources = [data.source(pipeline.config.data, split) for split in ("test", "unseen")]
+    reference, found = judge.features(renders(sources, 1000)), {}
+    for arm, setting in settings_of(pipeline).items():
+        rows = {"frechet": np.zeros((seeds, len(weights))), "aligned": np.zeros((seeds, len(weights)))}
+        for s in range(seeds):
+            for w, weight in enumerate(weights):
+                drawn = pipeline.stream(captions, key=s, guidance=weight, **setting)
+                images = np.concatenate(list(Clock().timed(drawn)))
+                objects, backgrounds = judge.predict(images)
+                rows["frechet"][s, w] = frechet(judge.features(images), reference)
+                rows["aligned"][s, w] = np.mean((objects == asked[:, 0]) & (backgrounds == asked[:, 1]))
+                distance, aligned = rows["frechet"][s, w], rows["aligned"][s, w]
+                say(f"guidance: {arm}, seed {s}, weight {weight:g}: {distance:.3g}, {aligned:.3f}")
+        found[arm or "samples"] = rows
+    return found
+
+
+def main() -> None:
+    """Measures, stores and draws."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="builtin:demo")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--pictures", type=int, default=72)
+    parser.add_argument("--quick", action="store_true", help="one seed, three weights, 40 pictures")
+    args = parser.parse_args()
+    weights, seeds, count = (WEIGHTS[::2], 1, 40) if args.quick else (WEIGHTS, args.seeds, args.pictures)
+    pipeline = Pipeline.load(args.model)
+    arms = sweep(pipeline, weights, seeds, count)
+    keep("guidance", args.quick, dict(model=args.model, pictures=count, weights=weights, arms=arms))
+    figures.guidance(weights, arms, shown("guidance", args.quick))
+    table(weights, arms)
+
+
+def table(weights: tuple[float, ...], arms: dict[str, Any]) -> None:
+    """A Markdown table of both arms and of their difference."""
+    print("| weight | " + " | ".join(f"{name}, {arm}" for name in ("recognised", "Frechet") for arm in arms) + " |")
+    print("|-|" + "-|" * (2 * len(arms)))
+    for w, weight in enumerate(weights):
+        cells = [figures.spread(np.asarray(v[name])[:, w]) for name in ("aligned", "frechet") for v in arms.values()]
+        print(f"| {weight:g} | " + " | ".join(cells) + " |")
+    if len(arms) == 2:
+        on, off = arms.values()
+        for name in ("aligned", "frechet"):
+            gain, error = figures.differences(off[name], on[name])
+            print(name, "on minus off:", ", ".join(f"{d:+.3g} +- {e:.2g}" for d, e in zip(gain, error, strict=True)))
+
+
+if __name__ == "__main__":
+    main()
