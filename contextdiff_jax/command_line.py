@@ -44,6 +44,10 @@ class Options:
     size: str = ""
     topology: str = ""
     compilation_cache: str = "auto"
+    runs: tuple[str, ...] = ()
+    model: str = ""
+    host: str = ""
+    port: int = 0
     sets: tuple[str, ...] = ()
     source: str = ""
     answers: tuple[str, ...] = ()
@@ -196,6 +200,20 @@ def train(config: ConfigDict, options: Options) -> None:
             evaluate(config, options)
         elif jax.process_index() == 0:
             print("config.eval.after_training: with several processes run --mode=eval by itself afterwards")
+    write_page(Path(options.workdir))
+
+
+def write_page(folder: Path) -> None:
+    """report.html of a run; a training does not end for a page."""
+    from contextdiff_jax.evaluate.pages import write_report_page
+    from contextdiff_jax.training.distributed import is_primary
+
+    if not is_primary():
+        return
+    try:
+        print(f"written: {write_report_page(folder)}")
+    except (OSError, UserError) as error:
+        print(f"NOT WRITTEN: {folder / 'report.html'} ({error})")
 
 
 def _pipeline(config: ConfigDict | None, options: Options):
@@ -256,8 +274,9 @@ def sample(config: ConfigDict | None, options: Options) -> None:
     if config.condition.kind == "layout":
         from contextdiff_jax.conditions.layout import in_words
         from contextdiff_jax.evaluate.conditions import with_boxes
+        from contextdiff_jax.pictures import to_uint8
 
-        arrays, captions = with_boxes(arrays, prompts), [in_words(layout) for layout in prompts]
+        arrays, captions = with_boxes(to_uint8(arrays), prompts), [in_words(layout) for layout in prompts]
     caption_grid(arrays, captions, out / "grid.png")
     print(f"{len(captions)} pictures in {out}; all of them with their captions: {out / 'grid.png'}")
 
@@ -322,11 +341,12 @@ def read_prompts(path: str) -> list[str]:
 
 
 def evaluate(config: ConfigDict, options: Options) -> None:
-    """Writes eval.json and report.png into the workdir and prints the table."""
+    """Writes eval.json, report.png and report.html into the workdir and prints the table."""
     from contextdiff_jax.evaluate.suite import evaluate_run
 
     pipeline = _pipeline(config, options)
     evaluate_run(pipeline, make_folder(Path(options.workdir), "--workdir"), seed=options.seed)
+    write_page(Path(options.workdir))
 
 
 def export(config: ConfigDict, options: Options) -> None:
@@ -408,12 +428,48 @@ def study(options: Options) -> None:
     study_on_command(options.out, options.sets, options.answers, source=options.source, captions=options.captions)
 
 
-WITHOUT_CONFIG = {"metrics": metrics, "study": study}
-OWN_CONFIG = ("sample",)  # modes to which a trained model's own config will do
+def heatmaps(config: ConfigDict | None, options: Options) -> None:
+    """Draws prompts with a heatmap of each word, with the adapter on and off; of a run tuned on a clip, the clip."""
+    from contextdiff_jax.evaluate.heat_pictures import write_heatmaps
+
+    pipeline = _pipeline(config, options)
+    if pipeline.config.condition.kind != "text":
+        kind = pipeline.config.condition.kind
+        raise UserError(f"--mode=heatmaps shows where words look, but config.condition.kind={kind!r} has no words")
+    of_a_clip = pipeline.config.data.source == "clip"
+    prompts = [] if of_a_clip else asked_for(pipeline.config, options)
+    home = Path(options.workdir.replace("builtin:", "runs/builtin-"))
+    out = make_folder(Path(options.out) if options.out else unused(home / "heatmaps"))
+    about = write_heatmaps(pipeline, prompts, out, key=options.seed)
+    for name, row in about["shares"].items():
+        share, mask = (f"{row[k]:.3f} +- {row[k + '_stderr']:.3f}" for k in ("heat_in_mask", "mask_of_picture"))
+        print(f"{name:40s} {share} of the heat on the object, which is {mask} of the picture  (n = {row['n']})")
+    print(f"{len(about['pictures'])} pictures and heatmaps.json in {out}")
+    if not options.out and (home / "config.json").is_file():
+        write_page(home)
+
+
+def compare(options: Options) -> None:
+    """Writes one page of several runs with their paired differences."""
+    from contextdiff_jax.evaluate.pages import compare_on_command
+
+    compare_on_command(options.runs, options.out)
+
+
+def app(options: Options) -> None:
+    """Serves a page to try a model on."""
+    from contextdiff_jax.app import serve
+
+    serve(options.model or SHIPPED, options.host, options.port)
+
+
+WITHOUT_CONFIG = {"metrics": metrics, "study": study, "compare": compare, "app": app}
+OWN_CONFIG = ("sample", "heatmaps")  # modes to which a trained model's own config will do
 MODES = {
     "train": train,
     "sample": sample,
     "edit": edit,
+    "heatmaps": heatmaps,
     "eval": evaluate,
     "export": export,
     "bench": bench,

@@ -2,8 +2,9 @@
 
     python -m contextdiff_jax.main --config=configs/t2i.py[:preset] --workdir=DIR --mode=MODE
 
-with MODE one of train, sample, edit, eval, export, bench, encode, plan; metrics and study need no config. To sample, a
-trained model's own config will do, and without a workdir the model that ships with the package draws:
+with MODE one of train, sample, edit, heatmaps, eval, export, bench, encode, plan; metrics, study and compare need no
+config. To sample and for heatmaps, a trained model's own config will do, and without a workdir the model that ships
+with the package draws:
 
     python -m contextdiff_jax.main --mode=sample --prompt="a frog on a purple background"
 """
@@ -22,7 +23,7 @@ WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<c
 MODE = flags.DEFINE_enum(
     "mode", "train", sorted(command_line.MODES | command_line.WITHOUT_CONFIG), "What to do."
 )
-PROMPTS = flags.DEFINE_multi_string("prompt", [], "sample, edit: what to draw; repeatable.")
+PROMPTS = flags.DEFINE_multi_string("prompt", [], "sample, edit, heatmaps: what to draw; repeatable.")
 PROMPTS_FILE = flags.DEFINE_string("prompts_file", "", "sample: file with one prompt per line.")
 LAYOUT = flags.DEFINE_string("layout", "", "sample: JSON file with layouts, [[class, [x0, y0, x1, y1]], ...].")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 0, "sample: pictures of each prompt, or in all.")
@@ -42,6 +43,9 @@ CAPTIONS = flags.DEFINE_string(
     "captions", "", "metrics: text file with a caption a line, a metadata.jsonl, or the folder that has both."
 )
 SETS = flags.DEFINE_multi_string("set", [], "study: NAME=FOLDER of results, ours first; repeatable.")
+MODEL = flags.DEFINE_string("model", "", "app: a run or an export; default the model that ships.")
+HOST = flags.DEFINE_string("host", "127.0.0.1", "app: address to listen on; others open the page to the network.")
+PORT = flags.DEFINE_integer("port", 7860, "app: port to listen on; 0 takes a free one.")
 SOURCE = flags.DEFINE_string("source", "", "study: folder of what was edited.")
 ANSWERS = flags.DEFINE_multi_string("answers", [], "study: JSON lines files that the page saved, or their folder.")
 CROP = flags.DEFINE_integer("crop", None, "metrics: crop pictures to squares of this side; default as they are.")
@@ -69,7 +73,7 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several processes: which 
 
 def main(argv: list[str]) -> None:
     """Runs one mode; a UserError becomes one line and exit status 2, Ctrl-C one word and 130."""
-    del argv
+    runs = tuple(argv[1:])  # of --mode=compare, alone
     logging.set_verbosity(logging.INFO if FLAGS["verbosity"].present else logging.WARNING)
     try:
         command_line.run(
@@ -95,6 +99,10 @@ def main(argv: list[str]) -> None:
                 size=SIZE.value,
                 compilation_cache=COMPILATION_CACHE.value,
                 topology=TOPOLOGY.value,
+                runs=runs,
+                model=MODEL.value,
+                host=HOST.value,
+                port=PORT.value,
                 sets=tuple(SETS.value),
                 source=SOURCE.value,
                 answers=tuple(ANSWERS.value),
@@ -122,11 +130,13 @@ def default_workdir() -> str:
 
 def parse(argv: list[str]) -> list[str]:
     """Flags with our own words for what can be wrong in them."""
+    if argv[1:2] == ["app"]:  # contextdiff app --model=RUN
+        argv = [argv[0], "--mode=app", *argv[2:]]
     try:
         argv = sys.argv[:] = command_line.with_config_file(argv)  # config_flags reads overrides from sys.argv
         command_line.check_config_flags(argv)
         rest = FLAGS(argv)
-        if len(rest) > 1:
+        if len(rest) > 1 and MODE.value != "compare":
             raise UserError(f"argument {rest[1]!r} is not a flag; flags look like --name=value")
         if CONFIG.value is None and MODE.value not in (*command_line.WITHOUT_CONFIG, *command_line.OWN_CONFIG):
             raise UserError("--config is missing; try --config=configs/t2i.py")

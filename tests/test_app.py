@@ -1,0 +1,107 @@
+"""The page to try a model on: what it does without Gradio, and as a whole in a browser where Gradio is installed."""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_pages_in_a_browser import browser, requested  # noqa: F401
+
+import contextdiff_jax as cdx
+from contextdiff_jax import app, command_line
+from contextdiff_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return cdx.Pipeline.load("builtin:demo")
+
+
+def test_bad_input_is_one_line(pipe, tmp_path):
+    desk, upload = app.Desk(pipe, tmp_path), tmp_path / "clip.mp4"
+    good = dict(prompt="a frog", steps=2, sampler="ddim", guidance=3, seed=0)
+    for change, words in (
+        (dict(prompt=" "), "the prompt is empty"),
+        (dict(steps=0), "steps = 0 is refused"),
+        (dict(seed=1.5), "seed = 1.5 is refused"),
+        (dict(seed=None), "seed = None"),
+    ):
+        with pytest.raises(UserError, match=words):
+            desk.draw(**(good | change))
+    asked = ("a frog", "a star", "contextdiff", 8, 2, 3.0)
+    with pytest.raises(UserError, match="no clip is given"):
+        desk.edit(None, *asked)
+    upload.write_bytes(b"not a video")
+    with pytest.raises(UserError, match="'clip.mp4'|clip.mp4") as error:
+        desk.edit(str(upload), *asked)
+    assert str(tmp_path) not in str(error.value) and not upload.exists()  # read, refused, deleted
+    upload.write_bytes(bytes(10))
+    with pytest.raises(UserError, match="a text is missing"):
+        desk.edit(str(upload), "", "a star", "contextdiff", 8, 2, 3.0)
+    assert not upload.exists()
+
+
+def test_large_uploads_are_refused(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "LARGEST_UPLOAD", 2**20)
+    (tmp_path / "clip.mp4").write_bytes(bytes(2**20 + 1))
+    with pytest.raises(UserError, match="larger than 1 MB"):
+        app.Desk(pipe, tmp_path).edit(str(tmp_path / "clip.mp4"), "a", "b", "contextdiff", 8, 2, 3.0)
+
+
+def test_small_pictures_are_enlarged_pixel_by_pixel():
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(app.enlarged(pixels)[::6, ::6], pixels)
+
+
+def test_without_gradio_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(UserError, match="pip install -r requirements-app.txt"):
+        command_line.run("app", None, command_line.Options("", model="builtin:demo", host="127.0.0.1"))
+
+
+@pytest.mark.slow
+def test_the_app_in_a_browser(browser, tmp_path):  # noqa: F811
+    """A prompt is typed and two pictures come; a bad file is refused in words; nothing is asked elsewhere."""
+    pytest.importorskip("gradio", reason="Gradio is not installed: pip install -r requirements-app.txt")
+    page = app.serve("builtin:demo", port=0, wait=False)
+    try:
+        assert page.local_url.startswith("http://127.0.0.1:")
+        browser.get_log("performance")
+        browser.get(page.local_url)
+        until(lambda: browser.find_elements("css selector", "#prompt textarea"), 60)
+        browser.find_element("css selector", "#prompt textarea").send_keys("a frog on a purple background")
+        browser.find_element("id", "draw").click()
+        shown = lambda: browser.find_elements("css selector", "#pictures .grid-wrap img, #pictures button img")
+        until(lambda: len(shown()) >= 2 and browser.find_elements("css selector", "#heat img"), 300)
+        assert all(image.get_property("naturalWidth") >= 64 for image in shown())
+        browser.save_screenshot(str(tmp_path / "app.png"))
+        next(b for b in browser.find_elements("tag name", "button") if b.text == "Edit a clip").click()
+        bad = tmp_path / "clip.mp4"
+        bad.write_bytes(b"no video at all")
+        until(lambda: browser.find_elements("css selector", "#clip input[type=file]"), 30)
+        browser.find_element("css selector", "#clip input[type=file]").send_keys(str(bad))
+        until(lambda: "clip.mp4" in browser.find_element("id", "clip").text, 30)
+        for name in ("source", "target"):
+            browser.find_element("css selector", f"#{name} textarea").send_keys("a frog")
+        browser.find_element("id", "edit").click()
+        until(lambda: "clip.mp4" in message(browser), 60)
+        assert Image.open(tmp_path / "app.png").width > 300
+        assert not list(Path(page.uploads.name).rglob("clip.mp4"))
+        assert not [url for url in requested(browser) if not url.startswith((page.local_url, "data:", "blob:"))]
+    finally:
+        page.close()
+
+
+def message(browser):  # noqa: F811
+    """What the page says in its toast."""
+    return " ".join(e.text for e in browser.find_elements("css selector", ".toast-wrap, [data-testid=toast-body]"))
+
+
+def until(done, seconds):
+    """Waits for something to become true."""
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, f"nothing after {seconds} s"
+        time.sleep(0.2)
