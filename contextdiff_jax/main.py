@@ -37,7 +37,7 @@ FEATURES = flags.DEFINE_multi_string(
     "features",
     [],
     "metrics: feature space; repeatable; default efficientnet. Others: inception:FILE.safetensors, clip:FOLDER, "
-    "clip:builtin:clip_mini, dinov2:FOLDER.",
+    "clip:builtin:clip_mini, dinov2:FOLDER, judge:demo.",
 )
 CAPTIONS = flags.DEFINE_string(
     "captions", "", "metrics: text file with a caption a line, a metadata.jsonl, or the folder that has both."
@@ -73,7 +73,7 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several processes: which 
 
 def main(argv: list[str]) -> None:
     """Runs one mode; a UserError becomes one line and exit status 2, Ctrl-C one word and 130."""
-    runs = tuple(argv[1:])  # of --mode=compare, alone
+    runs = tuple(argv[1:])  # --mode=compare alone takes arguments that are no flags
     logging.set_verbosity(logging.INFO if FLAGS["verbosity"].present else logging.WARNING)
     try:
         command_line.run(
@@ -135,6 +135,7 @@ def parse(argv: list[str]) -> list[str]:
     try:
         argv = sys.argv[:] = command_line.with_config_file(argv)  # config_flags reads overrides from sys.argv
         command_line.check_config_flags(argv)
+        FLAGS.set_gnu_getopt(True)  # the runs of --mode=compare may stand anywhere
         rest = FLAGS(argv)
         if len(rest) > 1 and MODE.value != "compare":
             raise UserError(f"argument {rest[1]!r} is not a flag; flags look like --name=value")

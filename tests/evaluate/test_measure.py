@@ -18,6 +18,7 @@ from contextdiff_jax.evaluate import metrics, statistics
 from contextdiff_jax.evaluate.feature_spaces import Described, FeatureSpace, open_space
 from contextdiff_jax.evaluate.measure import measure, observe
 from contextdiff_jax.evaluate.picture_sets import PictureSet
+from contextdiff_jax.models.recogniser import load_recogniser
 
 SIDE = 8
 
@@ -230,6 +231,13 @@ def test_nan_features_are_refused(tmp_path):
 def test_unknown_spaces_are_named(spec):
     with pytest.raises(UserError, match="accepted|do not exist|does not exist"):
         open_space(spec)
+
+
+def test_the_judges_features_are_a_space():
+    images, judge = pictures(3, 0).astype(np.uint8), load_recogniser("demo")
+    space = open_space("judge:demo")
+    np.testing.assert_allclose(space.pooled(images), judge.features(images), atol=1e-5)
+    assert space.described.width == 32 and not space.described.is_fid
 
 
 def test_command_line(tmp_path):
