@@ -190,6 +190,11 @@ def train(config: ConfigDict, options: Options) -> None:
         from contextdiff_jax import edits
 
         edits.check(task, config, options.prompts)
+    if config.task == "diffusion" and config.eval.after_training and config.eval.features:
+        from contextdiff_jax.evaluate.feature_spaces import open_space
+
+        for space in config.eval.features:  # one that is not there is said before the training
+            open_space(space)
     state = training.train(task, options.workdir, allow_config_change=options.allow_config_change)
     if edits_after and int(state.step) == config.train.num_steps:
         edit(config, options)

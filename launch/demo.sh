@@ -25,7 +25,7 @@ here=""
 if [[ $started_in != "$PWD" ]]; then here="cd $PWD && "; fi
 cat <<END
 
-The pictures and figures are in $workdir/report.png (numbers: $workdir/eval.json).
+The pictures and figures are in $workdir/report.html, which opens in any browser (numbers: $workdir/eval.json).
 Try next, with words of your own:
     $here$python -m contextdiff_jax.main --config=$config --workdir=$workdir --mode=sample --prompt="a red apple on a blue background"
 END

@@ -34,12 +34,12 @@ def config_of(adapter: bool, seed: int, quick: bool) -> ConfigDict:
     config.model.self_attention_levels = config.model.cross_attention_levels = (1,)
     config.adapter.enabled, config.adapter.depth, config.adapter.width = adapter, 2, 32
     config.adapter.patch_size = 2
-    config.train.num_steps, config.train.checkpoint_every = (60, 30) if quick else (900, 150)
+    config.train.num_steps, config.train.checkpoint_every = (60, 30) if quick else (300, 75)
     config.train.keep_every = config.train.checkpoint_every
     config.train.preview_every, config.train.log_every = 0, 10
-    config.sample.num_steps, config.sample.batch_size = (4, 36) if quick else (10, 72)
-    config.eval.num_samples = 36 if quick else 72
-    config.eval.bpd_always, config.eval.bpd_images, config.eval.bpd_timesteps = True, 36 if quick else 72, 8
+    config.sample.num_steps, config.sample.batch_size = (4, 36) if quick else (8, 48)
+    config.eval.num_samples = 36 if quick else 48
+    config.eval.bpd_always, config.eval.bpd_images, config.eval.bpd_timesteps = True, 16 if quick else 32, 8
     return config
 
 

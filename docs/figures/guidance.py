@@ -1,6 +1,6 @@
 """Guidance against distance and recognition (Fig. 10), with the adapter on and off, from the same noise.
 
-    python -m docs.figures.guidance [--model=builtin:demo] [--seeds=3] [--pictures=72] [--quick]
+    python -m docs.figures.guidance [--model=builtin:demo] [--seeds=3] [--pictures=48] [--quick]
 
 The six weights are the paper's. A seed is that of the pictures' noise: the model is one.
 """
@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="builtin:demo")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=72)
+    parser.add_argument("--pictures", type=int, default=48)
     parser.add_argument("--quick", action="store_true", help="one seed, three weights, 40 pictures")
     args = parser.parse_args()
     weights, seeds, count = (WEIGHTS[::2], 1, 40) if args.quick else (WEIGHTS, args.seeds, args.pictures)
