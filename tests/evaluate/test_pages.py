@@ -112,6 +112,19 @@ def test_runs_are_paired_prompt_by_prompt(tmp_path, capsys):
     assert (tmp_path / "c.html").read_text().count("<table") >= 5
 
 
+def test_a_run_without_an_adapter_is_compared_with_the_adapter_on(tmp_path):
+    a, b = make_run(tmp_path / "a", 0, shown=2), make_run(tmp_path / "b", 1, shown=2)
+    seen, bits, about = read_kept(b / "eval")
+    alone = [Seen(s.group, "", s.captions, s.places, s.images, s.marks) for s in seen if s.setting == "adapter on"]
+    write_kept(alone, {"adapter off": bits["adapter off"]}, about["step"], about["seed"], b / "eval")
+    for runs, sign in (((a, b), 1), ((b, a), -1)):
+        rows, _ = measured(*map(Run.read, runs))
+        found = {(shown.removesuffix(", adapter on"), measure): d.mean for shown, measure, d in rows}
+        marks = [Run.read(folder).seen[0].marks["both"].mean() for folder in (a, b)]
+        assert found["unseen combinations", "both"] == found["unseen combinations", "object"]
+        assert found["seen combinations", "both"] == pytest.approx(sign * (marks[1] - marks[0]))
+
+
 def test_what_cannot_be_paired_is_said(tmp_path):
     a, b, c = (make_run(tmp_path / name, i, shown=2) for i, name in enumerate("abc"))
     index = json.loads((b / "eval" / "marks.json").read_text())

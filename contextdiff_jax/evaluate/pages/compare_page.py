@@ -76,9 +76,8 @@ def same_questions(first: Run, other: Run) -> tuple[list[tuple[Seen, Seen]], str
     if first.seed != other.seed:
         return [], f"the noise differs: seed {first.seed} of {first.name}, {other.seed} of {other.name}"
     by_name = {kept.name: kept for kept in other.seen}
-    # A run without an adapter has one setting, which is compared with the other's adapter on.
-    by_name |= {f"{kept.group}, adapter on": kept for kept in other.seen if not kept.setting}
-    by_name |= {kept.group: kept for kept in other.seen if kept.setting == "adapter on"} | by_name
+    for kept in other.seen:  # a run without an adapter has one setting, which is compared with the other's adapter on
+        by_name.setdefault(f"{kept.group}, adapter on" if not kept.setting else kept.group, kept)
     found = [(kept, by_name[kept.name]) for kept in first.seen if kept.name in by_name]
     alike = [(a, b) for a, b in found if (a.captions, a.places) == (b.captions, b.places)]
     return alike, "" if alike else f"{first.name} and {other.name} were not asked the same prompts"
@@ -95,8 +94,9 @@ def measured(first: Run, other: Run) -> tuple[list[tuple[str, str, Difference]],
                 left_out.append(f"{a.name}: {len(a.marks[measure])} pictures against {len(b.marks[measure])}")
                 continue
             rows.append((a.name, measure, paired(a.marks[measure], b.marks[measure])))
-    for setting in (s for s in first.bits if s in other.bits):
-        a, b = first.bits[setting], other.bits[setting]
+    for setting in first.bits:
+        alone = setting == "adapter on" and len(other.bits) == 1  # of a run without an adapter
+        a, b = first.bits[setting], next(iter(other.bits.values())) if alone else other.bits.get(setting, ())
         if len(a) == len(b) and first.seed == other.seed:
             rows.append((f"held-out images, {setting}", "bits per dimension", paired(a, b)))
     return rows, left_out
