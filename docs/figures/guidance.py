@@ -1,6 +1,6 @@
 """Guidance against distance and recognition (Fig. 10), with the adapter on and off, from the same noise.
 
-    python -m docs.figures.guidance [--model=builtin:demo] [--seeds=3] [--pictures=48] [--quick]
+    python -m docs.figures.guidance [--model=builtin:demo] [--seeds=3] [--pictures=36] [--steps=10] [--quick]
 
 The six weights are the paper's. A seed is that of the pictures' noise: the model is one.
 """
@@ -21,7 +21,7 @@ from docs.figures.store import keep, say, shown
 WEIGHTS = (1.5, 3.0, 4.5, 6.0, 7.5, 9.0)
 
 
-def sweep(pipeline: Pipeline, weights: tuple[float, ...], seeds: int, count: int) -> dict[str, Any]:
+def sweep(pipeline: Pipeline, weights: tuple[float, ...], seeds: int, count: int, steps: int) -> dict[str, Any]:
     """Every weight with every seed under each setting of the adapter; compiles once for each setting.
 
     Returns:
@@ -36,7 +36,7 @@ def sweep(pipeline: Pipeline, weights: tuple[float, ...], seeds: int, count: int
         rows = {"frechet": np.zeros((seeds, len(weights))), "aligned": np.zeros((seeds, len(weights)))}
         for s in range(seeds):
             for w, weight in enumerate(weights):
-                drawn = pipeline.stream(captions, key=s, guidance=weight, **setting)
+                drawn = pipeline.stream(captions, key=s, guidance=weight, steps=steps, **setting)
                 images = np.concatenate(list(Clock().timed(drawn)))
                 objects, backgrounds = judge.predict(images)
                 rows["frechet"][s, w] = frechet(judge.features(images), reference)
@@ -52,13 +52,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="builtin:demo")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=48)
-    parser.add_argument("--quick", action="store_true", help="one seed, three weights, 40 pictures")
+    parser.add_argument("--pictures", type=int, default=36)
+    parser.add_argument("--steps", type=int, default=10, help="of sampling")
+    parser.add_argument("--quick", action="store_true", help="one seed, three weights")
     args = parser.parse_args()
-    weights, seeds, count = (WEIGHTS[::2], 1, 40) if args.quick else (WEIGHTS, args.seeds, args.pictures)
+    weights, seeds, count = (WEIGHTS[::2], 1, args.pictures) if args.quick else (WEIGHTS, args.seeds, args.pictures)
     pipeline = Pipeline.load(args.model)
-    arms = sweep(pipeline, weights, seeds, count)
-    keep("guidance", args.quick, dict(model=args.model, pictures=count, weights=weights, arms=arms))
+    arms = sweep(pipeline, weights, seeds, count, args.steps)
+    keep("guidance", args.quick, dict(model=args.model, pictures=count, steps=args.steps, weights=weights, arms=arms))
     figures.guidance(weights, arms, shown("guidance", args.quick))
     table(weights, arms)
 
