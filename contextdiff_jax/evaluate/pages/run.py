@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from contextdiff_jax import config as config_lib
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.groups import Seen
 from contextdiff_jax.evaluate.kept import read_kept
 from contextdiff_jax.files import read_object
+from contextdiff_jax.keys import leaves
 from contextdiff_jax.training.provenance import read_records, read_starts
 
 
@@ -82,7 +82,7 @@ class Run:
 
     def flat_config(self) -> dict[str, Any]:
         """{"section.key": value}."""
-        return config_lib.leaves(ConfigDict(self.config)) if self.config else {}
+        return leaves(ConfigDict(self.config)) if self.config else {}
 
     def edits(self) -> list[Path]:
         """Folders of edited clips, newest last."""
