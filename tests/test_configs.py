@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import class2img, clip_mini, layout2img, recogniser, t2i
+from configs import class2img, clip_mini, layout2img, recogniser, t2i, video_edit
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.models import backbones
 from contextdiff_jax.models.adapter import Adapter
@@ -20,6 +20,7 @@ CONFIGS = {
     "layout2img:tiny": lambda: layout2img.get_config("tiny"),
     "clip_mini:tiny": lambda: clip_mini.get_config("tiny"),
     "recogniser:tiny": lambda: recogniser.get_config("tiny"),
+    "video_edit:tiny": lambda: video_edit.get_config("tiny"),
 }
 
 
@@ -33,7 +34,7 @@ def test_the_training_step_traces(name, tmp_path, monkeypatch):
     rows = next(setup.train_iterator())
     batch = {key: jax.ShapeDtypeStruct(value.shape, value.dtype) for key, value in rows.items()}
     step = make_step(setup.task, setup.optimizer, setup.mesh)
-    state, _, metrics = jax.eval_shape(step, setup.abstract, setup.init_guard(), setup.task.frozen, batch)
+    state, _, metrics = jax.eval_shape(step, setup.abstract, setup.init_guard(), setup.frozen_spec, batch)
     assert jax.tree.structure(state) == jax.tree.structure(setup.abstract)
     assert jax.tree.map(lambda v: v.shape, state.params) == jax.tree.map(lambda v: v.shape, setup.abstract.params)
     assert metrics["loss"].shape == ()

@@ -1,0 +1,181 @@
+"""The constant-memory edit of a whole clip gives what one that stores every map gives, with a network that all acts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from editing_helpers import FRAMES, config_of, model_of, use_method
+from stable_diffusion_helpers import save_pipeline
+
+from contextdiff_jax.data.one_clip import clip_of
+from contextdiff_jax.editing.edit import edit
+from contextdiff_jax.editing.editor import Editor, controls_of
+from contextdiff_jax.editing.inversion import invert
+from contextdiff_jax.errors import UserError
+
+SIDE = 16  # of the latents and of the maps that make the mask
+THRESHOLD = 0.99  # attention of a random network is nearly even: a low one would take all
+SLOW = ("fatezero+style", "fatezero+shape")
+
+
+@pytest.fixture(scope="module")
+def editor(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sd")
+    save_pipeline(folder)
+    config = config_of(folder)
+    model, params = model_of(config)
+    return Editor(model, params, jax.device_put(model.frozen), clip_of(config.data), config, progress=False)
+
+
+class Peers:
+    """The network, one row of a call at a time, and the process in double precision; all maps are stored first."""
+
+    def __init__(self, editor):
+        self.model, self.params, self.frozen = editor.model, editor.params, editor.frozen
+        self.moves, self.ab = editor.plan.sampling.moves, np.asarray(editor.model.schedule.alpha_bar, np.float64)
+        self.sites, self.max_tokens = {}, editor.config.edit.max_tokens
+        self._look, self._change, self._b = jax.jit(self._looked), jax.jit(self._changed), jax.jit(self._shifted)
+
+    def prompt(self, text):
+        context = self.model.encode(self.params, self.frozen, self.model.parts.condition.read([text]))
+        return jax.tree.map(lambda v: jnp.repeat(v, FRAMES, axis=0), context)
+
+    def _denoised(self, params, x, t, context, weights_of):
+        maps = {}
+
+        def stored(weights, site):
+            self.sites[site.name], maps[site.name] = site, weights
+            return weights_of(weights, site)
+
+        return self.model.denoise(params, x, jnp.full(FRAMES, t), context, edit=stored), maps
+
+    def _looked(self, params, x, t, context):
+        return self._denoised(params, x, t, context, lambda weights, site: weights)
+
+    def _changed(self, params, x, t, context, kept, control, k, inside):
+        def weights_of(weights, site):
+            if site.kind == "cross":
+                moved = jnp.einsum("fhqx,xy->fhqy", kept[site.name], control.mapping)
+                new = jnp.where(control.taken > 0, moved, weights) * control.equalizer
+                return jnp.where(control.cross[k] > 0, new, weights)
+            if site.kind != "self" or site.height * site.width > self.max_tokens:
+                return weights
+            own = inside[site.height].reshape(FRAMES, 1, -1, 1) > 0
+            return jnp.where(own | (control.self_attention[k] == 0), weights, kept[site.name])
+
+        return self._denoised(params, x, t, context, weights_of)
+
+    def _shifted(self, params, frozen, x0_hat, t, context):
+        return self.model.shift(params, frozen, context)(x0_hat, jnp.full(FRAMES, t))
+
+    def look(self, x, t, context):
+        x0_hat, maps = self._look(self.params, np.float32(x), t, context)
+        return np.asarray(x0_hat, np.float64), maps
+
+    def change(self, x, t, context, *how):
+        x0_hat, maps = self._change(self.params, np.float32(x), t, context, *how)
+        return np.asarray(x0_hat, np.float64), maps
+
+    def b(self, x0_hat, t, context):
+        return np.asarray(self._b(self.params, self.frozen, np.float32(x0_hat), t, context), np.float64)
+
+    def heat(self, maps):
+        """The mean over heads and layers, [F, r, r, L]."""
+        chosen = [np.asarray(maps[n]).mean(1) for n, s in self.sites.items() if s.kind == "cross" and s.height == SIDE]
+        return np.mean(chosen, axis=0, dtype=np.float64).reshape(FRAMES, SIDE, SIDE, -1)
+
+
+@pytest.fixture(scope="module")
+def peers(editor):
+    """With the inversion's latents, its mean map, and every map of the source's latents, stored before any edit."""
+    peers, clip = Peers(editor), editor.clip
+    source, ab = peers.prompt(clip.caption), peers.ab
+    encode = jax.jit(lambda frozen, images: peers.model.parts.space.encode(frozen, {"image": images}))
+    x = np.asarray(encode(peers.frozen["space"], np.float32(clip.frames / 127.5 - 1.0)), np.float64)
+    peers.latents, peers.maps = [x], 0.0
+    for t, s in peers.moves[::-1]:
+        x0_hat, maps = peers.look(x, t, source)
+        y = x - peers.b(x0_hat, s, source)
+        eps = (y - np.sqrt(ab[t]) * x0_hat) / np.sqrt(1 - ab[t])
+        clean = (y - np.sqrt(1 - ab[s]) * eps) / np.sqrt(ab[s])
+        x = np.sqrt(ab[t]) * clean + np.sqrt(1 - ab[t]) * eps + peers.b(x0_hat, t, source)
+        peers.latents.append(x)
+        peers.maps = peers.maps + peers.heat(maps) / len(peers.moves)
+    peers.stored = [peers.look(x, t, source)[1] for x, (t, _) in zip(peers.latents[:0:-1], peers.moves, strict=True)]
+    return peers
+
+
+def peers_edit(peers, config, control, target):
+    """The edit with stored maps, and how near any map came to the threshold of its mask."""
+    wanted, ab, steps = peers.prompt(target), peers.ab, len(peers.moves)
+    null = peers.model.null_context(peers.params, peers.frozen, wanted)
+    heat, new_heat, x, nearest = peers.maps @ control.source_words, 0.0, peers.latents[-1], np.inf
+    sides = {site.height for site in peers.sites.values()}
+    blends = float(config.edit.self_blend)
+    inside = {side: blends * numpy_mask(heat, side, THRESHOLD)[0] for side in sides}
+    for k, (t, s) in enumerate(peers.moves):
+        cond, maps = peers.change(x, t, wanted, peers.stored[k], control, k, inside)
+        x0_hat = cond + (config.sample.guidance - 1.0) * (cond - peers.look(x, t, null)[0])
+        y = x - peers.b(x0_hat, t, wanted)
+        eps = (y - np.sqrt(ab[t]) * x0_hat) / np.sqrt(1 - ab[t])
+        x = np.sqrt(ab[s]) * x0_hat + np.sqrt(1 - ab[s]) * eps + peers.b(x0_hat, s, wanted)
+        new_heat = new_heat + peers.heat(maps) @ control.target_words
+        if config.edit.latent_blend and control.blend[k]:
+            masks, gaps = zip(*(numpy_mask(h, SIDE, THRESHOLD) for h in (heat, new_heat)), strict=True)
+            x = np.where(np.maximum(*masks)[..., None] > 0, x, peers.latents[steps - k - 1])
+            nearest = min(nearest, *gaps)
+    return x, nearest
+
+
+def numpy_mask(heat, side, threshold):
+    """Pooled, resized, normalised, thresholded, in plain loops; and the smallest distance from the threshold."""
+    out, gap = np.zeros((len(heat), side, side)), np.inf
+    for f, frame in enumerate(heat):
+        n, pooled = len(frame), np.zeros_like(frame)
+        for i, j in np.ndindex(n, n):
+            pooled[i, j] = frame[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].max()
+        rows = np.arange(side) * n // side
+        relative = pooled[rows][:, rows] / pooled[rows][:, rows].max()
+        out[f], gap = relative > threshold, min(gap, abs(relative - threshold).min())
+    return out, gap
+
+
+@pytest.mark.parametrize("way", ["contextdiff", *(pytest.param(way, marks=pytest.mark.slow) for way in SLOW)])
+def test_constant_memory_gives_what_stored_maps_give(editor, peers, way):
+    config = use_method(editor.config, way)
+    config.edit.mask_threshold = THRESHOLD
+    source, target = editor.clip.caption, editor.clip.caption.replace("star", "frog")
+    found = Editor(editor.model, editor.params, editor.frozen, editor.clip, config, progress=False)
+    control, model = controls_of(editor.model, config, editor.clip, [target])[0], editor.model
+
+    @jax.jit
+    def edited(params, frozen, x0, control):
+        contexts = [model.encode(params, frozen, model.parts.condition.read([text])) for text in (source, target)]
+        edges, given = jnp.zeros((FRAMES, 1)), jnp.ones((FRAMES, SIDE, SIDE))
+        inverted = invert(model, params, frozen, contexts[0], x0, edges, found.plan)
+        how = inverted, given, edges, control, found.numbers
+        return inverted, edit(model, params, frozen, *contexts, *how, plan=found.plan).x0
+
+    inverted, x0 = edited(editor.params, editor.frozen, np.float32(peers.latents[0]), control)
+    for latents, expected in zip(inverted.trajectory, peers.latents, strict=True):
+        np.testing.assert_allclose(latents, expected, atol=1e-4 * np.abs(expected).max())
+    expected, nearest = peers_edit(peers, config, control, target)
+    assert nearest > 1e-5  # no mask hangs on the last digit
+    np.testing.assert_allclose(x0, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_bad_prompts_end_before_anything_is_compiled(editor):
+    caption = editor.clip.caption
+    for way, targets, message in (
+        ("fatezero+shape", ["a frog"], "needs as many words"),
+        ("contextdiff", [caption, caption], "different ones"),
+        ("contextdiff", [caption], "name words of the source prompt"),
+        ("contextdiff", ["a frog " * 20], "has room for 16"),
+        ("contextdiff", [""], "empty prompt"),
+    ):
+        with pytest.raises(UserError, match=message):
+            controls_of(editor.model, use_method(editor.config, way), editor.clip, targets)
+    config = use_method(editor.config, "contextdiff")
+    config.edit.blend_words = ("horse",)
+    with pytest.raises(UserError, match="its words are"):
+        controls_of(editor.model, config, editor.clip, [caption.replace("star", "frog")])
