@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from configs import video_edit
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.editing.methods import values_of
-from contextdiff_jax.training.state import initial_params, stream
+from contextdiff_jax.training.state import stream
 
 SIZE, FRAMES, STEPS = 32, 3, 4
 
@@ -19,7 +20,7 @@ def config_of(folder: Path, preset: str = "contextdiff", **changed) -> ConfigDic
     config.model.pretrained = str(folder)
     config.condition.encoder = config.adapter.start = config.space.rgb_map = ""
     config.space.rgb = "decode"
-    config.data.image_size, config.data.num_frames = SIZE, FRAMES
+    config.data.image_size, config.data.num_frames, config.data.index = SIZE, FRAMES, 0  # a star
     config.adapter.width, config.adapter.depth, config.adapter.num_heads = 16, 1, 2
     config.sample.num_steps = STEPS
     for key, value in changed.items():
@@ -29,16 +30,18 @@ def config_of(folder: Path, preset: str = "contextdiff", **changed) -> ConfigDic
     return config
 
 
-def model_of(config: ConfigDict, seed: int = 0, scale: float = 0.1):
-    """The task and its parameters, those that start at zero made random, so that every part acts."""
-    task = task_lib.build(config)
+def model_of(config: ConfigDict, seed: int = 0):
+    """The task and random parameters for it, none of them zero, so that every part acts; nothing is compiled."""
+    task, rng = task_lib.build(config), np.random.default_rng(seed)
+
+    def drawn(path, leaf):
+        noise = rng.normal(size=leaf.shape).astype(np.float32)
+        if path[-1].key == "scale":
+            return 1.0 + 0.1 * noise
+        return 0.1 * noise if leaf.ndim < 2 else noise / np.sqrt(np.prod(leaf.shape[:-1]))
+
     expected = jax.eval_shape(task.init, stream(seed, "init"))
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    params = initial_params(task, jax.tree.map(lambda _: place, expected), seed)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [v + scale * jax.random.normal(k, v.shape) * (abs(v).max() == 0) for v, k in zip(leaves, keys, strict=True)]
-    return task, jax.tree.unflatten(tree, noisy)
+    return task, jax.device_put(jax.tree_util.tree_map_with_path(drawn, expected))
 
 
 def use_method(config: ConfigDict, names: str) -> ConfigDict:

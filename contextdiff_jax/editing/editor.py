@@ -67,9 +67,12 @@ class Editor:
         frames = config.data.num_frames, config.data.overlap
         plan = plan_of(config.edit, sampling.Plan.of(model, config.sample), clip, *frames)
         if config.edit.control:
-            net, weights = load_controlnet(config.edit.control, model.parts.dtype)
+            if model.edges is not None and model.edges.folder == config.edit.control:
+                net = model.edges.net  # the one that guided the tuning
+            else:
+                net, weights = load_controlnet(config.edit.control, model.parts.dtype)
+                self.frozen = frozen | {"control": jax.device_put(weights)}
             plan = dataclasses.replace(plan, controlnet=net)
-            self.frozen = frozen | {"control": jax.device_put(weights)}
         self.plan, self.num_steps = plan, len(plan.sampling.moves)
         # Sampling what was inverted as it was: no guidance, no control.
         alone = dataclasses.replace(plan.sampling, guided=False)
@@ -79,6 +82,24 @@ class Editor:
         self.memory: dict[str, dict[str, int]] = {}
         self._programs: dict[str, jax.stages.Compiled] = {}
         self._progress = progress
+
+    def trace(self, targets: Sequence[str]) -> dict[str, jax.stages.Traced]:
+        """The stages of an edit, traced: what would go wrong in them is raised, and nothing is computed or compiled.
+
+        Parameters may be shapes. Errors are those of `run`.
+        """
+        controls = controls_of(self.model, self.config, self.clip, targets) or [self._no_control()]
+        drawn, start, common = self._edges(), self._inversion_prompt(), (self.params, self.frozen)
+        x0 = jax.ShapeDtypeStruct((len(self.clip.frames), *self.model.sample_shape), jnp.float32)
+        invert = jax.jit(partial(self._invert, plan=self.plan)).trace(*common, start, x0, drawn)
+        given = jax.ShapeDtypeStruct(x0.shape[:3], jnp.float32)
+        arguments = start, start, _shapes(invert.out_info), given, drawn, controls[0], self.numbers
+        return {
+            "encode": jax.jit(self._encode).trace(self.frozen, _shapes(self._frames())),
+            "invert": invert,
+            "edit": jax.jit(partial(self._edit, plan=self.plan)).trace(*common, *arguments),
+            "decode": jax.jit(self._decode).trace(self.frozen, x0),
+        }
 
     def run(self, targets: Sequence[str]) -> Edit:
         """The clip under each prompt.
@@ -161,6 +182,7 @@ class Editor:
         nothing = ConfigDict(self.config.edit.to_dict())
         nothing.alignment, nothing.self_blend, nothing.latent_blend = "none", False, ()
         nothing.equalizer, nothing.cross_replace_words = (), ()
+        nothing.cross_replace_steps = nothing.self_replace_steps = 0.0
         caption = self.clip.caption
         return control_of(nothing, self.num_steps, caption, caption, self.model.parts.condition.read)
 
@@ -208,3 +230,7 @@ class Editor:
             memory_measured=memory.peak_measured(device),
             trajectory_bytes=trajectory,
         )
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

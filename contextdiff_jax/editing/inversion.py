@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from contextdiff_jax.editing.control import Recorder
 from contextdiff_jax.editing.plan import EditPlan
 from contextdiff_jax.editing.windows import over_windows
+from contextdiff_jax.models.controlnet import control_of
 from contextdiff_jax.process import chart as charts
 from contextdiff_jax.samplers.ddim import ascend
 from contextdiff_jax.sampling import Model
@@ -61,8 +62,7 @@ def control_of_edges(
     if plan.controlnet is None:
         return {}
     edges = jnp.tile(edges, (len(x) // len(edges), 1, 1, 1))
-    added = plan.controlnet.apply({"params": frozen["control"]}, x, jnp.maximum(t - 1, 0), context.tokens, edges)
-    return {"control": added}
+    return {"control": control_of(plan.controlnet, frozen["control"], x, t, context.tokens, edges)}
 
 
 def shift_of(model: Model, params: Params, frozen: Params, context: Context, plan: EditPlan) -> WindowedShift | None:

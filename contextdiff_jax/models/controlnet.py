@@ -125,12 +125,22 @@ class PictureEmbedding(nn.Module):
         return conv(self.config.block_out_channels[0], "conv_out", kernel_init=zeros)(h)
 
 
-def load_controlnet(folder: str | Path, dtype: jnp.dtype = jnp.float32) -> tuple[ControlNet, Params]:
+def control_of(
+    net: ControlNet, params: Params, xt: Array, t: Array, tokens: Array, picture: Array
+) -> tuple[Array, ...]:
+    """What a ControlNet adds for rows at times t in 0..T, as the library counts; the rest is as the call has it."""
+    return net.apply({"params": params}, xt, jnp.maximum(t - 1, 0), tokens, picture)
+
+
+def load_controlnet(
+    folder: str | Path, dtype: jnp.dtype = jnp.float32, *, weights: bool = True
+) -> tuple[ControlNet, Params]:
     """Reads a ControlNet: the module, computing in `dtype`, and its float32 parameters.
 
     Args:
         folder: in the layout of diffusers.
         dtype: type of the computation.
+        weights: whether to read the parameters; else they are shapes.
 
     Raises:
         UserError: no such folder, another kind of model, weights that do not fit.
@@ -141,4 +151,4 @@ def load_controlnet(folder: str | Path, dtype: jnp.dtype = jnp.float32) -> tuple
     shapes = ((1, side, side, config.in_channels), (1,), (1, 1, config.cross_attention_dim))
     args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in (*shapes, (1, side_of_picture, side_of_picture, 3))]
     expected = jax.eval_shape(net.init, jax.random.key(0), *args)["params"]
-    return net, pretrained.read_params(folder, expected, tensor_name)
+    return net, pretrained.read_params(folder, expected, tensor_name) if weights else expected

@@ -28,6 +28,7 @@ from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.runtime import Runtime
 from contextdiff_jax.samplers.scheduler_config import PRETRAINED, from_scheduler_config
 from contextdiff_jax.tasks import frames, identity, warm_start
+from contextdiff_jax.tasks.edge_control import EdgeControl
 from contextdiff_jax.tasks.parts import Parts, read_adapter, source, with_located_models
 from contextdiff_jax.training.sharding import put_tree
 from contextdiff_jax.types import Array, Batch, Context, Params
@@ -42,6 +43,7 @@ class DiffusionTask:
         frozen: their parameters, {"clip", "condition", "space"}; an argument of every jitted function.
         schedule: the noise schedule; of a learned one the start, see `schedule_of`.
         sample_shape: (H, W, C) of x0.
+        edges: the ControlNet that guides a clip's tuning; None without one.
     """
 
     def __init__(self, config: ConfigDict, runtime: Runtime | None = None, weights: bool = True):
@@ -51,6 +53,9 @@ class DiffusionTask:
         self.frozen = parts.params
         self.schedule, self.sample_shape = parts.schedule, parts.space.shape
         self.backbone = backbones.build(located, parts.dtype)
+        self.edges = EdgeControl.of(config, parts.dtype, weights)
+        if self.edges is not None:
+            self.frozen = self.frozen | {"control": self.edges.params}
         self.adapter, self._adapter_start = None, located.adapter.start if config.adapter.enabled else ""
         if config.adapter.enabled:
             self.adapter = Adapter(
@@ -80,7 +85,7 @@ class DiffusionTask:
             process_index=process_index,
             process_count=process_count,
             augment=True,
-            from_records=self.parts.condition.from_records,
+            from_records=self._fields,
             records=source(self.config, self.parts, "train"),
         )
 
@@ -93,19 +98,27 @@ class DiffusionTask:
             seed=self.config.data.seed,
             process_index=process_index,
             process_count=process_count,
-            from_records=self.parts.condition.from_records,
+            from_records=self._fields,
             records=source(self.config, self.parts, None),
         )
 
+    def _fields(self, records: Any) -> dict[str, np.ndarray]:
+        """What a batch holds beside its pictures."""
+        fields = self.parts.condition.from_records(records)
+        return fields if self.edges is None else fields | self.edges.fields(records)
+
     def batch_spec(self) -> Batch:
         """Shapes of what the step reads of a global batch; no data are read."""
-        size, side = self.config.data.batch_size, self.config.data.image_size
+        size, side, count = self.config.data.batch_size, self.config.data.image_size, self.config.data.num_frames
         height, width, channels = self.sample_shape
+        lead = (size,) if count == 1 else (size, count)
         if self.config.space.kind == "latents" and self.config.space.precomputed:
-            fields = {"latent": jax.ShapeDtypeStruct((size, height, width, 2 * channels), jnp.float32)}
+            fields = {"latent": jax.ShapeDtypeStruct((*lead, height, width, 2 * channels), jnp.float32)}
         else:
             channels = 3 if self.config.space.kind == "latents" else channels
-            fields = {"image": jax.ShapeDtypeStruct((size, side, side, channels), jnp.float32)}
+            fields = {"image": jax.ShapeDtypeStruct((*lead, side, side, channels), jnp.float32)}
+        if self.edges is not None:
+            fields["edges"] = jax.ShapeDtypeStruct((*lead, side, side, 3), jnp.float32)
         condition = self.parts.condition.empty(size)
         return fields | {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in condition.items()}
 
@@ -225,9 +238,19 @@ class DiffusionTask:
         x0_hat = precond.to_x0_hat(s, out, xt, t, self.parts.prediction)
         return x0_hat, precond.to_shift(s, second[0], t) if second else None
 
-    def denoiser(self, params: Params, context: Context, dropout_key: Array | None = None) -> chart.Denoiser:
-        """f(x_t, t) -> x0_hat under these conditions, with its second head where there is one."""
+    def denoiser(
+        self,
+        params: Params,
+        context: Context,
+        dropout_key: Array | None = None,
+        frozen: Params | None = None,
+        drawn: Array | None = None,
+    ) -> chart.Denoiser:
+        """f(x_t, t) -> x0_hat under these conditions, with its second head where there is one; `drawn` are edges that a
+        ControlNet is shown, whose parameters are in `frozen`."""
         bound = partial(self._predict, params, context=context, dropout_key=dropout_key)
+        if drawn is not None:
+            return lambda xt, t: bound(xt, t, **self.edges.added(frozen, xt, t, context, drawn))[0]
         if self._heads == 2:
             return chart.TwoHeaded(bound)
         return lambda xt, t: bound(xt, t)[0]
@@ -315,7 +338,7 @@ class DiffusionTask:
         dropped = jax.tree.map(
             lambda c, n: jnp.where(batch["drop_cond"].reshape(-1, *(1,) * (c.ndim - 1)), n, c), context, null
         )
-        f = self.denoiser(params, dropped, key_dropout)
+        f = self.denoiser(params, dropped, key_dropout, frozen, batch.get("edges"))
         b = self.shift(params, frozen, context)
         if self.config.loss.objective == "nelbo":
             s, variance = self.schedule_of(params), self.variance_of(params)

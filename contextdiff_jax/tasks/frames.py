@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from contextdiff_jax.types import Array, Batch
 
-OF_FRAMES = ("image", "latent", "eps", "z_eps")  # what a batch has for each frame; all else belongs to the clip
+OF_FRAMES = ("image", "latent", "edges", "eps", "z_eps")  # of each frame; all else belongs to the clip
 
 
 def fold(batch: Batch, num_frames: int) -> Batch:

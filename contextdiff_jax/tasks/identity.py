@@ -36,6 +36,8 @@ def sources(config: ConfigDict) -> dict[str, Path]:
     partly = tuple(config.train.trainable) != (".*",)
     if config.model.backbone == "sd" and partly:
         found["unet"] = folder / "unet"
+    if "edit" in config and config.edit.control:
+        found["edit.control"] = encoders.folder_of(config.edit.control)
     if config.model.init_from and partly:
         found["model.init_from"] = Path(config.model.init_from).expanduser()
     return found

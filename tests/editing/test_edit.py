@@ -1,5 +1,7 @@
 """The constant-memory edit of a whole clip gives what one that stores every map gives, with a network that all acts."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from editing_helpers import FRAMES, config_of, model_of, use_method
 from stable_diffusion_helpers import save_pipeline
 
 from contextdiff_jax.data.one_clip import clip_of
+from contextdiff_jax.editing import memory
 from contextdiff_jax.editing.edit import edit
 from contextdiff_jax.editing.editor import Editor, controls_of
 from contextdiff_jax.editing.inversion import invert
@@ -15,7 +18,9 @@ from contextdiff_jax.errors import UserError
 
 SIDE = 16  # of the latents and of the maps that make the mask
 THRESHOLD = 0.99  # attention of a random network is nearly even: a low one would take all
-SLOW = ("fatezero+style", "fatezero+shape")
+# All of these run one compiled program: they differ in its arguments. The slow ones need another each.
+WAYS = ("contextdiff", "fatezero", "fatezero+attribute", "fatezero+shape")
+SLOW = ("fatezero+style", "ddim")
 
 
 @pytest.fixture(scope="module")
@@ -34,26 +39,20 @@ class Peers:
         self.model, self.params, self.frozen = editor.model, editor.params, editor.frozen
         self.moves, self.ab = editor.plan.sampling.moves, np.asarray(editor.model.schedule.alpha_bar, np.float64)
         self.sites, self.max_tokens = {}, editor.config.edit.max_tokens
-        self._look, self._change, self._b = jax.jit(self._looked), jax.jit(self._changed), jax.jit(self._shifted)
+        self._encode, self._b = jax.jit(self.model.encode), jax.jit(self._shifted)
+        self._change, self._nothing, self._kept = jax.jit(self._changed), editor._no_control(), None
 
     def prompt(self, text):
-        context = self.model.encode(self.params, self.frozen, self.model.parts.condition.read([text]))
+        context = self._encode(self.params, self.frozen, self.model.parts.condition.read([text]))
         return jax.tree.map(lambda v: jnp.repeat(v, FRAMES, axis=0), context)
 
-    def _denoised(self, params, x, t, context, weights_of):
+    def _changed(self, params, x, t, context, kept, control, k, inside):
         maps = {}
 
-        def stored(weights, site):
-            self.sites[site.name], maps[site.name] = site, weights
-            return weights_of(weights, site)
-
-        return self.model.denoise(params, x, jnp.full(FRAMES, t), context, edit=stored), maps
-
-    def _looked(self, params, x, t, context):
-        return self._denoised(params, x, t, context, lambda weights, site: weights)
-
-    def _changed(self, params, x, t, context, kept, control, k, inside):
         def weights_of(weights, site):
+            self.sites[site.name], maps[site.name] = site, weights
+            if kept is None:
+                return weights
             if site.kind == "cross":
                 moved = jnp.einsum("fhqx,xy->fhqy", kept[site.name], control.mapping)
                 new = jnp.where(control.taken > 0, moved, weights) * control.equalizer
@@ -63,14 +62,20 @@ class Peers:
             own = inside[site.height].reshape(FRAMES, 1, -1, 1) > 0
             return jnp.where(own | (control.self_attention[k] == 0), weights, kept[site.name])
 
-        return self._denoised(params, x, t, context, weights_of)
+        return self.model.denoise(params, x, jnp.full(FRAMES, t), context, edit=weights_of), maps
 
     def _shifted(self, params, frozen, x0_hat, t, context):
         return self.model.shift(params, frozen, context)(x0_hat, jnp.full(FRAMES, t))
 
     def look(self, x, t, context):
-        x0_hat, maps = self._look(self.params, np.float32(x), t, context)
-        return np.asarray(x0_hat, np.float64), maps
+        """x0_hat and all maps; the compiled program is that of `change`, which is told to change nothing."""
+        if self._kept is None:
+            arguments = self.params, np.float32(x), t, context, None, self._nothing, 0, {}
+            maps = jax.eval_shape(self._changed, *arguments)[1]
+            self._kept = jax.tree.map(lambda m: np.zeros(m.shape, np.float32), maps)
+            sides = {site.height for site in self.sites.values()}
+            self._inside = {side: np.zeros((FRAMES, side, side)) for side in sides}
+        return self.change(x, t, context, self._kept, self._nothing, 0, self._inside)
 
     def change(self, x, t, context, *how):
         x0_hat, maps = self._change(self.params, np.float32(x), t, context, *how)
@@ -140,23 +145,30 @@ def numpy_mask(heat, side, threshold):
     return out, gap
 
 
-@pytest.mark.parametrize("way", ["contextdiff", *(pytest.param(way, marks=pytest.mark.slow) for way in SLOW)])
-def test_constant_memory_gives_what_stored_maps_give(editor, peers, way):
+@pytest.fixture(scope="module")
+def edited(editor):
+    """Inversion and edit of a clip's latents as one program, compiled once for each plan."""
+    model, given = editor.model, jnp.ones((FRAMES, SIDE, SIDE))
+
+    @partial(jax.jit, static_argnames="plan")
+    def run(params, frozen, x0, source, target, control, numbers, plan):
+        contexts = [model.encode(params, frozen, prompt) for prompt in (source, target)]
+        edges = jnp.zeros((FRAMES, 1))
+        inverted = invert(model, params, frozen, contexts[0], x0, edges, plan)
+        return inverted, edit(model, params, frozen, *contexts, inverted, given, edges, control, numbers, plan=plan).x0
+
+    return partial(run, editor.params, editor.frozen)
+
+
+@pytest.mark.parametrize("way", [*WAYS, *(pytest.param(way, marks=pytest.mark.slow) for way in SLOW)])
+def test_constant_memory_gives_what_stored_maps_give(editor, peers, edited, way):
     config = use_method(editor.config, way)
     config.edit.mask_threshold = THRESHOLD
     source, target = editor.clip.caption, editor.clip.caption.replace("star", "frog")
     found = Editor(editor.model, editor.params, editor.frozen, editor.clip, config, progress=False)
-    control, model = controls_of(editor.model, config, editor.clip, [target])[0], editor.model
-
-    @jax.jit
-    def edited(params, frozen, x0, control):
-        contexts = [model.encode(params, frozen, model.parts.condition.read([text])) for text in (source, target)]
-        edges, given = jnp.zeros((FRAMES, 1)), jnp.ones((FRAMES, SIDE, SIDE))
-        inverted = invert(model, params, frozen, contexts[0], x0, edges, found.plan)
-        how = inverted, given, edges, control, found.numbers
-        return inverted, edit(model, params, frozen, *contexts, *how, plan=found.plan).x0
-
-    inverted, x0 = edited(editor.params, editor.frozen, np.float32(peers.latents[0]), control)
+    control, read = controls_of(editor.model, config, editor.clip, [target])[0], editor.model.parts.condition.read
+    x0 = np.float32(peers.latents[0])
+    inverted, x0 = edited(x0, read([source]), read([target]), control, found.numbers, plan=found.plan)
     for latents, expected in zip(inverted.trajectory, peers.latents, strict=True):
         np.testing.assert_allclose(latents, expected, atol=1e-4 * np.abs(expected).max())
     expected, nearest = peers_edit(peers, config, control, target)
@@ -179,3 +191,19 @@ def test_bad_prompts_end_before_anything_is_compiled(editor):
     config.edit.blend_words = ("horse",)
     with pytest.raises(UserError, match="its words are"):
         controls_of(editor.model, config, editor.clip, [caption.replace("star", "frog")])
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_steps_but_for_the_latents(editor):
+    found, target = {}, editor.clip.caption.replace("star", "frog")
+    for steps in (4, 8, 20):
+        config = use_method(editor.config, "contextdiff")
+        config.sample.num_steps = steps
+        other = Editor(editor.model, editor.params, editor.frozen, editor.clip, config, progress=False)
+        found[steps] = memory.bytes_of(other.trace([target])["edit"].lower().compile())
+    latents = 4 * FRAMES * np.prod(editor.model.sample_shape)  # bytes of one step's
+    for steps in (8, 20):
+        grown = {name: found[steps][name] - found[4][name] for name in found[4]}
+        assert abs(grown["temporaries"]) < latents and grown["results"] == 0
+        # The trajectory, and of each step's gates a number a token.
+        assert (steps - 4) * latents <= grown["arguments"] <= (steps - 4) * (latents + 1024)

@@ -1,0 +1,66 @@
+"""A ControlNet guides tuning, inversion and edit alike, by the edges of each frame."""
+
+import diffusers
+import jax
+import numpy as np
+import pytest
+from diffusers_helpers import randomised
+from editing_helpers import FRAMES, SIZE, config_of
+from PIL import Image
+from stable_diffusion_helpers import UNET, save_pipeline
+
+from contextdiff_jax import task as task_lib
+from contextdiff_jax.data.edges import edges
+from contextdiff_jax.data.one_clip import clip_of
+from contextdiff_jax.editing.editor import Editor
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.models.controlnet import ControlNet
+from contextdiff_jax.training.state import stream
+
+SIZES = {name: UNET[name] for name in ("block_out_channels", "layers_per_block", "down_block_types")}
+SIZES |= dict(attention_head_dim=4, cross_attention_dim=24, norm_num_groups=8)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("control")
+    save_pipeline(root / "sd")
+    for name, widths in (("fits", (4, 8)), ("too_large", (4, 8, 8))):
+        net = diffusers.ControlNetModel(**SIZES, conditioning_embedding_out_channels=widths)
+        randomised(net, seed=0).save_pretrained(root / name)
+    return root
+
+
+def test_every_stage_is_shown_the_edges(folders, monkeypatch):
+    """Traced: the network is given what the ControlNet adds to the rows of each call, which see the clip's edges."""
+    config = config_of(folders / "sd", "controlvideo", edit__control=str(folders / "fits"))
+    task, clip, rows = task_lib.build(config), clip_of(config.data), []
+    apply = ControlNet.__call__
+
+    def seen(self, xt, t, tokens, picture):
+        assert picture.shape == (len(xt), SIZE, SIZE, 3) and len(tokens) == len(xt) == len(t)
+        rows.append(len(xt))
+        return apply(self, xt, t, tokens, picture)
+
+    monkeypatch.setattr(ControlNet, "__call__", seen)
+    batch = next(task.train_iterator(0, 1))
+    drawn = np.stack([edges(Image.fromarray(frame)) for frame in clip.frames])
+    np.testing.assert_array_equal(batch["edges"], drawn[None])
+    assert 0.01 < drawn.mean() < 0.5
+    spec = task.batch_spec()
+    assert {name: spec[name].shape for name in spec} == {name: batch[name].shape for name in spec}
+    params = jax.eval_shape(task.init, stream(0, "init"))
+    drawn_batch = jax.eval_shape(task.draw, spec, jax.random.key(0))
+    jax.eval_shape(task.loss, params, task.frozen, drawn_batch, jax.random.key(0))
+    assert rows == [FRAMES]
+    target = clip.caption.replace("star", "frog")
+    Editor(task, params, task.frozen, clip, config, progress=False).trace([target])
+    assert rows == [FRAMES, FRAMES, 2 * FRAMES]  # the edit: without and with its prompt
+
+
+def test_a_controlnet_of_other_sizes_is_refused_before_tuning(folders):
+    config = config_of(folders / "sd", "controlvideo", edit__control=str(folders / "too_large"))
+    task = task_lib.build(config)
+    params = jax.eval_shape(task.init, stream(0, "init"))
+    with pytest.raises(UserError, match="control picture of 32 x 32 does not fit latents of 16 x 16"):
+        Editor(task, params, task.frozen, clip_of(config.data), config, progress=False).trace(["a frog"])
