@@ -184,11 +184,13 @@ def train(config: ConfigDict, options: Options) -> None:
     from contextdiff_jax import training
 
     training.check_workdir(options.workdir, config, allow_config_change=options.allow_config_change)
-    task = task_lib.build(config)
-    edits_after = "edit" in config and config.edit.after_training
-    if edits_after:
+    if tunes := "edit" in config:
         from contextdiff_jax import edits
 
+        edits.check_clip(config, options.workdir)
+    task = task_lib.build(config)
+    edits_after = tunes and config.edit.after_training
+    if edits_after:
         edits.check(task, config, options.prompts)
     if config.task == "diffusion" and config.eval.after_training and config.eval.features:
         from contextdiff_jax.evaluate.feature_spaces import open_space
@@ -228,20 +230,23 @@ def _pipeline(config: ConfigDict | None, options: Options):
     return Pipeline.load(options.workdir, step=options.step, config=config)
 
 
-def edit(config: ConfigDict, options: Options) -> None:
+def edit(config: ConfigDict | None, options: Options) -> None:
     """Edits the clip that a run was tuned on, under any prompts, and writes pictures, videos and figures."""
+    pipeline = _pipeline(None, options) if config is None else None
+    config = pipeline.config if config is None else config
     if "edit" not in config:
         raise UserError("--mode=edit is for runs that were tuned on a clip: --config=configs/video_edit.py")
     from contextdiff_jax import edits
     from contextdiff_jax.data.one_clip import clip_of, keep_identity
-    from contextdiff_jax.editing.editor import Editor
+    from contextdiff_jax.editing.editor import Editor, controls_of
 
     targets, clip = edits.targets_of(config, options.prompts), clip_of(config.data)
-    pipeline = _pipeline(config, options)
+    pipeline = pipeline or _pipeline(config, options)
     keep_identity(clip, options.workdir)
     editor = Editor(pipeline.task, pipeline.params, pipeline.frozen, clip, pipeline.config)
-    edited = editor.run(targets)
+    controls_of(pipeline.task, pipeline.config, clip, targets)  # whatever is wrong with them leaves no folder
     out = make_folder(Path(options.out) if options.out else unused(Path(options.workdir) / "edit"))
+    edited = editor.run(targets)
     edited.write(out)
     print(edited.table())
     print(f"figures: {out / 'edit.json'}   picture: {out / 'edit.png'}   side by side: {out / 'edit.mp4'}")
@@ -469,7 +474,7 @@ def app(options: Options) -> None:
 
 
 WITHOUT_CONFIG = {"metrics": metrics, "study": study, "compare": compare, "app": app}
-OWN_CONFIG = ("sample", "heatmaps")  # modes to which a trained model's own config will do
+OWN_CONFIG = ("sample", "edit", "heatmaps")  # modes to which a trained model's own config will do
 MODES = {
     "train": train,
     "sample": sample,

@@ -15,9 +15,10 @@ from contextdiff_jax import trees
 from contextdiff_jax.data.clips import LEAST, Clip, read_clip
 from contextdiff_jax.data.images import square
 from contextdiff_jax.data.moving import moving
-from contextdiff_jax.data.one_clip import clip_of
+from contextdiff_jax.data.one_clip import check_identity, clip_of
 from contextdiff_jax.editing.editor import Editor, controls_of
 from contextdiff_jax.editing.methods import METHODS, RECIPES, values_of
+from contextdiff_jax.editing.plan import needs_words
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.training.state import initial_params, stream
 from contextdiff_jax.types import Params
@@ -118,7 +119,8 @@ def _grown(task: Any, params: Params) -> Params:
 
 
 def targets_of(config: ConfigDict, prompts: Sequence[str]) -> list[str]:
-    """The edited prompts: those given, else the config's, else for an embedded clip another object and background.
+    """The edited prompts: those given, else the config's, else for an embedded clip another object, and another
+    background where the method has no mask of words: attention to the words of a background does not mark it.
 
     Raises:
         UserError: a user's clip without an edited prompt.
@@ -128,9 +130,26 @@ def targets_of(config: ConfigDict, prompts: Sequence[str]) -> list[str]:
         return found
     if config.data.path:
         raise UserError("no edited prompt: give --prompt='...' or --config.edit.prompts=\"('...',)\"")
-    return list(moving(config.data.preset, config.data.index, config.data.seed).other_captions())
+    swaps = moving(config.data.preset, config.data.index, config.data.seed).other_captions()
+    return list(swaps[: 1 if needs_words(config.edit) else 2])
 
 
 def check(task: Any, config: ConfigDict, prompts: Sequence[str]) -> None:
-    """Refuses prompts that cannot be edited, before anything is tuned."""
-    controls_of(task, config, clip_of(config.data), targets_of(config, prompts))
+    """Refuses what cannot be edited before anything is tuned: the stages are traced, nothing is computed.
+
+    Raises:
+        UserError: prompts, words or masks that do not fit the method or the clip; a method that does not fit the model.
+    """
+    targets, clip = targets_of(config, prompts), clip_of(config.data)
+    controls_of(task, config, clip, targets)
+    params = jax.eval_shape(task.init, stream(config.seed, "init"))
+    Editor(task, params, task.frozen, clip, config, progress=False).trace(targets)
+
+
+def check_clip(config: ConfigDict, workdir: str | Path) -> None:
+    """Refuses a clip that cannot be read, or another one than the folder was tuned on.
+
+    Raises:
+        UserError: what `clip_of` and `check_identity` raise.
+    """
+    check_identity(clip_of(config.data), workdir)

@@ -87,20 +87,31 @@ def clip_of(cfg_data: Any) -> Clip:
     return dataclasses.replace(clip, caption=cfg_data.caption.strip(), masks=masks, motion=motion)
 
 
-def keep_identity(clip: Clip, folder: str | Path) -> None:
-    """Writes into a run's folder which clip it was tuned on, or compares with what is there.
+def check_identity(clip: Clip, folder: str | Path) -> bool:
+    """Whether a run's folder says already which clip it was tuned on; it is this one.
 
     Raises:
         UserError: the folder was tuned on another clip, or this one has changed since.
     """
     path = Path(folder) / CLIP
     if not path.is_file():
-        write_json({"frames": clip.digest, "caption": clip.caption}, path)
-    elif (then := read_json(path, "delete it")["frames"]) != clip.digest:
+        return False
+    if (then := read_json(path, "delete it")["frames"]) != clip.digest:
         raise UserError(
             f"{folder} was tuned on other frames ({then}) than the config names now ({clip.digest}); put the clip back "
             "as it was, or take another --workdir"
         )
+    return True
+
+
+def keep_identity(clip: Clip, folder: str | Path) -> None:
+    """Writes into a run's folder which clip it was tuned on, or compares with what is there.
+
+    Raises:
+        UserError: as `check_identity`.
+    """
+    if not check_identity(clip, folder):
+        write_json({"frames": clip.digest, "caption": clip.caption}, Path(folder) / CLIP)
 
 
 def read_flow(path: str | Path, clip: Clip) -> Motion:

@@ -1,0 +1,100 @@
+"""What can be wrong with a clip, its prompts or its model is one line, before anything is compiled or written."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from PIL import Image
+
+from configs import video_edit
+from contextdiff_jax import command_line, training
+from contextdiff_jax import task as task_lib
+from contextdiff_jax.data.one_clip import clip_of, keep_identity
+from contextdiff_jax.editing import memory
+from contextdiff_jax.encoders import ASSETS
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.tasks.parts import read_adapter
+
+SHIPPED = {}
+
+
+@pytest.fixture
+def recipe(monkeypatch):
+    """The smallest recipe; its model is read once for all that is refused after it, and nothing may be tuned."""
+    build = task_lib.build
+
+    def once(config):
+        return SHIPPED.setdefault("task", build(config))
+
+    monkeypatch.setattr(task_lib, "build", once)
+    monkeypatch.setattr(training, "train", lambda *args, **how: pytest.fail("tuned"))
+    return video_edit.get_config("tiny")
+
+
+def refused(config, workdir, message, *prompts):
+    """Runs the command line, which must end in a line with this message and leave the folder as it was."""
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=message) as caught:
+        command_line.run("train", config, command_line.Options(str(workdir), tuple(prompts), compilation_cache="off"))
+    assert "\n" not in str(caught.value)
+    assert before == {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+
+
+def folder_of(path, count, size=(40, 40)):
+    path.mkdir(exist_ok=True)
+    for i in range(count):
+        Image.new("RGB", size, (10 * i, 0, 0)).save(path / f"{size[0]}-{i}.png")
+    return path
+
+
+def test_clips_that_are_none(recipe, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "corrupt.mp4").write_bytes(b"no video" * 100)
+    mixed = folder_of(folder_of(tmp_path / "mixed", 2).parent / "mixed", 2, (48, 40))
+    recipe.data.caption = "a square"
+    for path, message in (
+        ("nowhere.mp4", "does not exist"),
+        ("empty", "holds no pictures"),
+        ("corrupt.mp4", "cannot be decoded"),
+        (folder_of(tmp_path / "one", 1).name, "a clip needs 2"),
+        (mixed.name, "several sizes"),
+    ):
+        recipe.data.path = str(tmp_path / path)
+        refused(recipe, tmp_path / "run", message, "a circle")
+    recipe.data.path, recipe.data.sampling_rate = str(folder_of(tmp_path / "four", 4)), 2
+    refused(recipe, tmp_path / "run", "at most num_frames=2 fit", "a circle")
+    recipe.data.sampling_rate = 1
+    refused(recipe, tmp_path / "run", "no edited prompt")
+    recipe.edit.mask = "clip"
+    refused(recipe, tmp_path / "run", "this clip has no masks", "a circle")
+    recipe.data.caption = ""
+    refused(recipe, tmp_path / "run", "data.caption is empty", "a circle")
+
+
+def test_prompts_that_cannot_be_edited(recipe, tmp_path):
+    refused(recipe, tmp_path, "has room for", "a frog " * 80)
+    refused(recipe, tmp_path, "empty prompt", " ")
+    recipe.edit.blend_words = ("horse",)
+    refused(recipe, tmp_path, "'horse' is not in the prompt .*its words are: a", "a frog on a red background")
+    recipe.edit.alignment, recipe.edit.blend_words = "replace", ()
+    refused(recipe, tmp_path, "needs as many words", "a frog")
+
+
+def test_a_clip_that_changed(recipe, tmp_path):
+    keep_identity(clip_of(recipe.data), tmp_path)
+    recipe.data.index = 1
+    refused(recipe, tmp_path, "was tuned on other frames")
+
+
+def test_frames_that_do_not_fit_the_device_are_counted():
+    program = jax.jit(lambda x: jnp.sin(x) @ jnp.cos(x).T).lower(jnp.zeros((256, 256))).compile()
+    needed = memory.check(program, "edit", 8)
+    with pytest.raises(UserError, match="edit of 8 frames needs .* the device has .* about 7 frames fit"):
+        memory.check(program, "edit", 8, limit=needed["peak"] - 1)
+
+
+def test_an_adapter_of_other_shapes():
+    """Read before the training step is compiled."""
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    expected = {"tokens": {"kernel": jax.ShapeDtypeStruct((3, 5), jnp.float32)}}
+    with pytest.raises(UserError, match=r"config.adapter.start=.*tokens.kernel.*\(3, 5\)"):
+        read_adapter(ASSETS / "demo", expected, jax.tree.map(lambda _: place, expected))
