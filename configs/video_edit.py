@@ -8,9 +8,9 @@
     ... --mode=edit --prompt='a tractor on a road'                         # again, without tuning
 
 Methods: `:contextdiff` (Table 8 of the paper), `:fatezero`, `:tune_a_video`, `:controlvideo`, `:inversion`
-(reconstructs only), `:ddim` (no control). Behind a plus, the kind of edit, `style`, `attribute` or `shape`, as in
-`:fatezero+shape`, and the sizes of the embedded model, `demo` or `tiny`. With no preset it is `contextdiff+demo`. Each
-with --config.adapter.enabled=True or False.
+(reconstructs only), `:ddim` (no control). Behind a plus, the kind of edit, `style`, `attribute`, `shape` or
+`background` (without a mask), as in `:fatezero+shape`, and the sizes of the embedded model, `demo` or `tiny`. With no
+preset it is `contextdiff+demo`. Each with --config.adapter.enabled=True or False.
 """
 
 from ml_collections import ConfigDict
@@ -74,7 +74,7 @@ def base() -> ConfigDict:
     config.ema.decay = 0.0  # one clip: the last parameters are the best
     config.edit = ConfigDict(
         dict(
-            prompts=(),  # edited prompts; (): of an embedded clip another object, and another background
+            prompts=(),  # edited prompts; (): of an embedded clip another object; without a mask, another background
             after_training=True,
             inversion_prompt="",  # source | empty
             alignment="",  # refine | replace | none
@@ -108,6 +108,7 @@ def demo(config: ConfigDict) -> None:
     config.space.rgb_map = "builtin:demo"
     config.model.remat = False
     config.data.image_size = 64
+    config.data.index = 9  # a red apple on a green background
     config.data.num_frames = 8
     config.data.sampling_rate = 1
     config.optim.lr = 1e-4

@@ -37,11 +37,15 @@ class Moving:
         return self.scene.caption(self.vocab)
 
     def other_captions(self) -> tuple[str, str]:
-        """What to ask for: another object on this background, and this object on another, both seen in training."""
+        """What to ask for: another object on this background, and this object on another, both seen in training.
+
+        The object is the one half way round the list (a pumpkin for the demo's apple), the background the next.
+        """
         (object_, *_), b, vocab = self.scene.objects, self.scene.background, self.vocab
-        after = lambda i, n: [(i + k) % n for k in range(1, n)]
-        objects = (o for o in after(object_, len(vocab.objects)) if (o, b) not in vocab.unseen)
-        colours = (c for c in after(b, len(vocab.backgrounds)) if (object_, c) not in vocab.unseen)
+        after = lambda i, n, first: [(i + first + k) % n for k in range(n - 1)]
+        half = len(vocab.objects) // 2
+        objects = (o for o in after(object_, len(vocab.objects), half) if (o, b) not in vocab.unseen and o != object_)
+        colours = (c for c in after(b, len(vocab.backgrounds), 1) if (object_, c) not in vocab.unseen)
         swap = lambda **what: dataclasses.replace(self.scene, **what).caption(vocab)
         return swap(objects=(next(objects), *self.scene.objects[1:])), swap(background=next(colours))
 

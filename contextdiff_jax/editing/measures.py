@@ -40,7 +40,10 @@ def rows(
         prompt = clip.caption if name in (SOURCE, AUTOENCODER, INVERSION) else name
         row = {} if embed is None else embed.row(frames, prompt, clip.caption)
         if name != SOURCE:
-            row |= _against_source(frames, arrays[SOURCE], _background(clip, regions.get(name), frames.shape[1:3]))
+            outside = _background(clip, regions.get(name), frames.shape[1:3])
+            row |= _against_source(frames, arrays[SOURCE], outside)
+            if clip.masks is not None:
+                row["object_psnr"] = figures.psnr(frames, arrays[SOURCE], clip.masks)
         if clip.motion is not None:
             row["warp_error"] = figures.warp_error(frames, clip.motion)
         if config.data.source == "clip" and not config.data.path:

@@ -107,6 +107,13 @@ RECIPES: dict[str, Values] = {
         "edit.self_blend": True,
         "edit.mask_threshold": 0.3,
     },
+    # Ours: attention to the words of a background does not mark it, so nothing is kept apart by a mask.
+    "background": {
+        "edit.cross_replace_steps": 0.5,
+        "edit.self_replace_steps": 0.5,
+        "edit.self_blend": False,
+        "edit.latent_blend": (),
+    },
 }
 
 
