@@ -1,0 +1,128 @@
+"""Edits embedded clips by every method, with and without the adapter; what is stored already is not run again.
+
+    python -m docs.video.run                                              # everything that is missing
+    python -m docs.video.run --seeds=0 --clips=0,1 --methods=contextdiff,ddim
+
+Methods that tune the same network share its tuning; a stopped run continues. docs/video/table.py makes the table,
+launch/video_study.sh does both.
+"""
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import video_edit
+from contextdiff_jax import config as config_lib
+from contextdiff_jax import task as task_lib
+from contextdiff_jax import training
+from contextdiff_jax.compilation import keep_programs
+from contextdiff_jax.data.moving import moving
+from contextdiff_jax.data.one_clip import clip_of
+from contextdiff_jax.editing.editor import Editor
+from contextdiff_jax.editing.methods import METHODS
+from contextdiff_jax.editing.plan import needs_words
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import write_json
+from contextdiff_jax.pipeline import Pipeline
+
+RESULTS, RUNS = Path(__file__).parent / "results", Path("runs/video_study")
+SEEDS = (0, 1, 2)
+# Embedded clips, and the object and the background that are asked for: what the small model that ships draws legibly.
+CLIPS: dict[int, tuple[str, str]] = {
+    9: ("pumpkin", "purple"),  # a red apple on green
+    15: ("frog", "green"),  # a pumpkin on blue
+    17: ("red apple", "purple"),  # a frog on yellow
+    7: ("blue heart", "red"),  # a pumpkin on green
+    5: ("red apple", "green"),  # a frog on white
+    12: ("red apple", "green"),  # a bear on yellow
+}
+
+
+def targets_of(index: int) -> dict[str, str]:
+    """{kind of edit: prompt} of a clip: another object, another background, both."""
+    scene, vocab = moving("demo", index).scene, moving("demo", index).vocab
+    object_, background = CLIPS[index]
+    o, b = vocab.objects.index(object_), vocab.backgrounds.index(background)
+    pairs = dict(object=(o, scene.background), background=(scene.objects[0], b), both=(o, b))
+    return {kind: vocab.caption(*pair) for kind, pair in pairs.items()}
+
+
+def recipes_of(method: str) -> dict[str, tuple[str, ...]]:
+    """{preset: kinds of edit}: where a method has a mask of words, another background is asked for without it."""
+    if needs_words(video_edit.get_config(method).edit):
+        return {method: ("object",), f"{method}+background": ("background", "both")}
+    return {method: ("object", "background", "both")}
+
+
+def config_of(preset: str, adapter: bool, index: int, seed: int) -> ConfigDict:
+    """The recipe of one run."""
+    config = video_edit.get_config(f"{preset}+demo")
+    config.adapter.enabled, config.data.index, config.seed = adapter, index, seed
+    config_lib.check(config)
+    return config
+
+
+def tuned(config: ConfigDict, runs: Path) -> Path:
+    """The folder of the run that was tuned as this config says; methods that only edit differently share it."""
+    tuning = {name: section for name, section in config.to_dict().items() if name not in ("edit", "sample", "preset")}
+    workdir = runs / hashlib.sha256(json.dumps(tuning, sort_keys=True).encode()).hexdigest()[:16]
+    training.train(task_lib.build(config), workdir)
+    return workdir
+
+
+def edited(config: ConfigDict, workdir: Path, targets: dict[str, str], shown: Path) -> dict[str, dict[str, float]]:
+    """Figures of the edits by kind, and of the two rows that bound them; pictures go to the folder `shown`."""
+    pipeline, clip = Pipeline.load(workdir, config=config), clip_of(config.data)
+    editor = Editor(pipeline.task, pipeline.params, pipeline.frozen, clip, pipeline.config, progress=False)
+    edit = editor.run(list(targets.values()))
+    kinds = {prompt: kind for kind, prompt in targets.items()}
+    edit.write(shown)
+    return {kinds.get(name, name): row for name, row in edit.figures["rows"].items()}
+
+
+def study(methods: Sequence[str], indices: Sequence[int], seeds: Sequence[int], results: Path, runs: Path) -> None:
+    """Runs whatever is not in the results yet, seed by seed, and stores it one by one."""
+    cases = ((s, i, a, m) for s in seeds for i in indices for a in (True, False) for m in methods)
+    for seed, index, adapter, method in cases:
+        path = results / f"{method}-{'adapter' if adapter else 'plain'}-clip{index}-seed{seed}.json"
+        if path.is_file():
+            continue
+        start, rows, targets = time.perf_counter(), {}, targets_of(index)
+        for preset, kinds in recipes_of(method).items():
+            config, shown = config_of(preset, adapter, index, seed), runs / "shown" / f"{path.stem}-{kinds[0]}"
+            rows |= edited(config, tuned(config, runs), {kind: targets[kind] for kind in kinds}, shown)
+        write_json(dict(method=method, adapter=adapter, clip=index, seed=seed, targets=targets, rows=rows), path)
+        print(f"{path.stem}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def chosen(name: str, given: str, accepted: Sequence[Any]) -> list[Any]:
+    """The values of a flag, divided by commas; empty takes all.
+
+    Raises:
+        UserError: a value that is not accepted.
+    """
+    by_name = {str(value): value for value in accepted}
+    values = given.split(",") if given else list(by_name)
+    if unknown := [value for value in values if value not in by_name]:
+        raise UserError(f"--{name}={','.join(unknown)} is unknown; accepted: {', '.join(by_name)}")
+    return [by_name[value] for value in values]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = dict(methods=METHODS, clips=CLIPS, seeds=SEEDS)
+    for name, accepted in flags.items():
+        parser.add_argument(f"--{name}", default="", help=f"divided by commas; default {', '.join(map(str, accepted))}")
+    args = parser.parse_args()
+    keep_programs("auto")
+    study(*(chosen(name, getattr(args, name), accepted) for name, accepted in flags.items()), RESULTS, RUNS)
+
+
+if __name__ == "__main__":
+    main()

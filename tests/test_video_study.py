@@ -1,0 +1,63 @@
+"""The study of video editing: what is stored is not run again, and the table says what is stored."""
+
+import json
+
+import pytest
+
+from contextdiff_jax.errors import UserError
+from docs.video import run, table
+
+
+def test_what_is_stored_is_not_run_again(tmp_path, monkeypatch):
+    """A study that is killed goes on where it was; methods that tune alike share a run, others do not."""
+    tuned, edited = [], []
+    monkeypatch.setattr(run, "CLIPS", {15: ("frog", "green"), 9: ("pumpkin", "purple")})
+    monkeypatch.setattr(run.task_lib, "build", lambda config: config)
+    monkeypatch.setattr(run.training, "train", lambda task, workdir: tuned.append(workdir.name))
+
+    def edit(config, workdir, targets, shown):
+        if len(edited) == 7:
+            raise KeyboardInterrupt
+        edited.append(workdir.name)
+        return {kind: {"judge_object": 1.0} for kind in targets}
+
+    monkeypatch.setattr(run, "edited", edit)
+    asked = (["contextdiff", "ddim", "tune_a_video"], [15, 9], [0])
+    with pytest.raises(KeyboardInterrupt):
+        run.study(*asked, tmp_path, tmp_path / "runs")
+    assert len(list(tmp_path.glob("*.json"))) == 5
+    monkeypatch.setattr(run, "edited", lambda *args: edited.append(args[1].name) or {})
+    run.study(*asked, tmp_path, tmp_path / "runs")
+    # 2 clips, with and without adapter, 3 methods, of which one takes two recipes; 2 networks.
+    assert len(edited) == 16 and len(set(edited)) == 8
+    assert edited[0] == edited[1] == edited[2] != edited[3]
+    kept = json.loads((tmp_path / "contextdiff-adapter-clip15-seed0.json").read_text())
+    assert kept["targets"] == {
+        "object": "a frog on a blue background",
+        "background": "a pumpkin on a green background",
+        "both": "a frog on a green background",
+    }
+    with pytest.raises(UserError, match="--methods=dream is unknown"):
+        run.chosen("methods", "ddim,dream", ["ddim"])
+
+
+def test_the_table_says_what_is_stored(tmp_path):
+    for clip, seed, named, kept in ((0, 0, 1.0, 30.0), (0, 1, 0.5, 26.0), (1, 0, 0.0, 28.0)):
+        rows = {
+            "object": dict(judge_object=named, background_psnr=kept),
+            "both": dict(judge_object=1.0),
+            "background": dict(background_psnr=1.0, judge_background=1.0),
+            "autoencoder alone": dict(background_psnr=33.0),
+        }
+        stored = dict(method="ddim", adapter=True, clip=clip, seed=seed, rows=rows)
+        (tmp_path / f"{clip}-{seed}.json").write_text(json.dumps(stored))
+    page = tmp_path / "page.md"
+    page.write_text("before\n" + table.BEGIN + "old\n" + table.END + "after\n")
+    table.write(page, tmp_path)
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    row = next(line for line in text.splitlines() if line.startswith("| ddim | with | 3 (2, 2) |"))
+    # Named: 100, 75 and 50 % of the object swaps and the swaps of both; what else was to change does not count.
+    assert row.split(" | ")[3:6] == ["75 ± 25", "100 ± 0", "28.0 ± 2.0"]
+    bound = next(line for line in text.splitlines() if line.startswith("| autoencoder alone"))
+    assert "33.0 ± 0.0" in bound
