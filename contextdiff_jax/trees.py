@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -48,3 +50,15 @@ def digest(tree: Any) -> str:
         result.update(f"{name} {value.shape}".encode())
         result.update(value)
     return result.hexdigest()[:16]
+
+
+def cast(tree: dict, dtype: Any) -> dict:
+    """The tree with its floating arrays, or the shapes of such, in this type."""
+
+    def cast_leaf(value: Any) -> Any:
+        if value.dtype == dtype or not jnp.issubdtype(value.dtype, jnp.floating):
+            return value
+        is_shape = isinstance(value, jax.ShapeDtypeStruct)
+        return jax.ShapeDtypeStruct(value.shape, dtype) if is_shape else value.astype(dtype)
+
+    return jax.tree.map(cast_leaf, tree)

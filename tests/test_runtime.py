@@ -52,8 +52,21 @@ def test_shapes_without_weights_are_those_with_them_and_types_follow_the_runtime
     read, shapes = Parts.of(config), Parts.of(config, gpu("NVIDIA H100", "9.0"), weights=False)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes.params))
     of = lambda tree: jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
-    assert of(read.params) == of(shapes.params)
+    assert of(read.clip.params) == of(shapes.clip.params)
     assert shapes.dtype == shapes.clip.dtype == jnp.bfloat16
+    assert jax.tree.map(jnp.shape, read.params) == jax.tree.map(lambda x: x.shape, shapes.params)
+    assert {x.dtype for x in jax.tree.leaves(shapes.params)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_frozen_encoders_are_placed_in_the_type_that_they_compute_in():
+    config = t2i.get_config("tiny")
+    config.model.dtype = "bfloat16"
+    parts = Parts.of(config)
+    assert {x.dtype for x in jax.tree.leaves(parts.clip.params)} == {jnp.dtype(jnp.float32)}, "what is exported"
+    assert {x.dtype for x in jax.tree.leaves(parts.params["clip"])} == {jnp.dtype(jnp.bfloat16)}
+    fields, encode = parts.condition.read(["a frog on a blue background"]), jax.jit(parts.condition.encode)
+    half, full = encode(parts.params["clip"], fields).tokens, encode(parts.clip.params, fields).tokens
+    assert jnp.abs(half - full).max() < 0.02 * jnp.abs(full).max()
 
 
 def test_lower_needs_no_arrays():

@@ -103,10 +103,15 @@ class Parts:
 
     @property
     def params(self) -> dict[str, Params]:
-        """Parameters of all that is frozen, each once: {"clip", "condition" (unless that is the clip), "space"}."""
+        """Parameters of all that is frozen, each once: {"clip", "condition" (unless that is the clip), "space"}.
+
+        Encoders in the type that they compute in, to which their layers would cast each at every call; the files that
+        an export writes are made of their own parameters, which stay as they were read.
+        """
         clip = {} if self.clip is None else self.clip.params
         condition = {} if self._reads_clip else self.condition.params
-        return {"clip": clip, "condition": condition, "space": self.space.params}
+        read = trees.cast({"clip": clip, "condition": condition}, self.dtype)
+        return read | {"space": self.space.params}
 
     @property
     def _reads_clip(self) -> bool:
