@@ -56,7 +56,7 @@ class Pipeline:
         self._text_changed = False
         self._ways = math.prod(self.mesh.shape[axis] for axis in ("data", "fsdp"))
         self._program = lru_cache(maxsize=PROGRAMS)(self._compile)
-        self._invert = jax.jit(self._inverted, static_argnames=("plan",))
+        self._inversion = lru_cache(maxsize=PROGRAMS)(self._compile_inversion)
         encode, read = jax.jit(task.encode, out_shardings=self._rows), task.parts.condition.read
         self._contexts = Contexts(lambda prompts: encode(self.params, self.frozen, self.put(read(prompts))))
         self._watcher: Callable[[Any, Any], None] | None = None
@@ -297,7 +297,7 @@ class Pipeline:
         for start in range(0, len(prompts), batch):
             rows = np.minimum(np.arange(start, start + batch), len(prompts) - 1)
             part = self.put((self._contexts.of([prompts[i] for i in rows]), starts[rows]))
-            out = self._invert(self.params, self.frozen, sampling.Numbers.of(section), *part, plan=plan)
+            out = self._inversion(plan)(self.params, self.frozen, sampling.Numbers.of(section), *part)
             whole.append(np.moveaxis(sharding.gather(out), 0, 1)[:, : len(prompts) - start])
         return np.concatenate(whole, axis=1)
 
@@ -372,11 +372,15 @@ class Pipeline:
         if self._watcher is not None:
             self._watcher(t, x0_hat)
 
-    def _inverted(self, params, frozen, numbers, context, images, *, plan) -> Array:
-        """[B, steps + 1, ...]."""
+    def _compile_inversion(self, plan: sampling.Plan) -> Callable[..., Array]:
+        """The jitted inversion of a plan, [B, steps + 1, ...]; the schedule is made before it is traced."""
         model = self.task.under(plan.sampler)
-        trajectory = sampling.invert(model, params, frozen, context, numbers, images, plan=plan)
-        return jax.lax.with_sharding_constraint(jnp.moveaxis(trajectory, 0, 1), self._rows)
+
+        def inverted(params, frozen, numbers, context, images):
+            trajectory = sampling.invert(model, params, frozen, context, numbers, images, plan=plan)
+            return jax.lax.with_sharding_constraint(jnp.moveaxis(trajectory, 0, 1), self._rows)
+
+        return jax.jit(inverted)
 
 
 def _with_untrained(task: DiffusionTask, expected: Params, params: Params) -> Params:

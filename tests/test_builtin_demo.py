@@ -104,7 +104,10 @@ def test_a_random_start_reads_no_weights_and_an_export_of_it_does(start, trained
     for a, b in zip(*map(jax.tree.leaves, (ran, read.params["denoiser"])), strict=True):
         np.testing.assert_array_equal(np.asarray(a).astype(np.float16), np.asarray(b).astype(np.float16))
     assert not (start / "export" / "orbax").exists() and not read.config.model.random_start
-    assert read.sample("a frog on a red background")[0].size == (16, 16)
+    picture = read.sample("a frog on a red background")
+    assert picture[0].size == (16, 16)
+    trajectory = read.invert(picture, "a frog on a red background", steps=2)  # on the schedule of the folder
+    assert trajectory.shape == (3, 1, *read.task.sample_shape) and np.isfinite(trajectory).all()
 
 
 def test_without_a_config_a_models_own_counts(start, trained, tmp_path, capsys):
