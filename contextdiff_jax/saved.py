@@ -119,8 +119,13 @@ def _with_sampling_of(own: ConfigDict, config: ConfigDict, path: str | Path) -> 
 
 
 def _is_gone(path: str) -> bool:
-    """Whether a path of a config leads nowhere any more."""
-    return bool(path) and not path.startswith(BUILTIN) and not hub.local(path).exists()
+    """Whether a path of a config, or a name of a hub, leads nowhere any more."""
+    if not path or path.startswith(BUILTIN):
+        return False
+    try:
+        return not hub.local(path).exists()
+    except UserError:  # a name that no cache holds; what reads it will say so, and some models read none of it
+        return True
 
 
 def stable_diffusion_config(folder: str | Path) -> ConfigDict:
