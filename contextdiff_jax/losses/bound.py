@@ -15,6 +15,9 @@ from contextdiff_jax.process.chart import Denoiser, Shift
 from contextdiff_jax.process.schedule import Schedule, gather, index
 from contextdiff_jax.types import Array
 
+# Up to so many times of an example are written out: a CPU runs the gradient of a loop's convolutions ten times slower
+_UNROLLED = 8
+
 
 @flax.struct.dataclass
 class Nelbo:
@@ -122,8 +125,11 @@ def _over_times(s: Schedule, x0: Array, kl_at: Callable[[Array, Array], Array], 
     count = jnp.shape(t)[1]
     if count == 0:  # T = 1: nothing but the reconstruction
         return jnp.zeros(x0.shape[:1], jnp.result_type(x0, s.alpha_bar))
-    step = lambda _, inputs: (None, kl_at(*inputs))
-    _, kls = jax.lax.scan(step, None, (jnp.swapaxes(jnp.asarray(t), 0, 1), jax.random.split(key, count)))
+    each, keys = jnp.swapaxes(jnp.asarray(t), 0, 1), jax.random.split(key, count)
+    if count <= _UNROLLED:
+        kls = jnp.stack([kl_at(each[i], keys[i]) for i in range(count)])
+    else:
+        _, kls = jax.lax.scan(lambda _, inputs: (None, kl_at(*inputs)), None, (each, keys))
     return (s.num_timesteps - 1) / count * kls.sum(axis=0)
 
 

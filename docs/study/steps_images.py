@@ -22,10 +22,10 @@ REPEATS = 4  # of the full bound
 
 
 def config_of(name: str, T: int, arm: Arm) -> ConfigDict:
-    """The preset at the study's size and T steps; few steps of training, so the process learns five times as fast."""
+    """The preset at the study's size and T steps; few steps of training, so the process learns twenty times as fast."""
     config = images.config_of(name, SIZES[name])
     changes = PROCESS | arm.overrides | {"process.num_timesteps": T, "loss.num_times": min(max(T - 1, 1), 3)}
-    changes |= {"sample.num_steps": T, "sample.last_noise": False, "optim.lr_multipliers": (("process/", 5.0),)}
+    changes |= {"sample.num_steps": T, "sample.last_noise": False, "optim.lr_multipliers": (("process/", 20.0),)}
     config.update_from_flattened_dict(changes)
     return config
 
