@@ -10,7 +10,7 @@ import numpy as np
 
 from docs.study.plots import CLASS_COLOURS, PAGE, figure, replace_table, write
 from docs.study.run import RESULTS, load
-from docs.study.steps import ARMS, MANY, SETS
+from docs.study.steps import ARMS, MANY, RATE, SETS
 
 USER = {"dpmpp_2m": "plain, T = 1000, DPM-Solver++(2M)", "ddim": "plain, T = 1000, DDIM"}
 DRAW = "decoder's draw"
@@ -48,7 +48,7 @@ def paired(stored: dict[str, Any], T: int, arm: str) -> str:
 
 def table(name: str, stored: dict[str, Any]) -> str:
     """A row for each T and arm."""
-    toy = name == "mixture"
+    toy = name in RATE
     bound = "nats above exact" if toy else "bits per dimension"
     head = ["T", "arm", "parameters", "seeds", bound, "minus plain"]
     head += ["energy distance x 1000", "rms r"] if toy else ["recognised, %", "Frechet distance", "of the bound: t = 1"]
