@@ -20,7 +20,7 @@ from contextdiff_jax.process.learned import Process
 from contextdiff_jax.training import Setup
 from contextdiff_jax.training.step import make_step
 
-PRESETS = ("digits", "emoji16", "ddpm", "vdm", "cifar10", "tiny")
+PRESETS = ("digits", "fast", "emoji16", "ddpm", "vdm", "cifar10", "tiny")
 
 
 def embedded(preset):
