@@ -89,7 +89,9 @@ def config_of(T: int, arm: Arm, size: toy.Size, rate: float = 20.0) -> ConfigDic
     return config
 
 
-def run(T: int, arm: Arm, seeds: list[int], size: toy.Size = SIZE, rate: float = 20.0) -> Iterator[tuple[int, dict[str, Any]]]:
+def run(
+    T: int, arm: Arm, seeds: list[int], size: toy.Size = SIZE, rate: float = 20.0
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Trains and measures one arm on the mixture at one T, all seeds at once."""
     data = toy.DATA["mixture"]
     config, size = config_of(T, arm, size, rate), toy.replace(size, width=arm.width, sampling_steps=T)
