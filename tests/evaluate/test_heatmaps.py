@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 from matplotlib import colormaps
 from ml_collections import ConfigDict
 from PIL import Image
@@ -16,9 +17,11 @@ import contextdiff_jax as cdx
 from configs import t2i
 from contextdiff_jax import command_line
 from contextdiff_jax import task as task_lib
+from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import heat_pictures, heatmaps
 from contextdiff_jax.layers import Attention
+from contextdiff_jax.models.video import Site
 
 
 class Net(nn.Module):
@@ -125,3 +128,53 @@ def test_heatmaps_on_command(pipe, tmp_path, monkeypatch, capsys):
     for row in rows.values():
         assert row["n"] == 2 and 0 < row["heat_in_mask"] < 1 and 0.1 < row["mask_of_picture"] < 0.7
     assert "of the heat on the object" in capsys.readouterr().out
+
+
+class Clips:
+    """A model of clips whose cross-attention depends on the time alone: token 1 gets t / 50 of it."""
+
+    schedule = cdx.schedule.cosine(50)
+    parts = SimpleNamespace(
+        condition=SimpleNamespace(read=lambda texts: {"tokens": np.zeros((1, 2), np.int32)}),
+        space=SimpleNamespace(encode=lambda frozen, batch: batch["image"][..., :1]),
+    )
+
+    def shape_of(self, size):
+        return (4, 4, 1)
+
+    def schedule_of(self, params):
+        return self.schedule
+
+    def shift(self, params, frozen, context):
+        return None
+
+    def encode(self, params, frozen, fields):
+        return SimpleContext(jnp.zeros((1, 2, 3)))
+
+    def denoise(self, params, x, t, context, edit):
+        share = jnp.broadcast_to(t / 50, x.shape[:1])[:, None, None, None]
+        weights = jnp.broadcast_to(jnp.concatenate([1 - share, share], -1), (len(x), 2, 16, 2))
+        edit(weights, Site("layer", "cross", 4, 4))
+        return 0.5 * x
+
+
+@struct.dataclass
+class SimpleContext:
+    tokens: jax.Array
+
+
+def test_a_clips_maps_are_those_of_its_inversion():
+    config = ConfigDict(
+        dict(
+            sample=t2i.get_config("tiny").sample.to_dict() | dict(num_steps=5, threshold="none"),
+            data=dict(num_frames=3, overlap=1),
+            edit=dict(alignment="none", self_replace_steps=0.0, self_blend=False, latent_blend=(), mask="clip")
+            | dict(mask_resolution=4, max_tokens=64),
+        )
+    )
+    clip = Clip(np.zeros((5, 4, 4, 3), np.uint8), caption="a frog", masks=np.ones((5, 4, 4), bool))
+    maps = heatmaps.of_clip(Clips(), {}, {"space": None}, clip, config, adapter=True)
+    times = np.array([10, 20, 30, 40, 50])  # every step of the way up sees the time that it goes to
+    assert maps.shape == (5, 4, 4, 2)
+    np.testing.assert_allclose(maps[..., 1], (times / 50).mean(), atol=1e-5)
+    np.testing.assert_allclose(maps.sum(axis=-1), 1.0, atol=1e-5)
