@@ -74,7 +74,7 @@ def test_the_app_in_a_browser(browser, tmp_path):  # noqa: F811
         browser.find_element("css selector", "#prompt textarea").send_keys("a frog on a purple background")
         browser.find_element("id", "draw").click()
         shown = lambda: browser.find_elements("css selector", "#pictures .grid-wrap img, #pictures button img")
-        until(lambda: len(shown()) >= 2 and browser.find_elements("css selector", "#heat img"), 300)
+        until(lambda: len(shown()) >= 2 and browser.find_elements("css selector", "#heat img"), 600)
         assert all(image.get_property("naturalWidth") >= 64 for image in shown())
         browser.save_screenshot(str(tmp_path / "app.png"))
         next(b for b in browser.find_elements("tag name", "button") if b.text == "Edit a clip").click()
