@@ -20,6 +20,8 @@ at 200 TFLOP/s (what one current GPU may sustain in bfloat16; not measured):
 
     preset    parameters   TFLOP per step   steps        device hours
     digits        0.36 M           0.011        2,000    two CPU cores, minutes
+    fashion_short 0.30 M           0.070          300    two CPU cores, minutes
+    fashion       2.9 M            2.3        100,000    0.3
     emoji16       2.4 M            0.56        20,000    below 0.1
     ddpm         39 M              9.3        200,000    2.6
     vdm          11 M             12          200,000    3.3

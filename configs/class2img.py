@@ -38,7 +38,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
     config.condition.embedding = "resnet"
     config.data.preset = "demo_objects"
     config.eval.after_training = True
-    config.train.num_steps = 450
+    config.train.num_steps = 700
     presets = {"tiny": tiny, "folder": folder, "fashion": fashion, "imagenet": imagenet}
     return apply_preset(config, preset, presets)
 

@@ -34,7 +34,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
     config.condition.kind = "layout"
     config.data.preset = "demo_pairs"
     config.eval.after_training = True
-    config.train.num_steps = 550
+    config.train.num_steps = 700
     return apply_preset(config, preset, {"tiny": tiny, "coco": coco})
 
 
