@@ -106,6 +106,7 @@ def plot_curves(stored: dict[str, Any], path: Path) -> None:
                 low, high = ([f(v) for v in line.values()] for f in (np.min, np.max))
                 ax.fill_between(list(line), low, high, color=facts.colour, alpha=0.2, linewidth=0)
         ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter("{x:g}")
         ax.set_title(title, fontsize=9)
         ax.set_xlabel("T", fontsize=8)
     for (sampler, label), style in zip(USER.items(), ("--", ":"), strict=True):
@@ -114,8 +115,9 @@ def plot_curves(stored: dict[str, Any], path: Path) -> None:
             steps = sorted({int(k.split()[1]) for k in next(iter(many.values()))["energy"]})
             means = [np.mean([1000 * run["energy"][f"{sampler} {n}"] for run in many.values()]) for n in steps]
             axes[0, 2].plot(steps, means, style, color="black", label=label)
-    axes[0, 0].set_yscale("log")
-    axes[0, 2].set_yscale("log")
+    axes[0, 0].set_ylim(bottom=0)
+    axes[0, 2].set_yscale("symlog", linthresh=1)  # held-out points are at 0, give or take
+    axes[0, 2].yaxis.set_major_formatter("{x:g}")
     axes[0, 1].axhline(0, color="#9aa5b1", linewidth=0.8)
     handles = {line.get_label(): line for ax in axes[0] for line in ax.lines if not line.get_label().startswith("_")}
     fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=7.5, frameon=False)
