@@ -12,6 +12,8 @@ from contextdiff_jax.attention import attention, attention_weights
 from contextdiff_jax.types import Array
 
 zeros = nn.initializers.zeros_init()
+# For embeddings: tokens of unit size from the first step, as a text encoder's are; flax's own are 1 / sqrt(width)
+unit_normal = nn.initializers.normal(1.0)
 
 
 class GroupNorm(nn.Module):

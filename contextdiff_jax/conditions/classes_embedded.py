@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from contextdiff_jax.conditions.classes import ClassCondition
-from contextdiff_jax.layers import ResBlock
+from contextdiff_jax.layers import ResBlock, unit_normal
 from contextdiff_jax.types import Array, Batch, Context, Params
 
 
@@ -28,7 +28,7 @@ class ClassNet(nn.Module):
     @nn.compact
     def __call__(self, label: Array) -> Array:
         """label int32 [B] -> tokens [B, side^2, width]."""
-        h = nn.Embed(self.num_labels, self.width, name="label")(label)
+        h = nn.Embed(self.num_labels, self.width, embedding_init=unit_normal, name="label")(label)
         h = nn.Dense(self.side**2 * self.width, name="spread")(h).reshape(-1, self.side, self.side, self.width)
         for i in range(self.depth):
             h = ResBlock(self.width, 0.0, jnp.float32, name=f"block_{i}")(h)

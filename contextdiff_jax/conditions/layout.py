@@ -13,7 +13,7 @@ import numpy as np
 
 from contextdiff_jax.conditions.base import Record
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.layers import ResBlock
+from contextdiff_jax.layers import ResBlock, unit_normal
 from contextdiff_jax.types import Array, Batch, Context, Params
 
 PADDING = -1  # as the label of a place that holds no object
@@ -68,7 +68,8 @@ class LayoutNet(nn.Module):
             tokens [B, L, width] and their mask [B, L], a pooled feature [B, width], the map [B, H, W, map_channels].
         """
         real = labels != PADDING
-        known = jnp.where(real[..., None], nn.Embed(self.num_classes, self.width, name="label")(labels), 0.0)
+        embed = nn.Embed(self.num_classes, self.width, embedding_init=unit_normal, name="label")
+        known = jnp.where(real[..., None], embed(labels), 0.0)
         cover = jnp.where(real[..., None, None], rasterise(boxes, *self.size), 0.0)
         # Where boxes overlap, the mean of their classes: the map stays in scale however many objects there are.
         total = jnp.einsum("bnhw,bnd->bhwd", cover, known)

@@ -104,6 +104,7 @@ def test_classes_are_four_tokens_and_no_class_is_another():
     params = jax.jit(c.init)(jax.random.key(0))
     context = c.encode(params, c.read(["star", "0"]))
     assert context.tokens.shape == (2, 4, 16) and context.mask.all()
+    assert 0.5 < jnp.std(context.tokens[0] - context.tokens[1]) / np.sqrt(2.0) < 2.0  # as large as a text encoder's
     null, empty = c.null(params, context), c.encode(params, c.empty(2))
     np.testing.assert_array_equal(null.tokens, empty.tokens)
     assert min(jnp.abs(a - b).max() for a, b in [(context.tokens[0], context.tokens[1]), (null.tokens, context.tokens)])
