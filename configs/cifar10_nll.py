@@ -92,17 +92,17 @@ def fast(config: ConfigDict) -> None:
     config.train.preview_every = 200
 
 
-def few_steps(config: ConfigDict, T: int) -> None:
+def few_steps(config: ConfigDict, T: int, rate: float = 20.0) -> None:
     """A process of T steps that is learned, from a straight line in log SNR with both ends free.
 
-    It learns faster than the networks by so much that it is finished when they are; see docs/study.md.
+    It learns `rate` times faster than the networks, so that it is finished when they are; see docs/study.md.
     """
     config.process.num_timesteps = T
     config.process.schedule = "learned"
     config.process.init = "log_snr"
     config.process.variance = "learned"
     config.loss.num_times = min(max(T - 1, 1), 3)
-    config.optim.lr_multipliers = (("process/", 20.0),)
+    config.optim.lr_multipliers = (("process/", rate),)
     config.sample.sampler = "ddpm"
     config.sample.spacing = "trailing"
     config.sample.num_steps = T

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs import cifar10_nll
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.training.state import stream
 from contextdiff_jax.types import Batch, Params
@@ -63,24 +64,14 @@ ARMS = {
     ),
     "scale": Arm("r free, scale", {"adapter.enabled": True, "adapter.bound": 0.0, "adapter.scale": 0.9}, "#2e9e5b"),
 }
-PROCESS = {
-    "loss.objective": "nelbo",
-    "process.schedule": "learned",
-    "process.init": "log_snr",
-    "process.variance": "learned",
-    "sample.sampler": "ddpm",
-    "sample.spacing": "trailing",
-    "sample.last_noise": True,
-}
 SIZE = toy.Size(num_steps=3000, batch_size=256, num_test=4096, num_samples=2000)
 
 
 def config_of(T: int, arm: Arm, size: toy.Size, rate: float = 20.0) -> ConfigDict:
     """The mixture's config at T steps; the process learns at `rate` times the learning rate."""
     config = toy.config_of(size)
-    changes = PROCESS | arm.overrides | {"process.num_timesteps": T, "optim.lr_multipliers": (("process/", rate),)}
-    changes["loss.num_times"] = 1
-    changes |= {"sample.num_steps": T, "process.variance_per_channel": True}
+    cifar10_nll.few_steps(config, T, rate)
+    changes = arm.overrides | {"loss.num_times": 1, "sample.last_noise": True, "process.variance_per_channel": True}
     changes |= {"optim.lr": 2e-3, "optim.b2": 0.999, "optim.warmup_steps": 0, "optim.weight_decay": 0.0}
     if T == MANY:  # what a user has: the cosine schedule, fixed
         changes |= {"process.schedule": "cosine", "process.variance": "beta", "process.variance_per_channel": False}

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs import cifar10_nll
 from contextdiff_jax import sampling
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.training.state import stream
 from docs.study import images, measure
-from docs.study.steps import PROCESS, Arm, process_of
+from docs.study.steps import Arm, process_of
 
 SIZES = {
     "digits": replace(images.SIZES["digits"], num_samples=200),
@@ -22,11 +23,10 @@ REPEATS = 4  # of the full bound
 
 
 def config_of(name: str, T: int, arm: Arm) -> ConfigDict:
-    """The preset at the study's size and T steps; few steps of training, so the process learns twenty times as fast."""
+    """The preset at the study's size and T steps of a learned process."""
     config = images.config_of(name, SIZES[name])
-    changes = PROCESS | arm.overrides | {"process.num_timesteps": T, "loss.num_times": min(max(T - 1, 1), 3)}
-    changes |= {"sample.num_steps": T, "sample.last_noise": False, "optim.lr_multipliers": (("process/", 20.0),)}
-    config.update_from_flattened_dict(changes)
+    cifar10_nll.few_steps(config, T)
+    config.update_from_flattened_dict(arm.overrides)
     return config
 
 
