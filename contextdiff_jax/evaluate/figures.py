@@ -54,15 +54,13 @@ def guidance(weights: Sequence[float], arms: Mapping[str, Mapping[str, Any]], pa
 
     Args:
         weights: of guidance, [W].
-        arms: {arm: {"frechet", "aligned": [S, W]}}.
+        arms: {arm: {"frechet", "aligned" (the share that a judge recognises), "clip" (CLIPScore): [S, W]}}.
         path: of the PNG.
     """
-    panels = {
-        "Frechet distance (lower is better)": {arm: (weights, v["frechet"]) for arm, v in arms.items()},
-        "recognised": {arm: (weights, v["aligned"]) for arm, v in arms.items()},
-        "distance against recognition": {arm: (np.mean(v["aligned"], axis=0), v["frechet"]) for arm, v in arms.items()},
-    }
-    labels = ("guidance weight", "guidance weight", "recognised")
+    by_weight = {"Frechet distance (lower is better)": "frechet", "recognised": "aligned", "CLIPScore": "clip"}
+    panels = {title: {arm: (weights, v[name]) for arm, v in arms.items()} for title, name in by_weight.items()}
+    panels["distance against CLIPScore"] = {a: (np.mean(v["clip"], axis=0), v["frechet"]) for a, v in arms.items()}
+    labels = (*["guidance weight"] * len(by_weight), "CLIPScore")
     lines(panels, dict(zip(panels, labels, strict=True)), path)
 
 
@@ -103,14 +101,16 @@ def cost_table(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[st
     """Table 5 as Markdown.
 
     Args:
-        rows: {recipe: {arm: {"trained", "frozen": parameters, "seconds": an image, "gigabytes": peak}}}.
+        rows: {recipe: {arm: {"trained", "frozen": parameters, "seconds", "processor": an image, by the clock and of all
+            cores together, "gigabytes": peak}}}.
     """
     found = [
-        "| recipe | arm | trained, M | frozen, M | s / image | peak memory, GB |",
-        "|-|-|-|-|-|-|",
+        "| recipe | arm | trained, M | frozen, M | s / image | processor s / image | peak memory, GB |",
+        "|-|-|-|-|-|-|-|",
     ]
     for recipe, arms in rows.items():
         for arm, row in arms.items():
             counts = " | ".join(f"{row[name] / 1e6:.2f}" for name in ("trained", "frozen"))
-            found.append(f"| {recipe} | {arm} | {counts} | {row['seconds']:.3g} | {row['gigabytes']:.3g} |")
+            measured = " | ".join(f"{row[name]:.3g}" for name in ("seconds", "processor", "gigabytes"))
+            found.append(f"| {recipe} | {arm} | {counts} | {measured} |")
     return found

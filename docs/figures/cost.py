@@ -2,11 +2,13 @@
 
     python -m docs.figures.cost [--pictures=4] [--quick]
 
-Every recipe that runs here, with random weights: what is measured does not depend on them. Memory is the compiler's:
-arguments (parameters among them) and temporaries of the sampler of one batch.
+Every recipe that runs here, with random weights: what is measured does not depend on them. Processor time is
+that of all cores together, which a busy machine changes least. Memory is the compiler's: arguments (parameters among
+them) and temporaries of the sampler of one batch.
 """
 
 import argparse
+import dataclasses
 import time
 from typing import Any
 
@@ -21,11 +23,13 @@ from contextdiff_jax.evaluate import figures
 from docs.figures.store import keep, say
 
 ROUNDS = 3
+ARMS = {"with adapter": True, "without adapter": False}
 RECIPES = {
     "t2i (demo, 32 x 32)": lambda: t2i.get_config(),
     "class2img (32 x 32)": lambda: class2img.get_config(),
     "layout2img": lambda: layout2img.get_config(),
     "cifar10_nll:digits (8 x 8)": lambda: cifar10_nll.get_config("digits"),
+    "cifar10_nll:fast (8 x 8)": lambda: cifar10_nll.get_config("fast"),
 }
 TINY = {
     "t2i:tiny": lambda: t2i.get_config("tiny"),
@@ -39,39 +43,67 @@ def size(tree: Any) -> int:
     return int(sum(np.prod(np.shape(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
-def measured(pipeline: Pipeline, count: int, adapter: bool) -> dict[str, float]:
-    """One arm of one model: {"trained", "frozen", "seconds", "gigabytes"}."""
-    task, section = pipeline.task, ConfigDict(pipeline.config.sample.to_dict())
-    section.adapter = adapter
-    plan, numbers = sampling.Plan.of(task, section), sampling.Numbers.of(section)
-    fields, keys = task.parts.condition.empty(count), jax.random.split(jax.random.key(0), count)
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """The compiled sampler of one batch.
 
-    @jax.jit
-    def draw(params, frozen, fields, keys):
-        context = task.encode(params, frozen, fields)
-        return sampling.sample(task, params, frozen, context, keys, numbers, plan=plan)
+    Attributes:
+        draw: the program.
+        args: what it takes.
+    """
 
-    params = pipeline.params if adapter else trees.select(pipeline.params, lambda name: not name.startswith("adapter/"))
-    frozen = pipeline.frozen
-    compiled = draw.lower(params, frozen, fields, keys).compile()
-    memory, seconds = compiled.memory_analysis(), []
+    draw: jax.stages.Compiled
+    args: tuple
+
+    @classmethod
+    def of(cls, pipeline: Pipeline, count: int, adapter: bool) -> "Arm":
+        """Compiles it, of `count` pictures."""
+        task, section = pipeline.task, ConfigDict(pipeline.config.sample.to_dict())
+        section.adapter = adapter
+        plan, numbers = sampling.Plan.of(task, section), sampling.Numbers.of(section)
+        fields, keys = task.parts.condition.empty(count), jax.random.split(jax.random.key(0), count)
+
+        @jax.jit
+        def draw(params, frozen, fields, keys):
+            context = task.encode(params, frozen, fields)
+            return sampling.sample(task, params, frozen, context, keys, numbers, plan=plan)
+
+        part = trees.select(pipeline.params, lambda name: adapter or not name.startswith("adapter/"))
+        args = (part, pipeline.frozen, fields, keys)
+        return cls(draw.lower(*args).compile(), args)
+
+    def timed(self) -> tuple[float, float]:
+        """(seconds, seconds of all processors together) of one batch."""
+        start, spent = time.perf_counter(), time.process_time()
+        jax.block_until_ready(self.draw(*self.args))
+        return time.perf_counter() - start, time.process_time() - spent
+
+
+def measured(pipeline: Pipeline, count: int) -> dict[str, dict[str, float]]:
+    """Both arms of one model, timed in turn: {arm: {"trained", "frozen", "seconds", "processor", "gigabytes"}}."""
+    arms = {name: Arm.of(pipeline, count, on) for name, on in ARMS.items()}
+    times = {name: [] for name in arms}
     for _ in range(ROUNDS + 1):
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(params, frozen, fields, keys))
-        seconds.append((time.perf_counter() - start) / count)
-    return dict(
-        trained=size(params),
-        frozen=size(frozen),
-        seconds=float(np.median(seconds[1:])),
-        gigabytes=(memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e9,
-    )
+        for name, arm in arms.items():
+            times[name].append(arm.timed())
+    rows = {}
+    for name, arm in arms.items():
+        memory = arm.draw.memory_analysis()
+        seconds, processor = np.median(times[name][1:], axis=0) / count
+        rows[name] = dict(
+            trained=size(arm.args[0]),
+            frozen=size(arm.args[1]),
+            seconds=float(seconds),
+            processor=float(processor),
+            gigabytes=(memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e9,
+        )
+    return rows
 
 
 def of_recipe(config: ConfigDict, count: int) -> dict[str, dict[str, float]]:
     """Both arms of a recipe."""
     task = task_lib.build(config)
-    pipeline = Pipeline(task, task.init(jax.random.key(0)), 0)
-    return {arm: measured(pipeline, count, arm == "with adapter") for arm in ("with adapter", "without adapter")}
+    return measured(Pipeline(task, task.init(jax.random.key(0)), 0), count)
 
 
 def main() -> None:
@@ -86,9 +118,7 @@ def main() -> None:
         rows[name] = of_recipe(make(), args.pictures)
     if not args.quick:
         say("cost: builtin:demo")
-        pipeline = Pipeline.load("builtin:demo")
-        arms = {"with adapter": True, "without adapter": False}
-        rows["builtin:demo (64 x 64)"] = {arm: measured(pipeline, args.pictures, on) for arm, on in arms.items()}
+        rows["builtin:demo (64 x 64)"] = measured(Pipeline.load("builtin:demo"), args.pictures)
     keep("cost", args.quick, dict(pictures=args.pictures, rows=rows))
     print("\n".join(figures.cost_table(rows)))
 

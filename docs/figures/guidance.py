@@ -1,8 +1,10 @@
-"""Guidance against distance and recognition (Fig. 10), with the adapter on and off, from the same noise.
+"""Guidance against distance, recognition and CLIPScore (Fig. 10), with the adapter on and off, from the same noise.
 
     python -m docs.figures.guidance [--model=builtin:demo] [--seeds=3] [--pictures=36] [--steps=10] [--quick]
 
-The six weights are the paper's. A seed is that of the pictures' noise: the model is one.
+The six weights are the paper's. A seed is that of the pictures' noise: the model is one. CLIPScore is the embedded
+CLIP's, through which the shipped model reads its texts and its adapter sees; the judge, in whose features the distance
+is taken, is none of the model's own.
 """
 
 import argparse
@@ -13,27 +15,31 @@ import numpy as np
 from contextdiff_jax import Pipeline, data
 from contextdiff_jax.evaluate import figures
 from contextdiff_jax.evaluate.conditions import judge_of, spread
-from contextdiff_jax.evaluate.fidelity import renders
+from contextdiff_jax.evaluate.feature_spaces import open_space
+from contextdiff_jax.evaluate.fidelity import REFERENCE, renders
 from contextdiff_jax.evaluate.groups import Clock, settings_of
-from contextdiff_jax.evaluate.metrics import frechet
+from contextdiff_jax.evaluate.metrics import clip_score, frechet
 from docs.figures.store import keep, say, shown
 
 WEIGHTS = (1.5, 3.0, 4.5, 6.0, 7.5, 9.0)
+COLUMNS = {"aligned": "recognised", "frechet": "Frechet", "clip": "CLIPScore"}
 
 
 def sweep(pipeline: Pipeline, weights: tuple[float, ...], seeds: int, count: int, steps: int) -> dict[str, Any]:
     """Every weight with every seed under each setting of the adapter; compiles once for each setting.
 
     Returns:
-        {arm: {"frechet", "aligned": [S, W]}}.
+        {arm: {"frechet", "aligned", "clip": [S, W]}}.
     """
     judge, words = judge_of(pipeline.config), data.vocabulary(pipeline.config.data.preset)
     asked = np.array(spread(words.seen + tuple(sorted(words.unseen)), count))
     captions = [words.caption(int(o), int(b)) for o, b in asked]
     sources = [data.source(pipeline.config.data, split) for split in ("test", "unseen")]
-    reference, found = judge.features(renders(sources, 1000)), {}
+    reference, found = judge.features(renders(sources, REFERENCE)), {}
+    clip = open_space("clip:builtin:clip_mini")
+    texts = clip.embed_texts(captions)
     for arm, setting in settings_of(pipeline).items():
-        rows = {"frechet": np.zeros((seeds, len(weights))), "aligned": np.zeros((seeds, len(weights)))}
+        rows = {name: np.zeros((seeds, len(weights))) for name in ("frechet", "aligned", "clip")}
         for s in range(seeds):
             for w, weight in enumerate(weights):
                 drawn = pipeline.stream(captions, key=s, guidance=weight, steps=steps, **setting)
@@ -41,8 +47,9 @@ def sweep(pipeline: Pipeline, weights: tuple[float, ...], seeds: int, count: int
                 objects, backgrounds = judge.predict(images)
                 rows["frechet"][s, w] = frechet(judge.features(images), reference)
                 rows["aligned"][s, w] = np.mean((objects == asked[:, 0]) & (backgrounds == asked[:, 1]))
-                distance, aligned = rows["frechet"][s, w], rows["aligned"][s, w]
-                say(f"guidance: {arm}, seed {s}, weight {weight:g}: {distance:.3g}, {aligned:.3f}")
+                rows["clip"][s, w] = clip_score(clip.pooled(images), texts)
+                said = ", ".join(f"{name} {values[s, w]:.3g}" for name, values in rows.items())
+                say(f"guidance: {arm}, seed {s}, weight {weight:g}: {said}")
         found[arm or "samples"] = rows
     return found
 
@@ -66,14 +73,14 @@ def main() -> None:
 
 def table(weights: tuple[float, ...], arms: dict[str, Any]) -> None:
     """A Markdown table of both arms and of their difference."""
-    print("| weight | " + " | ".join(f"{name}, {arm}" for name in ("recognised", "Frechet") for arm in arms) + " |")
-    print("|-|" + "-|" * (2 * len(arms)))
+    print("| weight | " + " | ".join(f"{name}, {arm}" for name in COLUMNS.values() for arm in arms) + " |")
+    print("|-|" + "-|" * (len(COLUMNS) * len(arms)))
     for w, weight in enumerate(weights):
-        cells = [figures.spread(np.asarray(v[name])[:, w]) for name in ("aligned", "frechet") for v in arms.values()]
+        cells = [figures.spread(np.asarray(v[name])[:, w]) for name in COLUMNS for v in arms.values()]
         print(f"| {weight:g} | " + " | ".join(cells) + " |")
     if len(arms) == 2:
         on, off = arms.values()
-        for name in ("aligned", "frechet"):
+        for name in COLUMNS:
             gain, error = figures.differences(off[name], on[name])
             print(name, "on minus off:", ", ".join(f"{d:+.3g} +- {e:.2g}" for d, e in zip(gain, error, strict=True)))
 

@@ -18,12 +18,13 @@ def test_differences_are_those_of_the_seeds():
 
 
 def test_figures_are_drawn_with_bands_over_seeds(tmp_path):
-    arms = {arm: dict(frechet=np.random.rand(3, 6), aligned=np.random.rand(3, 6)) for arm in ("on", "off")}
+    measured = lambda: {name: np.random.rand(3, 6) for name in ("frechet", "aligned", "clip")}
+    arms = {arm: measured() for arm in ("on", "off")}
     figures.guidance(range(6), arms, tmp_path / "guidance.png")
     rows = {arm: {"bits per dimension": np.random.rand(3, 4), "recognised": np.random.rand(3, 4)} for arm in arms}
     seconds = {arm: np.cumsum(np.ones((3, 4)), axis=1) for arm in arms}
     figures.convergence([1, 2, 3, 4], seconds, rows, tmp_path / "convergence.png")
-    for name, panels in (("guidance", 3), ("convergence", 3)):
+    for name, panels in (("guidance", 4), ("convergence", 3)):
         with Image.open(tmp_path / f"{name}.png") as image:
             pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
         assert image.width > 300 * panels
@@ -35,7 +36,7 @@ def test_figures_are_drawn_with_bands_over_seeds(tmp_path):
 
 
 def test_the_cost_table_is_markdown():
-    row = dict(trained=8_100_000, frozen=2_000_000, seconds=0.1234, gigabytes=0.5)
+    row = dict(trained=8_100_000, frozen=2_000_000, seconds=0.1234, processor=0.2, gigabytes=0.5)
     lines = figures.cost_table({"demo": {"with adapter": row}})
-    assert lines[-1] == "| demo | with adapter | 8.10 | 2.00 | 0.123 | 0.5 |"
+    assert lines[-1] == "| demo | with adapter | 8.10 | 2.00 | 0.123 | 0.2 | 0.5 |"
     assert len({line.count("|") for line in lines}) == 1
