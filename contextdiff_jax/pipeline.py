@@ -197,6 +197,7 @@ class Pipeline:
         image: Picture | Sequence[Picture] | None = None,
         strength: float = 0.8,
         on_step: OnStep | None = None,
+        first: int = 0,
         **overrides: Any,
     ) -> Iterator[Drawn]:
         """Batches of pictures, one picture per prompt, as they are drawn; with several processes each calls it alike.
@@ -217,6 +218,7 @@ class Pipeline:
             strength: how far it is noised first, by the contextual forward process: the share of the steps taken.
             on_step: called after every prediction with (step, steps, x0_hat), step from 1, x0_hat [B, ...] being the
                 present estimate in the model's space (see `decode`), rows that fill the batch up included. One process.
+            first: pictures before this one are left out; the others are what they would be.
             **overrides: any other key of the config's `sample` section, e.g. adapter=False, eta=1.0, batch_size=16.
 
         Raises:
@@ -233,7 +235,7 @@ class Pipeline:
         self.task.parts.condition.read(prompts)  # says what is wrong with any of them before the first is drawn
         if on_step is not None and jax.process_count() > 1:
             raise UserError("on_step works in one process; with several, follow the batches of `stream`")
-        return self._batches(prompts, negatives, starts, root_key(key), plan, section, on_step)
+        return self._batches(prompts, negatives, starts, root_key(key), plan, section, on_step, first)
 
     def _asked(self, prompts: Prompts, layouts: Sequence[Layout] | None = None) -> list[Any]:
         """What is asked for, one entry per picture."""
@@ -251,10 +253,11 @@ class Pipeline:
         plan: sampling.Plan,
         section: ConfigDict,
         on_step: OnStep | None,
+        first: int,
     ) -> Iterator[Drawn]:
         run, numbers = self._program(plan, on_step is not None), sampling.Numbers.of(section)
         size, key_data = self._batch_size(section.batch_size, len(prompts)), np.asarray(jax.random.key_data(key))
-        for start in range(0, len(prompts), size):
+        for start in range(first, len(prompts), size):
             rows = np.minimum(np.arange(start, start + size), len(prompts) - 1)
             context = self._contexts.of([prompts[i] for i in rows])
             null = None if negatives is None else self._contexts.of([negatives[i] for i in rows])

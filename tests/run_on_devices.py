@@ -1,4 +1,4 @@
-"""Samples, measures the bound and exports a tiny model on as many devices as XLA_FLAGS makes; says what lay where."""
+"""Samples, evaluates and exports a tiny model on as many devices as XLA_FLAGS makes; says what lay where."""
 
 import sys
 from pathlib import Path
@@ -17,19 +17,34 @@ from contextdiff_jax import task as task_lib  # noqa: E402
 from contextdiff_jax.evaluate import suite  # noqa: E402
 
 
+def figures_of(found: dict) -> dict[str, np.ndarray]:
+    """Of an evaluation with the adapter on: the terms of the bound, distances and the share that is recognised."""
+    bound, setting = found["bits_per_dim"]["adapter on"], "adapter on"
+    space = found["spaces"]["clip clip_mini"][setting]["figures"]
+    distances = [found["judge_features"][setting]["frechet"], space["kernel_distance"]["kid"], space["cmmd"]["cmmd"]]
+    recognised = [row["both"] for name, row in found["alignment"].items() if name.endswith(setting)]
+    return {
+        "bound": np.array([bound["diffusion"], bound["reconstruction"]]),
+        "distances": np.array([*distances, space["clip_score"]["clip_score"]]),
+        "recognised": np.array(recognised),
+    }
+
+
 def main(out: Path) -> None:
     """Writes arrays.npz and an export into `out`."""
     config = t2i.get_config("tiny")
     config.mesh.fsdp = 2
     config.sample.update(num_steps=2, sampler="ddpm")
+    config.eval.update(num_samples=12, bpd_always=True)
+    config.eval.features = ("clip:builtin:clip_mini",)
     task = task_lib.build(config)
     pipe = cdx.Pipeline(task, shaken(task.init(jax.random.key(0))), 0)
     drawn = list(pipe.stream([*PROMPTS, *PROMPTS], key=5))
-    bound = suite._bits_per_dim(pipe, 0)[0]["adapter on"]
+    found = suite.evaluate_run(pipe, out / "evaluated")
     export.write(task, pipe.params, 0, out / "export")
     again = cdx.Pipeline.load(out / "export").sample_arrays(PROMPTS, key=5)
     pictures = np.concatenate([d.whole() for d in drawn])
-    np.savez(out / "arrays.npz", pictures=pictures, again=again, bound=[bound["diffusion"], bound["reconstruction"]])
+    np.savez(out / "arrays.npz", pictures=pictures, again=again, **figures_of(found))
     used = {len(d.images.sharding.device_set) for d in drawn}
     split = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(pipe.params))
     print(f"devices {used}, rows on each {drawn[0].images.addressable_shards[0].data.shape[0]}, split {split > 0}")

@@ -30,6 +30,8 @@ def test_eight_devices_give_the_pictures_of_one(tmp_path):
     assert run(tmp_path / "8", 8) == "devices {8}, rows on each 1, split True"
     assert run(tmp_path / "1", 1) == "devices {1}, rows on each 8, split False"
     eight, one = (np.load(tmp_path / n / "arrays.npz") for n in ("8", "1"))
-    for name in ("pictures", "again", "bound"):
-        np.testing.assert_allclose(eight[name], one[name], rtol=1e-4, atol=2e-3)
+    for name in ("pictures", "again", "bound", "distances"):
+        np.testing.assert_allclose(eight[name], one[name], rtol=1e-4, atol=2e-3, err_msg=name)
+    assert len(one["recognised"]) == 2
+    np.testing.assert_array_equal(eight["recognised"], one["recognised"])
     np.testing.assert_allclose(one["pictures"][:3], one["again"], atol=2e-3)

@@ -4,7 +4,9 @@ Pictures go to the metrics batch by batch and only a few are kept, so that memor
 """
 
 import dataclasses
+import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 
 from contextdiff_jax.evaluate.metrics.base import Metric
 from contextdiff_jax.evaluate.metrics.marks import Judged, Marks
+from contextdiff_jax.evaluate.unfinished import Journal
 from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.pipeline import Pipeline
 from contextdiff_jax.progress import Progress
@@ -130,10 +133,69 @@ class Clock:
         return count / seconds
 
 
+class Course:
+    """How far a group has come under one setting.
+
+    Args:
+        group: what is drawn.
+        judging: how.
+
+    Attributes:
+        done: pictures so far.
+        marks: None without a judge.
+    """
+
+    def __init__(self, group: Group, judging: Judging):
+        count = len(group.records)
+        self.group, self._judging, self.done = group, judging, 0
+        self._places = np.unique(np.linspace(0, count - 1, min(SHOWN, count)).astype(int))
+        self._kept: list[np.ndarray] = []
+        self.marks = Marks(judging.judge, judging.measures) if judging.judge else None
+
+    def update(self, images: np.ndarray, metrics: Sequence[Metric], before: int) -> None:
+        """Takes in the next batch; `before` pictures of the stream are of other groups."""
+        records, last = self.group.records[self.done : self.done + len(images)], self.done + len(images)
+        for metric in metrics:
+            metric.update(images, [r | {"index": before + r["index"]} for r in records])
+        if self.marks is not None:
+            self.marks.update(images, records)
+        shown = self._places[(self._places >= self.done) & (self._places < last)]
+        self._kept.append(to_uint8(images[shown - self.done]))
+        self.done = last
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Arrays that `load` takes."""
+        found = {"done": np.array(self.done)}
+        if self.done:
+            found["kept"] = np.concatenate(self._kept)
+        return found | (self.marks.kept.state() if self.marks is not None else {})
+
+    def load(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes the place of what was seen so far."""
+        self.done = int(state["done"])
+        self._kept = [state["kept"]] if self.done else []
+        if self.marks is not None:
+            self.marks.kept.load(state)
+
+    def seen(self, setting: str) -> tuple[Seen, dict[str, Any] | None]:
+        """What is left of the finished group, and its row of figures; None without a judge."""
+        group, judging, marks, places = self.group, self._judging, self.marks, self._places.tolist()
+        shown, captions = judging.shown(np.concatenate(self._kept), places), [group.captions[i] for i in places]
+        seen = Seen(group.name, setting, captions, places, shown, marks.values() if marks else {})
+        row = marks.result() | ({"n": judging.counts(group)} if judging.counts else {}) if marks else None
+        return seen, row
+
+
 def draw(
-    pipeline: Pipeline, judging: Judging, setting: str, options: dict, seed: int, metrics: Sequence[Metric]
+    pipeline: Pipeline,
+    judging: Judging,
+    setting: str,
+    options: dict,
+    seed: int,
+    metrics: Sequence[Metric],
+    journal: Journal,
 ) -> tuple[list[tuple[Seen, dict[str, Any] | None]], float]:
-    """Draws every group under one setting of the adapter.
+    """Draws every group under one setting of the adapter, from where the journal says that it was cut off.
 
     Args:
         pipeline: the model.
@@ -142,33 +204,23 @@ def draw(
         options: the setting, as the pipeline takes it.
         seed: of the noise; picture i of every group and setting starts from the same.
         metrics: take in all pictures of all groups.
+        journal: remembers how far it has come.
 
     Returns:
         What is left of each group with its row of figures, None without a judge; and pictures per second.
     """
-    found, clock, before = [], Clock(), 0
-    for group in judging.groups:
-        marks = Marks(judging.judge, judging.measures) if judging.judge else None
-        count = len(group.records)
-        kept, places = [], np.unique(np.linspace(0, count - 1, min(SHOWN, count)).astype(int))
-        with Progress(f"{group.name} {setting}".strip(), count, "img") as progress:
-            first = 0
-            for images in clock.timed(pipeline.stream(group.asked, key=seed, **options)):
-                records, last = group.records[first : first + len(images)], first + len(images)
-                for metric in metrics:
-                    metric.update(images, [r | {"index": before + r["index"]} for r in records])
-                if marks is not None:
-                    marks.update(images, records)
-                kept.append(to_uint8(images[places[(places >= first) & (places < last)] - first]))
-                first = last
+    courses, clock, before = [Course(group, judging) for group in judging.groups], Clock(), 0
+    for i, part in enumerate((*courses, *(metric.kept for metric in metrics))):
+        journal.follow(f"{setting}/{i}", part)
+    for course in courses:
+        group, count = course.group, len(course.group.records)
+        with Progress(f"{group.name} {setting}".strip(), count, "img", done=course.done) as progress:
+            for images in clock.timed(pipeline.stream(group.asked, key=seed, first=course.done, **options)):
+                course.update(images, metrics, before)
                 progress.update(len(images))
+                journal.tick()
         before += count
-        shown = judging.shown(np.concatenate(kept), places.tolist())
-        captions = [group.captions[i] for i in places]
-        seen = Seen(group.name, setting, captions, places.tolist(), shown, marks.values() if marks else {})
-        row = marks.result() | ({"n": judging.counts(group)} if judging.counts else {}) if marks else None
-        found.append((seen, row))
-    if clock.batches == 1:  # which compiled
-        for _ in clock.timed(pipeline.stream(judging.groups[0].asked, key=seed, **options)):
-            pass
-    return found, clock.per_second
+    while clock.batches < 2:  # the first compiles, and of a setting that was finished before there was none
+        again = pipeline.stream(judging.groups[0].asked, key=seed, **options)
+        deque(clock.timed(itertools.islice(again, 2 - clock.batches)), maxlen=0)
+    return [course.seen(setting) for course in courses], clock.per_second

@@ -1,6 +1,7 @@
 """The evaluation of a trained run: alignment, distances, bits per dimension and speed, into eval.json and reports."""
 
 import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 from contextdiff_jax import data
 from contextdiff_jax.data.base import ImageSource
 from contextdiff_jax.evaluate.alignment import MEASURES
-from contextdiff_jax.evaluate.bpd import bits_per_dim, join
+from contextdiff_jax.evaluate.bpd import BitsPerDim, bits_per_dim, join
 from contextdiff_jax.evaluate.class_judge import as_float
 from contextdiff_jax.evaluate.conditions import judge_of, judging_of
 from contextdiff_jax.evaluate.feature_spaces import FeatureSpace, open_space
@@ -23,6 +24,7 @@ from contextdiff_jax.evaluate.kept import write_kept
 from contextdiff_jax.evaluate.measure import Reference, metrics_of, observe_batches, results
 from contextdiff_jax.evaluate.metrics import Metric
 from contextdiff_jax.evaluate.report import write_report
+from contextdiff_jax.evaluate.unfinished import Batches, Journal
 from contextdiff_jax.files import write_json
 from contextdiff_jax.models.recogniser import Recogniser
 from contextdiff_jax.pipeline import Pipeline
@@ -32,12 +34,14 @@ from contextdiff_jax.training.sharding import gather
 from contextdiff_jax.types import Params
 
 KEPT = "eval"  # folder of pictures and marks, beside eval.json
+UNFINISHED = "unfinished.npz"  # in that folder, of an evaluation that is under way or was cut off
 
 
 def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]:
     """Evaluates the model and writes eval.json and report.png into `out`, and pictures and marks into its `eval`.
 
-    Every picture is drawn once; each metric takes in the stream, so that memory does not grow with their number.
+    Every picture is drawn once; each metric takes in the stream, so that memory does not grow with their number. An
+    evaluation that was cut off goes on where it was, and gives the same figures.
 
     Args:
         pipeline: the trained model; its config says how much to evaluate.
@@ -61,10 +65,12 @@ def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]
     measured = _Measured(config, judge, [open_space(spec) for spec in config.eval.features])
     if judging.asked_for:
         figures["asked_for"] = dict(judging.asked_for)
+    journal = _journal(pipeline, out, seed)
     seen: list[Seen] = []
     rows, figures["samples_per_second"] = {}, {}
     for setting, options in settings_of(pipeline).items():
-        found, speed = draw(pipeline, judging, setting, options, seed, measured.start(setting or "samples"))
+        metrics = measured.start(setting or "samples")
+        found, speed = draw(pipeline, judging, setting, options, seed, metrics, journal)
         figures["samples_per_second"][setting or "plain"] = speed
         seen += [kept for kept, _ in found]
         rows |= {kept.name: row for kept, row in found if row is not None}
@@ -73,13 +79,23 @@ def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]
     figures |= measured.figures()
     trained_for_likelihood, per_image = config.loss.objective in ("nelbo", "posterior"), {}
     if config.eval.bpd_images and config.space.kind == "pixels" and (trained_for_likelihood or config.eval.bpd_always):
-        figures["bits_per_dim"], per_image = _bits_per_dim(pipeline, seed)
+        figures["bits_per_dim"], per_image = _bits_per_dim(pipeline, seed, journal)
     if is_primary():
         _print(figures)
         keep(out / "eval.json", partial(write_json, figures))
         keep(out / KEPT, partial(write_kept, seen, per_image, pipeline.step, seed))
         keep(out / "report.png", partial(write_report, figures, _grids(seen)))
+    journal.end()
     return figures
+
+
+def _journal(pipeline: Pipeline, out: Path, seed: int) -> Journal:
+    """What an evaluation of the same model, settings and machine has left in `out`, if it was cut off."""
+    about = {"step": pipeline.step, "seed": seed, "hardware": hardware(), "config": pipeline.config.to_dict()}
+    journal = Journal(out / KEPT / UNFINISHED, json.dumps(about, sort_keys=True, default=str))
+    if journal.found and is_primary():
+        print(f"going on with the evaluation that was cut off: {out / KEPT / UNFINISHED}")
+    return journal
 
 
 def keep(path: Path, write: Callable[[Path], None]) -> None:
@@ -168,7 +184,7 @@ def _batches(sources: Sequence[ImageSource], count: int, size: int = 128):
         yield np.stack(images), [{"index": start + k} for k in range(len(images))]
 
 
-def _bits_per_dim(pipeline: Pipeline, seed: int) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
+def _bits_per_dim(pipeline: Pipeline, seed: int, journal: Journal) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
     """The full bound (Eq. 4) on held-out images, of the trained process and with the adapter switched off; rows, and
     the bits of each image."""
     task, config = pipeline.task, pipeline.config
@@ -202,13 +218,14 @@ def _bits_per_dim(pipeline: Pipeline, seed: int) -> tuple[dict[str, dict], dict[
     for label, with_adapter in {"adapter on": True, "adapter off": False}.items():
         if with_adapter and task.adapter is None:
             continue
-        run = jax.jit(partial(bound, with_adapter=with_adapter))
-        keys = jax.random.split(jax.random.key(seed), len(batches))
-        parts = [
-            jax.tree.map(gather, run(pipeline.params, pipeline.frozen, pipeline.put(batch), np.asarray(key)))
-            for batch, key in zip(batches, jax.random.key_data(keys), strict=True)
-        ]
-        joined = join(parts)
+        run, measured = jax.jit(partial(bound, with_adapter=with_adapter)), Batches()
+        keys = jax.random.key_data(jax.random.split(jax.random.key(seed), len(batches)))
+        journal.follow(f"bits per dimension/{label}", measured)
+        for batch, key in list(zip(batches, keys, strict=True))[len(measured.kept) :]:
+            bits = jax.tree.map(gather, run(pipeline.params, pipeline.frozen, pipeline.put(batch), np.asarray(key)))
+            measured.kept.append({name: np.asarray(v) for name, v in vars(bits).items() if v is not None})
+            journal.tick()
+        joined = join([BitsPerDim(**{"monte_carlo": None, **part}) for part in measured.kept])
         terms = ("mean", "stderr", "prior", "reconstruction", "diffusion")
         rows[label] = {name: float(getattr(joined, name)) for name in terms}
         rows[label] |= {"split": split, "images": len(joined.per_image)}

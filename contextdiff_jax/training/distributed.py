@@ -73,6 +73,16 @@ def agree(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(value))
 
 
+def broadcast_bytes(value: bytes) -> bytes:
+    """Process 0's bytes, on every process."""
+    if jax.process_count() == 1:
+        return value
+    padded = np.zeros(agree(len(value)), np.uint8)
+    if is_primary():
+        padded[:] = np.frombuffer(value, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes() if padded.size else b""
+
+
 def all_true(value: bool) -> bool:
     """Whether `value` holds on every process."""
     if jax.process_count() == 1:

@@ -1,0 +1,110 @@
+"""An evaluation that was cut off goes on where it was: what it has seen is written now and then."""
+
+import io
+import time
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from contextdiff_jax.files import atomic
+from contextdiff_jax.training.distributed import broadcast_bytes, is_primary
+
+EVERY = 60.0  # seconds between two writings
+IDENTITY = "identity"
+
+
+class Part(Protocol):
+    """What an evaluation remembers of a stream; accumulators of metrics are such."""
+
+    def state(self) -> dict[str, np.ndarray]: ...
+
+    def load(self, state: Mapping[str, np.ndarray]) -> None: ...
+
+
+class Journal:
+    """The states of an evaluation's parts in a file, which is read when the same evaluation starts again.
+
+    With several processes, which all see every picture, the first writes and reads for all.
+
+    Args:
+        path: of the file.
+        identity: what the figures follow from; a file of another evaluation is left unread, and written over.
+        every: seconds between two writings.
+    """
+
+    def __init__(self, path: Path, identity: str, every: float = EVERY):
+        self._path, self._identity, self._every = path, identity, every
+        self._parts: dict[str, Part] = {}
+        self._found = self._read()
+        self._written = time.monotonic()
+
+    @property
+    def found(self) -> bool:
+        """Whether there is something to go on from."""
+        return bool(self._found)
+
+    def _read(self) -> dict[str, dict[str, np.ndarray]]:
+        """{part: its state}; {} where there is none, or of another evaluation."""
+        raw = self._path.read_bytes() if is_primary() and self._path.is_file() else b""
+        found: dict[str, dict[str, np.ndarray]] = {}
+        if not (raw := broadcast_bytes(raw)):
+            return found
+        try:
+            with np.load(io.BytesIO(raw), allow_pickle=False) as file:
+                if str(file[IDENTITY]) != self._identity:
+                    return found
+                for name in set(file.files) - {IDENTITY}:
+                    part, _, key = name.rpartition("|")
+                    found.setdefault(part, {})[key] = file[name]
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile):  # damaged: all is measured anew
+            return {}
+        return found
+
+    def follow(self, name: str, part: Part) -> None:
+        """Remembers a part from now on; it takes on what the file holds of it."""
+        if state := self._found.pop(name, None):
+            part.load(state)
+        self._parts[name] = part
+
+    def tick(self) -> None:
+        """Between two batches: writes where it is time."""
+        if time.monotonic() - self._written < self._every:
+            return
+        if is_primary():
+            states = {f"{name}|{key}": v for name, part in self._parts.items() for key, v in part.state().items()}
+            # What was read and is not asked for yet stays.
+            ahead = {f"{name}|{key}": v for name, state in self._found.items() for key, v in state.items()}
+            with atomic(self._path) as temporary:
+                np.savez(temporary, **{IDENTITY: np.array(self._identity)}, **states, **ahead)
+        self._written = time.monotonic()
+
+    def end(self) -> None:
+        """The evaluation is finished."""
+        if is_primary():
+            self._path.unlink(missing_ok=True)
+
+
+class Batches:
+    """Arrays of the batches that were measured, kept in order.
+
+    Attributes:
+        kept: one {name: array} for each batch.
+    """
+
+    def __init__(self) -> None:
+        self.kept: list[dict[str, np.ndarray]] = []
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Arrays that `load` takes."""
+        return {f"{i}/{name}": value for i, batch in enumerate(self.kept) for name, value in batch.items()}
+
+    def load(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes the place of what was kept so far."""
+        count = 1 + max((int(key.partition("/")[0]) for key in state), default=-1)
+        self.kept = [{} for _ in range(count)]
+        for key, value in state.items():
+            place, _, name = key.partition("/")
+            self.kept[int(place)][name] = value
