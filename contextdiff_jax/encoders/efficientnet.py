@@ -7,7 +7,6 @@ is not needed.
 
 import dataclasses
 import importlib.util
-import os
 import re
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from contextdiff_jax.encoders.conv_bn import STATISTICS, ConvBN, relu6
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import atomic
+from contextdiff_jax.files import atomic, cache_folder
 from contextdiff_jax.formats import pretrained
 from contextdiff_jax.formats.tensor_files import write_file
 from contextdiff_jax.types import Array, Params
@@ -128,11 +127,6 @@ def tensor_name(path: str) -> str:
     block = re.fullmatch(r"block_(\d+)", parts[0])
     end = STATISTICS[last] if kind == "bn" else "weight"
     return ".".join(([f"_blocks.{block[1]}"] if block else []) + [name, end])
-
-
-def cache_folder() -> Path:
-    """Where the user's converted weights are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "contextdiff_jax"
 
 
 def load_efficientnet() -> EfficientNet:
