@@ -25,7 +25,7 @@ from contextdiff_jax.evaluate.metrics import (
 )
 from contextdiff_jax.evaluate.metrics.base import Rows, check, indices
 from contextdiff_jax.evaluate.picture_sets import Batch, PictureSet
-from contextdiff_jax.files import write_json
+from contextdiff_jax.files import check_writable, write_json
 
 BATCH = 128
 
@@ -190,6 +190,8 @@ def measure_on_command(
     """
     if not images:
         raise UserError("--images is missing; give a folder or npz of pictures: --images=A --reference=B")
+    if out:
+        check_writable(Path(out).parent, "folder of results", "give another --out")
     if not reference and out.endswith(".npz"):
         if len(features) != 1:
             raise UserError(f"{len(features)} feature spaces for one file of statistics; give one --features")

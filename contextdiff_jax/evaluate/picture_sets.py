@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from contextdiff_jax.data import captions_on_disk
 from contextdiff_jax.data.images import SUFFIXES, reason, square, to_rgb, upright
 from contextdiff_jax.data.listing import files_below, listed
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import read_text, text_lines
 
 NAMED = 10  # files that a result lists
 THREADS = 4
+DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # of archives
 Batch = tuple[np.ndarray, list[dict[str, Any]]]
 
 
@@ -153,7 +156,7 @@ def _open_array(path: Path) -> tuple[zipfile.ZipFile, Any, tuple[int, ...], np.d
             shape, fortran, dtype = read(handle)
             if len(shape) == 4 and shape[-1] == 3 and dtype == np.uint8 and not fortran:
                 return archive, handle, shape, dtype
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise UserError(f"{str(path)!r} is no npz file ({error}); give a folder of pictures or an npz") from error
     raise UserError(f"{str(path)!r} has no array of pictures; expected uint8 [N, height, width, 3], as arr_0")
 
@@ -172,7 +175,10 @@ def _npz_rows(path: Path, size: int) -> Iterator[np.ndarray]:
     with archive, handle:
         for start in range(0, shape[0], size):
             rows = min(size, shape[0] - start)
-            data = handle.read(rows * one)
+            try:
+                data = handle.read(rows * one)
+            except DAMAGED as error:
+                raise UserError(f"{str(path)!r} is damaged ({error}); write it again") from error
             if len(data) < rows * one:
                 raise UserError(f"{str(path)!r} is cut short at picture {start + len(data) // one}; write it again")
             yield np.frombuffer(data, dtype).reshape(rows, *shape[1:])
@@ -183,29 +189,31 @@ def captions_of(path: Path, names: Sequence[str] | None, total: int) -> list[str
     if path.is_dir() and names is not None:
         beside = captions_on_disk.read(path, names, files_below(path))
         return _matched([beside.get(name, "") for name in names], path, names, total)
+    text = read_text(path.expanduser()).rstrip()
+    lines = text_lines(text) if text else []
+    if path.suffix == ".jsonl":
+        return _matched(_by_name(lines, path, names), path, names, total)
+    return _matched([line.strip() for line in lines], path, names, total)
+
+
+def _by_name(lines: Sequence[str], path: Path, names: Sequence[str] | None) -> list[Any]:
+    """The captions that a metadata.jsonl has for these files."""
+    if names is None:
+        raise UserError(f"captions {str(path)!r} name files, which an npz has not; give one caption a line")
     try:
-        lines = path.expanduser().read_text(encoding="utf-8").rstrip("\n").split("\n")
-        if path.suffix != ".jsonl":
-            found = [line.strip() for line in lines]
-        elif names is None:
-            raise UserError(f"captions {str(path)!r} name files, which an npz has not; give one caption a line")
-        else:
-            rows = [json.loads(line) for line in lines if line.strip()]
-            by_name = {row["file_name"]: row.get("text") or row.get("caption") or "" for row in rows}
-            found = [by_name.get(name, "") for name in names]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
+        rows = [json.loads(line) for line in lines if line.strip()]
+        by_name = {row["file_name"]: row.get("text") or row.get("caption") or "" for row in rows}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         remedy = "give a text file with one caption a line, or a metadata.jsonl"
         raise UserError(f"captions {str(path)!r} cannot be read ({error}); {remedy}") from error
-    return _matched(found, path, names, total)
+    return [by_name.get(name, "") for name in names]
 
 
-def _matched(found: list[str], path: Path, names: Sequence[str] | None, total: int) -> list[str]:
+def _matched(found: list[Any], path: Path, names: Sequence[str] | None, total: int) -> list[str]:
     """The captions, one of each picture."""
     if len(found) != total:
         raise UserError(f"captions {str(path)!r} has {len(found)} lines for {total} pictures; give one for each")
-    if empty := [i for i, caption in enumerate(found) if not caption]:
+    if empty := [i for i, caption in enumerate(found) if not isinstance(caption, str) or not caption.strip()]:
         which = names[empty[0]] if names is not None else f"picture {empty[0]}"
         raise UserError(f"captions {str(path)!r} have none for {len(empty)} of {total} pictures, the first is {which}")
     return found

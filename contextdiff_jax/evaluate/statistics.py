@@ -14,6 +14,7 @@ import numpy as np
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.feature_spaces import Described
 from contextdiff_jax.evaluate.metrics.frechet import Moments
+from contextdiff_jax.evaluate.picture_sets import DAMAGED
 from contextdiff_jax.files import atomic
 
 ABOUT = "contextdiff"
@@ -41,7 +42,7 @@ def is_statistics(path: str | Path) -> bool:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {"mu", "sigma"} <= set(file.files)
-    except (OSError, ValueError):
+    except DAMAGED:
         return False
 
 
@@ -76,14 +77,29 @@ def read(path: str | Path, space: Described, crop_rule: str) -> Statistics:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("mu", "sigma", "mu_s", "sigma_s", ABOUT) if name in file.files}
-        about = json.loads(str(arrays.pop(ABOUT))) if ABOUT in arrays else {"n": None}
-    except (OSError, ValueError, KeyError) as error:
+        about = _checked(json.loads(str(arrays.pop(ABOUT)))) if ABOUT in arrays else {"n": None}
+        arrays = {name: value.astype(np.float64) for name, value in arrays.items()}
+        if arrays["mu"].ndim != 1:
+            raise ValueError(f"the mean has shape {arrays['mu'].shape}")
+    except DAMAGED as error:
         raise UserError(f"statistics {str(path)!r} cannot be read ({error}); write them again") from error
     _check_space(path, arrays["mu"], about, space, crop_rule)
     n = about["n"]
     pair = lambda mu, sigma: Moments.from_statistics(arrays[mu], arrays[sigma], n)
     spatial = pair("mu_s", "sigma_s") if {"mu_s", "sigma_s"} <= arrays.keys() else None
     return Statistics(pair("mu", "sigma"), spatial, {"path": str(path)} | about)
+
+
+def _checked(about: Any) -> dict[str, Any]:
+    """What a file of ours says of itself; ValueError where it does not."""
+    if not isinstance(about, dict) or not isinstance(about.get("space"), dict):
+        raise ValueError("it does not say in which space it was taken")
+    n, size = about.get("n"), about.get("size", [1, 1])
+    if not isinstance(size, list) or len(size) != 2 or not all(isinstance(v, int) and v > 0 for v in (n, *size)):
+        raise ValueError(f"n {n!r} and size {size!r} are no numbers of pictures and pixels")
+    if missing := [key for key in ("name", "digest", "resize") if key not in about["space"]]:
+        raise ValueError(f"the space has no {missing[0]}")
+    return about | {"crop": about.get("crop")}
 
 
 def _check_space(path: str | Path, mu: np.ndarray, about: dict[str, Any], space: Described, crop_rule: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import read_text, text_lines
 
 Z = 1.959963984540054  # of a 95 % interval
 DRAWS = 10_000  # of the bootstrap and of the sign flips
@@ -75,21 +76,24 @@ def read_answers(paths: Sequence[str | Path]) -> list[Answer]:
 
 
 def _lines(file: Path) -> list[str]:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"answers {str(file)!r} cannot be read ({error}); ask for the file again") from error
-    return text.removesuffix("\n").split("\n") if text.strip() else []
+    text = read_text(file).rstrip()
+    return text_lines(text) if text else []
 
 
 def _parse(line: str, where: str) -> Answer:
     try:
         entry = json.loads(line)
         answer = Answer(**{name: entry[name] for name in FIELDS})
+        for field in dataclasses.fields(Answer):
+            if not isinstance(value := getattr(answer, field.name), field.type):
+                raise TypeError(f"{field.name} is {value!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{where} is damaged or cut short ({error}); ask for the file again") from error
     if answer.kind not in KINDS or answer.answer not in CHOICES:
         raise UserError(f"{where}: kind {answer.kind!r}, answer {answer.answer!r}; accepted: {KINDS}, {CHOICES}")
+    if not {answer.left, answer.right} <= {answer.ours, answer.baseline}:
+        shown, compared = f"{answer.left!r} and {answer.right!r}", f"{answer.ours!r} and {answer.baseline!r}"
+        raise UserError(f"{where}: {shown} were shown where {compared} are compared; ask for the file again")
     return answer
 
 

@@ -8,12 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
+
+from contextdiff_jax.data.images import reason
 from contextdiff_jax.data.listing import files_below, listed
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import atomic, write_json
 
 ASSETS = Path(__file__).parent.parent / "assets" / "study"
-CLIPS = (".mp4", ".webm", ".gif")
+VIDEOS = (".mp4", ".webm")
+CLIPS = (*VIDEOS, ".gif")
 MEDIA = (*CLIPS, ".png", ".jpg", ".jpeg", ".webp")
 REPEATS, CATCHES = 0.1, 0.05  # shares of the pairs
 TEXT = "Which one shows better what the text says?"
@@ -110,7 +114,20 @@ def _items(folder: str | Path) -> dict[str, Path]:
         raise UserError(f"{str(folder)!r} has two files of one name with different endings; keep one of each")
     if not found:
         raise UserError(f"{str(folder)!r} holds no pictures or clips; accepted: {', '.join(MEDIA)}")
+    pictures = [name for name in names if Path(name).suffix.lower() not in VIDEOS]
+    if bad := [f"{name} ({why})" for name in pictures if (why := _unreadable(folder / name))]:
+        raise UserError(f"{str(folder)!r} has {len(bad)} files that a browser cannot show: {listed(bad)}; replace them")
     return found
+
+
+def _unreadable(file: Path) -> str:
+    """Why a picture cannot be shown; "" where it can."""
+    try:
+        with PIL.Image.open(file) as image:
+            image.load()
+        return ""
+    except Exception as error:  # decoders raise almost anything on damaged files
+        return reason(error)
 
 
 def _matched(found: dict[str, dict[str, Path]], captions: dict[str, str] | None) -> list[str]:

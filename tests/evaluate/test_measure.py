@@ -130,6 +130,60 @@ def test_statistics_of_another_space_are_refused(tmp_path, space, crop, words):
         measure(a, tmp_path / "s.npz", [space], crop=crop)
 
 
+def with_byte(path, place: float) -> None:
+    """Turns one byte of a file around, at this share of its length."""
+    raw = bytearray(path.read_bytes())
+    raw[int(place * len(raw))] ^= 255
+    path.write_bytes(raw)
+
+
+def test_damaged_statistics_are_one_line(tmp_path):
+    a, own = folder(tmp_path / "a", pictures(20, 0)), colours(is_fid=True)
+    (found,) = observe(PictureSet(a), [own])
+    about = found.about
+    for name, change in {"n": {"n": 0}, "size": {"size": "large"}, "space": {"space": {}}}.items():
+        statistics.write(tmp_path / f"{name}.npz", own.described, found.moments, about | change)
+    np.savez_compressed(tmp_path / "byte.npz", mu=np.zeros(6), sigma=np.random.default_rng(0).random((6, 6)))
+    with_byte(tmp_path / "byte.npz", 0.5)
+    statistics.write(tmp_path / "short.npz", own.described, found.moments, about)
+    (tmp_path / "short.npz").write_bytes((tmp_path / "short.npz").read_bytes()[:-200])
+    (tmp_path / "nothing.npz").write_bytes(b"")
+    np.savez(tmp_path / "texts.npz", mu=np.array(["a"] * 6), sigma=np.eye(6))
+    for name, words in {
+        "n": "n 0 and size",
+        "size": "'large' are no numbers",
+        "space": "has no name",
+        "byte": "cannot be read",
+        "short": "no npz file",
+        "nothing": "no npz file",
+        "texts": "cannot be read",
+    }.items():
+        with pytest.raises(UserError, match=words) as caught:
+            measure(a, tmp_path / f"{name}.npz", [own])
+        assert "\n" not in str(caught.value), name
+
+
+def test_a_damaged_archive_is_one_line(tmp_path):
+    np.savez(tmp_path / "a.npz", arr_0=pictures(20, 0))
+    with_byte(tmp_path / "a.npz", 0.5)
+    with pytest.raises(UserError, match="a.npz' is damaged .*CRC"):
+        measure(tmp_path / "a.npz", folder(tmp_path / "b", pictures(20, 0)), [colours()])
+
+
+def test_captions_of_other_encodings_and_no_texts(tmp_path):
+    a, lines = folder(tmp_path / "a", pictures(3, 0)), "one\r\ntwo\r\nthree\r\n"
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "c.txt").write_bytes(lines.encode(encoding))
+        assert PictureSet(a, captions=tmp_path / "c.txt").captions == ["one", "two", "three"]
+    rows = [json.dumps({"file_name": f"{i:03d}.png", "text": 7 if i == 1 else "x"}) for i in range(3)]
+    (tmp_path / "m.jsonl").write_text("\n".join(rows))
+    with pytest.raises(UserError, match="none for 1 of 3 pictures, the first is 001.png"):
+        PictureSet(a, captions=tmp_path / "m.jsonl")
+    (tmp_path / "m.jsonl").write_text("[1]\n")
+    with pytest.raises(UserError, match="cannot be read"):
+        PictureSet(a, captions=tmp_path / "m.jsonl")
+
+
 def test_statistics_that_name_no_space_are_fids(tmp_path):
     np.savez(tmp_path / "s.npz", mu=np.zeros(6), sigma=np.eye(6))
     with pytest.raises(UserError, match="do not say in which features"):
@@ -271,6 +325,7 @@ def test_command_line_says_what_is_missing(tmp_path):
         ({}, "--images is missing"),
         (dict(images=a), "--reference is missing"),
         (dict(images=a, out="s.npz", features=("efficientnet", "efficientnet")), "2 feature spaces for one file"),
+        (dict(images=a, reference=a, out=f"{a}/000.png/o.json"), "folder of results .* cannot be written"),
     ):
         with pytest.raises(UserError, match=words):
             command_line.run("metrics", None, command_line.Options("", **options))

@@ -114,7 +114,12 @@ def test_bad_answers_are_one_line(tmp_path):
         ([fine, written(tmp_path / "o.jsonl", [dataclasses.replace(answer("z"), study="d2")])], "2 studies"),
         ([written(tmp_path / "k.jsonl", [answer(answer="up")])], "k.jsonl line 1: .*'up'"),
         ([written(tmp_path / "e.jsonl", [])], "no answers"),
+        ([written(tmp_path / "l.jsonl", [dataclasses.replace(answer(), left="x")])], "l.jsonl line 1: 'x' and 'b' "),
+        ([written(tmp_path / "n.jsonl", [dataclasses.replace(answer(), trial="1")])], "n.jsonl line 1 .*trial is '1'"),
     ]
     for paths, words in cases:
         with pytest.raises(UserError, match=words):
             read_answers(paths)
+    marked = tmp_path / "marked.jsonl"
+    marked.write_bytes(b"\xef\xbb\xbf" + fine.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_answers([marked]) == read_answers([fine])

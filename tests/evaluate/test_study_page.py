@@ -128,6 +128,8 @@ def test_bad_sets_are_one_line(tmp_path, sets):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "x").write_text("")
     (tmp_path / "lines.txt").write_text("one\n")
+    torn = folder(tmp_path / "torn")
+    (torn / "03.png").write_bytes(b"torn")
     cases = [
         (dict(out="o", sets=("ours=x",)), "1 different sets"),
         (dict(out="o", sets=("x", "y")), "has no name or no folder"),
@@ -138,6 +140,7 @@ def test_bad_sets_are_one_line(tmp_path, sets):
         (dict(out=str(tmp_path / "used"), sets=tuple(sets)), "is not empty"),
         (dict(sets=tuple(sets)), "--out is missing"),
         (dict(answers=("nowhere.jsonl",)), "do not exist"),
+        (dict(out="o", sets=(sets[0], f"b={torn}")), "1 files that a browser cannot show: 03.png \\(not an image\\)"),
     ]
     for options, words in cases:
         options = {"out": ""} | options
