@@ -28,6 +28,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
             token_grid=8,  # layout: side of the square of tokens beside those of the objects
             map_channels=16,  # layout: of the map that the denoiser is given beside x_t
             encoder="",  # folder of a CLIP or T5; empty: Stable Diffusion's own, else the text tower of encoder.clip
+            kept_texts=0,  # text: up to so many different captions are encoded once; 0: those of every batch
         )
     )
     config.space = ConfigDict(

@@ -53,6 +53,7 @@ _LATER = {
     "data.class_names": (),
     "condition.kind": "text",
     "condition.encoder": "",
+    "condition.kept_texts": 0,
     "condition.embedding": "one_hot",
     "condition.width": 64,
     "condition.depth": 2,

@@ -12,7 +12,7 @@ VALUES = Values(
         "space.kind": ("pixels", "latents"),
         "space.rgb": ("linear", "decode"),
     },
-    not_negative="space.max_latents",
+    not_negative="space.max_latents condition.kept_texts",
 )
 
 
@@ -29,6 +29,7 @@ def check(config: ConfigDict) -> None:
         "space.latents": (latents, "space.kind='pixels' has no latents"),
         "space.rgb_map": (latents, "space.kind='pixels' has no latents"),
         "condition.encoder": (config.condition.kind == "text", f"kind={config.condition.kind!r} reads no text"),
+        "condition.kept_texts": (config.condition.kind == "text", f"kind={config.condition.kind!r} reads no text"),
     }
     for key, (acts, reason) in reasons.items():
         section, name = key.split(".")

@@ -71,6 +71,10 @@ class ImageSource(abc.ABC):
         """What tells these records, their order included, from others; the same wherever they lie."""
         return f"{type(self).__name__}: {len(self)} records"
 
+    def captions(self) -> list[str]:
+        """The different captions of all records."""
+        return sorted({self[i]["caption"] for i in range(len(self))})
+
     def whole(self, index: int) -> dict[str, Any]:
         """Record `index` before its image is cropped to a square: [H, W, channels], for crops elsewhere."""
         return self[index]

@@ -115,6 +115,10 @@ class ImageFolderSource(ImageSource):
         record = {"image": image, "caption": self._captions[index], "index": int(index), "name": name}
         return record | ({"label": self._labels[_class_of(name)]} if self._labels else {})
 
+    def captions(self) -> list[str]:
+        """The different captions of all images, none of which is read for it."""
+        return sorted(set(self._captions))
+
     def _captions_of_all(self) -> dict[str, str]:
         """{name: caption} of all images of the folder, sorted by name."""
         names = files_below(self.path)

@@ -9,7 +9,7 @@ import numpy as np
 
 from contextdiff_jax.data import checks, scenes
 from contextdiff_jax.data.base import Description, ImageSource
-from contextdiff_jax.data.vocabulary import SPLITS, Vocabulary, captions, class_names, presets_of, vocabulary
+from contextdiff_jax.data.vocabulary import OF_TWO, SPLITS, Vocabulary, captions, class_names, presets_of, vocabulary
 
 __all__ = ["OpenMojiSource", "Vocabulary", "captions", "vocabulary"]
 
@@ -74,6 +74,13 @@ class OpenMojiSource(ImageSource):
         inner, part = divmod(int(index), len(self.presets))
         inner %= self._lengths[part]
         return scenes.draw_scene(self.presets[part], self._vocabularies[part], self.split, self.seed, inner)
+
+    def captions(self) -> list[str]:
+        """The different captions of all records, none of which is drawn for it; of single objects all that there are,
+        whatever the split."""
+        if not set(OF_TWO) & set(self.presets):
+            return sorted(captions("+".join(self.presets)))
+        return sorted({self.scene(i).caption(self.vocabulary) for i in range(len(self))})
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Record `index`.

@@ -29,6 +29,7 @@ from contextdiff_jax.runtime import Runtime
 from contextdiff_jax.samplers.scheduler_config import PRETRAINED, from_scheduler_config
 from contextdiff_jax.tasks import frames, identity, warm_start
 from contextdiff_jax.tasks.edge_control import EdgeControl
+from contextdiff_jax.tasks.kept_texts import FIELD, TABLE, KeptTexts
 from contextdiff_jax.tasks.parts import Parts, read_adapter, source, with_located_models
 from contextdiff_jax.training.sharding import put_tree
 from contextdiff_jax.types import Array, Batch, Context, Params
@@ -85,7 +86,7 @@ class DiffusionTask:
             process_index=process_index,
             process_count=process_count,
             augment=True,
-            from_records=self._fields,
+            from_records=self._fields if self._kept_texts is None else self._kept_fields,
             records=source(self.config, self.parts, "train"),
         )
 
@@ -107,6 +108,30 @@ class DiffusionTask:
         fields = self.parts.condition.from_records(records)
         return fields if self.edges is None else fields | self.edges.fields(records)
 
+    def _kept_fields(self, records: Any) -> dict[str, np.ndarray]:
+        """The same, with rows of the table of texts for texts."""
+        return self._kept_texts.fields(records) | ({} if self.edges is None else self.edges.fields(records))
+
+    @cached_property
+    def _kept_texts(self) -> KeptTexts | None:
+        """The captions of the training records, where they are encoded once."""
+        if not self.config.condition.kept_texts:
+            return None
+        captions = source(self.config, self.parts, "train").captions()
+        return KeptTexts(captions, self.config.condition.kept_texts, self.parts.condition.read)
+
+    def computed(self, frozen: Params, whole: jax.sharding.Sharding) -> Params:
+        """What follows from the frozen networks once and for all: {"texts"} where texts are encoded once."""
+        if self._kept_texts is None:
+            return {}
+        return {TABLE: self._kept_texts.encoded(partial(self.encode, {}, frozen), whole)}
+
+    def computed_spec(self, frozen: Params) -> Params:
+        """Shapes of `computed`; no data are read."""
+        if not (limit := self.config.condition.kept_texts):
+            return {}
+        return {TABLE: jax.eval_shape(self.encode, {}, frozen, self.parts.condition.empty(limit + 1))}
+
     def batch_spec(self) -> Batch:
         """Shapes of what the step reads of a global batch; no data are read."""
         size, side, count = self.config.data.batch_size, self.config.data.image_size, self.config.data.num_frames
@@ -120,6 +145,8 @@ class DiffusionTask:
         if self.edges is not None:
             fields["edges"] = jax.ShapeDtypeStruct((*lead, side, side, 3), jnp.float32)
         condition = self.parts.condition.empty(size)
+        if self.config.condition.kept_texts:
+            condition = {FIELD: np.zeros(size, np.int32)}
         return fields | {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in condition.items()}
 
     def init(self, key: Array) -> Params:

@@ -32,6 +32,7 @@ from contextdiff_jax.process import schedule
 from contextdiff_jax.process.learned import Process
 from contextdiff_jax.runtime import Runtime, here
 from contextdiff_jax.samplers.scheduler_config import PRETRAINED, as_stable_diffusion, from_scheduler_config
+from contextdiff_jax.tasks.kept_texts import FIELD, TABLE, empty_like, looked_up
 from contextdiff_jax.types import Batch, Context, Params
 
 
@@ -118,11 +119,15 @@ class Parts:
         return isinstance(self.condition, TextCondition) and self.condition.encoder is self.clip
 
     def encode_condition(self, params: Params, frozen: Params, batch: Batch) -> Context:
-        """The condition of each example of a batch."""
+        """The condition of each example of a batch; of texts that are kept, from their table."""
+        if FIELD in batch:
+            return looked_up(frozen[TABLE], batch[FIELD])
         return self.condition.encode(self._condition_params(params, frozen), batch)
 
     def null_condition(self, params: Params, frozen: Params, context: Context) -> Context:
         """What guidance moves away from: the condition without what was asked for."""
+        if TABLE in frozen:
+            return empty_like(frozen[TABLE], context)
         return self.condition.null(self._condition_params(params, frozen), context)
 
     def _condition_params(self, params: Params, frozen: Params) -> Params:

@@ -81,6 +81,8 @@ class Setup:
     def frozen_spec(self) -> Params:
         """Shapes and shardings of `frozen`."""
         frozen = spec_of(self.task.frozen, self._frozen_places)
+        if hasattr(self.task, "computed_spec"):
+            frozen |= spec_of(self.task.computed_spec(frozen), sharding.replicated(self.mesh))
         return frozen | {"fixed": self.fixed} if self.fixed else frozen
 
     @property
@@ -89,9 +91,13 @@ class Setup:
 
     @cached_property
     def frozen(self) -> Params:
-        """The frozen parameters on the devices, by the same rules as the trained ones: the encoders', and under "fixed"
-        those of the networks that are not trained."""
+        """The frozen parameters on the devices, by the same rules as the trained ones: the encoders', what is computed
+        from them once, and under "fixed" those of the networks that are not trained."""
         frozen = sharding.put_tree(self.task.frozen, self._frozen_places)
+        if hasattr(self.task, "computed"):
+            whole = sharding.replicated(self.mesh)
+            more = self.task.computed(frozen, whole)
+            frozen |= sharding.put_tree(more, jax.tree.map(lambda _: whole, more))
         if not self.fixed:
             return frozen
         places = jax.tree.map(lambda x: x.sharding, self.fixed)
