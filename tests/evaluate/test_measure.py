@@ -166,7 +166,7 @@ def test_damaged_statistics_are_one_line(tmp_path):
 def test_a_damaged_archive_is_one_line(tmp_path):
     np.savez(tmp_path / "a.npz", arr_0=pictures(20, 0))
     with_byte(tmp_path / "a.npz", 0.5)
-    with pytest.raises(UserError, match="a.npz' is damaged .*CRC"):
+    with pytest.raises(UserError, match="a.npz' is (damaged|no npz file) .*CRC"):
         measure(tmp_path / "a.npz", folder(tmp_path / "b", pictures(20, 0)), [colours()])
 
 

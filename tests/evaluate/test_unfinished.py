@@ -50,8 +50,8 @@ def left(out):
 
 
 def test_it_goes_on_where_it_was_cut_off(pipe, tmp_path):
-    """Cut off twice: within a group of the second setting, and within the bound; of 2 x 2 batches of 2 settings and then
-    2 x 2 of the bound none is measured twice."""
+    """Cut off twice: within a group of the second setting, and within the bound; of 2 x 2 batches of 2 settings and
+    then 2 x 2 of the bound none is measured twice."""
     total = evaluated(pipe, tmp_path / "whole", after=10**6)
     assert total == 12
     out, cuts = tmp_path / "cut", (5, 4)
