@@ -46,6 +46,7 @@ class Clip:
         caption: what it shows; empty where nobody has said.
         masks: of the object, bool [F, H, W]; None where nobody knows.
         motion: None where nobody knows.
+        size: (width, height) of the pictures that it was read from; None where it was not.
     """
 
     frames: np.ndarray
@@ -53,6 +54,7 @@ class Clip:
     caption: str = ""
     masks: np.ndarray | None = None
     motion: Motion | None = None
+    size: tuple[int, int] | None = None
 
     @functools.cached_property
     def digest(self) -> str:
@@ -100,7 +102,7 @@ def read_clip(
             _check_sizes(path, sizes)
             pictures.append(square(_cropped(path, picture, crop), image_size))
     _check_count(path, seen, num_frames, start, sampling_rate)
-    return Clip(np.stack(pictures), rate / sampling_rate)
+    return Clip(np.stack(pictures), rate / sampling_rate, size=sizes.pop())
 
 
 def _open(path: Path) -> tuple[Iterator[PIL.Image.Image], float]:

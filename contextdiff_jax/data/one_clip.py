@@ -82,9 +82,25 @@ def clip_of(cfg_data: Any) -> Clip:
     clip = read_clip(cfg_data.path, size, count, **where)
     masks = None
     if cfg_data.mask_path:
-        masks = read_clip(cfg_data.mask_path, size, count, **where).frames.mean(axis=-1) > 127
+        masks = _white(read_clip(cfg_data.mask_path, size, count, **where), clip, cfg_data.mask_path)
     motion = read_flow(cfg_data.flow_path, clip) if cfg_data.flow_path else None
     return dataclasses.replace(clip, caption=cfg_data.caption.strip(), masks=masks, motion=motion)
+
+
+def _white(drawn: Clip, clip: Clip, path: str) -> np.ndarray:
+    """Where the frames of a mask are white, bool [F, H, W].
+
+    Raises:
+        UserError: frames of another size than the clip's, whose crop would be another, or all of one colour.
+    """
+    if drawn.size != clip.size:
+        sizes = " and the clip of ".join(f"{width} x {height}" for width, height in (drawn.size, clip.size))
+        raise UserError(f"data.mask_path={path!r} has frames of {sizes}; give masks of the clip's size")
+    white = drawn.frames.mean(axis=-1) > 127
+    if white.all() or not white.any():
+        what = "everything" if white.all() else "nothing"
+        raise UserError(f"data.mask_path={path!r} marks {what}; draw the object white on black")
+    return white
 
 
 def check_identity(clip: Clip, folder: str | Path) -> bool:

@@ -1,5 +1,7 @@
 """What the config's section `edit` accepts."""
 
+import math
+
 from ml_collections import ConfigDict
 
 from contextdiff_jax.errors import UserError
@@ -9,7 +11,8 @@ VALUES = Values(
     choices={
         "edit.inversion_prompt": ("source", "empty"),
         "edit.alignment": ("refine", "replace", "none"),
-        "edit.mask": ("attention", "clip", "around"),
+        "edit.mask": ("attention", "outside", "clip", "around"),
+        "edit.mask_scale": ("maximum", "range"),
     },
     fractions="edit.cross_replace_steps edit.self_replace_steps edit.mask_threshold",
 )
@@ -34,7 +37,14 @@ def check(config: ConfigDict) -> None:
     blend = tuple(config.edit.latent_blend)
     if blend and (len(blend) != 2 or not 0 <= blend[0] <= blend[1] <= 1):
         raise UserError(f"config.edit.latent_blend={blend} is not (from, to) with 0 <= from <= to <= 1, or () for none")
-    for key in ("equalizer", "cross_replace_words"):
+    for key, largest in (("equalizer", math.inf), ("cross_replace_words", 1.0)):
         for pair in config.edit[key]:
-            if isinstance(pair, str) or len(pair) != 2 or not isinstance(pair[0], str):
+            if isinstance(pair, str) or len(pair) != 2 or not _are_word_and_number(*pair):
                 raise UserError(f"config.edit.{key}={config.edit[key]!r} must hold pairs (word, number)")
+            if not (math.isfinite(pair[1]) and 0 <= pair[1] <= largest):
+                accepted = "0 to 1" if largest == 1 else "0 or more, and finite"
+                raise UserError(f"config.edit.{key}: {pair[1]} for the word {pair[0]!r}; accepted: {accepted}")
+
+
+def _are_word_and_number(word: object, number: object) -> bool:
+    return isinstance(word, str) and isinstance(number, int | float)

@@ -1,6 +1,7 @@
 """Which tokens of a prompt are which word."""
 
 import dataclasses
+import textwrap
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -45,7 +46,8 @@ class Prompt:
         special, length = int(counts[1]), fields["tokens"].shape[1]
         lengths = counts[2:] - special
         if (needed := int(lengths.sum()) + special) > length:
-            raise UserError(f"prompt {text!r} has {needed} tokens; the text encoder has room for {length}: shorten it")
+            short = textwrap.shorten(text, 60, placeholder=" ...")
+            raise UserError(f"prompt {short!r} has {needed} tokens; the text encoder has room for {length}: shorten it")
         starts = np.cumsum([special - 1, *lengths[:-1]])  # all but the end come before the first word
         places = tuple(tuple(range(a, a + n)) for a, n in zip(starts, lengths, strict=True))
         return cls(text, fields["tokens"][0], int(counts[0]), words, places)

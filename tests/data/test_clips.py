@@ -132,6 +132,10 @@ def test_a_users_clip_has_a_caption_masks_and_flow(tmp_path):
     assert not clip.motion.valid[0, 0, 0] and clip.motion.valid.sum() == 3 * SIZE * SIZE - 1
     with pytest.raises(UserError, match="data.caption is empty"):
         clip_of(section(path=path))
+    for drawn, message in ((0 * painted, "marks nothing"), (painted[:, :30], "32 x 30 and the clip of 32 x 32")):
+        wrong = write_folder(tmp_path / message[:6], drawn)
+        with pytest.raises(UserError, match=message):
+            clip_of(section(**given | dict(mask_path=wrong)))
     with pytest.raises(UserError, match="this clip needs"):
         clip_of(section(**given, num_frames=5))
     with pytest.raises(UserError, match="multiple of 32"):

@@ -35,7 +35,7 @@ def refused(config, workdir, message, *prompts):
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=message) as caught:
         command_line.run("train", config, command_line.Options(str(workdir), tuple(prompts), compilation_cache="off"))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
     assert before == {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
 
 
@@ -72,6 +72,15 @@ def test_clips_that_are_none(recipe, tmp_path):
 
 def test_prompts_that_cannot_be_edited(recipe, tmp_path):
     refused(recipe, tmp_path, "has room for", "a frog " * 80)
+    for key, pair, message in (
+        ("equalizer", ("frog", -1.0), "0 or more, and finite"),
+        ("equalizer", ("frog", float("nan")), "0 or more, and finite"),
+        ("equalizer", ("frog", "x"), "must hold pairs"),
+        ("cross_replace_words", ("frog", 2.0), "accepted: 0 to 1"),
+    ):
+        recipe.edit[key] = (pair,)
+        refused(recipe, tmp_path, message, "a frog on a red background")
+        recipe.edit[key] = ()
     refused(recipe, tmp_path, "empty prompt", " ")
     recipe.edit.blend_words = ("horse",)
     refused(recipe, tmp_path, "'horse' is not in the prompt .*its words are: a", "a frog on a red background")
