@@ -12,7 +12,7 @@ from PIL import Image
 from contextdiff_jax import config as config_lib
 from contextdiff_jax import task as task_lib
 from contextdiff_jax import trees
-from contextdiff_jax.data.clips import LEAST, Clip, read_clip
+from contextdiff_jax.data.clips import LEAST, RATE, Clip, read_clip
 from contextdiff_jax.data.images import square
 from contextdiff_jax.data.moving import moving
 from contextdiff_jax.data.one_clip import check_identity, clip_of
@@ -75,11 +75,13 @@ def _config(own: ConfigDict, method: str | None) -> ConfigDict:
         if (part := values_of(name)) is None:
             raise UserError(f"method {name!r} is unknown; accepted: {', '.join([*METHODS, *RECIPES])}, joined by '+'")
         values |= part
-    if "edit" in config:  # tuned: the network is what it is
-        values = {key: v for key, v in values.items() if key.startswith(("edit.", "sample."))}
-    else:
+    # Nothing is tuned here; where something has been, the network is what it is.
+    counts = ("edit.", "sample.") if "edit" in config else ("edit.", "sample.", "data.", "model.")
+    values = {key: value for key, value in values.items() if key.startswith(counts)}
+    if "edit" not in config:
         config.edit = ConfigDict()
         config.data.num_frames, config.data.overlap = 8, 4
+        config.data.length, config.data.start, config.data.sampling_rate, config.data.crop = 0, 0, 1, (0, 0, 0, 0)
     for key, value in values.items():
         *sections, name = key.split(".")
         node = config
@@ -96,16 +98,19 @@ def _clip(frames: Frames, source: str, config: ConfigDict, masks: np.ndarray | N
     if not isinstance(source, str) or not source.strip():
         raise UserError(f"source prompt {source!r} is empty; say what the clip shows")
     if isinstance(frames, str | Path):
-        arrays = read_clip(frames, size, config.data.num_frames).frames
+        data = config.data
+        where = dict(start=data.start, sampling_rate=data.sampling_rate, crop=tuple(data.crop))
+        read = read_clip(frames, size, data.length or data.num_frames, **where)
+        arrays, rate = read.frames, read.rate
     else:
         pictures = [f if isinstance(f, Image.Image) else Image.fromarray(np.asarray(f)) for f in frames]
         if len(pictures) < LEAST or len({p.size for p in pictures}) > 1:
             sizes = sorted({p.size for p in pictures})
             raise UserError(f"{len(pictures)} frames of sizes {sizes}: give {LEAST} or more of one size")
-        arrays = np.stack([square(picture, size) for picture in pictures])
+        arrays, rate = np.stack([square(picture, size) for picture in pictures]), RATE
     if masks is not None and np.shape(masks) != arrays.shape[:3]:
         raise UserError(f"masks of shape {np.shape(masks)}; this clip needs {arrays.shape[:3]}")
-    return Clip(arrays, caption=source.strip(), masks=None if masks is None else np.asarray(masks, bool))
+    return Clip(arrays, rate, caption=source.strip(), masks=None if masks is None else np.asarray(masks, bool))
 
 
 def _grown(task: Any, params: Params) -> Params:
@@ -120,7 +125,8 @@ def _grown(task: Any, params: Params) -> Params:
 
 def targets_of(config: ConfigDict, prompts: Sequence[str]) -> list[str]:
     """The edited prompts: those given, else the config's, else for an embedded clip another object, and another
-    background where the method has no mask of words: attention to the words of a background does not mark it.
+    background where the method has no mask of words: attention to the words of a background does not mark it. Outside
+    words it is another background alone.
 
     Raises:
         UserError: a user's clip without an edited prompt.
@@ -131,7 +137,9 @@ def targets_of(config: ConfigDict, prompts: Sequence[str]) -> list[str]:
     if config.data.path:
         raise UserError("no edited prompt: give --prompt='...' or --config.edit.prompts=\"('...',)\"")
     swaps = moving(config.data.preset, config.data.index, config.data.seed).other_captions()
-    return list(swaps[: 1 if needs_words(config.edit) else 2])
+    if not needs_words(config.edit):
+        return list(swaps)
+    return [swaps[config.edit.mask == "outside"]]
 
 
 def check(task: Any, config: ConfigDict, prompts: Sequence[str]) -> None:

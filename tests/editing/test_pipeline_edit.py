@@ -1,0 +1,70 @@
+"""Editing from Python with all that a clip can bring: more frames than a window, masks, edges, several prompts."""
+
+import av
+import diffusers
+import jax
+import numpy as np
+import pytest
+from diffusers_helpers import randomised
+from stable_diffusion_helpers import UNET, save_pipeline
+
+import contextdiff_jax as cdx
+from contextdiff_jax import edits
+from contextdiff_jax.data.clips import write_clip
+from contextdiff_jax.editing.result import AUTOENCODER
+from contextdiff_jax.errors import UserError
+
+SIZE, FRAMES, WINDOW = 16, 5, 3
+SOURCE, TARGETS = "a star on a red background", ["a star on a blue background", "a star on grass"]
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pipe")
+    save_pipeline(root / "sd")
+    names = ("block_out_channels", "layers_per_block", "down_block_types", "cross_attention_dim", "norm_num_groups")
+    sizes = {name: UNET[name] for name in names} | dict(attention_head_dim=4)
+    net = diffusers.ControlNetModel(**sizes, conditioning_embedding_out_channels=(4, 8))
+    randomised(net, seed=0).save_pretrained(root / "control")
+    pipe = cdx.Pipeline.load(root / "sd")
+    pipe.control = str(root / "control")
+    return pipe
+
+
+def test_windows_masks_edges_and_several_prompts_at_once(pipe, tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (FRAMES, SIZE, SIZE, 3)).astype(np.uint8)
+    masks = np.zeros((FRAMES, SIZE, SIZE), bool)
+    masks[:, 4:9, 5:12] = True
+    how = dict(method="controlvideo", steps=2, guidance=3.0, num_frames=WINDOW, overlap=1, control=pipe.control)
+    how |= dict(masks=masks, mask="around", latent_blend=(0.0, 1.0), progress=False)
+    edited = pipe.edit(frames, SOURCE, TARGETS, **how)
+    np.testing.assert_array_equal(np.stack(edited.source), frames)
+    assert [len(edited.frames[target]) for target in TARGETS] == [FRAMES] * 2
+    with av.open(str(edited.save(tmp_path / "x.mp4"))) as video:
+        shown = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert np.shape(shown) == (FRAMES, SIZE, 4 * SIZE, 3)  # source, reconstruction, two edits
+    kept = masks.reshape(FRAMES, 8, 2, 8, 2).any(axis=(2, 4))
+    for target in TARGETS:
+        np.testing.assert_array_equal(edited.masks[target], 1.0 - kept)
+    # The same again, as latents: to the last step the object's are the clip's own, all others have moved.
+    given = how | dict(num_steps=how["steps"])
+    del given["steps"], given["progress"], given["method"]
+    editor = edits.editor_of(pipe, frames, SOURCE, "controlvideo", given, progress=False)
+    assert editor.plan.controlnet is not None and editor.plan.window == WINDOW
+    latents = jax.device_get(editor.latents(TARGETS)[0])
+    own, (one, two) = latents[AUTOENCODER], (latents[target] for target in TARGETS)
+    for found in (one, two):
+        np.testing.assert_array_equal(found[kept], own[kept])
+        assert (np.abs(found - own)[~kept].max(axis=-1) > 1e-4).all()
+    assert np.abs(one - two)[~kept].max() > 1e-4
+
+
+def test_a_file_is_read_as_the_options_say(pipe, tmp_path):
+    frames = np.repeat(np.arange(12, dtype=np.uint8) * 20, SIZE * SIZE * 3).reshape(12, SIZE, SIZE, 3)
+    write_clip(tmp_path / "long.gif", frames, 10)
+    options = dict(num_frames=3, overlap=1, length=5, start=1, sampling_rate=2)
+    editor = edits.editor_of(pipe, tmp_path / "long.gif", SOURCE, "ddim", options, progress=False)
+    np.testing.assert_array_equal(editor.clip.frames, frames[1:10:2])
+    assert editor.clip.rate == 5 and (editor.plan.length, editor.plan.window) == (5, 3)
+    with pytest.raises(UserError, match="at most num_frames=6 fit"):
+        pipe.edit(tmp_path / "long.gif", SOURCE, TARGETS, method="ddim", length=7, sampling_rate=2)
