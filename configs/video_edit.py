@@ -11,6 +11,8 @@ Methods: `:contextdiff` (Table 8 of the paper), `:fatezero`, `:tune_a_video`, `:
 (reconstructs only), `:ddim` (no control). Behind a plus, the kind of edit, `style`, `attribute`, `shape` or
 `background` (without a mask), as in `:fatezero+shape`, and the sizes of the embedded model, `demo` or `tiny`. With no
 preset it is `contextdiff+demo`. Each with --config.adapter.enabled=True or False.
+
+To change all but an object: --config.edit.mask=outside --config.edit.blend_words="('jeep',)".
 """
 
 from ml_collections import ConfigDict
@@ -85,8 +87,9 @@ def base() -> ConfigDict:
             self_blend=False,  # inside the mask self-attention stays the edited clip's
             latent_blend=(),  # (from, to), shares of the steps: outside the mask latents become the source's
             blend_words=(),  # of the source prompt, whose attention is the mask; (): those that the edit takes away
-            mask="",  # attention | clip (the clip's own masks) | around (all but those)
+            mask="",  # attention | outside (all but that) | clip (the clip's own masks) | around (all but those)
             mask_threshold=0.0,
+            mask_scale="",  # maximum | range: what the threshold is a share of
             mask_resolution=0,  # side of the attention maps that make the mask
             max_tokens=0,  # self-attention over more positions is left alone
             control="",  # folder of a ControlNet, which is then shown the clip's edges
@@ -117,6 +120,8 @@ def demo(config: ConfigDict) -> None:
     config.train.log_every = 10
     config.sample.num_steps = 20
     config.sample.guidance = min(config.sample.guidance, 3.0)
+    # Its attention is nearly flat: shares of the range find the object where shares of the maximum find all.
+    config.edit.mask_scale, config.edit.mask_threshold = "range", 0.5
 
 
 def tiny(config: ConfigDict) -> None:

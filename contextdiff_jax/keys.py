@@ -94,6 +94,7 @@ _LATER = {
     "eval.bpd_always": False,
     "eval.judge_steps": 0,
     "eval.features": (),
+    "edit.mask_scale": "maximum",
 }
 
 

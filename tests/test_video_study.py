@@ -16,7 +16,7 @@ def test_what_is_stored_is_not_run_again(tmp_path, monkeypatch):
     monkeypatch.setattr(run.training, "train", lambda task, workdir: tuned.append(workdir.name))
 
     def edit(config, workdir, targets, shown):
-        if len(edited) == 7:
+        if len(edited) == 9:
             raise KeyboardInterrupt
         edited.append(workdir.name)
         return {kind: {"judge_object": 1.0} for kind in targets}
@@ -28,9 +28,9 @@ def test_what_is_stored_is_not_run_again(tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("*.json"))) == 5
     monkeypatch.setattr(run, "edited", lambda *args: edited.append(args[1].name) or {})
     run.study(*asked, tmp_path, tmp_path / "runs")
-    # 2 clips, with and without adapter, 3 methods, of which one takes two recipes; 2 networks.
-    assert len(edited) == 16 and len(set(edited)) == 8
-    assert edited[0] == edited[1] == edited[2] != edited[3]
+    # 2 clips, with and without adapter, 3 methods, of which one takes three recipes; 2 networks.
+    assert len(edited) == 20 and len(set(edited)) == 8
+    assert len(set(edited[:4])) == 1 and edited[3] != edited[4]
     kept = json.loads((tmp_path / "contextdiff-adapter-clip15-seed0.json").read_text())
     assert kept["targets"] == {
         "object": "a frog on a blue background",

@@ -135,16 +135,17 @@ class _Loop:
 
     def region(self, maps: Array, given: Array, size: tuple[int, int]) -> Array:
         """The source's mask, [f, *size]."""
-        if self.plan.mask == "attention":
-            return masks.mask(maps, size, self.control.threshold)
-        return masks.resize_nearest(given, size)
+        if not self.plan.attention_mask:
+            return masks.resize_nearest(given, size)
+        found = masks.mask(maps, size, self.control.threshold, self.plan.mask_scale)
+        return 1.0 - found if self.plan.mask == "outside" else found
 
     def union(self, target_maps: Array, size: tuple[int, int]) -> Array:
         """The masks of source and edit together, [F, *size]."""
         source = self.region(self.source_maps, self.given, size)
         if self.plan.mask != "attention":
             return source
-        return jnp.maximum(source, masks.mask(target_maps, size, self.control.threshold))
+        return jnp.maximum(source, masks.mask(target_maps, size, self.control.threshold, self.plan.mask_scale))
 
 
 def given_mask(clip_masks: np.ndarray | None, kind: str, num_frames: int, size: tuple[int, int]) -> np.ndarray:

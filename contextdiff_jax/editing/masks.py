@@ -17,7 +17,7 @@ def pool(maps: Array) -> Array:
     return jax.lax.reduce_window(maps, -jnp.inf, jax.lax.max, (1, 3, 3), (1, 1, 1), "SAME")
 
 
-def mask(maps: Array, size: tuple[int, int], threshold: Array) -> Array:
+def mask(maps: Array, size: tuple[int, int], threshold: Array, scale: str = "maximum") -> Array:
     """Where the attention to the chosen words is high.
 
     Pooled (3 x 3 maximum), resized (nearest), divided by each frame's maximum, above the threshold.
@@ -26,10 +26,15 @@ def mask(maps: Array, size: tuple[int, int], threshold: Array) -> Array:
         maps: attention summed over the words' tokens, averaged over heads and layers, [F, h, w].
         size: of the result.
         threshold: 0..1.
+        scale: "maximum", as FateZero has it, or "range": each frame's minimum is 0 and its maximum 1, which finds the
+            object of maps that are nearly flat.
 
     Returns:
         float32 [F, *size], 1 inside.
     """
-    maps = resize_nearest(pool(maps), size)
+    maps = pool(maps)
+    if scale == "range":
+        maps = maps - maps.min(axis=(1, 2), keepdims=True)
+    maps = resize_nearest(maps, size)
     largest = maps.max(axis=(1, 2), keepdims=True)
     return (maps > threshold * largest).astype(jnp.float32)

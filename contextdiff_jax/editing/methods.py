@@ -21,6 +21,7 @@ NOTHING: Values = {
     "edit.blend_words": (),
     "edit.mask": "attention",
     "edit.mask_threshold": 0.3,
+    "edit.mask_scale": "maximum",
     "edit.mask_resolution": 16,
     "edit.max_tokens": 1024,
     "edit.control": "",

@@ -13,7 +13,7 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.models.controlnet import ControlNet
 from contextdiff_jax.sampling import Plan
 
-MASKS = ("attention", "clip", "around")
+OF_WORDS = ("attention", "outside")  # masks that are made of attention to words
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,9 @@ class EditPlan:
         fused: whether attention takes the source's weights: then the source runs as a row of its own.
         self_blend: whether self-attention inside the mask stays the edited row's.
         latent_blend: whether latents outside the mask become the source's.
-        mask: where the mask comes from: attention, clip (the clip's own masks), around (all but those).
+        mask: where the mask comes from: attention, outside (all but that), clip (the clip's own masks), around (all but
+            those).
+        mask_scale: how attention becomes a mask, see `masks.mask`.
         resolution: side of the cross-attention maps that make the mask.
         max_tokens: self-attention over more positions is left alone.
         length: frames of the clip.
@@ -39,6 +41,7 @@ class EditPlan:
     self_blend: bool
     latent_blend: bool
     mask: str
+    mask_scale: str
     resolution: int
     max_tokens: int
     length: int
@@ -54,7 +57,7 @@ class EditPlan:
     @property
     def attention_mask(self) -> bool:
         """Whether there is a mask that is made of attention maps."""
-        return self.masked and self.mask == "attention"
+        return self.masked and self.mask in OF_WORDS
 
 
 def control_of(edit: Any, num_steps: int, source: str, target: str, read: Read) -> Control:
@@ -94,18 +97,23 @@ def control_of(edit: Any, num_steps: int, source: str, target: str, read: Read) 
 
 def needs_words(edit: Any) -> bool:
     """Whether a mask is made of attention to words."""
-    return edit.mask == "attention" and (edit.self_blend or bool(edit.latent_blend))
+    return edit.mask in OF_WORDS and (edit.self_blend or bool(edit.latent_blend))
 
 
 def _words_of_mask(edit: Any, old: Prompt, new: Prompt) -> list[int]:
     """Source tokens of the mask: those of the words that were named, or else of those that the edit takes away."""
     if edit.blend_words:
         return [p for word in edit.blend_words for p in old.positions(word)]
+    if edit.mask == "outside":
+        raise UserError(
+            f"edit.mask='outside' edits all but what some words of {old.text!r} show: name them by edit.blend_words"
+        )
     gone = _new_tokens(new, old)
     if not gone:
         raise UserError(
             f"a mask is made of attention to words that an edit takes away; {new.text!r} keeps all of {old.text!r}: "
-            "name words of the source prompt by edit.blend_words, or switch edit.self_blend and edit.latent_blend off"
+            "name words of the source prompt by edit.blend_words, or switch edit.self_blend and edit.latent_blend off "
+            "(as the recipes style and background do)"
         )
     return gone
 
@@ -123,14 +131,16 @@ def plan_of(edit: Any, sampling: Plan, clip: Clip, window: int, overlap: int) ->
         UserError: a mask of the clip's own that it has not.
     """
     masked = edit.self_blend or bool(edit.latent_blend)
-    if masked and edit.mask != "attention" and clip.masks is None:
-        raise UserError(f"edit.mask={edit.mask!r}: this clip has no masks; give data.mask_path, or take 'attention'")
+    if masked and edit.mask not in OF_WORDS and clip.masks is None:
+        accepted = " or ".join(map(repr, OF_WORDS))
+        raise UserError(f"edit.mask={edit.mask!r}: this clip has no masks; give data.mask_path, or take {accepted}")
     return EditPlan(
         sampling=sampling,
         fused=edit.alignment != "none" or edit.self_replace_steps > 0,
         self_blend=edit.self_blend,
         latent_blend=bool(edit.latent_blend),
         mask=edit.mask,
+        mask_scale=edit.mask_scale,
         resolution=edit.mask_resolution,
         max_tokens=edit.max_tokens,
         length=len(clip.frames),

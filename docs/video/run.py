@@ -53,17 +53,21 @@ def targets_of(index: int) -> dict[str, str]:
     return {kind: vocab.caption(*pair) for kind, pair in pairs.items()}
 
 
-def recipes_of(method: str) -> dict[str, tuple[str, ...]]:
-    """{preset: kinds of edit}: where a method has a mask of words, another background is asked for without it."""
-    if needs_words(video_edit.get_config(method).edit):
-        return {method: ("object",), f"{method}+background": ("background", "both")}
-    return {method: ("object", "background", "both")}
+def recipes_of(method: str, index: int) -> list[tuple[str, dict[str, Any], tuple[str, ...]]]:
+    """(preset, what else is set, kinds of edit). Where a method has a mask of words, another background is asked for
+    outside the object's words, and another of both without a mask."""
+    if not needs_words(video_edit.get_config(method).edit):
+        return [(method, {}, ("object", "background", "both"))]
+    scene, vocab = moving("demo", index).scene, moving("demo", index).vocab
+    outside = {"edit.mask": "outside", "edit.blend_words": (vocab.objects[scene.objects[0]],)}
+    return [(method, {}, ("object",)), (method, outside, ("background",)), (f"{method}+background", {}, ("both",))]
 
 
-def config_of(preset: str, adapter: bool, index: int, seed: int) -> ConfigDict:
-    """The recipe of one run."""
+def config_of(preset: str, adapter: bool, index: int, seed: int, **changed: Any) -> ConfigDict:
+    """The recipe of one run; `changed` are keys of it."""
     config = video_edit.get_config(f"{preset}+demo")
     config.adapter.enabled, config.data.index, config.seed = adapter, index, seed
+    config.update_from_flattened_dict(changed)
     config_lib.check(config)
     return config
 
@@ -94,8 +98,9 @@ def study(methods: Sequence[str], indices: Sequence[int], seeds: Sequence[int], 
         if path.is_file():
             continue
         start, rows, targets = time.perf_counter(), {}, targets_of(index)
-        for preset, kinds in recipes_of(method).items():
-            config, shown = config_of(preset, adapter, index, seed), runs / "shown" / f"{path.stem}-{kinds[0]}"
+        for preset, changed, kinds in recipes_of(method, index):
+            config = config_of(preset, adapter, index, seed, **changed)
+            shown = runs / "shown" / f"{path.stem}-{kinds[0]}"
             rows |= edited(config, tuned(config, runs), {kind: targets[kind] for kind in kinds}, shown)
         write_json(dict(method=method, adapter=adapter, clip=index, seed=seed, targets=targets, rows=rows), path)
         print(f"{path.stem}: {time.perf_counter() - start:.0f} s", flush=True)

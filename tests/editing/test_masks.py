@@ -15,14 +15,20 @@ from contextdiff_jax.errors import UserError
 def test_a_mask_is_pooled_resized_normalised_and_thresholded():
     maps = np.random.default_rng(0).random((3, 8, 8)).astype(np.float32)
     for size in ((8, 8), (4, 4), (12, 16)):
-        expected = np.zeros((3, *size))
+        expected, ranged = np.zeros((2, 3, *size))
         for f in range(3):
             padded = np.pad(maps[f], 1, constant_values=-np.inf)
             pooled = np.max([padded[i : i + 8, j : j + 8] for i in range(3) for j in range(3)], axis=0)
             resized = torch.nn.functional.interpolate(torch.tensor(pooled)[None, None], size)[0, 0].numpy()
             expected[f] = resized / resized.max() > 0.9
+            ranged[f] = (resized - pooled.min()) / (resized.max() - pooled.min()) > 0.5
         np.testing.assert_array_equal(masks.mask(jnp.asarray(maps), size, 0.9), expected)
-    assert not masks.mask(jnp.zeros((1, 8, 8)), (8, 8), 0.3).any()
+        np.testing.assert_array_equal(masks.mask(jnp.asarray(maps), size, 0.5, "range"), ranged)
+        nearly_flat = jnp.asarray(8.0 + maps)
+        assert masks.mask(nearly_flat, size, 0.5).all()
+        np.testing.assert_array_equal(masks.mask(nearly_flat, size, 0.5, "range"), ranged)
+    for scale in ("maximum", "range"):
+        assert not masks.mask(jnp.zeros((1, 8, 8)), (8, 8), 0.3, scale).any()
 
 
 def test_a_clips_own_mask_covers_whatever_the_object_touches():
