@@ -8,14 +8,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
-from tensorboardX import event_file_writer, summary
-from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
 from contextdiff_jax.training import distributed
+from contextdiff_jax.training.event_files import TensorBoard
 from contextdiff_jax.training.step import is_maximum
 
 _MIB = 2**20
@@ -139,43 +137,6 @@ class Metrics:
         if self._primary:
             self._bar.close()
             self._tensorboard.close()
-
-
-class TensorBoard:
-    """Scalars for TensorBoard, written by the thread that calls: one of its own would die of a full disk unseen.
-
-    Args:
-        folder: of the event files; made.
-        first: what earlier files hold for this step and later ones does not count.
-    """
-
-    def __init__(self, folder: Path, first: int):
-        self._folder, self._first = folder, first
-        self._writer: event_file_writer.EventsWriter | None = None
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """One value per name.
-
-        Raises:
-            OSError: the file cannot be written; later ones may.
-        """
-        if self._writer is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._writer = event_file_writer.EventsWriter(str(self._folder / "events"))
-            log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._event(self._first, session_log=log)
-        for name, value in values.items():
-            self._event(step, summary=summary.scalar(name, value))
-        self._writer.flush()
-
-    def _event(self, step: int, **content: Any) -> None:
-        self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=step, **content))
-
-    def close(self) -> None:
-        """Ends the file."""
-        if self._writer is not None:
-            with contextlib.suppress(OSError):  # it has been reported
-                self._writer.close()
 
 
 def append_whole(path: Path, text: str) -> None:
