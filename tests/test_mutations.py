@@ -70,6 +70,7 @@ def test_bad_values_pass_the_check_or_end_in_one_line():
 
 # Values that the check of the config alone cannot judge; the rest of them in the slow test.
 SUBTLE = ("sharding.rules", "train.trainable", "optim.lr_multipliers", "mesh.fsdp", "encoder.clip", "data.preset")
+SUBTLE += ("data.num_frames",)
 
 
 @pytest.mark.parametrize("key", SUBTLE)

@@ -17,7 +17,7 @@ VALUES = Values(
 
 
 def check(config: ConfigDict) -> None:
-    """A batch must divide into the parts that gradients are accumulated over.
+    """A batch must divide into the parts that gradients are accumulated over, and only clips have several frames.
 
     Raises:
         UserError: names the keys, their values and the remedy.
@@ -26,4 +26,9 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"config.data.batch_size={config.data.batch_size} is not divisible by "
             f"config.optim.accum_steps={config.optim.accum_steps}; choose a multiple"
+        )
+    if "num_frames" in config.data and config.data.source != "clip" and config.data.num_frames != 1:
+        raise UserError(
+            f"config.data.num_frames={config.data.num_frames}, but the records of config.data.source="
+            f"{config.data.source!r} are single pictures; set it to 1"
         )
