@@ -182,13 +182,14 @@ def train(config: ConfigDict, options: Options) -> None:
     """Trains, resuming from the workdir when it holds the same run."""
     from contextdiff_jax import task as task_lib
     from contextdiff_jax import training
+    from contextdiff_jax.training.sharding import make_mesh
 
     training.check_workdir(options.workdir, config, allow_config_change=options.allow_config_change)
     if tunes := "edit" in config:
         from contextdiff_jax import edits
 
         edits.check_clip(config, options.workdir)
-    task = task_lib.build(config)
+    task = task_lib.build(config, mesh=make_mesh(config.mesh))
     edits_after = tunes and config.edit.after_training
     if edits_after:
         edits.check(task, config, options.prompts)

@@ -178,8 +178,7 @@ def _write_parts_of_file(task: DiffusionTask, out: Path) -> None:
     write_json(single_file.scheduler(source), out / "scheduler" / "scheduler_config.json")
     if task.config.model.backbone != "sd" or task.config.condition.encoder:
         return
-    encoder = parts.condition.encoder
-    encoder.save(out / "text_encoder", encoder.params)
+    _save_encoder(source / "text_encoder", parts.condition.encoder, out / "text_encoder")
     (out / "tokenizer").mkdir()
     for name in TOKENIZER_FILES:
         if (out / "text_encoder" / name).is_file():
@@ -224,8 +223,14 @@ def _write_encoder(path: str, encoder: TextEncoder, folder: Path) -> str:
     """Writes an encoder into the export; returns its name there. What ships with the package stays there."""
     if path.startswith(encoders.BUILTIN):
         return path
-    encoder.save(folder, encoder.params)
+    _save_encoder(path, encoder, folder)
     return folder.name
+
+
+def _save_encoder(path: str | Path, encoder: TextEncoder, folder: Path) -> None:
+    """Writes an encoder as it lies at `path`, read again: a task may hold it in another type, and on other devices."""
+    read = encoders.load_text_encoder(path, tokenizer_dir=encoder.tokenizer_dir)
+    read.save(folder, read.params)
 
 
 def _write_card(config: ConfigDict, step: int, out: Path, name: str, classes: Sequence[str]) -> None:

@@ -78,7 +78,7 @@ class Pipeline:
             UserError: no such folder, no checkpoint, not a diffusion run, or another model's config.
         """
         model = saved.find(path, step=step, ema=ema, config=config)
-        task = task_lib.build(model.config)
+        task = task_lib.build(model.config, mesh=sharding.serving_mesh(model.config.mesh))
         expected = jax.eval_shape(task.init, stream(model.config.seed, "init"))
         return cls(task, _with_untrained(task, expected, model.read(expected)), model.step)
 

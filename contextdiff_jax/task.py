@@ -2,6 +2,7 @@
 
 from typing import Any, Protocol
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from contextdiff_jax import config as config_lib
@@ -41,13 +42,16 @@ class Task(Protocol):
         """Writes what a user keeps of the training."""
 
 
-def build(config: ConfigDict, runtime: Runtime | None = None, weights: bool = True) -> Task:
+def build(
+    config: ConfigDict, runtime: Runtime | None = None, weights: bool = True, mesh: Mesh | None = None
+) -> Task:
     """The task that `config.task` names, after checking the config.
 
     Args:
         config: the whole config.
         runtime: what it will run on; None takes this machine.
         weights: whether to read the parameters of frozen networks; without them a step can be traced, not run.
+        mesh: where those go as they are read, shard by shard, by the config's sharding rules; None: the host.
 
     Raises:
         UserError: for anything in the config that cannot work.
@@ -58,7 +62,7 @@ def build(config: ConfigDict, runtime: Runtime | None = None, weights: bool = Tr
         case "diffusion":
             from contextdiff_jax.tasks.diffusion import DiffusionTask
 
-            return DiffusionTask(config, runtime, weights)
+            return DiffusionTask(config, runtime, weights, mesh)
         case "contrastive":
             from contextdiff_jax.tasks.contrastive import ContrastiveTask as task
         case "recogniser":

@@ -15,6 +15,7 @@ from contextdiff_jax import task as task_lib
 from contextdiff_jax.conditions.spaces import write_rgb_map
 from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.formats import digests as files
 from contextdiff_jax.tasks import identity
 from contextdiff_jax.training.state import initial_params
 from tests import stable_diffusion_helpers as helpers
@@ -30,7 +31,7 @@ def tiny(config):
 
 def pixels_with_encoders_of_their_own(root):
     config = tiny(t2i.get_config("tiny"))
-    config.adapter.features = "clip"
+    config.adapter.features, config.model.dtype = "clip", "bfloat16"
     for section, key in (("encoder", "clip"), ("condition", "encoder")):
         config[section][key] = str(shutil.copytree(ASSETS / "clip_mini", root / f"{section}-{key}"))
     return config
@@ -88,6 +89,7 @@ def test_an_export_stands_alone(kind, tmp_path):
     (tmp_path / "origin").mkdir()
     task, params = fresh(KINDS[kind](tmp_path / "origin"))
     export.write(task, params, 7, tmp_path / "export")
+    digests = {name: files.digest(folder) for name, folder in identity.sources(task.config).items()}
     shutil.rmtree(tmp_path / "origin")
     moved = (tmp_path / "export").rename(tmp_path / "moved")
     assert str(tmp_path / "origin") not in json.dumps(
@@ -98,6 +100,7 @@ def test_an_export_stands_alone(kind, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.frozen, task.frozen)
     frozen = identity.sources(again.config).keys()
     recorded = json.loads((moved / identity.FILE).read_text()) if frozen else {}
+    assert {name: network["digest"] for name, network in recorded.items()} == digests, "to the last bit of float32"
     assert recorded.keys() == frozen
     again.save(tmp_path / "saved")  # and so does what is saved from it
     shutil.rmtree(moved)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_json, write_json
@@ -98,6 +99,8 @@ class Latents:
         """What tells one autoencoder's latents from another's: a hash of its weights and its scale."""
         digest = hashlib.sha256(repr(float(self.vae.config.scaling_factor)).encode())
         for leaf in jax.tree.leaves(self.vae.params):
+            if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+                leaf = multihost_utils.process_allgather(leaf, tiled=True)  # one at a time, of all processes
             digest.update(np.ascontiguousarray(leaf, np.float32))
         return digest.hexdigest()[:16]
 

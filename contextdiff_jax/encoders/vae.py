@@ -2,7 +2,9 @@
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
@@ -266,6 +268,16 @@ class Vae:
         """Scaled latents [B, h, w, C] -> images [B, h f, w f, 3] float32, about in [-1, 1]."""
         return self.module.apply({"params": params}, latents / self.config.scaling_factor, method="decode")
 
+    def read(
+        self, folder: Path, names: pretrained.NameMap, weights: bool, shardings: Callable[[Params], Any] | None
+    ) -> Self:
+        """The model with the parameters of a folder; see `load_vae`."""
+        expected = jax.eval_shape(self.init, jax.random.key(0))
+        if not weights:
+            return dataclasses.replace(self, params=expected)
+        places = shardings(expected) if shardings else None
+        return dataclasses.replace(self, params=pretrained.read_params(folder, expected, names, shardings=places))
+
     def save(self, folder: str | Path, params: Params, dtype: jnp.dtype = jnp.float32) -> None:
         """Writes the model in the layout of diffusers."""
         pretrained.write_params(folder, params, tensor_name, self.config.to_dict(), dtype, diffusers_format.STEM)
@@ -278,19 +290,25 @@ def tensor_name(path: str) -> str | tuple[str, ...]:
     return name if old == name else (name, old)
 
 
-def load_vae(folder: str | Path, dtype: jnp.dtype = jnp.float32, *, weights: bool = True) -> Vae:
+def load_vae(
+    folder: str | Path,
+    dtype: jnp.dtype = jnp.float32,
+    *,
+    weights: bool = True,
+    shardings: Callable[[Params], Any] | None = None,
+) -> Vae:
     """Reads an autoencoder.
 
     Args:
         folder: in the layout of diffusers, `vae` of a pipeline's folder.
         dtype: type of the computation.
         weights: whether to read the parameters; else they are shapes.
+        shardings: as for `encoders.load_text_encoder`. The parameters stay float32: they tell latents from others.
 
     Raises:
         UserError: no such folder, another kind of model, weights that do not fit.
     """
     folder = hub.local(folder)
-    vae = Vae(VAEConfig.from_dict(pretrained.read_config(folder)), None, dtype)
-    expected = jax.eval_shape(vae.init, jax.random.key(0))
-    params = pretrained.read_params(folder, expected, tensor_name) if weights else expected
-    return dataclasses.replace(vae, params=params)
+    return Vae(VAEConfig.from_dict(pretrained.read_config(folder)), None, dtype).read(
+        folder, tensor_name, weights, shardings
+    )

@@ -1,6 +1,7 @@
 """The vector-quantising autoencoder of latent diffusion in Linen, faithful to diffusers' `VQModel`."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +122,17 @@ def tensor_name(path: str) -> str | tuple[str, ...]:
     return "quantize.embedding.weight" if path == "quantize/embedding" else kl.tensor_name(path)
 
 
-def load_vq(folder: str | Path, dtype: jnp.dtype = jnp.float32, *, weights: bool = True) -> Vq:
+def load_vq(
+    folder: str | Path,
+    dtype: jnp.dtype = jnp.float32,
+    *,
+    weights: bool = True,
+    shardings: Callable[[Params], Any] | None = None,
+) -> Vq:
     """Reads a VQModel; arguments and errors as `vae.load_vae`."""
     folder = hub.local(folder)
-    model = Vq(VQConfig.from_dict(pretrained.read_config(folder)), None, dtype)
-    expected = jax.eval_shape(model.init, jax.random.key(0))
-    return dataclasses.replace(
-        model, params=pretrained.read_params(folder, expected, tensor_name) if weights else expected
+    return Vq(VQConfig.from_dict(pretrained.read_config(folder)), None, dtype).read(
+        folder, tensor_name, weights, shardings
     )
 
 
@@ -136,12 +141,12 @@ def part_of(pipeline: Path) -> Path:
     return pipeline / "vqvae" if (pipeline / "vqvae").is_dir() and not (pipeline / "vae").is_dir() else pipeline / "vae"
 
 
-def load(pipeline: Path, dtype: jnp.dtype = jnp.float32, *, weights: bool = True) -> Any:
-    """The autoencoder of a pipeline's folder, of the kind that its config.json names.
+def load(pipeline: Path, dtype: jnp.dtype = jnp.float32, **how: Any) -> Any:
+    """The autoencoder of a pipeline's folder, of the kind that its config.json names; `how` as for `vae.load_vae`.
 
     Raises:
         UserError: there is none, or one of another kind, or weights that do not fit.
     """
     folder = part_of(pipeline)
     quantises = pretrained.read_config(folder).get("_class_name") == VQConfig.CLASS_NAME
-    return (load_vq if quantises else kl.load_vae)(folder, dtype, weights=weights)
+    return (load_vq if quantises else kl.load_vae)(folder, dtype, **how)

@@ -17,6 +17,7 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.suite import hardware, keep
 from contextdiff_jax.files import write_json
 from contextdiff_jax.training import Setup
+from contextdiff_jax.training.sharding import make_mesh
 
 ROUNDS, STEPS = 5, 4  # timed rounds of each variant, steps per round
 
@@ -35,7 +36,7 @@ class _Variant:
     """The compiled training step of one config with a state to run it on."""
 
     def __init__(self, config: ConfigDict):
-        setup = Setup.of(task_lib.build(config))
+        setup = Setup.of(task_lib.build(config, mesh=make_mesh(config.mesh)))
         self.batches = setup.train_iterator()
         self.batch = setup.put(next(self.batches))
         start = time.perf_counter()

@@ -1,7 +1,9 @@
 """ControlNet (Zhang et al. 2023) in Linen, faithful to diffusers' `ControlNetModel`: edges guide the U-Net."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -133,7 +135,11 @@ def control_of(
 
 
 def load_controlnet(
-    folder: str | Path, dtype: jnp.dtype = jnp.float32, *, weights: bool = True
+    folder: str | Path,
+    dtype: jnp.dtype = jnp.float32,
+    *,
+    weights: bool = True,
+    shardings: Callable[[Params], Any] | None = None,
 ) -> tuple[ControlNet, Params]:
     """Reads a ControlNet: the module, computing in `dtype`, and its float32 parameters.
 
@@ -141,6 +147,7 @@ def load_controlnet(
         folder: in the layout of diffusers.
         dtype: type of the computation.
         weights: whether to read the parameters; else they are shapes.
+        shardings: as for `encoders.load_text_encoder`.
 
     Raises:
         UserError: no such folder, another kind of model, weights that do not fit.
@@ -151,4 +158,7 @@ def load_controlnet(
     shapes = ((1, side, side, config.in_channels), (1,), (1, 1, config.cross_attention_dim))
     args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in (*shapes, (1, side_of_picture, side_of_picture, 3))]
     expected = jax.eval_shape(net.init, jax.random.key(0), *args)["params"]
-    return net, pretrained.read_params(folder, expected, tensor_name) if weights else expected
+    if not weights:
+        return net, expected
+    places = shardings(expected) if shardings else None
+    return net, pretrained.read_params(folder, expected, tensor_name, shardings=places)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from contextdiff_jax import data, losses, sampling
@@ -31,7 +32,7 @@ from contextdiff_jax.tasks import frames, identity, warm_start
 from contextdiff_jax.tasks.edge_control import EdgeControl
 from contextdiff_jax.tasks.kept_texts import FIELD, TABLE, KeptTexts
 from contextdiff_jax.tasks.parts import Parts, read_adapter, source, with_located_models
-from contextdiff_jax.training.sharding import put_tree
+from contextdiff_jax.training.sharding import put_tree, tree_shardings
 from contextdiff_jax.types import Array, Batch, Context, Params
 
 
@@ -47,14 +48,17 @@ class DiffusionTask:
         edges: the ControlNet that guides a clip's tuning; None without one.
     """
 
-    def __init__(self, config: ConfigDict, runtime: Runtime | None = None, weights: bool = True):
+    def __init__(
+        self, config: ConfigDict, runtime: Runtime | None = None, weights: bool = True, mesh: Mesh | None = None
+    ):
         self.config = config
         located = with_located_models(config)
-        self.parts = parts = Parts.of(located, runtime, weights)
+        places = None if mesh is None else partial(tree_shardings, rules=config.sharding.rules, mesh=mesh)
+        self.parts = parts = Parts.of(located, runtime, weights, places)
         self.frozen = parts.params
         self.schedule, self.sample_shape = parts.schedule, parts.space.shape
         self.backbone = backbones.build(located, parts.dtype)
-        self.edges = EdgeControl.of(config, parts.dtype, weights)
+        self.edges = EdgeControl.of(config, parts.dtype, weights, places)
         if self.edges is not None:
             self.frozen = self.frozen | {"control": self.edges.params}
         self.adapter, self._adapter_start = None, located.adapter.start if config.adapter.enabled else ""

@@ -10,6 +10,7 @@ from PIL import Image
 
 from contextdiff_jax.data.edges import edges
 from contextdiff_jax.models.controlnet import control_of, load_controlnet
+from contextdiff_jax.tasks.places import Places, within
 from contextdiff_jax.types import Array, Context, Params
 
 
@@ -22,19 +23,21 @@ class EdgeControl:
         params: its parameters; shapes where no weights were asked for.
     """
 
-    def __init__(self, folder: str, dtype: jnp.dtype, weights: bool = True):
+    def __init__(self, folder: str, dtype: jnp.dtype, weights: bool = True, places: Places | None = None):
         self.folder = folder
-        self.net, self.params = load_controlnet(folder, dtype, weights=weights)
+        self.net, self.params = load_controlnet(folder, dtype, weights=weights, shardings=within(places, "control"))
         self._seen: dict[int, np.ndarray] = {}
 
     @classmethod
-    def of(cls, config: ConfigDict, dtype: jnp.dtype, weights: bool) -> "EdgeControl | None":
-        """That of a config; None where it names none.
+    def of(
+        cls, config: ConfigDict, dtype: jnp.dtype, weights: bool, places: Places | None = None
+    ) -> "EdgeControl | None":
+        """That of a config; None where it names none. Arguments are those of `Parts.of`.
 
         Raises:
             UserError: a folder that holds none.
         """
-        return cls(config.edit.control, dtype, weights) if "edit" in config and config.edit.control else None
+        return cls(config.edit.control, dtype, weights, places) if "edit" in config and config.edit.control else None
 
     def fields(self, records: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
         """{"edges": float32 [B, F, H, W, 3]} of windows of one clip, drawn once for each."""

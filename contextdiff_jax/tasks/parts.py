@@ -33,6 +33,7 @@ from contextdiff_jax.process.learned import Process
 from contextdiff_jax.runtime import Runtime, here
 from contextdiff_jax.samplers.scheduler_config import PRETRAINED, as_stable_diffusion, from_scheduler_config
 from contextdiff_jax.tasks.kept_texts import FIELD, TABLE, empty_like, looked_up
+from contextdiff_jax.tasks.places import Places, within
 from contextdiff_jax.types import Batch, Context, Params
 
 
@@ -70,27 +71,36 @@ class Parts:
     clip: encoders.Clip | None
 
     @classmethod
-    def of(cls, config: ConfigDict, runtime: Runtime | None = None, weights: bool = True) -> "Parts":
+    def of(
+        cls,
+        config: ConfigDict,
+        runtime: Runtime | None = None,
+        weights: bool = True,
+        places: Places | None = None,
+    ) -> "Parts":
         """Reads whatever the config names.
 
         Args:
             config: the whole config.
             runtime: what the networks will run on; None takes this machine.
             weights: whether to read the frozen networks' parameters; else they are shapes.
+            places: where they go as they are read, so that no host ever holds one whole; None: the host.
 
         Raises:
             UserError: something that is not there, or does not fit.
         """
         dtype = compute_dtype(config.model.dtype, runtime)
+        # Encoders are read in the type that they compute in, to which their layers would cast them at every call.
+        how = dict(dtype=dtype, param_dtype=dtype, weights=weights)
         # One CLIP may serve as text encoder and as the adapter's eye; it is read once.
         clip = None
         if needs_clip(config):
             with _naming("encoder.clip", config.encoder.clip):
-                clip = encoders.load_clip(config.encoder.clip, dtype, weights=weights)
-        space = _space(config, runtime, weights)
+                clip = encoders.load_clip(config.encoder.clip, **how, shardings=within(places, "clip"))
+        space = _space(config, runtime, weights, places)
         backbones.check_size(config, space.shape)
         scheduler = _scheduler(config)
-        load = partial(encoders.load_text_encoder, dtype=dtype, weights=weights)
+        load = partial(encoders.load_text_encoder, **how, shardings=within(places, "condition"))
         condition = _condition(config, clip, load, space.shape)
         process, prediction = _process(config, scheduler, space)
         levels = data.describe(config.data).levels if config.space.kind == "pixels" else None
@@ -104,14 +114,10 @@ class Parts:
 
     @property
     def params(self) -> dict[str, Params]:
-        """Parameters of all that is frozen, each once: {"clip", "condition" (unless that is the clip), "space"}.
-
-        Encoders in the type that they compute in, to which their layers would cast each at every call; the files that
-        an export writes are made of their own parameters, which stay as they were read.
-        """
+        """Parameters of all that is frozen, each once: {"clip", "condition" (unless that is the clip), "space"}."""
         clip = {} if self.clip is None else self.clip.params
         condition = {} if self._reads_clip else self.condition.params
-        read = trees.cast({"clip": clip, "condition": condition}, self.dtype)
+        read = trees.cast({"clip": clip, "condition": condition}, self.dtype)  # shapes are float32 before
         return read | {"space": self.space.params}
 
     @property
@@ -279,19 +285,22 @@ def _condition(
     return TextCondition(clip)
 
 
-def _space(config: ConfigDict, runtime: Runtime | None, weights: bool) -> Pixels | Latents:
+def _space(config: ConfigDict, runtime: Runtime | None, weights: bool, places: Places | None) -> Pixels | Latents:
     if config.space.kind == "pixels":
         return Pixels(config.data.image_size, data.describe(config.data).channels)
-    return latent_space(config, runtime, weights)
+    return latent_space(config, runtime, weights, places)
 
 
-def latent_space(config: ConfigDict, runtime: Runtime | None = None, weights: bool = True) -> Latents:
+def latent_space(
+    config: ConfigDict, runtime: Runtime | None = None, weights: bool = True, places: Places | None = None
+) -> Latents:
     """The latents of the pretrained folder's autoencoder; arguments are those of `Parts.of`."""
     from contextdiff_jax.encoders import vq
 
     with _naming("model.pretrained", config.model.pretrained):
         dtype = compute_dtype(config.model.dtype, runtime)
-        vae = vq.load(hub.local(config.model.pretrained), dtype, weights=weights)
+        at = within(places, "space", "vae")
+        vae = vq.load(hub.local(config.model.pretrained), dtype, weights=weights, shardings=at)
     rgb_map = read_rgb_map(config.space.rgb_map or config.space.latents)
     return Latents(vae, config.data.image_size, config.space.rgb, rgb_map)
 

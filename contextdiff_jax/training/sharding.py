@@ -120,9 +120,11 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> Batch:
 
 
 def put_tree(tree: Params, shardings: Any) -> Params:
-    """Host arrays that every process has whole, placed on the mesh."""
+    """Host arrays that every process has whole, placed on the mesh; arrays that lie there already stay as they are."""
 
     def put(value: Any, sharding: NamedSharding) -> Array:
+        if isinstance(value, jax.Array) and value.sharding.is_equivalent_to(sharding, value.ndim):
+            return value
         value = np.asarray(value)
         return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
