@@ -1,4 +1,8 @@
-"""Samples, evaluates and exports a tiny model on as many devices as XLA_FLAGS makes; says what lay where."""
+"""Samples, evaluates and exports a tiny model on as many devices as XLA_FLAGS makes; says what lay where.
+
+    python run_on_devices.py OUT                        one process
+    python run_on_devices.py OUT HOST:PORT N I          process I of N, which do not export
+"""
 
 import sys
 from pathlib import Path
@@ -15,6 +19,8 @@ from configs import t2i  # noqa: E402
 from contextdiff_jax import export  # noqa: E402
 from contextdiff_jax import task as task_lib  # noqa: E402
 from contextdiff_jax.evaluate import suite  # noqa: E402
+from contextdiff_jax.training import initialize_distributed  # noqa: E402
+from contextdiff_jax.training.sharding import serving_mesh  # noqa: E402
 
 
 def figures_of(found: dict) -> dict[str, np.ndarray]:
@@ -31,24 +37,29 @@ def figures_of(found: dict) -> dict[str, np.ndarray]:
 
 
 def main(out: Path) -> None:
-    """Writes arrays.npz and an export into `out`."""
+    """Writes the arrays of this process and an export into `out`."""
     config = t2i.get_config("tiny")
     config.mesh.fsdp = 2
+    config.model.multipliers = (1,)
+    config.model.self_attention_levels = config.model.cross_attention_levels = (0,)
     config.sample.update(num_steps=2, sampler="ddpm")
     config.eval.update(num_samples=12, bpd_always=True)
     config.eval.features = ("clip:builtin:clip_mini",)
-    task = task_lib.build(config)
-    pipe = cdx.Pipeline(task, shaken(task.init(jax.random.key(0))), 0)
+    task = task_lib.build(config, mesh=serving_mesh(config.mesh))
+    pipe = cdx.Pipeline(task, shaken(task), 0)
     drawn = list(pipe.stream([*PROMPTS, *PROMPTS], key=5))
     found = suite.evaluate_run(pipe, out / "evaluated")
-    export.write(task, pipe.params, 0, out / "export")
-    again = cdx.Pipeline.load(out / "export").sample_arrays(PROMPTS, key=5)
-    pictures = np.concatenate([d.whole() for d in drawn])
-    np.savez(out / "arrays.npz", pictures=pictures, again=again, **figures_of(found))
+    arrays = {"pictures": np.concatenate([d.whole() for d in drawn])} | figures_of(found)
+    if jax.process_count() == 1:
+        export.write(task, pipe.params, 0, out / "export")
+        arrays["again"] = cdx.Pipeline.load(out / "export").sample_arrays(PROMPTS, key=5)
+    np.savez(out / f"arrays-{jax.process_index()}.npz", **arrays)
     used = {len(d.images.sharding.device_set) for d in drawn}
     split = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(pipe.params))
     print(f"devices {used}, rows on each {drawn[0].images.addressable_shards[0].data.shape[0]}, split {split > 0}")
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        initialize_distributed(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     main(Path(sys.argv[1]))
