@@ -1,6 +1,7 @@
 """Settings and fixtures shared by all tests."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -26,24 +27,29 @@ import pytest  # noqa: E402
 LONGEST_FIRST = (
     "test_stable_diffusion",
     "test_end_to_end",
+    "test_real_sets",
+    "test_cifar10_nll",
+    "test_topology",
+    "test_kill",
+    "test_topology_unet",
+    "test_stored_figures",
     "test_class_and_layout",
     "test_builtin_demo",
-    "test_cifar10_nll",
     "test_mutations",
-    "test_topology_unet",
-    "test_kill",
-    "test_stored_figures",
     "test_edit",
+    "test_exports",
+    "test_configs",
+    "test_raster",
+    "test_pretrained_files",
     "test_sd_unet",
     "test_lora",
-    "test_exports",
     "test_bpd_likelihood",
     "test_video",
     "test_plan",
     "test_measure",
     "test_study",
+    "test_teeth",
     "test_losses",
-    "test_pretrained_files",
     "test_samplers",
     "test_bpd",
 )
@@ -52,6 +58,9 @@ LONGEST_FIRST = (
 def pytest_collection_modifyitems(items):
     place = {name: i for i, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+    # Tracing makes many objects that live; looking through all of them and the libraries' each time is a tenth of it.
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
 
 
 @pytest.fixture

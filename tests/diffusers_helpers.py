@@ -10,6 +10,17 @@ import torch
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
 
+VQ_SIZES = dict(
+    block_out_channels=(8, 16),
+    down_block_types=("DownEncoderBlock2D",) * 2,
+    up_block_types=("UpDecoderBlock2D",) * 2,
+    layers_per_block=1,
+    norm_num_groups=4,
+    latent_channels=3,
+    num_vq_embeddings=17,
+    sample_size=16,
+)
+
 
 def randomised(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """The model with every parameter random: norms and biases too, or swapped ones would not show."""

@@ -24,11 +24,18 @@ SAMPLING = {
 }
 
 
-def shaken(params):
+def shaken(task):
     """Parameters off their start, at which the output is zero."""
+    order = []
+
+    def init(key):
+        params = task.init(key)
+        order.extend(names(params))  # as they are made, which the stored figures' noise follows; compiling sorts them
+        return params
+
     noise = lambda name, p: p + 0.1 * np.random.default_rng(zlib.crc32(name.encode())).normal(size=p.shape)
-    leaves, tree = jax.tree.flatten(params)
-    return tree.unflatten([jnp.asarray(noise(n, p), p.dtype) for n, p in zip(names(params), leaves, strict=True)])
+    leaves, tree = jax.tree.flatten(jax.jit(init)(jax.random.key(0)))
+    return tree.unflatten([jnp.asarray(noise(n, p), p.dtype) for n, p in zip(order, leaves, strict=True)])
 
 
 def summary(array):
@@ -40,17 +47,21 @@ def summary(array):
 @pytest.fixture(scope="module")
 def pipe():
     task = task_lib.build(t2i.get_config("tiny"))
-    # Not compiled, since that sorts the names, which the stored figures' noise follows in the order of their making
-    return cdx.Pipeline(task, shaken(task.init(jax.random.key(0))), 0)
+    return cdx.Pipeline(task, shaken(task), 0)
 
 
 def step_figures(pipe):
     task = pipe.task
     batch = {k: jnp.asarray(v) for k, v in next(task.train_iterator(0, 1)).items()}
     batch = task.draw(batch, jax.random.key(1))
-    loss = lambda params: task.loss(params, pipe.frozen, batch, jax.random.key(2))[0]
-    value, pull = jax.vjp(jax.jit(loss), pipe.params)
-    norms = jax.tree.map(jnp.linalg.norm, pull(jnp.ones_like(value))[0])
+
+    @partial(jax.grad, has_aux=True)
+    def gradient(params):
+        value = task.loss(params, pipe.frozen, batch, jax.random.key(2))[0]
+        return value.sum(), value
+
+    found, value = jax.jit(gradient)(pipe.params)
+    norms = jax.tree.map(lambda g: np.linalg.norm(np.asarray(g, np.float64)), found)
     return {"loss": value.tolist(), "gradient": float(sum(jax.tree.leaves(norms)))}
 
 

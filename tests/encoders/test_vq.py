@@ -12,19 +12,17 @@ import torch
 from contextdiff_jax.conditions.spaces import Latents
 from contextdiff_jax.encoders import vq
 from contextdiff_jax.errors import UserError
-from tests.diffusers_helpers import assert_loads_exactly, config_of, randomised, relative_error, to_numpy, to_torch
-
-SIZES = dict(
-    block_out_channels=(8, 16),
-    down_block_types=("DownEncoderBlock2D",) * 2,
-    up_block_types=("UpDecoderBlock2D",) * 2,
-    layers_per_block=1,
-    norm_num_groups=4,
-    latent_channels=3,
-    num_vq_embeddings=17,
-    sample_size=16,
-    scaling_factor=0.5,
+from tests.diffusers_helpers import (
+    VQ_SIZES,
+    assert_loads_exactly,
+    config_of,
+    randomised,
+    relative_error,
+    to_numpy,
+    to_torch,
 )
+
+SIZES = VQ_SIZES | dict(scaling_factor=0.5)
 
 
 @pytest.fixture(scope="module", params=[None, 5])
