@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from absl import logging
 
 from contextdiff_jax.files import atomic
 from contextdiff_jax.training.distributed import broadcast_bytes, is_primary
 
-EVERY = 60.0  # seconds between two writings
+EVERY = 60.0  # least seconds between two writings
+PATIENCE = 20  # times as long as a writing takes, where that is more: features of many pictures are large
 IDENTITY = "identity"
 
 
@@ -32,14 +34,14 @@ class Journal:
     Args:
         path: of the file.
         identity: what the figures follow from; a file of another evaluation is left unread, and written over.
-        every: seconds between two writings.
+        every: least seconds between two writings.
     """
 
     def __init__(self, path: Path, identity: str, every: float = EVERY):
         self._path, self._identity, self._every = path, identity, every
         self._parts: dict[str, Part] = {}
         self._found = self._read()
-        self._written = time.monotonic()
+        self._due = time.monotonic() + every
 
     @property
     def found(self) -> bool:
@@ -71,15 +73,22 @@ class Journal:
 
     def tick(self) -> None:
         """Between two batches: writes where it is time."""
-        if time.monotonic() - self._written < self._every:
+        if (start := time.monotonic()) < self._due:
             return
         if is_primary():
-            states = {f"{name}|{key}": v for name, part in self._parts.items() for key, v in part.state().items()}
-            # What was read and is not asked for yet stays.
-            ahead = {f"{name}|{key}": v for name, state in self._found.items() for key, v in state.items()}
-            with atomic(self._path) as temporary:
-                np.savez(temporary, **{IDENTITY: np.array(self._identity)}, **states, **ahead)
-        self._written = time.monotonic()
+            try:
+                self._write()
+            except OSError as error:  # the evaluation itself can go on
+                logging.warning("%s cannot be written (%s); cut off now, the evaluation begins anew", self._path, error)
+        now = time.monotonic()
+        self._due = now + max(self._every, PATIENCE * (now - start))
+
+    def _write(self) -> None:
+        states = {f"{name}|{key}": v for name, part in self._parts.items() for key, v in part.state().items()}
+        # What was read and is not asked for yet stays.
+        ahead = {f"{name}|{key}": v for name, state in self._found.items() for key, v in state.items()}
+        with atomic(self._path) as temporary:
+            np.savez(temporary, **{IDENTITY: np.array(self._identity)}, **states, **ahead)
 
     def end(self) -> None:
         """The evaluation is finished."""

@@ -93,11 +93,25 @@ def test_what_is_not_asked_for_yet_is_not_forgotten(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found.kept, batches.kept)
 
 
-def test_it_is_written_once_in_a_while(tmp_path, monkeypatch):
-    now = [0.0]
+def test_it_is_written_once_in_a_while_and_seldom_where_that_takes_long(tmp_path, monkeypatch):
+    now, path = [0.0], tmp_path / "unfinished.npz"
     monkeypatch.setattr(unfinished.time, "monotonic", lambda: now[0])
-    journal = Journal(tmp_path / "unfinished.npz", "")
-    for at, written in ((59.0, False), (60.0, True)):
+
+    class Slow:
+        def state(self):
+            now[0] += 10.0
+            return {"a": np.zeros(1)}
+
+    journal = Journal(path, "")
+    journal.follow("slow", Slow())
+    for at, written in ((59.0, False), (60.0, True), (269.0, False), (270.0, True)):
         now[0] = at
         journal.tick()
-        assert (tmp_path / "unfinished.npz").is_file() == written
+        assert path.is_file() == written
+        path.unlink(missing_ok=True)
+
+
+def test_a_full_disk_does_not_end_the_evaluation(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    Journal(tmp_path / "file" / "unfinished.npz", "", every=0.0).tick()
+    assert "cannot be written" in caplog.text
