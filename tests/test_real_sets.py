@@ -12,19 +12,9 @@ from contextdiff_jax import config as config_lib
 from contextdiff_jax.data.fashion import CLASSES
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import class_judge
-from tests.diffusers_helpers import randomised
+from tests.diffusers_helpers import VQ_SIZES, randomised
 from tests.set_files import WNIDS, write_coco, write_fashion, write_imagenet
 
-AUTOENCODER = dict(
-    block_out_channels=(8, 16),
-    down_block_types=("DownEncoderBlock2D",) * 2,
-    up_block_types=("UpDecoderBlock2D",) * 2,
-    layers_per_block=1,
-    norm_num_groups=4,
-    latent_channels=3,
-    num_vq_embeddings=17,
-    sample_size=16,
-)
 SHORT = {
     "data.batch_size": 4,
     "adapter.depth": 1,
@@ -44,8 +34,8 @@ SHORT = {
 LATENT = {
     "data.image_size": 16,
     "model.channels": 32,
-    "model.multipliers": (1, 2),
-    "model.cross_attention_levels": (1,),
+    "model.multipliers": (1,),
+    "model.cross_attention_levels": (0,),
     "model.remat": False,
     "adapter.features": "patches",  # the linear map to colours for a CLIP is tested with Stable Diffusion
     "adapter.patch_size": 4,
@@ -67,7 +57,7 @@ def run(config, workdir, *modes):
 @pytest.fixture(scope="module")
 def autoencoder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vq")
-    randomised(diffusers.VQModel(**AUTOENCODER)).save_pretrained(folder / "vqvae")
+    randomised(diffusers.VQModel(**VQ_SIZES)).save_pretrained(folder / "vqvae")
     return folder
 
 
@@ -93,7 +83,8 @@ def test_coco_from_its_annotations(autoencoder, tmp_path):
 
 def test_fashion_mnist_is_judged_by_a_classifier_of_its_own(tmp_path, monkeypatch, capsys):
     write_fashion(tmp_path, monkeypatch)
-    changes = {"model.channels": 16, "model.head_dim": 16, "eval.judge_steps": 2}
+    one_level = dict.fromkeys(("model.self_attention_levels", "model.cross_attention_levels"), (0,))
+    changes = one_level | {"model.multipliers": (1,), "model.channels": 16, "model.head_dim": 16, "eval.judge_steps": 2}
     config = short(class2img.get_config("fashion"), tmp_path, changes)
     rows = run(config, tmp_path / "run", "train")["alignment"]
     assert rows["classes, adapter on"]["n"] == rows["classes, adapter off"]["n"] == 4
