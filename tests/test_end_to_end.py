@@ -1,4 +1,4 @@
-"""The whole path on the tiny preset: train, resume, sample, evaluate, bench, load in Python."""
+"""The whole path on the smallest model: train, resume, sample, evaluate, bench, load in Python."""
 
 import json
 
@@ -14,18 +14,13 @@ from contextdiff_jax import task as task_lib
 from contextdiff_jax.errors import UserError
 
 
-def tiny(num_steps=4):
+def smallest(num_steps=4):
+    """The tiny preset with one level: half as much to compile."""
     config = t2i.get_config("tiny")
     config.train.num_steps = num_steps
     config.train.checkpoint_every = 2
     config.optim.schedule = "constant"
     config.eval.bpd_always = True
-    return config
-
-
-def smallest(num_steps=4):
-    """The tiny preset with one level: half as much to compile."""
-    config = tiny(num_steps)
     config.model.multipliers = (1,)
     config.model.self_attention_levels = config.model.cross_attention_levels = (0,)
     return config
@@ -35,7 +30,7 @@ def smallest(num_steps=4):
 def run(tmp_path_factory):
     """A trained tiny run: its config and its workdir."""
     workdir = tmp_path_factory.mktemp("run")
-    config = tiny()
+    config = smallest()
     config.train.preview_every = 4
     command_line.run("train", config, command_line.Options(workdir=str(workdir)))
     return config, workdir
@@ -58,7 +53,7 @@ def test_the_same_command_again_has_nothing_left_to_do(run, capsys):
 
 def test_another_config_in_the_workdir_is_refused(run):
     _, workdir = run
-    other = tiny()
+    other = smallest()
     other.optim.lr = 0.5
     with pytest.raises(UserError, match=r"optim\.lr: saved 0\.001, now 0\.5"):
         command_line.run("train", other, command_line.Options(workdir=str(workdir)))
