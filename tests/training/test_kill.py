@@ -20,4 +20,7 @@ def test_toy_run_killed_twice_ends_bitwise_equal(tmp_path):
 
 def test_real_run_killed_twice_ends_bitwise_equal(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    kill_test([*MAIN, "--config=configs/t2i.py:tiny"], tmp_path, kills=2)
+    one_level = [f"--config.model.{levels}_attention_levels=(0,)" for levels in ("self", "cross")]  # quick to compile
+    kill_test(
+        [*MAIN, "--config=configs/t2i.py:tiny", "--config.model.multipliers=(1,)", *one_level], tmp_path, kills=2
+    )
