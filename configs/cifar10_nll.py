@@ -45,7 +45,7 @@ from configs import common, t2i
 
 def get_config(preset: str | None = None) -> ConfigDict:
     """The digits, or the preset named after the colon."""
-    config = t2i.get_config()
+    config = t2i.sections()
     config.condition.kind = "class"
     config.model.backbone = "vdm"
     config.model.patch_size = 1

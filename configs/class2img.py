@@ -28,17 +28,19 @@ the whole run, estimated at 200 TFLOP/s (what one current GPU may sustain in bfl
 from ml_collections import ConfigDict
 
 from configs import t2i
-from configs.common import apply_preset, latent_diffusion
+from configs.common import apply_preset, latent_diffusion, short_training
 
 
 def get_config(preset: str | None = None) -> ConfigDict:
     """The drawn objects, or the preset named after the colon."""
-    config = t2i.get_config()
+    config = t2i.sections()
     config.condition.kind = "class"
     config.condition.embedding = "resnet"
     config.data.preset = "demo_objects"
     config.eval.after_training = True
-    config.train.num_steps = 700
+    config.train.num_steps = 480
+    if not preset:
+        short_training(config)
     presets = {"tiny": tiny, "folder": folder, "fashion": fashion, "imagenet": imagenet}
     return apply_preset(config, preset, presets)
 

@@ -55,6 +55,8 @@ def base(task: str) -> ConfigDict:
             clip_norm=1.0,
             accum_steps=1,
             lr_multipliers=(),  # ((regex, factor), ...), the first match counts
+            muon=(),  # regular expressions of matrices that Muon steps with, not Adam; not a network's first and last
+            momentum=0.95,  # of Muon
         )
     )
     config.ema = ConfigDict(dict(decay=0.999, warmup=True))
@@ -80,6 +82,13 @@ def base(task: str) -> ConfigDict:
     # A table split over its words would be looked up by all devices for all rows, and the answers summed over them.
     config.sharding = ConfigDict(dict(rules=(("embedding$", "replicate"), (".*", "fsdp"))))
     return config
+
+
+def short_training(config: ConfigDict) -> None:
+    """Muon for the body of the pixel U-Net: in some hundred steps it gets further than Adam does in twice as many."""
+    config.optim.lr = 3e-3
+    config.optim.lr_multipliers = (("^adapter/", 1 / 3),)
+    config.optim.muon = ("^denoiser/(down|middle|up)_.*kernel$",)
 
 
 def latent_diffusion(config: ConfigDict) -> None:

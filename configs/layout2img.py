@@ -25,16 +25,18 @@ the whole run, estimated at 200 TFLOP/s (what one current GPU may sustain in bfl
 from ml_collections import ConfigDict
 
 from configs import t2i
-from configs.common import apply_preset, latent_diffusion
+from configs.common import apply_preset, latent_diffusion, short_training
 
 
 def get_config(preset: str | None = None) -> ConfigDict:
     """Pairs of the demo's objects, or the preset named after the colon."""
-    config = t2i.get_config()
+    config = t2i.sections()
     config.condition.kind = "layout"
     config.data.preset = "demo_pairs"
     config.eval.after_training = True
-    config.train.num_steps = 700
+    config.train.num_steps = 480
+    if not preset:
+        short_training(config)
     return apply_preset(config, preset, {"tiny": tiny, "coco": coco})
 
 

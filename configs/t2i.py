@@ -12,11 +12,20 @@
 
 from ml_collections import ConfigDict
 
-from configs.common import apply_preset, base
+from configs.common import apply_preset, base, short_training
 
 
 def get_config(preset: str | None = None) -> ConfigDict:
     """The demo, or the preset named after the colon."""
+    config = sections()
+    if not preset:
+        short_training(config)
+    presets = {f.__name__: f for f in (tiny, small, paper, folder, sd, builtin)}
+    return apply_preset(config, preset, presets)
+
+
+def sections() -> ConfigDict:
+    """Every section of a diffusion model, with the values of the demo."""
     config = base("diffusion")
     config.encoder = ConfigDict(dict(clip="builtin:clip_mini"))
     config.condition = ConfigDict(
@@ -140,10 +149,9 @@ def get_config(preset: str | None = None) -> ConfigDict:
     )
     config.data.batch_size = 32
     config.ema.decay = 0.99
-    config.train.num_steps = 750
-    config.train.preview_every = 375
-    presets = {f.__name__: f for f in (tiny, small, paper, folder, sd, builtin)}
-    return apply_preset(config, preset, presets)
+    config.train.num_steps = 500
+    config.train.preview_every = 250
+    return config
 
 
 def tiny(config: ConfigDict) -> None:

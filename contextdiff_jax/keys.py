@@ -46,6 +46,8 @@ def are(values: Any, kind: Any) -> bool:
 
 # Keys that came after the first runs were saved, with the values that describe those.
 _LATER = {
+    "optim.muon": (),
+    "optim.momentum": 0.95,
     "train.validate_every": 0,
     "train.validate_batches": 4,
     "data.random_crop": 0.0,

@@ -1,5 +1,6 @@
-"""AdamW with warm-up, decay of matrices only, clipping and learning rates by name."""
+"""AdamW, or Muon for chosen matrices, with warm-up, decay of matrices only, clipping and learning rates by name."""
 
+import math
 import re
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.training.sharding import leaf_name
@@ -29,24 +31,57 @@ def learning_rate(config: ConfigDict, step: Array | int) -> Array:
 
 
 def make_optimizer(config: ConfigDict, params: Params) -> optax.GradientTransformation:
-    """Clipping by the global norm, Adam, decoupled weight decay, learning-rate multipliers, schedule.
+    """Clipping by the global norm, Adam or Muon, decoupled weight decay, learning-rate multipliers, schedule.
 
     Args:
         config: the whole config; `optim` and `train.num_steps` are read. `clip_norm` 0 does not clip.
         params: arrays or their shapes; their names are matched by `optim.lr_multipliers`, ((regex, factor),
-            ...) of which the first that is found in a name counts.
+            ...) of which the first that is found in a name counts, and by `optim.muon`.
 
     Raises:
-        UserError: a multiplier's regex matches no parameter.
+        UserError: a regex matches no parameter.
     """
     optim = config.optim
     multipliers = _multipliers(optim.lr_multipliers, params)
     return optax.chain(
         optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
-        optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps),
+        _directions(optim, params),
         optax.add_decayed_weights(optim.weight_decay, mask=_decayed),
         optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, multipliers)),
         optax.scale_by_learning_rate(lambda step: learning_rate(config, step)),
+    )
+
+
+def _directions(optim: ConfigDict, params: Params) -> optax.GradientTransformation:
+    """Adam's direction of every parameter but those that `optim.muon` names, which take Muon's."""
+    adam = optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps)
+    if not optim.muon:
+        return adam
+    try:
+        patterns = [re.compile(pattern) for pattern in optim.muon]
+    except (re.error, TypeError) as error:
+        raise UserError(f"config.optim.muon={optim.muon!r} must be regular expressions: {error}") from error
+    matrices = [leaf_name(path) for path, x in jax.tree_util.tree_leaves_with_path(params) if x.ndim >= 2]
+    for pattern in patterns:
+        _check_found("muon", pattern.pattern, matrices)
+
+    def label(path: tuple, x: Any) -> str:
+        return "muon" if x.ndim >= 2 and any(p.search(leaf_name(path)) for p in patterns) else "adam"
+
+    labels = lambda params: jax.tree_util.tree_map_with_path(label, params)
+    return optax.partition({"adam": adam, "muon": _muon(optim.momentum)}, labels)
+
+
+def _muon(momentum: float) -> optax.GradientTransformation:
+    """Momentum made orthogonal, of the size of Adam's steps (Liu et al. 2025, arXiv:2502.16982).
+
+    The last axis of a kernel is its outputs; all others together are its inputs.
+    """
+    axes = lambda x: MuonDimensionNumbers(tuple(range(x.ndim - 1)), (x.ndim - 1,))
+    size = lambda x: 0.2 * max(math.prod(x.shape[:-1]), x.shape[-1]) ** 0.5
+    return optax.chain(
+        scale_by_muon(beta=momentum, weight_dimension_numbers=lambda params: jax.tree.map(axes, params)),
+        optax.stateless(lambda updates, _: jax.tree.map(lambda x: size(x) * x, updates)),
     )
 
 
@@ -63,14 +98,17 @@ def _multipliers(rules: Any, params: Params) -> Params:
     except (re.error, TypeError, ValueError) as error:
         raise UserError(f"config.optim.lr_multipliers={rules!r} must be (regex, factor) pairs: {error}") from error
     names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    for pattern, factor in rules:
-        if not any(re.search(pattern, name) for name in names):
-            raise UserError(
-                f"config.optim.lr_multipliers: {pattern!r} (factor {factor}) matches no parameter; "
-                f"names are like {names[0]} and {names[-1]}"
-            )
+    for pattern, _ in rules:
+        _check_found("lr_multipliers", pattern, names)
 
     def factor_of(path: tuple, _: Any) -> float:
         return next((f for pattern, f in rules if re.search(pattern, leaf_name(path))), 1.0)
 
     return jax.tree_util.tree_map_with_path(factor_of, params)
+
+
+def _check_found(key: str, pattern: str, names: list[str]) -> None:
+    if not any(re.search(pattern, name) for name in names):
+        raise UserError(
+            f"config.optim.{key}: {pattern!r} matches no parameter; names are like {names[0]} and {names[-1]}"
+        )

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.keys import Values
+from contextdiff_jax.keys import Values, are
 
 VALUES = Values(
     choices={"optim.schedule": ("constant", "cosine")},
@@ -15,7 +15,7 @@ VALUES = Values(
         seed optim.weight_decay optim.warmup_steps optim.clip_norm train.keep_every train.preview_every
         train.validate_every
     """,
-    fractions="ema.decay optim.b1 optim.b2",
+    fractions="ema.decay optim.b1 optim.b2 optim.momentum",
 )
 
 
@@ -28,6 +28,10 @@ def check(config: ConfigDict) -> None:
     if max(config.seed, config.data.seed) >= 2**32:
         raise UserError(
             f"config.seed={config.seed}, config.data.seed={config.data.seed}: the largest seed is {2**32 - 1}"
+        )
+    if not isinstance(config.optim.muon, list | tuple) or not are(config.optim.muon, str):
+        raise UserError(
+            f"config.optim.muon={config.optim.muon!r} must be a tuple of regular expressions; () steps with Adam alone"
         )
     if "lora" in config.train and "rank" in config.train.lora:
         _check_lora(config)

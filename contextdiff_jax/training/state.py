@@ -31,8 +31,14 @@ def state_shardings(
     """The sharding of every leaf of the state; moments lie where their parameters lie."""
     params = sharding.tree_shardings(abstract.params, rules, mesh)
     whole = sharding.replicated(mesh)
+    absent = lambda x: isinstance(x, optax.transforms.MaskedNode)  # what another optimizer has the moments of
     opt_state = optax.tree_map_params(
-        optimizer, lambda _, s: s, abstract.opt_state, params, transform_non_params=lambda _: whole
+        optimizer,
+        lambda x, place: x if absent(x) else place,
+        abstract.opt_state,
+        params,
+        transform_non_params=lambda _: whole,
+        is_leaf=absent,
     )
     return TrainState(step=whole, params=params, ema=params, opt_state=opt_state)
 

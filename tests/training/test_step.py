@@ -61,6 +61,27 @@ def test_optimizer_is_adamw_with_clipping_decay_of_matrices_and_multipliers():
     chex.assert_trees_all_close(jax.device_get(params), jax.tree.map(np.float32, p), rtol=2e-5, atol=1e-6)
 
 
+def test_muon_steps_along_the_singular_vectors_and_leaves_the_rest_to_adam():
+    """Against numpy's decomposition: the same vectors, and all values alike instead of spread."""
+    rng = np.random.default_rng(0)
+    params = {"body": {"kernel": np.zeros((3, 3, 5, 16), np.float32)}, "out": {"kernel": np.zeros((16, 4), np.float32)}}
+    grads = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), params)
+    quiet = {"optim.clip_norm": 0.0, "optim.weight_decay": 0.0, "optim.warmup_steps": 0, "optim.schedule": "constant"}
+    config = toy_config(**quiet, **{"optim.lr": 0.1, "optim.muon": ("^body/.*kernel$",)})
+
+    def first_step(config):
+        optimizer = make_optimizer(config, params)
+        return jax.device_get(optimizer.update(grads, optimizer.init(params), params)[0])
+
+    step = first_step(config)
+    u, _, vt = np.linalg.svd(np.float64(grads["body"]["kernel"]).reshape(45, 16), full_matrices=False)
+    along = u.T @ step["body"]["kernel"].reshape(45, 16) @ vt.T / (-0.1 * 0.2 * np.sqrt(45))
+    np.testing.assert_allclose(along - np.diag(np.diag(along)), 0, atol=1e-4)
+    assert 0.6 < np.diag(along).min() and np.diag(along).max() < 1.3  # what five Newton-Schulz iterations promise
+    config.optim.muon = ()
+    chex.assert_trees_all_close(step["out"], first_step(config)["out"], rtol=1e-6)
+
+
 @pytest.mark.parametrize("schedule, expected", [("constant", [0.25, 0.5, 1, 1, 1]), ("cosine", [0.25, 0.5, 1, 0.5, 0])])
 def test_learning_rate(schedule, expected):
     config = toy_config(**{"optim.schedule": schedule, "optim.lr": 1.0, "optim.warmup_steps": 4, "train.num_steps": 12})
