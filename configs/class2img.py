@@ -38,7 +38,6 @@ def get_config(preset: str | None = None) -> ConfigDict:
     config.condition.embedding = "resnet"
     config.data.preset = "demo_objects"
     config.eval.after_training = True
-    config.train.num_steps = 480
     if not preset:
         short_training(config)
     presets = {"tiny": tiny, "folder": folder, "fashion": fashion, "imagenet": imagenet}

@@ -34,7 +34,6 @@ def get_config(preset: str | None = None) -> ConfigDict:
     config.condition.kind = "layout"
     config.data.preset = "demo_pairs"
     config.eval.after_training = True
-    config.train.num_steps = 480
     if not preset:
         short_training(config)
     return apply_preset(config, preset, {"tiny": tiny, "coco": coco})

@@ -149,8 +149,8 @@ def sections() -> ConfigDict:
     )
     config.data.batch_size = 32
     config.ema.decay = 0.99
-    config.train.num_steps = 500
-    config.train.preview_every = 250
+    config.train.num_steps = 750
+    config.train.preview_every = 375
     return config
 
 
