@@ -78,6 +78,7 @@ def base() -> ConfigDict:
         dict(
             prompts=(),  # edited prompts; (): of an embedded clip another object; without a mask, another background
             after_training=True,
+            reconstruct=False,  # True: without an edited prompt the clip is inverted and sampled again, no more
             inversion_prompt="",  # source | empty
             alignment="",  # refine | replace | none
             cross_replace_steps=0.0,  # share of the steps in which aligned words take the source's attention

@@ -132,7 +132,7 @@ def targets_of(config: ConfigDict, prompts: Sequence[str]) -> list[str]:
         UserError: a user's clip without an edited prompt.
     """
     found = list(prompts) or list(config.edit.prompts)
-    if found:
+    if found or config.edit.reconstruct:
         return found
     if config.data.path:
         raise UserError("no edited prompt: give --prompt='...' or --config.edit.prompts=\"('...',)\"")

@@ -97,6 +97,7 @@ _LATER = {
     "eval.judge_steps": 0,
     "eval.features": (),
     "edit.mask_scale": "maximum",
+    "edit.reconstruct": False,
 }
 
 

@@ -10,6 +10,7 @@ Values = dict[str, Any]  # {"section.key": value}
 
 # Nothing is controlled: the edited prompt alone. Every method changes some of these.
 NOTHING: Values = {
+    "edit.reconstruct": False,
     "edit.inversion_prompt": "source",
     "edit.alignment": "none",
     "edit.cross_replace_steps": 0.0,
@@ -81,7 +82,7 @@ METHODS: dict[str, Values] = {
         "sample.num_steps": 50,
         "sample.guidance": 12.0,
     },
-    "inversion": {**_NETWORK, "sample.num_steps": 20, "sample.guidance": 1.0},
+    "inversion": {**_NETWORK, "sample.num_steps": 20, "sample.guidance": 1.0, "edit.reconstruct": True},
     "ddim": {**_NETWORK, "sample.num_steps": 20, "sample.guidance": 7.5},
 }
 

@@ -29,10 +29,9 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"config.seed={config.seed}, config.data.seed={config.data.seed}: the largest seed is {2**32 - 1}"
         )
-    if not isinstance(config.optim.muon, list | tuple) or not are(config.optim.muon, str):
-        raise UserError(
-            f"config.optim.muon={config.optim.muon!r} must be a tuple of regular expressions; () steps with Adam alone"
-        )
+    muon = config.optim.muon if "optim" in config else ()  # a model that was never trained here has none
+    if not isinstance(muon, list | tuple) or not are(muon, str):
+        raise UserError(f"config.optim.muon={muon!r} must be a tuple of regular expressions; () steps with Adam alone")
     if "lora" in config.train and "rank" in config.train.lora:
         _check_lora(config)
 
