@@ -77,11 +77,23 @@ def exchange(pipe) -> None:
     import numpy as np
     import torch
     from peft import LoraConfig, get_peft_model_state_dict
+    from transformers import CLIPTextModel, CLIPTokenizerFast
 
+    from contextdiff_jax.encoders import ASSETS
     from contextdiff_jax.formats import diffusers_format
 
     pipe.save("demo")
-    theirs = diffusers.StableDiffusionPipeline.from_pretrained("demo", safety_checker=None)
+    # Its text encoder ships with the package and is not in the export: the pipeline is put together of the parts.
+    theirs = diffusers.StableDiffusionPipeline(
+        vae=diffusers.AutoencoderKL.from_pretrained("demo/vae", torch_dtype=torch.float32),
+        text_encoder=CLIPTextModel.from_pretrained(ASSETS / "clip_mini"),
+        tokenizer=CLIPTokenizerFast.from_pretrained(ASSETS / "clip_mini"),
+        unet=diffusers.UNet2DConditionModel.from_pretrained("demo/unet", torch_dtype=torch.float32),
+        scheduler=diffusers.DDIMScheduler.from_pretrained("demo/scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     torch.manual_seed(0)
     theirs.unet.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_v", "conv1"]))
     with torch.no_grad():
