@@ -86,7 +86,7 @@ def exchange(pipe) -> None:
     # Its text encoder ships with the package and is not in the export: the pipeline is put together of the parts.
     theirs = diffusers.StableDiffusionPipeline(
         vae=diffusers.AutoencoderKL.from_pretrained("demo/vae", torch_dtype=torch.float32),
-        text_encoder=CLIPTextModel.from_pretrained(ASSETS / "clip_mini"),
+        text_encoder=CLIPTextModel.from_pretrained(ASSETS / "clip_mini", dtype=torch.float32),
         tokenizer=CLIPTokenizerFast.from_pretrained(ASSETS / "clip_mini"),
         unet=diffusers.UNet2DConditionModel.from_pretrained("demo/unet", torch_dtype=torch.float32),
         scheduler=diffusers.DDIMScheduler.from_pretrained("demo/scheduler"),
