@@ -80,6 +80,8 @@ def _config(own: ConfigDict, method: str | None) -> ConfigDict:
     values = {key: value for key, value in values.items() if key.startswith(counts)}
     if "edit" not in config:
         config.edit = ConfigDict()
+        # The clip is the caller's; a model of single pictures could not be asked for several frames of its own data.
+        config.data.source, config.data.preset, config.data.path = "clip", "demo", ""
         config.data.num_frames, config.data.overlap = 8, 4
         config.data.length, config.data.start, config.data.sampling_rate, config.data.crop = 0, 0, 1, (0, 0, 0, 0)
     for key, value in values.items():

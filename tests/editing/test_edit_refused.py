@@ -22,8 +22,10 @@ def recipe(monkeypatch):
     """The smallest recipe; its model is read once for all that is refused after it, and nothing may be tuned."""
     build = task_lib.build
 
-    def once(config):
-        return SHIPPED.setdefault("task", build(config))
+    def once(config, **how):
+        if "task" not in SHIPPED:
+            SHIPPED["task"] = build(config, **how)
+        return SHIPPED["task"]
 
     monkeypatch.setattr(task_lib, "build", once)
     monkeypatch.setattr(training, "train", lambda *args, **how: pytest.fail("tuned"))
