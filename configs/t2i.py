@@ -25,7 +25,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
 
 
 def sections() -> ConfigDict:
-    """Every section of a diffusion model, with the values of the demo."""
+    """Every section of a diffusion model, with values that presets start from."""
     config = base("diffusion")
     config.encoder = ConfigDict(dict(clip="builtin:clip_mini"))
     config.condition = ConfigDict(
