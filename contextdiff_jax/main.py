@@ -14,7 +14,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from contextdiff_jax import command_line
+from contextdiff_jax import command_line, config_files
 from contextdiff_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -125,7 +125,7 @@ def default_workdir() -> str:
     """That of the config; without one the model that ships, where a model is asked for."""
     if CONFIG.value is None:
         return command_line.SHIPPED if MODE.value in command_line.OWN_CONFIG else ""
-    return command_line.default_workdir(FLAGS["config"].config_filename, CONFIG.value)
+    return config_files.default_workdir(FLAGS["config"].config_filename, CONFIG.value)
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -133,8 +133,8 @@ def parse(argv: list[str]) -> list[str]:
     if argv[1:2] == ["app"]:  # contextdiff app --model=RUN
         argv = [argv[0], "--mode=app", *argv[2:]]
     try:
-        argv = sys.argv[:] = command_line.with_config_file(argv)  # config_flags reads overrides from sys.argv
-        command_line.check_config_flags(argv)
+        argv = sys.argv[:] = config_files.with_config_file(argv)  # config_flags reads overrides from sys.argv
+        config_files.check_config_flags(argv)
         FLAGS.set_gnu_getopt(True)  # the runs of --mode=compare may stand anywhere
         rest = FLAGS(argv)
         if len(rest) > 1 and MODE.value != "compare":

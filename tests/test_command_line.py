@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import clip_mini, t2i
-from contextdiff_jax import command_line, config
+from contextdiff_jax import command_line, config, config_files
 from contextdiff_jax.errors import UserError
 
 
@@ -53,13 +53,13 @@ def test_flag_errors(flags, words, capsys, monkeypatch):
 def test_a_shipped_config_is_found_from_anywhere(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for argv in (["main", f"--config={given}", "--mode=train"], ["main", "--config", given]):
-        found = command_line.with_config_file(argv)
-        command_line.check_config_flags([*found, "--config.optim.lr=1"])
-        path = found[command_line._config_flag(found)[0]].removeprefix("--config=")
+        found = config_files.with_config_file(argv)
+        config_files.check_config_flags([*found, "--config.optim.lr=1"])
+        path = found[config_files._config_flag(found)[0]].removeprefix("--config=")
         assert path.endswith("configs/t2i.py:tiny") and len(found) == len(argv)
-        assert command_line.default_workdir(path, t2i.get_config("tiny")) == "runs/t2i-tiny"
+        assert config_files.default_workdir(path, t2i.get_config("tiny")) == "runs/t2i-tiny"
     (tmp_path / "t2i.py").write_text("")
-    assert command_line.with_config_file(["main", "--config=t2i.py"]) == ["main", "--config=t2i.py"], "one's own first"
+    assert config_files.with_config_file(["main", "--config=t2i.py"]) == ["main", "--config=t2i.py"], "one's own first"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_shipped_config_is_found_from_anywhere(given, tmp_path, monkeypatch):
 def test_a_config_of_ones_own_that_lacks_something(text, words, tmp_path):
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(UserError, match=words):
-        command_line.check_config_flags(["main", f"--config={tmp_path / 'mine.py'}"])
+        config_files.check_config_flags(["main", f"--config={tmp_path / 'mine.py'}"])
 
 
 @pytest.mark.parametrize("mode", ["sample", "eval", "bench", "encode"])

@@ -1,0 +1,110 @@
+"""The config that a command line names: its file, its preset, and the keys that flags may change."""
+
+import difflib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from contextdiff_jax import config as config_lib
+from contextdiff_jax.errors import UserError
+
+# In a clone, and inside the installed package.
+SHIPPED_CONFIGS = (Path(__file__).parents[1] / "configs", Path(__file__).parent / "shipped" / "configs")
+
+
+def default_workdir(config_file: str, config: ConfigDict) -> str:
+    """runs/<config>-<preset>, e.g. runs/t2i or runs/t2i-small."""
+    return "runs/" + "-".join(part for part in (Path(config_file.split(":")[0]).stem, config.preset) if part)
+
+
+def with_config_file(argv: list[str]) -> list[str]:
+    """The arguments with the path of a shipped config where --config names one, e.g. t2i.py:small or t2i."""
+    place = _config_flag(argv)
+    if place is None:
+        return argv
+    i, given = place
+    path = _find_config(given)
+    return [*argv[:i], f"--config={path}" if "=" in argv[i] else path, *argv[i + 1 :]]
+
+
+def _config_flag(argv: list[str]) -> tuple[int, str] | None:
+    """Which argument holds the value of --config, and the value; the last one counts."""
+    found = None
+    for i, flag in enumerate(argv[1:], start=1):
+        name, equals, value = flag.lstrip("-").partition("=")
+        if name == "config" and flag.startswith("-"):
+            found = (i, value) if equals else (i + 1, argv[i + 1]) if i + 1 < len(argv) else None
+    return found
+
+
+def _find_config(given: str) -> str:
+    """FILE.py[:preset] of a file that exists, else of the shipped config of that name."""
+    file, colon, preset = given.partition(":")
+    name = Path(file).name
+    beside = (folder / (name if name.endswith(".py") else f"{name}.py") for folder in SHIPPED_CONFIGS)
+    plain = Path(file).parent in (Path("."), Path("configs"))
+    found = None if Path(file).is_file() or not plain else next((p for p in beside if p.is_file()), None)
+    return given if found is None else f"{found}{colon}{preset}"
+
+
+def check_config_flags(argv: list[str]) -> None:
+    """Loads the config named in `argv` and checks that each `--config.key=value` names a key it has.
+
+    Raises:
+        UserError: missing file, unknown preset, a file that cannot be imported, an unknown key (with the nearest one).
+    """
+    place = _config_flag(argv)
+    if place is None or not place[1]:
+        return
+    config = _load_config(place[1])
+    for flag in argv[1:]:
+        name = flag.lstrip("-").partition("=")[0].removeprefix("no")
+        if flag.startswith("-") and name.startswith("config."):
+            _check_key(config, name.removeprefix("config."))
+
+
+def _load_config(path: str) -> ConfigDict:
+    """get_config(preset) of FILE.py[:preset]; the folder above the file becomes importable, for `configs.common`."""
+    file, _, preset = path.partition(":")
+    if not Path(file).is_file():
+        shipped = sorted({p.name for folder in SHIPPED_CONFIGS for p in folder.glob("[!_]*.py")} - {"common.py"})
+        raise UserError(
+            f"config file {file!r} does not exist; shipped ones, e.g. configs/t2i.py, are {', '.join(shipped)}"
+        )
+    root = str(Path(file).resolve().parent.parent)
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    spec = importlib.util.spec_from_file_location("_requested_config", file)
+    if spec is None:
+        raise UserError(f"config file {file!r} is not a Python file; give one like configs/t2i.py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(preset) if preset else module.get_config()
+        config_lib.check_sections(config, file)
+        return config
+    except UserError:
+        raise
+    except Exception as error:
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(line.filename).name}:{line.lineno}"
+        raise UserError(f"config file {file!r} failed at {where}: {type(error).__name__}: {error}") from error
+
+
+def _check_key(config: ConfigDict, key: str) -> None:
+    """Every part of a dotted key must exist."""
+    node, parts = config, key.split(".")
+    for depth, part in enumerate(parts):
+        if not isinstance(node, ConfigDict):
+            raise UserError(f"config key {key!r} is unknown; config.{'.'.join(parts[:depth])} has no parts")
+        if part not in node:
+            prefix = ".".join(parts[:depth] + [""])
+            near = difflib.get_close_matches(part, list(node), n=1)
+            everywhere = [leaf for leaf in config_lib.leaves(config) if leaf.split(".")[-1] == part]
+            hint = [f"config.{prefix}{n}" for n in near] or [f"config.{leaf}" for leaf in everywhere]
+            remedy = f"did you mean {hint[0]}?" if hint else f"accepted there: {', '.join(sorted(node))}"
+            raise UserError(f"config key 'config.{key}' is unknown; {remedy}")
+        node = node[part]
