@@ -22,15 +22,16 @@ from contextdiff_jax.conditions.spaces import RGB_MAP, Latents, nearest_multiple
 from contextdiff_jax.data import one_clip
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.losses import Variance
-from contextdiff_jax.models import backbones, lipschitz, lora, precond
+from contextdiff_jax.models import backbones, lora, precond
 from contextdiff_jax.models.adapter import Adapter, ScaledShift, Shift
-from contextdiff_jax.process import chart, forward
+from contextdiff_jax.process import chart
 from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.runtime import Runtime
 from contextdiff_jax.samplers.scheduler_config import PRETRAINED, from_scheduler_config
-from contextdiff_jax.tasks import frames, identity, warm_start
+from contextdiff_jax.tasks import frames, identity, objective, warm_start
+from contextdiff_jax.tasks.batches import Batches
 from contextdiff_jax.tasks.edge_control import EdgeControl
-from contextdiff_jax.tasks.kept_texts import FIELD, TABLE, KeptTexts
+from contextdiff_jax.tasks.kept_texts import TABLE
 from contextdiff_jax.tasks.parts import Parts, read_adapter, source, with_located_models
 from contextdiff_jax.training.sharding import put_tree, tree_shardings
 from contextdiff_jax.types import Array, Batch, Context, Params
@@ -80,78 +81,33 @@ class DiffusionTask:
 
     # Data and parameters.
 
+    @cached_property
+    def _batches(self) -> Batches:
+        return Batches(self.config, self.parts, self.edges)
+
     def train_iterator(self, process_index: int, process_count: int) -> Any:
         """Checkpointable Grain iterator over this process's rows of the global batches."""
-        return data.build(
-            self.config.data,
-            "train",
-            batch_size=self.config.data.batch_size,
-            seed=self.config.seed,
-            process_index=process_index,
-            process_count=process_count,
-            augment=True,
-            from_records=self._fields if self._kept_texts is None else self._kept_fields,
-            records=source(self.config, self.parts, "train"),
-        )
+        return self._batches.train(process_index, process_count)
 
     def held_out_iterator(self, process_index: int, process_count: int) -> Any:
         """This process's rows of batches of held-out records, in an order that is always the same."""
-        return data.build(
-            self.config.data,
-            "held out",
-            batch_size=self.config.data.batch_size,
-            seed=self.config.data.seed,
-            process_index=process_index,
-            process_count=process_count,
-            from_records=self._fields,
-            records=source(self.config, self.parts, None),
-        )
+        return self._batches.held_out(process_index, process_count)
 
-    def _fields(self, records: Any) -> dict[str, np.ndarray]:
-        """What a batch holds beside its pictures."""
-        fields = self.parts.condition.from_records(records)
-        return fields if self.edges is None else fields | self.edges.fields(records)
-
-    def _kept_fields(self, records: Any) -> dict[str, np.ndarray]:
-        """The same, with rows of the table of texts for texts."""
-        return self._kept_texts.fields(records) | ({} if self.edges is None else self.edges.fields(records))
-
-    @cached_property
-    def _kept_texts(self) -> KeptTexts | None:
-        """The captions of the training records, where they are encoded once."""
-        if not self.config.condition.kept_texts:
-            return None
-        captions = source(self.config, self.parts, "train").captions()
-        return KeptTexts(captions, self.config.condition.kept_texts, self.parts.condition.read)
+    def batch_spec(self) -> Batch:
+        """Shapes of what the step reads of a global batch; no data are read."""
+        return self._batches.spec()
 
     def computed(self, frozen: Params, whole: jax.sharding.Sharding) -> Params:
         """What follows from the frozen networks once and for all: {"texts"} where texts are encoded once."""
-        if self._kept_texts is None:
+        if not self.config.condition.kept_texts:
             return {}
-        return {TABLE: self._kept_texts.encoded(partial(self.encode, {}, frozen), whole)}
+        return {TABLE: self._batches.kept_texts.encoded(partial(self.encode, {}, frozen), whole)}
 
     def computed_spec(self, frozen: Params) -> Params:
         """Shapes of `computed`; no data are read."""
         if not (limit := self.config.condition.kept_texts):
             return {}
         return {TABLE: jax.eval_shape(self.encode, {}, frozen, self.parts.condition.empty(limit + 1))}
-
-    def batch_spec(self) -> Batch:
-        """Shapes of what the step reads of a global batch; no data are read."""
-        size, side, count = self.config.data.batch_size, self.config.data.image_size, self.config.data.num_frames
-        height, width, channels = self.sample_shape
-        lead = (size,) if count == 1 else (size, count)
-        if self.config.space.kind == "latents" and self.config.space.precomputed:
-            fields = {"latent": jax.ShapeDtypeStruct((*lead, height, width, 2 * channels), jnp.float32)}
-        else:
-            channels = 3 if self.config.space.kind == "latents" else channels
-            fields = {"image": jax.ShapeDtypeStruct((*lead, side, side, channels), jnp.float32)}
-        if self.edges is not None:
-            fields["edges"] = jax.ShapeDtypeStruct((*lead, side, side, 3), jnp.float32)
-        condition = self.parts.condition.empty(size)
-        if self.config.condition.kept_texts:
-            condition = {FIELD: np.zeros(size, np.int32)}
-        return fields | {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in condition.items()}
 
     def init(self, key: Array) -> Params:
         """{"denoiser", "adapter", "condition" if trained, ...}, float32; the adapter's output, and so b, is zero."""
@@ -371,52 +327,12 @@ class DiffusionTask:
         )
         f = self.denoiser(params, dropped, key_dropout, frozen, batch.get("edges"))
         b = self.shift(params, frozen, context)
+        s, track = self.schedule_of(params), self.config.adapter.track_lipschitz
         if self.config.loss.objective == "nelbo":
-            s, variance = self.schedule_of(params), self.variance_of(params)
-            bound = losses.nelbo(s, x0, f, b, t, key_bound, bins=self.parts.levels, variance=variance)
-            bits = lambda nats: nats / (x0[0].size * jnp.log(2.0))
-            terms = dict(prior=bound.prior, reconstruction=bound.reconstruction, diffusion=bound.diffusion)
-            metrics = {name: bits(nats) for name, nats in terms.items()}
-            if b is not None and self.config.adapter.track_lipschitz:
-                metrics["lipschitz_max"] = self._secant(s, x0, f, b, t if t.ndim == 1 else t[:, 0], eps)
-            return bits(bound.total), metrics
-        return self._denoising_loss(x0, f, b, t, eps)
-
-    def _secant(self, s: Schedule, x0: Array, f: chart.Denoiser, b: Shift, t: Array, eps: Array) -> Array:
-        """|r(x0) - r(x0_hat)| / |x0 - x0_hat| at one x_t per example, [B]: C_t from below."""
-        b_t = b(x0, t)
-        x0_hat = f(forward.marginal(s, x0, b_t, t).at(eps), t)
-        return lipschitz.secant_of_shifts(s, b_t, b(x0_hat, t), x0, x0_hat, t)
-
-    def _denoising_loss(
-        self, x0: Array, f: chart.Denoiser, b: Shift | None, t: Array, eps: Array
-    ) -> tuple[Array, dict[str, Array]]:
-        """Eq. 6 or Eq. 5 at one x_t per example, [B], and metrics."""
-        config, s = self.config.loss, self.schedule
-        weighting = config.weighting if config.weighting != "prediction" else losses.WEIGHTING_OF[self.parts.prediction]
-        both_shifts = config.objective == "posterior" or weighting == "lemma4"
-        shifts = lambda x: chart.pair(b, x, t, t - 1)
-        if both_shifts:
-            b_t, b_prev = shifts(x0)
-        else:
-            b_t = jnp.zeros_like(x0) if b is None else b(x0, t)
-        x0_hat = f(forward.marginal(s, x0, b_t, t).at(eps), t)  # Eq. 1, reparameterised
-        rms = lambda h: jnp.sqrt(jnp.mean(h**2, axis=tuple(range(1, h.ndim))))
-        metrics = {"x0_rmse": rms(x0_hat - x0), "shift_rms": rms(b_t)}
-        if not both_shifts:
-            if b is not None and self.config.adapter.track_lipschitz:
-                fixed = jax.lax.stop_gradient(x0_hat)
-                metrics["lipschitz_max"] = lipschitz.secant_of_shifts(s, b_t, b(fixed, t), x0, fixed, t)
-            return losses.simple(s, x0, x0_hat, t, weighting=weighting, gamma=config.gamma), metrics
-        b_t_hat, b_prev_hat = shifts(x0_hat)
-        secant = lambda b_x, b_y, at: lipschitz.secant_of_shifts(s, b_x, b_y, x0, x0_hat, at)
-        c_t, c_prev = secant(b_t, b_t_hat, t), secant(b_prev, b_prev_hat, t - 1)
-        metrics["lipschitz_max"] = jnp.maximum(c_t, c_prev)
-        if config.objective == "posterior":
-            nats = losses.posterior(s, x0, x0_hat, t, b_t, b_prev, b_t_hat, b_prev_hat)
-            return nats / x0[0].size, metrics
-        # Lemma 4 with the constants of this very pair x0, x0_hat: never below Eq. 5, and phi feels their growth.
-        return losses.simple(s, x0, x0_hat, t, weighting="lemma4", lipschitz=(c_t, c_prev)), metrics
+            of_process = dict(levels=self.parts.levels, variance=self.variance_of(params))
+            return objective.full_bound(s, x0, f, b, t, eps, key_bound, **of_process, track_lipschitz=track)
+        how = dict(prediction=self.parts.prediction, track_lipschitz=track)
+        return objective.denoising(self.config.loss, s, x0, f, b, t, eps, **how)
 
     # Looking at it.
 

@@ -1,0 +1,101 @@
+"""The joint objective of theta and phi: Eq. 4, 5 or 6 at given x0, denoiser and shift, one value per example."""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from contextdiff_jax import losses
+from contextdiff_jax.losses import Variance
+from contextdiff_jax.models import lipschitz
+from contextdiff_jax.models.adapter import Shift
+from contextdiff_jax.process import chart, forward
+from contextdiff_jax.process.schedule import Schedule
+from contextdiff_jax.types import Array
+
+
+def full_bound(
+    s: Schedule,
+    x0: Array,
+    f: chart.Denoiser,
+    b: Shift | None,
+    t: Array,
+    eps: Array,
+    key: Array,
+    *,
+    levels: int,
+    variance: Variance,
+    track_lipschitz: bool = False,
+) -> tuple[Array, dict[str, Array]]:
+    """Eq. 4 in bits per dimension, [B], and its terms.
+
+    Args:
+        s: the noise schedule.
+        x0: data [B, H, W, C].
+        f: f(x_t, t) -> x0_hat.
+        b: the shift, or None.
+        t: int32 [B], or [B, n] for several times an example.
+        eps: noise [B, H, W, C] of the secant.
+        key: for the bound's own noise.
+        levels: how many values a channel takes.
+        variance: of the reverse step.
+        track_lipschitz: report the secant of the shift at the first t of each example.
+    """
+    bound = losses.nelbo(s, x0, f, b, t, key, bins=levels, variance=variance)
+    bits = lambda nats: nats / (x0[0].size * jnp.log(2.0))
+    terms = dict(prior=bound.prior, reconstruction=bound.reconstruction, diffusion=bound.diffusion)
+    metrics = {name: bits(nats) for name, nats in terms.items()}
+    if b is not None and track_lipschitz:
+        metrics["lipschitz_max"] = _secant(s, x0, f, b, t if t.ndim == 1 else t[:, 0], eps)
+    return bits(bound.total), metrics
+
+
+def _secant(s: Schedule, x0: Array, f: chart.Denoiser, b: Shift, t: Array, eps: Array) -> Array:
+    """|r(x0) - r(x0_hat)| / |x0 - x0_hat| at one x_t per example, [B]: C_t from below."""
+    b_t = b(x0, t)
+    x0_hat = f(forward.marginal(s, x0, b_t, t).at(eps), t)
+    return lipschitz.secant_of_shifts(s, b_t, b(x0_hat, t), x0, x0_hat, t)
+
+
+def denoising(
+    config: ConfigDict,
+    s: Schedule,
+    x0: Array,
+    f: chart.Denoiser,
+    b: Shift | None,
+    t: Array,
+    eps: Array,
+    *,
+    prediction: str,
+    track_lipschitz: bool = False,
+) -> tuple[Array, dict[str, Array]]:
+    """Eq. 6 or Eq. 5 at one x_t per example, [B], and metrics.
+
+    Args:
+        config: the section `loss`.
+        s, x0, f, b, t, eps, track_lipschitz: as in `full_bound`; t is int32 [B].
+        prediction: what the network predicts, by which `weighting="prediction"` chooses.
+    """
+    weighting = config.weighting if config.weighting != "prediction" else losses.WEIGHTING_OF[prediction]
+    both_shifts = config.objective == "posterior" or weighting == "lemma4"
+    shifts = lambda x: chart.pair(b, x, t, t - 1)
+    if both_shifts:
+        b_t, b_prev = shifts(x0)
+    else:
+        b_t = jnp.zeros_like(x0) if b is None else b(x0, t)
+    x0_hat = f(forward.marginal(s, x0, b_t, t).at(eps), t)  # Eq. 1, reparameterised
+    rms = lambda h: jnp.sqrt(jnp.mean(h**2, axis=tuple(range(1, h.ndim))))
+    metrics = {"x0_rmse": rms(x0_hat - x0), "shift_rms": rms(b_t)}
+    if not both_shifts:
+        if b is not None and track_lipschitz:
+            fixed = jax.lax.stop_gradient(x0_hat)
+            metrics["lipschitz_max"] = lipschitz.secant_of_shifts(s, b_t, b(fixed, t), x0, fixed, t)
+        return losses.simple(s, x0, x0_hat, t, weighting=weighting, gamma=config.gamma), metrics
+    b_t_hat, b_prev_hat = shifts(x0_hat)
+    secant = lambda b_x, b_y, at: lipschitz.secant_of_shifts(s, b_x, b_y, x0, x0_hat, at)
+    c_t, c_prev = secant(b_t, b_t_hat, t), secant(b_prev, b_prev_hat, t - 1)
+    metrics["lipschitz_max"] = jnp.maximum(c_t, c_prev)
+    if config.objective == "posterior":
+        nats = losses.posterior(s, x0, x0_hat, t, b_t, b_prev, b_t_hat, b_prev_hat)
+        return nats / x0[0].size, metrics
+    # Lemma 4 with the constants of this very pair x0, x0_hat: never below Eq. 5, and phi feels their growth.
+    return losses.simple(s, x0, x0_hat, t, weighting="lemma4", lipschitz=(c_t, c_prev)), metrics
