@@ -29,6 +29,7 @@ from contextdiff_jax.evaluate.metrics import (
     PrecisionAndRecall,
 )
 from contextdiff_jax.models.recogniser import load_recogniser
+from docs import scripts
 
 SIDE = 32
 Records = list[dict]
@@ -157,4 +158,4 @@ def show(rows: dict[str, dict[str, float]], columns: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    scripts.run(main)

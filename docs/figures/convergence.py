@@ -20,6 +20,7 @@ from contextdiff_jax import task as task_lib
 from contextdiff_jax.evaluate import figures
 from contextdiff_jax.evaluate.pages.run import read_curves
 from contextdiff_jax.evaluate.suite import evaluate_run
+from docs import scripts
 from docs.figures.store import keep, say, shown
 
 ARMS = {"with adapter": True, "without adapter": False}
@@ -92,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    scripts.run(main)

@@ -20,6 +20,7 @@ from configs import cifar10_nll, class2img, layout2img, t2i
 from contextdiff_jax import Pipeline, sampling, trees
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.evaluate import figures
+from docs import scripts
 from docs.figures.store import keep, say
 
 ROUNDS = 3
@@ -124,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    scripts.run(main)

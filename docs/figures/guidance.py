@@ -19,6 +19,7 @@ from contextdiff_jax.evaluate.feature_spaces import open_space
 from contextdiff_jax.evaluate.fidelity import REFERENCE, renders
 from contextdiff_jax.evaluate.groups import Clock, settings_of
 from contextdiff_jax.evaluate.metrics import clip_score, frechet
+from docs import scripts
 from docs.figures.store import keep, say, shown
 
 WEIGHTS = (1.5, 3.0, 4.5, 6.0, 7.5, 9.0)
@@ -86,4 +87,4 @@ def table(weights: tuple[float, ...], arms: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    scripts.run(main)

@@ -8,6 +8,7 @@ import json
 
 from contextdiff_jax import Pipeline
 from contextdiff_jax.evaluate.heat_pictures import write_heatmaps
+from docs import scripts
 from docs.figures.store import place
 
 PROMPTS = (
@@ -30,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    scripts.run(main)

@@ -17,6 +17,7 @@ import jax
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import atomic
+from docs import scripts
 from docs.study import toy
 from docs.study.variants import VARIANTS, names
 
@@ -86,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    scripts.run(main)

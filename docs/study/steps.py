@@ -24,6 +24,7 @@ from configs import cifar10_nll
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.training.state import stream
 from contextdiff_jax.types import Batch, Params
+from docs import scripts
 from docs.study import measure, toy
 from docs.study.run import RESULTS, load, save
 
@@ -212,4 +213,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    scripts.run(main)

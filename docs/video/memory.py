@@ -22,6 +22,7 @@ from contextdiff_jax.editing.editor import Editor
 from contextdiff_jax.edits import targets_of
 from contextdiff_jax.runtime import described, here, in_use
 from contextdiff_jax.training.state import stream
+from docs import scripts
 
 
 def config_of(model: str, clip: str, size: int) -> ConfigDict:
@@ -70,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    scripts.run(main)

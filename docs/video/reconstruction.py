@@ -27,6 +27,7 @@ from contextdiff_jax.editing.result import AUTOENCODER, INVERSION, SOURCE
 from contextdiff_jax.pipeline import Pipeline
 from contextdiff_jax.training.state import initial_params, stream
 from contextdiff_jax.types import Params
+from docs import scripts
 from docs.video.run import CLIPS as RUN_CLIPS
 from docs.video.run import RUNS, chosen, config_of, tuned
 
@@ -111,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    scripts.run(main)

@@ -30,6 +30,7 @@ from contextdiff_jax.editing.plan import needs_words
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import write_json
 from contextdiff_jax.pipeline import Pipeline
+from docs import scripts
 
 RESULTS, RUNS = Path(__file__).parent / "results", Path("runs/video_study")
 SEEDS = (0, 1, 2)
@@ -130,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    scripts.run(main)

@@ -18,6 +18,8 @@ from contextdiff_jax.evaluate.unfinished import Batches, Journal
 @pytest.fixture
 def pipe():
     config = t2i.get_config("tiny")
+    config.model.multipliers = (1,)  # half as much to compile
+    config.model.self_attention_levels = config.model.cross_attention_levels = (0,)
     config.sample.update(num_steps=1, batch_size=4)
     config.eval.update(num_samples=8, bpd_images=8, bpd_always=True, bpd_timesteps=2)
     task = task_lib.build(config)
