@@ -90,8 +90,8 @@ def short_training(config: ConfigDict) -> None:
     config.optim.lr = 3e-3
     config.optim.lr_multipliers = (("^adapter/", 1 / 3),)
     config.optim.muon = ("^denoiser/(down|middle|up)_.*kernel$",)
-    config.train.num_steps = 1200
-    config.train.preview_every = 600
+    config.train.num_steps = 850
+    config.train.preview_every = 425
 
 
 def latent_diffusion(config: ConfigDict) -> None:

@@ -37,7 +37,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
     if not preset:
         short_training(config)
         config.condition.width, config.condition.depth = 32, 1  # at 64 and 2 they take six U-Nets
-        config.train.num_steps = 900
+        config.train.num_steps = 700
     return apply_preset(config, preset, {"tiny": tiny, "coco": coco})
 
 
