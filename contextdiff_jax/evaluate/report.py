@@ -22,6 +22,7 @@ TERMS = ("prior", "reconstruction", "diffusion")  # of the bound
 DPI = 100
 MIN_WIDTH = 1000  # pixels, so that the table stays legible over a narrow grid
 ROW, FACT_ROW = 0.30, 0.26  # inches
+VALUES = 4.1  # inches from the left, where figures begin behind their names
 
 
 def write_report(figures: Mapping[str, Any], grids: Mapping[str, Sequence], path: str | Path) -> None:
@@ -82,14 +83,14 @@ def _draw_figures(figures: Mapping[str, Any], width: int) -> Image.Image:
     for i, (name, value) in enumerate(facts):
         y = 0.6 + table_height + FACT_ROW * (i + 0.5)
         axes.text(0.12, y, name, fontsize=10.5, color=FAINT, va="center")
-        axes.text(3.6, y, value, fontsize=10.5, color=INK, va="center")
+        axes.text(VALUES, y, value, fontsize=10.5, color=INK, va="center")
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 def _draw_table(axes: Any, rows: Mapping[str, Mapping], y: float, width: float) -> None:
     """Alignment, one row per group; the tint behind a figure is as long as the figure is large."""
-    lefts = np.linspace(3.6, width - 1.1, len(MEASURES) + 1)
+    lefts = np.linspace(VALUES, width - 1.1, len(MEASURES) + 1)
     cell = lefts[1] - lefts[0] - 0.15
     axes.text(0.12, y, "recognised", fontsize=10.5, color=FAINT, va="center")
     for left, measure in zip(lefts, MEASURES, strict=False):
