@@ -81,19 +81,7 @@ def test_sizes_are_those_of_the_papers():
     assert convolutions < size("cifar10") < 1.5 * convolutions
 
 
-def test_tiny_trains_measures_and_draws(tmp_path):
-    config = cifar10_nll.get_config("tiny")
-    options = command_line.Options(workdir=str(tmp_path), prompts=("7", "the digit 3"))
-    for mode in ("train", "sample"):  # training ends in the evaluation
-        command_line.run(mode, config, options)
-    bits = json.loads((tmp_path / "eval.json").read_text())["bits_per_dim"]
-    for row in ("adapter on", "adapter off"):
-        assert bits[row]["images"] == 16 and np.isfinite([bits[row]["mean"], bits[row]["stderr"]]).all()
-    drawn = sorted(next((tmp_path / "samples").iterdir()).glob("0*.png"))
-    assert len(drawn) == 2 and Image.open(drawn[0]).size == (8, 8)
-
-
-def test_a_learned_process_of_three_steps_trains_is_measured_and_kept(tmp_path):
+def test_a_learned_process_of_three_steps_trains_is_measured_drawn_and_kept(tmp_path):
     config = cifar10_nll.get_config("tiny")
     changes = {
         "process.num_timesteps": 3,
@@ -104,13 +92,16 @@ def test_a_learned_process_of_three_steps_trains_is_measured_and_kept(tmp_path):
         "optim.weight_decay": 0.5,
         "sample.sampler": "ddpm",
         "sample.num_steps": 3,
-        "adapter.enabled": False,
     }
     config.update_from_flattened_dict(changes)
-    options = command_line.Options(workdir=str(tmp_path / "run"))
-    command_line.run("train", config, options)
+    options = command_line.Options(workdir=str(tmp_path / "run"), prompts=("7", "the digit 3"))
+    for mode in ("train", "sample"):  # training ends in the evaluation
+        command_line.run(mode, config, options)
     bits = json.loads((tmp_path / "run" / "eval.json").read_text())["bits_per_dim"]
-    assert np.isfinite(bits["adapter off"]["mean"])
+    for row in ("adapter on", "adapter off"):
+        assert bits[row]["images"] == 16 and np.isfinite([bits[row]["mean"], bits[row]["stderr"]]).all()
+    drawn = sorted(next((tmp_path / "run" / "samples").iterdir()).glob("0*.png"))
+    assert len(drawn) == 2 and Image.open(drawn[0]).size == (8, 8)
     pipeline = Pipeline.load(tmp_path / "run")
     task, learned = pipeline.task, pipeline.params["process"]
     assert {name: v.shape for name, v in learned.items()} == {"gamma_1": (), "steps": (2,), "log_ratio": (3, 1)}

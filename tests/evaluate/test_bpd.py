@@ -25,7 +25,9 @@ def paired(bound, exact):
     return gap.mean(), gap.std(ddof=1) / np.sqrt(len(gap))
 
 
-@pytest.mark.parametrize("build", [schedule.cosine, schedule.scaled_linear])
+@pytest.mark.parametrize(
+    "build", [schedule.cosine, pytest.param(schedule.scaled_linear, marks=pytest.mark.slow)]
+)
 def test_tight_without_adapter_and_with_the_optimal_denoiser_at_T_1000(x64, build):
     s = build(1000)
     model = toy(s).with_optimal_denoiser()
