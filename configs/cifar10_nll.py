@@ -152,26 +152,31 @@ def fashion(config: ConfigDict) -> None:
 
 
 def fashion_short(config: ConfigDict) -> None:
-    """The same small and for minutes."""
+    """The same for minutes on two CPU cores: a small U-Net of patches, and 16 steps of a learned process."""
     fashion(config)
+    few_steps(config, 16)
+    config.loss.num_times = 1
     config.data.batch_size = 32
     config.data.num_threads = config.data.prefetch = 2
+    config.model.backbone = "unet"
+    config.model.patch_size = 2
     config.model.channels = 32
-    config.model.num_blocks = 2
+    config.model.multipliers = (1, 2)
+    config.model.num_blocks = 1
+    config.model.self_attention_levels = config.model.cross_attention_levels = (1,)
     config.model.head_dim = 32
     config.model.dropout = 0.0
-    config.adapter.depth = 2
+    config.adapter.depth = 1
     config.adapter.num_heads = 4
     config.adapter.width = 32
     config.optim.lr = 2e-3
     config.optim.warmup_steps = 50
     config.ema.decay = 0.99
-    config.train.num_steps = 300
+    config.train.num_steps = 600
     config.train.log_every = 20
-    config.train.checkpoint_every = config.train.preview_every = 150
-    config.sample.num_steps = 25
+    config.train.checkpoint_every = config.train.preview_every = 300
     config.eval.bpd_images = 500
-    config.eval.bpd_timesteps = 16
+    config.eval.num_samples = 200
 
 
 def emoji16(config: ConfigDict) -> None:
