@@ -156,7 +156,7 @@ def edit(config: ConfigDict | None, options: Options) -> None:
 def sample(config: ConfigDict | None, options: Options) -> None:
     """Draws the prompts and writes every picture, and a grid with the captions under them."""
     from contextdiff_jax.asked import as_array, check_strength, read_size
-    from contextdiff_jax.pictures import caption_grid
+    from contextdiff_jax.pictures import GRID, caption_grid
     from contextdiff_jax.training.distributed import is_primary
 
     # Without a config the model must be read before the rest can be checked against its own.
@@ -188,8 +188,8 @@ def sample(config: ConfigDict | None, options: Options) -> None:
         from contextdiff_jax.pictures import to_uint8
 
         arrays, captions = with_boxes(to_uint8(arrays), prompts), [in_words(layout) for layout in prompts]
-    caption_grid(arrays, captions, out / "grid.png")
-    print(f"{len(captions)} pictures in {out}; all of them with their captions: {out / 'grid.png'}")
+    caption_grid(arrays, captions, out / GRID)
+    print(f"{len(captions)} pictures in {out}; all of them with their captions: {out / GRID}")
 
 
 def asked_for(config: ConfigDict, options: Options) -> list[str] | int:
@@ -310,8 +310,10 @@ def bench(config: ConfigDict, options: Options) -> None:
 
 def metrics(options: Options) -> None:
     """Measures a set of pictures against another, or writes the statistics of one."""
+    from contextdiff_jax import training
     from contextdiff_jax.evaluate.measure import measure_on_command
 
+    training.initialize_distributed(options.coordinator, options.num_processes, options.process_id)
     measure_on_command(
         options.images,
         options.reference,

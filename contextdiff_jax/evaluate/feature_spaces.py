@@ -10,8 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from contextdiff_jax.encoders import ASSETS, BUILTIN, load_clip
+from contextdiff_jax.encoders import ASSETS, BUILTIN, folder_of, load_clip
 from contextdiff_jax.encoders.dinov2 import load_dinov2
 from contextdiff_jax.encoders.efficientnet import load_efficientnet
 from contextdiff_jax.encoders.inception import load_inception
@@ -64,7 +66,10 @@ class FeatureSpace:
         embed_texts: Callable[[Sequence[str]], np.ndarray] | None = None,
     ):
         self.described, self.embed_texts = described, embed_texts
-        self._run, self._params = jax.jit(run), jax.device_put(params)
+        # All devices of this process: each has the parameters and sees its share of the pictures.
+        devices = Mesh(np.array(jax.local_devices()), ("data",))
+        self._run, self._params = jax.jit(run), jax.device_put(params, NamedSharding(devices, P()))
+        self._rows, self._size = NamedSharding(devices, P("data")), -(-BATCH // devices.size) * devices.size
         self._last: tuple[Any, dict[str, np.ndarray]] = (None, {})
 
     def about(self) -> dict[str, Any]:
@@ -75,10 +80,11 @@ class FeatureSpace:
         """All that the network says of pictures [B, H, W, 3], uint8 or float in [-1, 1] (rounded to 8 bits first)."""
         if self._last[0] is not images:
             pixels, parts = to_uint8(images), []
-            for start in range(0, len(pixels), BATCH):
-                part = pixels[start : start + BATCH]
-                padded = np.concatenate([part, np.zeros((BATCH - len(part), *part.shape[1:]), np.uint8)])
-                parts.append({k: np.asarray(v)[: len(part)] for k, v in self._run(self._params, padded).items()})
+            for start in range(0, len(pixels), self._size):
+                part = pixels[start : start + self._size]
+                padded = np.concatenate([part, np.zeros((self._size - len(part), *part.shape[1:]), np.uint8)])
+                found = self._run(self._params, jax.device_put(padded, self._rows))
+                parts.append({k: np.asarray(v)[: len(part)] for k, v in found.items()})
             self._last = (images, {k: np.concatenate([p[k] for p in parts]) for k in parts[0]})
         return self._last[1]
 
@@ -108,13 +114,14 @@ def open_space(spec: str) -> FeatureSpace:
 
 
 def _inception(place: str) -> FeatureSpace:
-    model = load_inception(place)
+    file = Path(place).expanduser()
+    model = load_inception(file)
 
     def run(params: Params, images: Array) -> dict[str, Array]:
         out = model.encode_image(params, images)
         return {"pooled": out.pooled, "spatial": out.spatial, "probabilities": jax.nn.softmax(out.logits, axis=-1)}
 
-    described = Described("inception-2015-12-05", _digest([Path(place)]), "TF1 bilinear, 299", 2048, is_fid=True)
+    described = Described("inception-2015-12-05", _digest([file]), "TF1 bilinear, 299", 2048, is_fid=True)
     return FeatureSpace(described, run, model.params)
 
 
@@ -145,17 +152,19 @@ def _clip(place: str) -> FeatureSpace:
     def run(params: Params, images: Array) -> dict[str, Array]:
         return {"pooled": model.encode_image(params, images.astype(jnp.float32) / 127.5 - 1.0).pooled}
 
-    folder = ASSETS / place.removeprefix(BUILTIN) if place.startswith(BUILTIN) else Path(place)
-    name, resize = f"clip {folder.resolve().name}", f"antialiased cubic, {model.config.image_size}"
-    described = Described(name, _digest(_weights(folder)), resize, model.config.projection_dim)
+    # A name of the hub is that, and not the folder of a commit where its files are cached.
+    name = folder_of(place).name if place.startswith(BUILTIN) else Path(place).expanduser().resolve().name
+    resize = f"antialiased cubic, {model.config.image_size}"
+    described = Described(f"clip {name}", _digest(_weights(folder_of(place))), resize, model.config.projection_dim)
     return FeatureSpace(described, run, model.params, embed_texts)
 
 
 def _dinov2(place: str) -> FeatureSpace:
-    model = load_dinov2(place)
+    folder = Path(place).expanduser()
+    model = load_dinov2(folder)
     run = lambda params, images: {"pooled": model.encode_image(params, images)}
-    name = f"dinov2 {Path(place).resolve().name}"
-    described = Described(name, _digest(_weights(Path(place))), "antialiased cubic, 224", model.config.hidden_size)
+    name = f"dinov2 {folder.resolve().name}"
+    described = Described(name, _digest(_weights(folder)), "antialiased cubic, 224", model.config.hidden_size)
     return FeatureSpace(described, run, model.params)
 
 

@@ -1,15 +1,18 @@
 """Two sets of pictures measured against each other, in one pass over each."""
 
 import dataclasses
+import itertools
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
+from contextdiff_jax.data.listing import listed
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import statistics
 from contextdiff_jax.evaluate.feature_spaces import FeatureSpace, open_space
@@ -22,10 +25,13 @@ from contextdiff_jax.evaluate.metrics import (
     Metric,
     Moments,
     PrecisionAndRecall,
+    across_processes,
 )
-from contextdiff_jax.evaluate.metrics.base import Rows, check, indices
-from contextdiff_jax.evaluate.picture_sets import Batch, PictureSet
-from contextdiff_jax.files import check_writable, write_json
+from contextdiff_jax.evaluate.metrics.base import Records, Rows, check, indices
+from contextdiff_jax.evaluate.metrics.distributed import joined
+from contextdiff_jax.evaluate.picture_sets import Batch, PictureSet, has_pictures
+from contextdiff_jax.files import check_file, write_json
+from contextdiff_jax.training.distributed import is_primary, together
 
 BATCH = 128
 
@@ -47,7 +53,8 @@ class Reference:
 
 def passes(pictures: PictureSet, title: str):
     """The batches of a set under a progress bar."""
-    with tqdm(total=pictures.total, desc=title, unit="img", mininterval=1.0, disable=None) as bar:
+    off = None if is_primary() else True  # None: where standard error is no terminal
+    with tqdm(total=pictures.total, desc=title, unit="img", mininterval=1.0, disable=off) as bar:
         for images, records in pictures.batches(BATCH):
             yield images, records
             bar.update(len(images))
@@ -55,37 +62,65 @@ def passes(pictures: PictureSet, title: str):
 
 def observe(pictures: PictureSet, spaces: Sequence[FeatureSpace], keep: bool = True) -> list[Reference]:
     """One pass over a set: its moments in each space, and its features where `keep`."""
-    found = observe_batches(passes(pictures, f"reference {pictures.path.name}"), spaces, "", keep)
-    return [dataclasses.replace(reference, about=pictures.described()) for reference in found]
+    return observe_batches(passes(pictures, f"reference {pictures.path.name}"), spaces, pictures.described, keep)
 
 
 def observe_batches(
-    batches: Iterable[Batch], spaces: Sequence[FeatureSpace], name: str, keep: bool = True
+    batches: Iterable[Batch], spaces: Sequence[FeatureSpace], described: Callable[[], dict[str, Any]], keep: bool = True
 ) -> list[Reference]:
-    """The same of any batches of pictures and records; the name is what a result calls them."""
-    found, count = [({"pooled": Moments()}, Rows()) for _ in spaces], 0
-    for images, records in batches:
-        count += len(images)
-        for space, (moments, rows) in zip(spaces, found, strict=True):
-            features = space.features(images)
-            if "spatial" in features:
-                moments.setdefault("spatial", Moments()).add(features["spatial"])
-            moments["pooled"].add(features["pooled"])
-            if keep:
-                rows.add(check(features["pooled"]), indices(records, images))
-    about = {"path": name, "n": count}
-    return [Reference(moments, rows.values() if keep else None, about) for moments, rows in found]
+    """The same of any batches of pictures and records; `described` says afterwards what they were. Of several
+    processes, which all call it with the same batches, each looks at its share of them."""
+    found = [({"pooled": Moments(), "spatial": Moments()}, Rows()) for _ in spaces]
+    with together():
+        for images, records in own_share(batches):
+            for space, (moments, rows) in zip(spaces, found, strict=True):
+                features = space.features(images)
+                check_finite(space, features, records)
+                for name in moments.keys() & features.keys():
+                    moments[name].add(features[name])
+                if keep:
+                    rows.add(check(features["pooled"]), indices(records, images))
+    references = []
+    for moments, rows in found:
+        whole = {name: joined(part) for name, part in moments.items()}
+        features = joined(rows).values() if keep else None
+        references.append(Reference({name: m for name, m in whole.items() if m.n}, features, described()))
+    return references
+
+
+def own_share(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Every n-th batch, of n processes that share the work."""
+    for i, batch in enumerate(batches):
+        if i % jax.process_count() == jax.process_index():
+            yield batch
+
+
+def check_finite(space: FeatureSpace, features: dict[str, np.ndarray], records: Records) -> None:
+    """Raises UserError for features that are not finite; it names the pictures."""
+    fine = np.all([np.isfinite(values).all(axis=1) for values in features.values()], axis=0)
+    if not fine.all():
+        bad = [str(r.get("name", r["index"])) for r, is_fine in zip(records, fine, strict=True) if not is_fine]
+        raise UserError(
+            f"features in {space.described.name} are not finite for {len(bad)} of {len(fine)} pictures "
+            f"({listed(bad)}); look at those pictures and leave them out"
+        )
 
 
 def references(path: str | Path, spaces: Sequence[FeatureSpace], crop: int | None, crop_rule: str) -> list[Reference]:
-    """The reference in each space, from pictures or from a file of statistics."""
+    """The reference in each space, from pictures, from a file of statistics, or from one that has both, as ADM's
+    reference batches do: their statistics are FID's, of more pictures than they hold."""
     if not statistics.is_statistics(path):
         return observe(PictureSet(path, crop), spaces)
+    seen = observe(PictureSet(path, crop), spaces) if has_pictures(path) else [None] * len(spaces)
     found = []
-    for space in spaces:
+    for space, own in zip(spaces, seen, strict=True):
+        if own is not None and not space.described.is_fid:
+            found.append(own)
+            continue
         read = statistics.read(path, space.described, crop_rule)
         moments = {"pooled": read.pooled} | ({"spatial": read.spatial} if read.spatial else {})
-        found.append(Reference(moments, None, read.about))
+        about = read.about if own is None else read.about | {"size": own.about["size"], "pictures": own.about}
+        found.append(Reference(moments, own.features if own is not None else None, about))
     return found
 
 
@@ -98,10 +133,11 @@ def metrics_of(space: FeatureSpace, reference: Reference | None, captions: bool)
         if fid and "spatial" in reference.moments:
             found["sfid"] = Frechet(space.spatial, reference.moments["spatial"])
         if reference.features is not None:
-            found["kid" if fid else "kernel_distance"] = Kid(space.pooled, reference.features)
-            found["precision_recall"] = PrecisionAndRecall(space.pooled, reference.features)
+            features = check(reference.features, "features of the reference")  # in float64 once for all of them
+            found["kid" if fid else "kernel_distance"] = Kid(space.pooled, features)
+            found["precision_recall"] = PrecisionAndRecall(space.pooled, features)
             if space.embed_texts is not None:
-                found["cmmd"] = Cmmd(space.pooled, reference.features)
+                found["cmmd"] = Cmmd(space.pooled, features)
     if fid:
         found["inception_score"] = InceptionScores(space.probabilities)
     if captions and space.embed_texts is not None:
@@ -117,7 +153,7 @@ def measure(
     crop: int | None = None,
     captions: str | Path = "",
 ) -> dict[str, Any]:
-    """Every metric that the spaces allow, with the whole protocol.
+    """Every metric that the spaces allow, with the whole protocol. Several processes share the work; all call it.
 
     Args:
         images: folder or npz of pictures.
@@ -136,16 +172,21 @@ def measure(
     pictures = PictureSet(images, crop, captions)
     if captions and not any(space.embed_texts for space in spaces):
         raise UserError("captions are given, but no feature space has a text encoder; add --features=clip:FOLDER")
+    check_names(spaces)
     found = references(reference, spaces, crop, pictures.crop_rule) if str(reference) else [None] * len(spaces)
     metrics = [metrics_of(space, ref, bool(captions)) for space, ref in zip(spaces, found, strict=True)]
     if not any(metrics):
         raise UserError("nothing to measure: --reference is not given, and no --captions for a clip space")
-    for batch, records in passes(pictures, f"images {pictures.path.name}"):
-        for ref in found:
-            _check_same_size(pictures.shape, ref)
-        for group in metrics:
-            for metric in group.values():
-                metric.update(batch, records)
+    with together():
+        for batch, records in own_share(passes(pictures, f"images {pictures.path.name}")):
+            for ref in found:
+                _check_same_size(pictures.shape, ref)
+            for space, group in zip(spaces, metrics, strict=True):
+                check_finite(space, space.features(batch), records)
+                for metric in group.values():
+                    metric.update(batch, records)
+    for metric in itertools.chain.from_iterable(group.values() for group in metrics):
+        across_processes(metric)
     result: dict[str, Any] = {"images": pictures.described(), "reference": None, "spaces": {}}
     for space, ref, group in zip(spaces, found, metrics, strict=True):
         figures, refused = results(group)
@@ -155,6 +196,13 @@ def measure(
         refused = next(iter(result["spaces"].values()))["refused"]
         raise UserError("nothing can be measured: " + "; ".join(f"{name}: {why}" for name, why in refused.items()))
     return result
+
+
+def check_names(spaces: Sequence[FeatureSpace]) -> None:
+    """Raises UserError for two spaces of one name: a result has one entry for each name."""
+    names = [space.described.name for space in spaces]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise UserError(f"two feature spaces are called {twice[0]!r}; measure in one at a time, or rename a folder")
 
 
 def results(metrics: dict[str, Metric]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -191,18 +239,21 @@ def measure_on_command(
     if not images:
         raise UserError("--images is missing; give a folder or npz of pictures: --images=A --reference=B")
     if out:
-        check_writable(Path(out).parent, "folder of results", "give another --out")
+        check_file(out)
     if not reference and out.endswith(".npz"):
         if len(features) != 1:
             raise UserError(f"{len(features)} feature spaces for one file of statistics; give one --features")
         pictures, (space,) = PictureSet(images, crop), [open_space(spec) for spec in features]
         (found,) = observe(pictures, [space], keep=False)
-        statistics.write(out, space.described, found.moments, found.about)
-        print(f"statistics of {pictures.n} pictures in {space.described.name}: {out}")
+        if is_primary():
+            statistics.write(out, space.described, found.moments, found.about)
+            print(f"statistics of {pictures.n} pictures in {space.described.name}: {out}")
         return
-    if not reference and not captions:
+    if not reference and not captions and not any(spec.startswith("inception:") for spec in features):
         raise UserError("--reference is missing; give pictures or statistics, or --out=FILE.npz to write statistics")
     result = measure(images, reference, [open_space(spec) for spec in features], crop=crop, captions=captions)
+    if not is_primary():
+        return
     report(result)
     if out:
         write_json(result, out)
@@ -224,6 +275,9 @@ def report(result: dict[str, Any]) -> None:
         for metric, why in space["refused"].items():
             print(f"{name}, {metric} refused: {why}", file=sys.stderr)
     for side in (result["images"], result["reference"] or {}):
+        if "grids_left_out" in side:
+            grids = ", ".join(side["grids_left_out"])
+            print(f"left out of {side['path']}: {grids}, which shows other pictures together", file=sys.stderr)
         if "unreadable" in side:
             left_out = side["unreadable"]
             print(f"left out of {side['path']}: {left_out['count']}, {'; '.join(left_out['first'])}", file=sys.stderr)

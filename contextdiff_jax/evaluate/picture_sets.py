@@ -18,6 +18,7 @@ from contextdiff_jax.data.images import SUFFIXES, reason, square, to_rgb, uprigh
 from contextdiff_jax.data.listing import files_below, listed
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_text, text_lines
+from contextdiff_jax.pictures import GRID
 
 NAMED = 10  # files that a result lists
 THREADS = 4
@@ -29,12 +30,14 @@ class PictureSet:
     """Pictures of one size, in the order of their names. After a pass over `batches` it knows what was in it.
 
     Args:
-        path: a folder (its subfolders too), or an npz with one array [N, H, W, 3] of uint8, as ADM's samplers write it.
+        path: a folder (its subfolders too; the grid.png that --mode=sample puts there is left out), or an npz with one
+            array [N, H, W, 3] of uint8, as ADM's samplers write it.
         crop: None takes pictures as they are; a number crops each to a square at its centre and resizes it (Lanczos).
         captions: "", or a text file with one caption a line in the order of the pictures, a metadata.jsonl, or the
             folder itself, which has its captions as a folder of training pictures has.
 
     Attributes:
+        grids: names of the grids that were left out.
         n: pictures read.
         shape: (height, width) of the first.
         unreadable: (name, reason) of each file that was left out.
@@ -50,9 +53,11 @@ class PictureSet:
             raise UserError(f"crop={crop} pixels; give 8 or more, or leave it out to take pictures as they are")
         if not self.path.exists():
             raise UserError(f"pictures {str(path)!r} do not exist; give a folder of pictures or an npz file")
-        self.names = None
+        self.names, self.grids = None, []
         if self.path.is_dir():
-            self.names = [name for name in files_below(self.path) if Path(name).suffix.lower() in SUFFIXES]
+            names = [name for name in files_below(self.path) if Path(name).suffix.lower() in SUFFIXES]
+            self.names = [name for name in names if Path(name).name != GRID]
+            self.grids = [name for name in names if Path(name).name == GRID]
         self.total = len(self.names) if self.names is not None else _npz_shape(self.path)[0]
         if not self.total:
             accepted = ", ".join(sorted(SUFFIXES))
@@ -89,6 +94,8 @@ class PictureSet:
         """What a result says of the set."""
         shape = list(self.shape or ())
         about = {"path": str(self.path), "n": self.n, "digest": self.digest, "size": shape, "crop": self.crop_rule}
+        if self.grids:
+            about["grids_left_out"] = self.grids[:NAMED]
         if self.unreadable:
             left_out = [f"{name}: {reason}" for name, reason in self.unreadable[:NAMED]]
             about["unreadable"] = {"count": len(self.unreadable), "first": left_out}
@@ -161,6 +168,14 @@ def _open_array(path: Path) -> tuple[zipfile.ZipFile, Any, tuple[int, ...], np.d
     raise UserError(f"{str(path)!r} has no array of pictures; expected uint8 [N, height, width, 3], as arr_0")
 
 
+def has_pictures(path: str | Path) -> bool:
+    """Whether a file is an npz with an array of pictures."""
+    try:
+        return bool(_npz_shape(Path(path).expanduser()))
+    except UserError:
+        return False
+
+
 def _npz_shape(path: Path) -> tuple[int, ...]:
     archive, handle, shape, _ = _open_array(path)
     handle.close()
@@ -186,10 +201,11 @@ def _npz_rows(path: Path, size: int) -> Iterator[np.ndarray]:
 
 def captions_of(path: Path, names: Sequence[str] | None, total: int) -> list[str]:
     """One caption per picture, in their order."""
+    path = path.expanduser()
     if path.is_dir() and names is not None:
         beside = captions_on_disk.read(path, names, files_below(path))
         return _matched([beside.get(name, "") for name in names], path, names, total)
-    text = read_text(path.expanduser()).rstrip()
+    text = read_text(path).rstrip()
     lines = text_lines(text) if text else []
     if path.suffix == ".jsonl":
         return _matched(_by_name(lines, path, names), path, names, total)

@@ -37,7 +37,8 @@ class Statistics:
 
 def is_statistics(path: str | Path) -> bool:
     """Whether a file is an npz with a mean and a covariance."""
-    if Path(path).suffix != ".npz" or not Path(path).is_file():
+    path = Path(path).expanduser()
+    if path.suffix != ".npz" or not path.is_file():
         return False
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -74,6 +75,7 @@ def read(path: str | Path, space: Described, crop_rule: str) -> Statistics:
     Raises:
         UserError: damaged; of another space, resize or crop; or another's, whose space is not named, outside FID's.
     """
+    path = Path(path).expanduser()
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("mu", "sigma", "mu_s", "sigma_s", ABOUT) if name in file.files}

@@ -1,7 +1,8 @@
 """Several processes as one machine."""
 
+import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import jax
@@ -106,6 +107,18 @@ def gather_texts(text: str) -> list[str]:
     padded[: raw.size] = raw
     rows = multihost_utils.process_allgather(padded)
     return [row[:n].tobytes().decode() for row, n in zip(rows, lengths, strict=True)]
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Work that processes share: a UserError of one is raised by all of them, so that none waits for another."""
+    problem = None
+    try:
+        yield
+    except UserError as error:
+        problem = error
+    if failed := _by_process(gather_texts(str(problem or ""))):
+        raise problem or UserError(failed)
 
 
 def the_same(make: Callable[[], T], describe: Callable[[T], str]) -> T:

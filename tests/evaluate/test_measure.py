@@ -1,6 +1,7 @@
 """Two sets of pictures against each other: files in, figures with their protocol out, bad input in one line."""
 
 import dataclasses
+import hashlib
 import json
 import re
 import subprocess
@@ -10,38 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+from measure_helpers import SIDE, colours, pictures
 
 from contextdiff_jax import command_line
 from contextdiff_jax.data import OpenMojiSource
+from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.evaluate import measure as measure_module
 from contextdiff_jax.evaluate import metrics, statistics
 from contextdiff_jax.evaluate.feature_spaces import Described, FeatureSpace, open_space
-from contextdiff_jax.evaluate.measure import measure, observe
+from contextdiff_jax.evaluate.measure import measure, observe, report
 from contextdiff_jax.evaluate.picture_sets import PictureSet
 from contextdiff_jax.models.recogniser import load_recogniser
-
-SIDE = 8
-
-
-def colours(is_fid: bool = False, **change) -> FeatureSpace:
-    """A space of six features that needs no network: the mean colours of the two halves."""
-
-    def run(params, images):
-        x = images.astype(jnp.float32) / 255.0
-        pooled = jnp.concatenate([x[:, : SIDE // 2].mean((1, 2)), x[:, SIDE // 2 :].mean((1, 2))], axis=-1)
-        out = {"pooled": pooled}
-        return (
-            out | {"spatial": pooled[:, :2], "probabilities": jnp.exp(pooled) / jnp.exp(pooled).sum(1)[:, None]}
-            if is_fid
-            else out
-        )
-
-    described = dict(name="colours", digest="0123", resize="none", width=6, is_fid=is_fid) | change
-    return FeatureSpace(Described(**described), run, {})
-
-
-def pictures(n: int, seed: int, side: int = SIDE) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
 
 
 def folder(path, images: np.ndarray, start: int = 0):
@@ -274,11 +255,67 @@ def test_bad_input_is_one_line(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
-def test_nan_features_are_refused(tmp_path):
+def test_pictures_with_nan_features_are_named(tmp_path):
+    images = pictures(20, 0)
+    images[7] = 0
+    a, b = folder(tmp_path / "a", images), folder(tmp_path / "b", pictures(20, 0))
+    ratio = lambda p, x: {"pooled": (x / x.sum((1, 2, 3), keepdims=True)).mean((1, 2))}
+    space = FeatureSpace(Described("ratio", "", "", 3), ratio, {})
+    for sides in ((a, b), (b, a)):
+        with pytest.raises(UserError, match=r"in ratio are not finite for 1 of 20 pictures \(007.png\)"):
+            measure(*sides, [space])
+
+
+def test_an_npz_of_statistics_and_pictures_gives_both(tmp_path):
+    """As ADM's reference batches, whose statistics are FID's and of more pictures than they hold."""
+    a, images = folder(tmp_path / "a", pictures(40, 0)), pictures(50, 1)
+    b, fid = folder(tmp_path / "b", images), colours(is_fid=True)
+    wider = fid.features(pictures(90, 2))["pooled"].astype(np.float64)
+    np.savez(tmp_path / "both.npz", arr_0=images, mu=wider.mean(0), sigma=np.cov(wider.T))
+    of = lambda reference, space: measure(a, reference, [space])["spaces"]["colours"]["figures"]
+    assert of(tmp_path / "both.npz", colours()) == of(b, colours())
+    both, own = of(tmp_path / "both.npz", fid), of(b, fid)
+    assert both["kid"] == own["kid"] and both["precision_recall"] == own["precision_recall"]
+    assert both["fid"]["frechet"] == pytest.approx(metrics.frechet(fid.features(pictures(40, 0))["pooled"], wider))
+    assert measure(a, tmp_path / "both.npz", [fid])["reference"]["pictures"]["n"] == 50
+
+
+def test_grids_of_samples_are_left_out_and_named(tmp_path, capsys):
+    a, b = folder(tmp_path / "a", pictures(20, 0)), folder(tmp_path / "b", pictures(20, 0))
+    folder(tmp_path / "a", pictures(1, 1, side=30), start=999)
+    (a / "999.png").rename(a / "grid.png")
+    result = measure(a, b, [colours()])
+    assert result["images"]["digest"] == result["reference"]["digest"] and result["images"]["n"] == 20
+    report(result)
+    assert f"left out of {a}: grid.png" in capsys.readouterr().err
+
+
+def test_two_spaces_of_one_name_are_refused(tmp_path):
     a = folder(tmp_path / "a", pictures(20, 0))
-    space = FeatureSpace(Described("nan", "", "", 2), lambda p, x: {"pooled": jnp.full((len(x), 2), jnp.nan)}, {})
-    with pytest.raises(UserError, match="not finite in 20 of 20 rows"):
-        measure(a, a, [space])
+    with pytest.raises(UserError, match="two feature spaces are called 'colours'"):
+        measure(a, a, [colours(), colours(digest="4567")])
+
+
+def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    a = folder(tmp_path / "a", pictures(3, 0))
+    (tmp_path / "c.txt").write_text("one\ntwo\nthree\n")
+    np.savez(tmp_path / "s.npz", mu=np.zeros(6), sigma=np.eye(6))
+    (tmp_path / "model").symlink_to(ASSETS / "clip_mini")
+    assert PictureSet("~/a", captions="~/c.txt").captions == PictureSet(a, captions=tmp_path / "c.txt").captions
+    assert statistics.is_statistics("~/s.npz")
+    assert statistics.read("~/s.npz", colours(is_fid=True).described, "none").pooled.mean.shape == (6,)
+    ours, shipped = open_space("clip:~/model").described, open_space("clip:builtin:clip_mini").described
+    assert ours == shipped and ours.digest != hashlib.sha256().hexdigest()[:16]
+    with pytest.raises(UserError, match=f"{tmp_path}/no"):
+        open_space("inception:~/no")
+
+
+def test_an_inception_score_needs_no_reference(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure_module, "open_space", lambda spec: colours(is_fid=True))
+    a, out = folder(tmp_path / "a", pictures(60, 0)), tmp_path / "o.json"
+    command_line.run("metrics", None, command_line.Options("", images=str(a), features=("inception:x",), out=str(out)))
+    assert set(json.loads(out.read_text())["spaces"]["colours"]["figures"]) == {"inception_score"}
 
 
 @pytest.mark.parametrize("spec", ["vgg", "efficientnet:x", "clip", "inception:", "clip:builtin:none", "dinov2:nowhere"])
@@ -326,6 +363,8 @@ def test_command_line_says_what_is_missing(tmp_path):
         (dict(images=a), "--reference is missing"),
         (dict(images=a, out="s.npz", features=("efficientnet", "efficientnet")), "2 feature spaces for one file"),
         (dict(images=a, reference=a, out=f"{a}/000.png/o.json"), "folder of results .* cannot be written"),
+        (dict(images=a, reference=a, out=a), "--out=.* is a folder"),
+        (dict(images=a, num_processes=2), "need a coordinator"),
     ):
         with pytest.raises(UserError, match=words):
             command_line.run("metrics", None, command_line.Options("", **options))

@@ -9,20 +9,25 @@ from contextdiff_jax.evaluate.metrics.base import Accumulator, Metric
 
 def across_processes(metric: Metric) -> None:
     """Makes every process's metric that of the whole stream; all processes call it, with the same metric."""
+    metric.kept = joined(metric.kept)
+
+
+def joined(own: Accumulator) -> Accumulator:
+    """What all processes remember; all call it, each with its own part."""
     import jax
     from jax.experimental import multihost_utils
 
     if jax.process_count() == 1:
-        return
-    own = np.frombuffer(pack(metric.kept), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array(len(own), np.int32))
+        return own
+    packed = np.frombuffer(pack(own), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(packed), np.int32))
     # As bytes, because arrays of another length do not gather and float64 would become float32.
-    padded = np.pad(own, (0, int(sizes.max()) - len(own)))
+    padded = np.pad(packed, (0, int(sizes.max()) - len(packed)))
     parts = multihost_utils.process_allgather(padded)
-    kept = [unpack(metric.kept, part[:size].tobytes()) for part, size in zip(parts, sizes, strict=True)]
-    metric.kept = kept[0]
-    for part in kept[1:]:
-        metric.kept.merge(part)
+    whole, *others = [unpack(own, part[:size].tobytes()) for part, size in zip(parts, sizes, strict=True)]
+    for part in others:
+        whole.merge(part)
+    return whole
 
 
 def pack(kept: Accumulator) -> bytes:

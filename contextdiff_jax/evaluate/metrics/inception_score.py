@@ -55,7 +55,7 @@ class Entropies:
         p = check(p, "class probabilities")
         if p.min() < 0.0 or np.abs(p.sum(axis=1) - 1.0).max() > 1e-3:
             raise UserError(f"class probabilities sum to {p.sum(axis=1).min():.3g} in a row; apply a softmax to logits")
-        p /= p.sum(axis=1, keepdims=True)
+        p = p / p.sum(axis=1, keepdims=True)
         if self.sum_p is None:
             self.sum_p = np.zeros((self.splits, p.shape[1]))
         split = split_of(places, self.splits)

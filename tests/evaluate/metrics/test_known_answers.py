@@ -137,6 +137,12 @@ def test_inception_score_of_balanced_one_hots():
     assert metrics.inception_score(np.full((30, 5), 0.2)) == pytest.approx(1.0)
 
 
+def test_inception_score_leaves_the_probabilities_as_they_are():
+    p = np.full((30, 2), 0.5001)
+    p.flags.writeable = False
+    assert float(metrics.inception_score(p)) == pytest.approx(1.0)
+
+
 def test_inception_score_is_torch_fidelitys():
     logits = 3 * np.random.default_rng(0).normal(size=(400, 7))
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)

@@ -6,9 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+from measure_helpers import colours, pictures
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import metrics
+from contextdiff_jax.evaluate.measure import measure
 from contextdiff_jax.evaluate.metrics.distributed import pack, unpack
 
 N, WIDTH = 61, 6
@@ -143,15 +145,25 @@ for name, make in t.MAKERS.items():
     part.update(images[mine], records[mine])
     t.metrics.across_processes(part)
     assert part.result() == t.pytest.approx(whole.result(), rel=1e-10), name
+from contextdiff_jax.evaluate import measure as m
+m.BATCH = 16
+figures = m.measure({folder!r} + "/a.npz", {folder!r} + "/b.npz", [t.colours(is_fid=True)])["spaces"]["colours"]
+for name, figure in {expected!r}.items():
+    assert figures["figures"][name] == t.pytest.approx(figure, rel=1e-5, abs=1e-9), name
 print("same")
 """
 
 
-def test_two_processes_give_the_same_figure(request):
+def test_two_processes_give_the_same_figure(request, tmp_path):
+    np.savez(tmp_path / "a.npz", pictures(40, 0))  # in batches of 16: the processes have 24 and 16 of them
+    np.savez(tmp_path / "b.npz", pictures(12, 1))  # and one of them has none of these
+    alone = measure(tmp_path / "a.npz", tmp_path / "b.npz", [colours(is_fid=True)])["spaces"]["colours"]["figures"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    program = WORKER.format(paths=[str(request.path.parent), str(request.config.rootpath)], address=address)
+    here = request.path.parent
+    paths = [str(here), str(here.parents[1]), str(request.config.rootpath)]
+    program = WORKER.format(paths=paths, address=address, folder=str(tmp_path), expected=alone)
     start = lambda i: subprocess.Popen(
         [sys.executable, "-c", program, str(i)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
