@@ -141,6 +141,7 @@ def sections() -> ConfigDict:
             recogniser="",  # folder of a trained judge; empty: the shipped one, where there is one
             judge_steps=0,  # class: of a classifier of the data's own training set that judges the samples; 0: none
             features=(),  # spaces to measure distances to held-out pictures in, e.g. ("efficientnet",); --features
+            reference=1000,  # held-out pictures of them; a Frechet distance needs more than the space has features
             bpd_images=64,  # 0 leaves bits per dimension out
             bpd_always=False,  # True: also where the objective is simple, which trains for pictures
             bpd_timesteps=16,  # timesteps drawn per image; 0 sums over all T

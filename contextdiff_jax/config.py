@@ -21,7 +21,10 @@ __all__ = ["check", "check_sections", "complete", "differences", "leaves", "whol
 
 OWNERS = (data, training, models, conditions, process, losses, adapter, samplers, editing)
 # Of the section `eval`, whose owner stands to the right of what is built from a config.
-EVALUATION = Values(positive="eval.num_samples", not_negative="eval.bpd_images eval.bpd_timesteps eval.judge_steps")
+EVALUATION = Values(
+    positive="eval.num_samples eval.reference",
+    not_negative="eval.bpd_images eval.bpd_timesteps eval.judge_steps",
+)
 SECTIONS = ("task", "preset", "seed", "data", "optim", "ema", "train", "mesh", "sharding")
 LARGEST_FLOAT = 3.4e38  # of float32, in which everything is computed
 

@@ -96,6 +96,7 @@ _LATER = {
     "eval.bpd_always": False,
     "eval.judge_steps": 0,
     "eval.features": (),
+    "eval.reference": 1000,
     "edit.mask_scale": "maximum",
     "edit.reconstruct": False,
 }

@@ -12,8 +12,10 @@ import numpy as np
 from contextdiff_jax.data.base import ImageSource
 from contextdiff_jax.evaluate.metrics import frechet, precision_recall
 from contextdiff_jax.evaluate.metrics.base import Metric, Records, Rows, entries, indices
+from contextdiff_jax.evaluate.metrics.precision_recall import NEIGHBOURS
 
 REFERENCE = 1000  # renders, of all sets together
+LEAST = NEIGHBOURS + 1  # renders of the floor, of all sets together
 
 
 class Judge(Protocol):

@@ -1,8 +1,9 @@
 """The evaluation of a trained run: alignment, distances, bits per dimension and speed, into eval.json and reports."""
 
+import hashlib
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,17 @@ from contextdiff_jax.evaluate.bpd import BitsPerDim, bits_per_dim, join
 from contextdiff_jax.evaluate.class_judge import as_float
 from contextdiff_jax.evaluate.conditions import judge_of, judging_of
 from contextdiff_jax.evaluate.feature_spaces import FeatureSpace, open_space
-from contextdiff_jax.evaluate.fidelity import REFERENCE, Fidelity, fidelity, renders
+from contextdiff_jax.evaluate.fidelity import LEAST, REFERENCE, Fidelity, fidelity, renders
 from contextdiff_jax.evaluate.groups import Seen, draw, settings_of
 from contextdiff_jax.evaluate.kept import write_kept
-from contextdiff_jax.evaluate.measure import Reference, metrics_of, observe_batches, results
+from contextdiff_jax.evaluate.measure import Reference, check_names, metrics_of, observe_batches, results
 from contextdiff_jax.evaluate.metrics import Metric
+from contextdiff_jax.evaluate.picture_sets import Batch
 from contextdiff_jax.evaluate.report import write_report
 from contextdiff_jax.evaluate.unfinished import Batches, Journal
 from contextdiff_jax.files import write_json
 from contextdiff_jax.models.recogniser import Recogniser
+from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.pipeline import Pipeline
 from contextdiff_jax.runtime import here
 from contextdiff_jax.training.distributed import is_primary
@@ -62,7 +65,9 @@ def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]
     }
     judge = judge_of(config)
     judging = judging_of(pipeline, judge, out)
-    measured = _Measured(config, judge, [open_space(spec) for spec in config.eval.features])
+    spaces = [open_space(spec) for spec in config.eval.features]
+    check_names(spaces)
+    measured = _Measured(config, judge, spaces)
     if judging.asked_for:
         figures["asked_for"] = dict(judging.asked_for)
     journal = _journal(pipeline, out, seed)
@@ -71,7 +76,7 @@ def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]
     for setting, options in settings_of(pipeline).items():
         metrics = measured.start(setting or "samples")
         found, speed = draw(pipeline, judging, setting, options, seed, metrics, journal)
-        figures["samples_per_second"][setting or "plain"] = speed
+        figures["samples_per_second"][setting or "samples"] = speed
         seen += [kept for kept, _ in found]
         rows |= {kept.name: row for kept, row in found if row is not None}
     if rows:
@@ -136,13 +141,17 @@ class _Measured:
         self._fidelity: dict[str, Fidelity] = {}
         self._by_space: dict[str, list[dict[str, Metric]]] = {}
         self._references: list[Reference] = []
-        sources, count = self._sources(), 2 * config.eval.num_samples
+        sources = self._sources()
         if judge is not None:
-            # Half of seen and half of unseen combinations, as the pictures are; as many others are the floor.
+            # Half of seen and half of unseen combinations, as the pictures are; as many others are the floor, or as
+            # many as the splits have beside the reference.
+            left = min(map(len, sources)) - REFERENCE // len(sources)
+            count = min(max(LEAST, 2 * config.eval.num_samples), left)
             self._features = judge.features(renders(sources, REFERENCE, first=count))
             self._floor = fidelity(renders(sources, count), self._features, judge)
         if spaces:
-            self._references = observe_batches(_batches(sources, REFERENCE), spaces, "held-out pictures")
+            held_out = _HeldOut(sources, config.eval.reference)
+            self._references = observe_batches(held_out.batches(), spaces, held_out.described)
 
     def _sources(self) -> list[ImageSource]:
         both = self._config.data.source == "openmoji" and self._config.data.preset == "demo"
@@ -151,7 +160,8 @@ class _Measured:
 
     def start(self, setting: str) -> list[Metric]:
         """Fresh metrics for a setting."""
-        groups = [metrics_of(s, ref, captions=True) for s, ref in zip(self._spaces, self._references, strict=True)]
+        captions = self._config.condition.kind != "none"  # else a picture's caption is its number
+        groups = [metrics_of(s, ref, captions) for s, ref in zip(self._spaces, self._references, strict=True)]
         self._by_space[setting] = groups
         found = [metric for group in groups for metric in group.values()]
         if self._judge is not None:
@@ -163,8 +173,10 @@ class _Measured:
         """Entries of eval.json."""
         found: dict[str, Any] = {}
         if self._judge is not None:
-            rows = {setting: metric.result() for setting, metric in self._fidelity.items()}
+            rows, refused = results(self._fidelity)
             found["judge_features"] = rows | {"floor: other real renders": self._floor}
+            if refused:
+                found["judge_features_refused"] = refused
         if self._spaces:
             found["spaces"] = {}
         for i, space in enumerate(self._spaces):
@@ -175,13 +187,26 @@ class _Measured:
         return found
 
 
-def _batches(sources: Sequence[ImageSource], count: int, size: int = 128):
-    """(images, records) of the first records of each source, `count` in all or as many as there are."""
-    each = [min(len(source), count // len(sources)) for source in sources]
-    places = [(source, i) for source, n in zip(sources, each, strict=True) for i in range(n)]
-    for start in range(0, len(places), size):
-        images = [as_float(source[i]["image"], source.levels) for source, i in places[start : start + size]]
-        yield np.stack(images), [{"index": start + k} for k in range(len(images))]
+class _HeldOut:
+    """Held-out pictures spread over the records of each source, `count` in all or as many as there are."""
+
+    def __init__(self, sources: Sequence[ImageSource], count: int):
+        each = [min(len(source), max(1, count // len(sources))) for source in sources]
+        self._places = [(s, i) for s, n in zip(sources, each, strict=True) for i in data.chosen(len(s), n, 0)]
+        self._digest, self._size = hashlib.sha256(), []
+
+    def batches(self, size: int = 128) -> Iterator[Batch]:
+        """(images, records)."""
+        for start in range(0, len(self._places), size):
+            images = [as_float(source[i]["image"], source.levels) for source, i in self._places[start : start + size]]
+            self._size = list(images[0].shape[:2])
+            self._digest.update(to_uint8(np.stack(images)).tobytes())
+            yield np.stack(images), [{"index": start + k} for k in range(len(images))]
+
+    def described(self) -> dict[str, Any]:
+        """What a result says of them, after a pass."""
+        about = {"path": "held-out pictures", "n": len(self._places), "digest": self._digest.hexdigest()[:16]}
+        return about | {"size": self._size, "crop": "as the data give them"}
 
 
 def _bits_per_dim(pipeline: Pipeline, seed: int, journal: Journal) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
@@ -242,6 +267,8 @@ def _print(figures: Mapping[str, Any]) -> None:
     for name, row in figures.get("judge_features", {}).items():
         shares = f"precision {row['precision']:.2f}  recall {row['recall']:.2f}  (n = {row['n']})"
         print(f"{'judge Frechet distance, ' + name:40s} {row['frechet']:.3g}  {shares}")
+    for name, why in figures.get("judge_features_refused", {}).items():
+        print(f"judge Frechet distance, {name} refused: {why}")
     for name, space in figures.get("spaces", {}).items():
         for setting in figures["samples_per_second"].keys() & space.keys():
             for metric, why in space[setting]["refused"].items():

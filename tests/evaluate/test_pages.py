@@ -125,6 +125,54 @@ def test_a_run_without_an_adapter_is_compared_with_the_adapter_on(tmp_path):
         assert found["seen combinations", "both"] == pytest.approx(sign * (marks[1] - marks[0]))
 
 
+def rewrite(file, **change):
+    """Entries of a JSON file, an entry of a mapping written section__key."""
+    content = json.loads(file.read_text())
+    for name, value in change.items():
+        *sections, key = name.split("__")
+        place = content[sections[0]] if sections else content
+        place[key] = value
+    file.write_text(json.dumps(content))
+
+
+def test_bits_are_paired_on_the_same_images_alone(tmp_path):
+    a, b = make_run(tmp_path / "a", 0, shown=2), make_run(tmp_path / "b", 1, shown=2)
+    bits = json.loads((b / "eval" / "marks.json").read_text())["bits_per_dim"]
+    rewrite(b / "eval" / "marks.json", bits_per_dim={"adapter off": bits["adapter off"]})
+    of_bits = lambda *runs: {what: d for what, name, d in measured(*map(Run.read, runs))[0] if "bits" in name}
+    forth, back = of_bits(a, b), of_bits(b, a)
+    assert set(forth) == set(back) == {"held-out images, adapter on", "held-out images, adapter off"}
+    assert all(forth[what].mean == pytest.approx(-back[what].mean) for what in forth)
+    rewrite(b / "eval" / "marks.json", bits_per_dim={"adapter off": bits["adapter off"][:5]})
+    assert "bits per dimension, adapter on: 16 images against 5" in measured(Run.read(a), Run.read(b))[1]
+    rewrite(b / "config.json", data__seed=7)
+    assert not of_bits(a, b)
+    assert any("held-out images differ (data.seed)" in line for line in measured(Run.read(a), Run.read(b))[1])
+
+
+def test_groups_with_other_prompts_are_named(tmp_path):
+    a, b = make_run(tmp_path / "a", 0, shown=2), make_run(tmp_path / "b", 1, shown=2)
+    index = json.loads((b / "eval" / "marks.json").read_text())
+    index["groups"][0]["captions"][0] = "another prompt"
+    rewrite(b / "eval" / "marks.json", groups=index["groups"])
+    rows, left_out = measured(Run.read(a), Run.read(b))
+    assert left_out == ["seen combinations, adapter on: a and b were not asked the same prompts"]
+    assert "unseen combinations, adapter on" in {what for what, _, _ in rows}
+
+
+def test_figures_in_feature_spaces_are_on_the_pages(tmp_path):
+    figures = {"frechet_distance": {"frechet": 12.5, "n": 40}}
+    space = {"digest": "0123", "resize": "none", "reference": {"n": 50}, "samples": {"figures": figures, "refused": {}}}
+    folders = [make_run(tmp_path / name, i, shown=2) for i, name in enumerate("ab")]
+    for run in folders:  # of a version that called the speed of such a run plain
+        rewrite(run / "eval.json", spaces={"colours": space}, samples_per_second={"plain": 1.0})
+        rewrite(run / "eval.json", alignment={}, judge_features={}, bits_per_dim={})
+    page = write_compare(folders, tmp_path / "c.html").read_text()
+    assert "a: colours: digest 0123" in page and "b: colours: digest 0123" in page and "frechet, samples" in page
+    page = write_report_page(folders[0]).read_text()
+    assert "colours: frechet" in page and "; no result" not in page and "frechet, samples" in page
+
+
 def test_what_cannot_be_paired_is_said(tmp_path):
     a, b, c = (make_run(tmp_path / name, i, shown=2) for i, name in enumerate("abc"))
     index = json.loads((b / "eval" / "marks.json").read_text())
@@ -139,3 +187,6 @@ def test_what_cannot_be_paired_is_said(tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             write_compare(folders, tmp_path / "page.html")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="folder of results .* cannot be written"):
+        write_compare([a, b], tmp_path / "file" / "page.html")

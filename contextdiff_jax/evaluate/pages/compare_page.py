@@ -13,10 +13,18 @@ from contextdiff_jax.evaluate.pages.gallery import gallery
 from contextdiff_jax.evaluate.pages.html import cell, number, page, table, text
 from contextdiff_jax.evaluate.pages.run import Run
 from contextdiff_jax.evaluate.paired import Difference, paired
-from contextdiff_jax.files import atomic
+from contextdiff_jax.files import atomic, check_file
 
 FILE = "compare.html"
 CURVES = ("validation_loss", "loss", "images_per_second")
+TABLES = {
+    "alignment": tables.alignment,
+    "judge_features": tables.distances,
+    "spaces": tables.spaces,
+    "bits_per_dim": tables.bits,
+    "samples_per_second": tables.speeds,
+}
+SAME_IMAGES = ("data.source", "data.preset", "data.seed", "data.image_size")  # keys that say which held-out images
 
 
 def compare_on_command(runs: Sequence[str], out: str) -> None:
@@ -47,6 +55,7 @@ def write_compare(folders: Sequence[str | Path], path: str | Path) -> Path:
         )
     runs = [Run.read(folder) for folder in folders]
     path = Path(path) / FILE if Path(path).is_dir() or not Path(path).suffix else Path(path)
+    check_file(path)
     names = names_of(runs)
     sections = [
         ("differences", "Paired differences", differences(runs)),
@@ -68,38 +77,68 @@ def names_of(runs: Sequence[Run]) -> list[str]:
     return short if len(set(short)) == len(short) else ["/".join(run.folder.resolve().parts[-2:]) for run in runs]
 
 
-def same_questions(first: Run, other: Run) -> tuple[list[tuple[Seen, Seen]], str]:
-    """Pairs of groups with the same prompts from the same noise; and why there are none."""
+def same_questions(first: Run, other: Run) -> tuple[list[tuple[Seen, Seen]], list[str]]:
+    """Pairs of groups with the same prompts from the same noise; and why others are no pairs."""
     if not first.seen or not other.seen:
         missing = first if not first.seen else other
-        return [], f"{missing.name} has no kept marks: evaluate it again with --mode=eval"
+        return [], [f"{missing.name} has no kept marks: evaluate it again with --mode=eval"]
     if first.seed != other.seed:
-        return [], f"the noise differs: seed {first.seed} of {first.name}, {other.seed} of {other.name}"
+        return [], [_other_noise(first, other)]
     by_name = {kept.name: kept for kept in other.seen}
     for kept in other.seen:  # a run without an adapter has one setting, which is compared with the other's adapter on
         by_name.setdefault(f"{kept.group}, adapter on" if not kept.setting else kept.group, kept)
-    found = [(kept, by_name[kept.name]) for kept in first.seen if kept.name in by_name]
-    alike = [(a, b) for a, b in found if (a.captions, a.places) == (b.captions, b.places)]
-    return alike, "" if alike else f"{first.name} and {other.name} were not asked the same prompts"
+    alike, other_prompts = [], []
+    for a, b in ((kept, by_name[kept.name]) for kept in first.seen if kept.name in by_name):
+        if (a.captions, a.places) == (b.captions, b.places):
+            alike.append((a, b))
+        else:
+            other_prompts.append(a.name)
+    differ = f"{first.name} and {other.name} were not asked the same prompts"
+    return alike, [f"{name}: {differ}" for name in other_prompts] if alike else [differ]
+
+
+def _other_noise(first: Run, other: Run) -> str:
+    return f"the noise differs: seed {first.seed} of {first.name}, {other.seed} of {other.name}"
+
+
+def same_images(first: Run, other: Run) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]:
+    """{setting: bits of both runs} on the same held-out images; and why others are no pairs. A run without an adapter
+    is compared with the other under both of its settings."""
+    if not first.bits or not other.bits:
+        return {}, []
+    settings, flat = first.bits if len(first.bits) > 1 else other.bits, [run.flat_config() for run in (first, other)]
+    differ = [key for key in SAME_IMAGES if flat[0].get(key) != flat[1].get(key)]
+    if first.records != other.records:
+        differ.append("the records")
+    if differ:
+        return {}, [f"bits per dimension: the held-out images differ ({', '.join(differ)})"]
+    if first.seed != other.seed:
+        return {}, [f"bits per dimension: {_other_noise(first, other)}"]
+    of = lambda run, setting: next(iter(run.bits.values())) if len(run.bits) == 1 else run.bits.get(setting, ())
+    pairs = {setting: (of(first, setting), of(other, setting)) for setting in settings}
+    alike = {setting: (a, b) for setting, (a, b) in pairs.items() if len(a) == len(b)}
+    why = [
+        f"bits per dimension, {setting}: {len(a)} images against {len(b)}"
+        for setting, (a, b) in pairs.items()
+        if setting not in alike
+    ]
+    return alike, why
 
 
 def measured(first: Run, other: Run) -> tuple[list[tuple[str, str, Difference]], list[str]]:
     """[(pictures, measure, Difference)] of what can be paired, and why the rest cannot."""
     rows: list[tuple[str, str, Difference]] = []
-    pairs, why = same_questions(first, other)
-    left_out = [why] if why else []
+    pairs, left_out = same_questions(first, other)
     for a, b in pairs:
         for measure in (m for m in a.marks if m in b.marks):
             if len(a.marks[measure]) != len(b.marks[measure]):
                 left_out.append(f"{a.name}: {len(a.marks[measure])} pictures against {len(b.marks[measure])}")
                 continue
             rows.append((a.name, measure, paired(a.marks[measure], b.marks[measure])))
-    for setting in first.bits:
-        alone = setting == "adapter on" and len(other.bits) == 1  # of a run without an adapter
-        a, b = first.bits[setting], next(iter(other.bits.values())) if alone else other.bits.get(setting, ())
-        if len(a) == len(b) and first.seed == other.seed:
-            rows.append((f"held-out images, {setting}", "bits per dimension", paired(a, b)))
-    return rows, left_out
+    bits, why = same_images(first, other)
+    for setting, (a, b) in bits.items():
+        rows.append((f"held-out images, {setting}", "bits per dimension", paired(a, b)))
+    return rows, left_out + why
 
 
 def differences(runs: Sequence[Run]) -> str:
@@ -140,19 +179,13 @@ def differences_in_words(runs: Sequence[Run]) -> list[str]:
 
 def figures(runs: Sequence[Run]) -> str:
     """The tables of all runs, a row for each run and setting."""
-    merged: dict[str, dict] = {"alignment": {}, "judge_features": {}, "bits_per_dim": {}, "samples_per_second": {}}
+    merged: dict[str, dict] = {kind: {} for kind in TABLES}
     for name, run in zip(names_of(runs), runs, strict=True):
         for kind, rows in merged.items():
             for row, value in run.figures.get(kind, {}).items():
                 bound = row.startswith(tables.BOUNDS)
                 rows[row if bound else f"{name}: {row}"] = value
-    draw = {
-        "alignment": tables.alignment,
-        "judge_features": tables.distances,
-        "bits_per_dim": tables.bits,
-        "samples_per_second": tables.speeds,
-    }
-    return "".join(draw[kind](rows) for kind, rows in merged.items() if rows)
+    return "".join(TABLES[kind](rows) for kind, rows in merged.items() if rows)
 
 
 def pictures(runs: Sequence[Run]) -> str:

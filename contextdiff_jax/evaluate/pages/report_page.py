@@ -1,8 +1,9 @@
 """report.html: what a run was, how it went and what came out, in one file that needs no network."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -95,10 +96,27 @@ def main_figures(run: Run) -> dict[str, tuple[str, str]]:
     for name, row in list(rows.items())[:1]:
         under = ", ".join(f"{n} {number(r['mean'], r.get('stderr'))}" for n, r in rows.items() if n != name)
         found["bits per dimension"] = (number(row["mean"], row.get("stderr")), under)
+    for space, row in list(run.figures.get("spaces", {}).items())[: 0 if found else 1]:
+        found |= _of_space(space, row)
     if not found and "loss" in run.curves:
         steps, values = run.curves["loss"]
         found["training loss"] = (number(float(values[-1])), f"at step {int(steps[-1]):,}; no result")
     return found
+
+
+def _of_space(space: str, row: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The first figure in a feature space; {} where all are refused."""
+    shown = [
+        (setting, key, number(figures[key], figures.get(f"{key}_stderr")))
+        for setting in tables.settings_in(row)
+        for figures in list(row[setting]["figures"].values())[:1]
+        for key in list(figures)[:1]
+    ]
+    if not shown:
+        return {}
+    _, key, value = shown[0]
+    under = ", ".join(f"{setting} {other}" for setting, k, other in shown[1:] if k == key)
+    return {f"{space}: {key.replace('_', ' ')}": (value, under)}
 
 
 def results(run: Run) -> str:
@@ -113,8 +131,10 @@ def results(run: Run) -> str:
         )
     if "judge_features" in figures:
         parts.append(tables.distances(figures["judge_features"]))
+    for name, why in figures.get("judge_features_refused", {}).items():
+        parts.append(f'<p class="small soft">{text(f"{name}: refused: {why}")}.</p>')
     if "spaces" in figures:
-        parts.append(tables.spaces(figures["spaces"], list(figures["samples_per_second"])))
+        parts.append(tables.spaces(figures["spaces"]))
     if "bits_per_dim" in figures:
         parts.append(tables.bits(figures["bits_per_dim"]))
     if "samples_per_second" in figures:

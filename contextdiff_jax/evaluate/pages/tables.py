@@ -77,12 +77,17 @@ def bits(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return table("Bits per dimension, the full bound (Eq. 4)", ("process", "bits", *terms, "images"), body)
 
 
-def spaces(found: Mapping[str, Mapping[str, Any]], settings: list[str]) -> str:
+def settings_in(space: Mapping[str, Any]) -> list[str]:
+    """The settings under which samples were measured in a feature space."""
+    return [name for name, value in space.items() if isinstance(value, Mapping) and "figures" in value]
+
+
+def spaces(found: Mapping[str, Mapping[str, Any]]) -> str:
     """A table for each feature space, its protocol in the caption."""
     parts = []
     for name, space in found.items():
         body = []
-        for setting in (s for s in settings if s in space):
+        for setting in settings_in(space):
             for figures in space[setting]["figures"].values():
                 for key, value in figures.items():
                     if key != "n" and not key.endswith("_stderr"):

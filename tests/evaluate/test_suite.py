@@ -1,0 +1,105 @@
+"""The parts of an evaluation that need no model: held-out pictures, floors, few samples, a run without an adapter."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from measure_helpers import colours, pictures
+
+from configs import t2i
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.evaluate import suite
+from contextdiff_jax.evaluate.groups import Judging
+from contextdiff_jax.evaluate.pages import write_report_page
+
+
+class Source(list):
+    """Pictures that come class by class, each class in a colour of its own."""
+
+    levels = 256
+
+    def __init__(self, count, seed=0):
+        noise = pictures(count, seed) // 16
+        super().__init__({"image": p // 2 + np.uint8(100 * i // count)} for i, p in enumerate(noise))
+
+
+@pytest.fixture
+def config():
+    config = t2i.get_config("tiny")
+    config.eval.update(num_samples=8, bpd_images=0, reference=12)
+    return config
+
+
+@pytest.fixture
+def measured(config, monkeypatch):
+    """Makes what measures, of two sources of 30 pictures and a judge that sees mean colours."""
+    judge = SimpleNamespace(features=lambda images: np.asarray(images, np.float64).mean((1, 2)))
+    monkeypatch.setattr(suite, "REFERENCE", 20)
+    monkeypatch.setattr(suite._Measured, "_sources", lambda self: [Source(30), Source(30, 1)])
+    return lambda spaces=(): suite._Measured(config, judge, spaces)
+
+
+def seen_by(metrics, images):
+    for metric in metrics:
+        metric.update(images, [{"index": i, "caption": f"{i}"} for i in range(len(images))])
+
+
+@pytest.mark.parametrize("count, floor", [(1, 4), (8, 16), (1000, 20)])
+def test_the_floor_is_as_large_as_the_splits_allow(measured, config, count, floor):
+    config.eval.num_samples = count
+    found = measured().figures()["judge_features"]
+    assert found["floor: other real renders"]["n"] == floor
+
+
+def test_too_few_samples_refuse_the_judges_distances_and_keep_the_rest(measured):
+    evaluation = measured([colours()])
+    seen_by(evaluation.start("samples"), pictures(3, 0))
+    figures = evaluation.figures()
+    assert "3 rows" in figures["judge_features_refused"]["samples"] and "samples" not in figures["judge_features"]
+    assert "kernel_distance" in figures["spaces"]["colours"]["samples"]["figures"]
+
+
+def test_held_out_pictures_are_spread_over_the_records_and_described(measured):
+    about = measured([colours()]).figures()["spaces"]["colours"]["reference"]
+    assert (about["n"], about["size"]) == (12, [8, 8]) and len(about["digest"]) == 16
+    held_out = suite._HeldOut([Source(60)], 6)
+    (images, records), *_ = held_out.batches()
+    levels = (images.mean((1, 2, 3)) + 1) * 127.5
+    assert np.ptp(levels) > 60 and [r["index"] for r in records] == list(range(6))  # first and last classes among them
+    other = suite._HeldOut([Source(60, 2)], 6)
+    assert len(list(other.batches())) == 1 and other.described()["digest"] != held_out.described()["digest"]
+
+
+def test_numbers_are_no_captions(measured, config):
+    space = colours()
+    space.embed_texts = lambda texts: np.ones((len(texts), 6))
+    names = lambda: {type(metric).__name__ for metric in measured([space]).start("samples")}
+    assert "ClipScore" in names()
+    config.condition.kind = "none"
+    assert "ClipScore" not in names() and "Cmmd" in names()
+
+
+def test_a_run_without_an_adapter_prints_and_shows_its_figures(config, tmp_path, monkeypatch, capsys):
+    def draw(pipeline, judging, setting, options, seed, metrics, journal):
+        seen_by(metrics, pictures(20, 0, config.data.image_size))
+        return [], 5.0
+
+    for name, stand_in in {
+        "draw": draw,
+        "judge_of": lambda config: None,
+        "judging_of": lambda *what: Judging([]),
+        "open_space": lambda spec: colours(),
+    }.items():
+        monkeypatch.setattr(suite, name, stand_in)
+    config.eval.features = ("colours",)
+    pipeline = SimpleNamespace(config=config, step=3, task=SimpleNamespace(adapter=None))
+    suite.evaluate_run(pipeline, tmp_path)
+    assert "colours, samples" in capsys.readouterr().out
+    found = json.loads((tmp_path / "eval.json").read_text())
+    assert "samples" in found["spaces"]["colours"] and found["samples_per_second"] == {"samples": 5.0}
+    page = write_report_page(tmp_path).read_text()
+    assert "kid, samples" in page and "colours: frechet" in page and "no result" not in page
+    config.eval.features = ("colours", "colours")
+    with pytest.raises(UserError, match="two feature spaces are called 'colours'"):
+        suite.evaluate_run(pipeline, tmp_path)
