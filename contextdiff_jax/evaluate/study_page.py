@@ -13,7 +13,8 @@ import PIL.Image
 from contextdiff_jax.data.images import reason
 from contextdiff_jax.data.listing import files_below, listed
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import atomic, write_json
+from contextdiff_jax.files import atomic, check_file, check_writable, write_json
+from contextdiff_jax.pictures import GRID
 
 ASSETS = Path(__file__).parent.parent / "assets" / "study"
 VIDEOS = (".mp4", ".webm")
@@ -60,6 +61,9 @@ def write_study(
     if source and (missing := [item for item in items if item not in sources]):
         raise UserError(f"source {source!r} lacks {listed(missing)}; give one for each result")
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"output folder {str(out)!r} is a file; give a new folder")
+    check_writable(out, "output folder", "give another --out")
     if out.exists() and any(out.iterdir()):
         raise UserError(
             f"output folder {str(out)!r} is not empty; give a new one: the names of its media are the study's"
@@ -104,11 +108,11 @@ def _named(text: str) -> tuple[str, Path]:
 
 
 def _items(folder: str | Path) -> dict[str, Path]:
-    """Item -> file, the item being the file's name without its ending."""
+    """Item -> file, the item being the file's name without its ending; the grid of all samples is none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"folder of results {str(folder)!r} does not exist; give one with pictures or clips")
-    names = [name for name in files_below(folder) if Path(name).suffix.lower() in MEDIA]
+    names = [name for name in files_below(folder) if Path(name).suffix.lower() in MEDIA and Path(name).name != GRID]
     found = {str(Path(name).with_suffix("")): folder / name for name in names}
     if len(found) < len(names):
         raise UserError(f"{str(folder)!r} has two files of one name with different endings; keep one of each")
@@ -144,8 +148,8 @@ def _matched(found: dict[str, dict[str, Path]], captions: dict[str, str] | None)
 
 
 def _copy(file: Path, out: Path, identity: str) -> str:
-    """Copies a file under a name that does not tell whose it is."""
-    name = "media/" + hashlib.sha256(identity.encode()).hexdigest()[:20] + file.suffix.lower()
+    """Copies a file under a name that does not tell whose it is; other pictures make it another study."""
+    name = "media/" + hashlib.sha256(identity.encode() + file.read_bytes()).hexdigest()[:20] + file.suffix.lower()
     shutil.copyfile(file, out / name)
     return name
 
@@ -176,6 +180,8 @@ def study_on_command(
     if answers:
         from contextdiff_jax.evaluate.study_answers import read_answers, report, statistics
 
+        if out:
+            check_file(out)
         result = statistics(read_answers(answers))
         report(result)
         if out:
@@ -187,6 +193,9 @@ def study_on_command(
             "--out is missing; name the folder of the page: --mode=study --out=study --set=ours=A --set=b=B"
         )
     plan = write_study(out, sets, source=source, captions=_read_captions(captions, sets))
+    folders = [folder for _, folder in map(_named, sets)]
+    if grids := [f"{folder}/{name}" for folder in folders for name in files_below(folder) if Path(name).name == GRID]:
+        print(f"left out: {listed(grids)}: grids show other pictures together")
     print(f"{len(plan['pairs'])} pairs in {out}/index.html; open it, or put the folder on any web server")
 
 

@@ -123,6 +123,31 @@ def test_clips_are_asked_about_motion_as_well(tmp_path):
     assert [t["question"] for t in ordered(plan, "anna")][:1] == ["text"]
 
 
+def test_only_plain_keys_are_answers(tmp_path, sets):
+    context = quickjs.Context()
+    context.eval(BROWSER)
+    context.eval(f'element("plan").textContent = {json.dumps(json.dumps(write_study(tmp_path / "out", sets)))}')
+    context.eval("\n".join((ASSETS / name).read_text() for name in ("order.js", "page.js")))
+    context.eval('element("subject").value = "anna"; element("start").handlers.submit({ preventDefault() {} })')
+    for change in ("repeat: true", "ctrlKey: true", "altKey: true", "metaKey: true"):
+        context.eval(f'handlers.keydown({{ key: "1", {change}, preventDefault() {{}} }})')
+    assert context.eval('element("count").textContent').startswith("0 of ")
+    context.eval('press("1")')
+    assert context.eval('element("count").textContent').startswith("1 of ")
+
+
+def test_other_pictures_are_another_study(tmp_path, sets, capsys):
+    a = tmp_path / "a"
+    first = write_study(tmp_path / "first", sets)
+    (a / "grid.png").write_bytes((a / "00.png").read_bytes())
+    command_line.run("study", None, command_line.Options("", sets=tuple(sets), out=str(tmp_path / "second")))
+    second = json.loads((tmp_path / "second" / "study.json").read_text())
+    assert f"left out: {a}/grid.png" in capsys.readouterr().out
+    assert second["study"] == first["study"]
+    (a / "00.png").write_bytes((a / "01.png").read_bytes())
+    assert write_study(tmp_path / "third", sets)["study"] != first["study"]
+
+
 def test_bad_sets_are_one_line(tmp_path, sets):
     few = folder(tmp_path / "few", 3)
     (tmp_path / "used").mkdir()
@@ -140,6 +165,9 @@ def test_bad_sets_are_one_line(tmp_path, sets):
         (dict(out=str(tmp_path / "used"), sets=tuple(sets)), "is not empty"),
         (dict(sets=tuple(sets)), "--out is missing"),
         (dict(answers=("nowhere.jsonl",)), "do not exist"),
+        (dict(answers=("nowhere.jsonl",), out=str(tmp_path)), "--out=.* is a folder"),
+        (dict(out=str(few / "00.png"), sets=tuple(sets)), "is a file"),
+        (dict(out=str(few / "00.png" / "x"), sets=tuple(sets)), "output folder .* cannot be written"),
         (dict(out="o", sets=(sets[0], f"b={torn}")), "1 files that a browser cannot show: 03.png \\(not an image\\)"),
     ]
     for options, words in cases:

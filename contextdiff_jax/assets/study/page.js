@@ -67,6 +67,7 @@ for (const choice of ["left", "tie", "right"]) by(`choose-${choice}`).addEventLi
 for (const button of document.querySelectorAll(".save")) button.addEventListener("click", save);
 const keys = { ArrowLeft: "left", 1: "left", ArrowDown: "tie", 2: "tie", ArrowRight: "right", 3: "right" };
 document.addEventListener("keydown", (event) => {
+  if (event.repeat || event.ctrlKey || event.altKey || event.metaKey) return;
   if (keys[event.key] && !by("run").hidden) {
     event.preventDefault();
     reply(keys[event.key]);
