@@ -181,8 +181,9 @@ def build(desk: Desk, name: str) -> Any:
             pictures = gr.Gallery(label="Pictures", columns=2, elem_id="pictures", interactive=False)
             heat = gr.Image(label="Where each word looks (one colour scale)", elem_id="heat", interactive=False)
             inputs = [prompt, steps, sampler, guidance, seed]
+            draw_told = told(desk.draw)  # one function: Gradio then runs both events in one queue, one at a time
             for event in (go.click, prompt.submit):
-                event(told(desk.draw), inputs, [pictures, heat])
+                event(draw_told, inputs, [pictures, heat])
         if desk.edits_clips:
             _clips(gr, desk, told, sample)
     return page

@@ -7,6 +7,10 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
+if [[ ${1:-} == --* && "$*" != --quick ]]; then
+    say "error: $* belongs to one figure; name it, e.g. bash launch/figures.sh guidance $*"
+    exit 2
+fi
 prepare_environment requirements.txt
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 all=(guidance convergence cost heatmaps)

@@ -3,6 +3,7 @@
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -48,6 +49,15 @@ def test_large_uploads_are_refused(pipe, tmp_path, monkeypatch):
     (tmp_path / "clip.mp4").write_bytes(bytes(2**20 + 1))
     with pytest.raises(UserError, match="larger than 1 MB"):
         app.Desk(pipe, tmp_path).edit(str(tmp_path / "clip.mp4"), "a", "b", "contextdiff", 8, 2, 3.0)
+
+
+def test_both_ways_to_draw_wait_for_each_other(pipe, tmp_path, monkeypatch):
+    page = mock.MagicMock()
+    monkeypatch.setattr(app, "gradio", lambda: page)
+    app.build(app.Desk(pipe, tmp_path), "demo")
+    (by_click, *_), _ = page.Button().click.call_args_list[0]  # the second is of the clips
+    (by_enter, *_), _ = page.Textbox().submit.call_args
+    assert by_click is by_enter  # Gradio's queues are one for each function
 
 
 def test_small_pictures_are_enlarged_pixel_by_pixel():

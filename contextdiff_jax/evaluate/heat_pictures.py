@@ -16,6 +16,7 @@ from contextdiff_jax import data
 from contextdiff_jax.data.moving import owner_map
 from contextdiff_jax.data.one_clip import clip_of
 from contextdiff_jax.editing.words import Prompt
+from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import heatmaps
 from contextdiff_jax.evaluate.groups import settings_of
 from contextdiff_jax.evaluate.metrics.base import mean
@@ -64,14 +65,14 @@ def draw(rows: Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray]]], title:
     words = list(next(iter(rows.values()))[1])
     figure = Figure(figsize=(1.75 * (len(words) + 1) + 0.9, 1.9 * len(rows) + 0.45), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, parse_math=False)  # a "$" of a prompt is one
     axes = figure.subplots(len(rows), len(words) + 1, squeeze=False)
     for line, (arm, (image, heats)) in zip(axes, rows.items(), strict=True):
         line[0].imshow(to_uint8(image[None])[0])
         line[0].set_ylabel(arm, fontsize=9)
         for cell, word in zip(line[1:], words, strict=True):
             cell.imshow(overlay(image, heats[word], largest))
-            cell.set_title(word, fontsize=9)
+            cell.set_title(word, fontsize=9, parse_math=False)
         for cell in line:
             cell.set(xticks=[], yticks=[])
     scale = ScalarMappable(Normalize(0, largest), COLOURS)
@@ -94,12 +95,15 @@ def write_heatmaps(pipeline: Pipeline, prompts: Sequence[str], out: Path, key: i
 
     Returns:
         What heatmaps.json holds: the pictures, what the colours stand for, shares of heat.
+
+    Raises:
+        UserError: a prompt without a word that names something.
     """
-    settings = settings_of(pipeline)
-    if pipeline.config.data.source == "clip":
-        found = _of_clip(pipeline, settings, out)
-    else:
-        found = _of_prompts(pipeline, settings, prompts, out, key)
+    settings, of_clip = settings_of(pipeline), pipeline.config.data.source == "clip"
+    asked = [clip_of(pipeline.config.data).caption] if of_clip else prompts
+    if empty := [prompt for prompt in asked if not heatmaps.words_of(prompt)]:
+        raise UserError(f"prompt {empty[0]!r} has no word to show; name an object")
+    found = _of_clip(pipeline, settings, out) if of_clip else _of_prompts(pipeline, settings, prompts, out, key)
     about = {"step": pipeline.step, "seed": key, "pictures": found, "shares": shares(pipeline, settings)}
     write_json(about, out / "heatmaps.json")
     return about

@@ -114,6 +114,20 @@ def test_one_colour_stands_for_one_heat():
     assert (heat_pictures.overlay(image, 2 * heat, 0.6).mean() > over.mean()).all()
 
 
+def test_prompts_without_a_word_are_refused_before_they_are_drawn(tmp_path):
+    config = ConfigDict(dict(data=dict(source="openmoji")))
+    with pytest.raises(UserError, match="prompt '...' has no word to show"):
+        heat_pictures.write_heatmaps(
+            SimpleNamespace(config=config, task=SimpleNamespace(adapter=None)), ["a frog", "..."], tmp_path
+        )
+
+
+def test_dollars_of_a_prompt_are_no_formulas(tmp_path):
+    rows = {"on": (np.zeros((8, 8, 3), np.uint8), {r"$\x$": np.ones((2, 2))})}
+    assert heat_pictures.draw(rows, r"a $\x$ sign", tmp_path / "x.png") == 1.0
+    assert Image.open(tmp_path / "x.png").width > 200
+
+
 def test_heatmaps_on_command(pipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(heat_pictures, "RENDERS", 2)
     monkeypatch.setattr(command_line, "_pipeline", lambda config, options: pipe)

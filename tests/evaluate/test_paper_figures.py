@@ -1,5 +1,8 @@
 """Figures on arrays: differences against closed forms, pictures that show what they are given, tables."""
 
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -33,6 +36,12 @@ def test_figures_are_drawn_with_bands_over_seeds(tmp_path):
             assert (np.abs(pixels - np.array(rgb)).max(axis=1) < 8).sum() > 100, (name, colour)
     with pytest.raises(UserError, match="give \\[K\\] and \\[seeds, K\\]"):
         figures.lines({"t": {"on": ([1, 2], [[1.0]])}}, {"t": "x"}, tmp_path / "x.png")
+
+
+def test_options_of_one_figure_are_not_given_to_all():
+    script = Path(__file__).parents[2] / "launch" / "figures.sh"
+    done = subprocess.run(["bash", script, "--quick", "--seeds=1"], capture_output=True, text=True)
+    assert done.returncode == 2 and "--quick --seeds=1 belongs to one figure" in done.stderr
 
 
 def test_the_cost_table_is_markdown():
