@@ -100,6 +100,7 @@ def test_fashion_mnist_is_judged_by_a_classifier_of_its_own(tmp_path, monkeypatc
 def test_fashion_mnist_has_bits_per_dimension(tmp_path, monkeypatch):
     write_fashion(tmp_path, monkeypatch)
     changes = {"model.channels": 16, "model.head_dim": 16, "eval.judge_steps": 0, "eval.bpd_timesteps": 2}
+    changes["process.num_timesteps"] = 2  # a learned variance takes as many sampling steps
     config = short(cifar10_nll.get_config("fashion_short"), tmp_path, changes)
     bits = run(config, tmp_path / "run", "train")["bits_per_dim"]
     assert bits["adapter on"]["images"] == 4 and np.isfinite(bits["adapter off"]["mean"])

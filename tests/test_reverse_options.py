@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 from gaussian_toy import functions, toy
 
+from configs import cifar10_nll
+from contextdiff_jax import config as config_lib
 from contextdiff_jax import losses, samplers
+from contextdiff_jax import task as task_lib
 from contextdiff_jax.models import precond
 from contextdiff_jax.models.adapter import ScaledShift, Shift, bounded
 from contextdiff_jax.process import chart, forward, schedule
+from contextdiff_jax.tasks import objective
 
 rng = np.random.default_rng(0)
 KEY = jax.random.key(3)
@@ -137,3 +141,49 @@ def test_samplers_undo_and_redo_the_scale(x64):
         np.testing.assert_allclose(x, x0, rtol=1e-10, atol=1e-10)
     out = bounded(100 * rng.normal(size=(50, 6)), 1.0, 0.9)
     assert np.abs(out[:, :3]).max() <= 1.0 and np.abs(out[:, 3:]).max() <= 0.9
+
+
+def test_a_head_of_the_library_s_network_is_left_out_with_the_adapter():
+    """Its training loss traces; and the bound without a shift is that of the network's x0_hat alone."""
+    config = cifar10_nll.get_config("tiny")
+    config.adapter.reverse, config.process.num_timesteps, config.process.schedule = "head", T, "log_snr"
+    config.sample.sampler, config.sample.num_steps, config.data.batch_size = "ddpm", T, 2
+    config_lib.check(config)
+    task = task_lib.build(config)
+    params = jax.eval_shape(task.init, KEY)
+    batch = jax.eval_shape(task.draw, task.batch_spec(), KEY)
+    loss, _ = jax.eval_shape(task.loss, params, task.frozen, batch, KEY)
+    assert loss.shape == (2,)
+    # Without the zeros at the start, which would hide it
+    params = jax.tree.map(lambda v: 0.1 * rng.normal(size=v.shape).astype(np.float32), params)
+    context = task.encode(params, task.frozen, task.parts.condition.empty(2))
+    x0, t = 0.5 * rng.normal(size=(2, *task.sample_shape)).astype(np.float32), np.array([3, 5])
+
+    @jax.jit
+    def terms(params):
+        two = task.denoiser(params, context)
+        bound = lambda f, b: losses.diffusion_term(task.schedule, x0, f, b, t, KEY, variance="beta")
+        none = lambda x0, t: jnp.zeros_like(x0)
+        return bound(two, None), bound(lambda x, t: two(x, t), None), bound(two, none)
+
+    off, alone, on = terms(params)
+    np.testing.assert_allclose(off, alone, rtol=1e-5)
+    assert np.all(np.abs(on - off) > 1e-4 * np.abs(off))
+
+
+def test_the_reported_steepness_is_that_of_the_scaled_process(x64):
+    """At the x_t that the definition gives; and of a single step at t = 1, where no time was drawn."""
+    s, x0, t = schedule.cosine(T), rng.normal(size=(5, 3)), np.array([2, 3, 4, 5, 6])
+    b, eps = wavy(s), rng.normal(size=(5, 3))
+    found = lambda s, b, t: objective.full_bound(
+        s, x0, denoiser, b, t, eps, KEY, levels=256, variance="beta", track_lipschitz=True
+    )[1]["lipschitz_max"]
+    ab, k, h = (np.asarray(v)[t][:, None] for v in (s.alpha_bar, s.k, np.arange(T + 1)))
+    r = lambda x: 0.8 * np.sin(2 * x + h)
+    scale = 1 + 4 * k * 0.6 * np.cos(3 * x0 - h)
+    x0_hat = 0.7 * np.tanh(np.sqrt(ab) * x0 + k * r(x0) + scale * np.sqrt(1 - ab) * eps) + 0.1
+    expected = np.linalg.norm(r(x0) - r(x0_hat), axis=1) / np.linalg.norm(x0 - x0_hat, axis=1)
+    np.testing.assert_allclose(found(s, b, t), expected, rtol=1e-10)
+    single = schedule.log_snr(1)
+    ones, none = found(single, wavy(single), np.ones(5, int)), found(single, wavy(single), np.ones((5, 0), int))
+    np.testing.assert_array_equal(none, ones)

@@ -85,8 +85,11 @@ class TwoHeaded:
 
 
 def estimate(f: Denoiser, b: Shift | None, x: Array, t: Array, s: Array) -> tuple[Array, Array, Array]:
-    """(x0_hat, b_t_hat, b_s_hat) of the reverse step at x_t; a second head's prediction stands for b_s - B_t b_t."""
-    if hasattr(f, "with_shift"):
+    """(x0_hat, b_t_hat, b_s_hat) of the reverse step at x_t; a second head's prediction stands for b_s - B_t b_t.
+
+    Without a shift there is nothing for that head to answer.
+    """
+    if b is not None and hasattr(f, "with_shift"):
         x0_hat, shift = f.with_shift(x, t)
         return x0_hat, jnp.zeros_like(x0_hat), shift
     x0_hat = f(x, t)

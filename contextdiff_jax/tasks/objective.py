@@ -8,7 +8,7 @@ from contextdiff_jax import losses
 from contextdiff_jax.losses import Variance
 from contextdiff_jax.models import lipschitz
 from contextdiff_jax.models.adapter import Shift
-from contextdiff_jax.process import chart, forward
+from contextdiff_jax.process import chart, forward, scaled
 from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.types import Array
 
@@ -38,21 +38,27 @@ def full_bound(
         key: for the bound's own noise.
         levels: how many values a channel takes.
         variance: of the reverse step.
-        track_lipschitz: report the secant of the shift at the first t of each example.
+        track_lipschitz: report the secant of the shift at the first t of each example, at 1 where T = 1 leaves none.
     """
     bound = losses.nelbo(s, x0, f, b, t, key, bins=levels, variance=variance)
     bits = lambda nats: nats / (x0[0].size * jnp.log(2.0))
     terms = dict(prior=bound.prior, reconstruction=bound.reconstruction, diffusion=bound.diffusion)
     metrics = {name: bits(nats) for name, nats in terms.items()}
     if b is not None and track_lipschitz:
-        metrics["lipschitz_max"] = _secant(s, x0, f, b, t if t.ndim == 1 else t[:, 0], eps)
+        firsts = t if t.ndim == 1 else t[:, 0] if t.shape[1] else jnp.ones(len(t), t.dtype)
+        metrics["lipschitz_max"] = _secant(s, x0, f, b, firsts, eps)
     return bits(bound.total), metrics
 
 
 def _secant(s: Schedule, x0: Array, f: chart.Denoiser, b: Shift, t: Array, eps: Array) -> Array:
     """|r(x0) - r(x0_hat)| / |x0 - x0_hat| at one x_t per example, [B]: C_t from below."""
-    b_t = b(x0, t)
-    x0_hat = f(forward.marginal(s, x0, b_t, t).at(eps), t)
+    if hasattr(b, "warp"):
+        warp = b.warp(x0, t)
+        b_t, q = warp.shift, scaled.marginal(s, x0, warp, t)
+    else:
+        b_t = b(x0, t)
+        q = forward.marginal(s, x0, b_t, t)
+    x0_hat = f(q.at(eps), t)
     return lipschitz.secant_of_shifts(s, b_t, b(x0_hat, t), x0, x0_hat, t)
 
 

@@ -109,7 +109,7 @@ def accumulate(
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, *sharding.ROWS))
 
     def split(value: Array) -> Array:
-        parts = jnp.swapaxes(value.reshape(-1, num, *value.shape[1:]), 0, 1)
+        parts = jnp.swapaxes(value.reshape(len(value) // num, num, *value.shape[1:]), 0, 1)
         return jax.lax.with_sharding_constraint(parts, rows)
 
     def body(total: Params, xs: tuple[Batch, Array]) -> tuple[Params, tuple[Array, dict[str, Array]]]:

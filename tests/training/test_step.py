@@ -111,6 +111,8 @@ def test_accumulation_gives_the_gradient_of_the_big_batch():
     whole = accumulate(task, params, task.frozen, batch, jax.random.key(2), mesh)
     task.config.optim.accum_steps = 4
     parts = jax.jit(lambda p, b: accumulate(task, p, task.frozen, b, jax.random.key(2), mesh))(params, batch)
+    no_times = batch | {"t": np.zeros((len(batch["x"]), 0), np.int32)}  # as a process of one step has
+    jax.eval_shape(lambda p, b: accumulate(task, p, task.frozen, b, jax.random.key(2), mesh), params, no_times)
     chex.assert_trees_all_close(parts[0], whole[0], rtol=1e-6)
     chex.assert_trees_all_close(parts[2], whole[2], rtol=1e-5, atol=1e-6)
     chex.assert_trees_all_close(*(jax.tree.map(jnp.mean, metrics) for metrics in (parts[1], whole[1])), rtol=1e-6)
