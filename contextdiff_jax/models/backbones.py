@@ -91,11 +91,13 @@ class StableDiffusionBackbone:
         edit: Edit | None = None,
         control: tuple[Array, ...] = (),
     ) -> Array:
-        """The network's output; all 77 text tokens are attended to, padding included, as the original does.
+        """The network's output; all 77 text tokens are attended to, padding included, as the original does, but of a
+        layout only its objects.
 
         `edit` and `control` are those of `SDUNet`.
         """
-        how = dict(num_frames=self.num_frames, edit=edit, control=control, spatial=context.spatial)
+        mask = None if context.spatial is None else context.mask
+        how = dict(mask=mask, num_frames=self.num_frames, edit=edit, control=control, spatial=context.spatial)
         # An edit may remember what it sees, which it may not across the border of what is computed twice.
         module = self.module if edit is None else self.module.clone(remat=False)
         return module.apply({"params": params}, xt, jnp.maximum(t - 1, 0), context.tokens, **how)

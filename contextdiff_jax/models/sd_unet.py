@@ -124,7 +124,7 @@ def read_unet_config(folder: str | Path) -> UNetConfig:
 
 
 def read_sd_unet(folder: str | Path, shardings: Params | None = None) -> Params:
-    """Parameters of a U-Net, float32.
+    """Parameters of a U-Net, float32; with the layer for maps beside x_t where the folder has it.
 
     Args:
         folder: in the layout of diffusers, `unet` of a pipeline's folder.
@@ -136,7 +136,9 @@ def read_sd_unet(folder: str | Path, shardings: Params | None = None) -> Params:
     config = read_unet_config(folder)
     latents = jnp.zeros((1, config.factor, config.factor, config.in_channels))
     args = latents, jnp.zeros(1), jnp.zeros((1, 1, config.cross_attention_dim))
-    expected = jax.eval_shape(SDUNet(config).init, jax.random.key(0), *args)["params"]
+    found = pretrained.stored_tensors(hub.local(folder)).get(tensor_name("conv_spatial/kernel"))
+    spatial = None if found is None else jnp.zeros((*latents.shape[:3], found.shape[1]))  # stored as O I H W
+    expected = jax.eval_shape(SDUNet(config).init, jax.random.key(0), *args, spatial=spatial)["params"]
     return pretrained.read_params(hub.local(folder), expected, tensor_name, shardings=shardings)
 
 

@@ -22,8 +22,10 @@ from flax import traverse_util
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats.pretrained import flax_axes
+from contextdiff_jax.models.backbones import StableDiffusionBackbone
 from contextdiff_jax.models.sd_blocks import MidStage, res_block, transformer
 from contextdiff_jax.models.sd_unet import SDUNet, UNetConfig, load_sd_unet, read_sd_unet, save_sd_unet, tensor_name
+from contextdiff_jax.types import Context
 
 DOWN, UP = "DownBlock2D", "UpBlock2D"
 CROSS_DOWN, CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
@@ -143,6 +145,24 @@ def test_mask_equals_pytorch(small):
     everything = small.apply(small.params, xt, TIMES, tokens, np.ones_like(mask))
     assert relative_error(everything, torch_output(small.model, xt, TIMES, tokens)) < 1e-5
     assert relative_error(ours, np.asarray(everything)) > 1e-3
+
+
+def test_a_layout_s_maps_are_read_back_and_its_padding_is_not_looked_at(small, tmp_path):
+    xt, tokens = inputs(small.net.config)
+    rng, mask = np.random.default_rng(1), np.arange(7) < np.array([7, 5, 2, 1])[:, None]
+    kernel = rng.normal(size=(3, 3, 5, small.net.config.block_out_channels[0])).astype(np.float32)
+    params = small.params | {"conv_spatial": {"kernel": kernel}}
+    save_sd_unet(tmp_path / "unet", small.net.config, params)
+    backbone = StableDiffusionBackbone(tmp_path / "unet", small.net)
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    again = backbone.load(jax.tree.map(lambda _: place, params))
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    assert "conv_spatial" not in backbone.load(jax.tree.map(lambda _: place, small.params))
+    maps = rng.normal(size=(*xt.shape[:3], 5)).astype(np.float32)
+    run = jax.jit(lambda tokens: backbone(params, xt, TIMES, Context(tokens, tokens[:, 0], mask, spatial=maps)))
+    ours = run(tokens)
+    np.testing.assert_allclose(run(np.where(mask[..., None], tokens, 9.0)), ours, atol=1e-5)
+    assert relative_error(run(np.where(mask[..., None], 9.0, tokens)), np.asarray(ours)) > 1e-3
 
 
 def test_epsilons_show_in_faint_features(small):
