@@ -139,10 +139,16 @@ def _table(folder: pathlib.Path, kind: str, split: str) -> dict[str, Any]:
     for part in ("images", "annotations", "categories"):
         if not isinstance(table, dict) or not isinstance(table.get(part), list):
             raise UserError(f"data.path: {path} has no list of {part}; {_AGAIN}")
-    keys = {"images": ("id", "file_name", "height", "width"), "categories": ("id", "name")}
+    number = int | float
+    keys = {
+        "images": {"id": int, "file_name": str, "height": number, "width": number},
+        "categories": {"id": int, "name": str},
+    }
     for part, needed in keys.items():
-        if any(not isinstance(entry, dict) or any(key not in entry for key in needed) for entry in table[part]):
-            raise UserError(f"data.path: {path} has an entry of {part} without {', '.join(needed)}; {_AGAIN}")
+        fits = lambda entry, needed=needed: all(isinstance(entry.get(key), kind) for key, kind in needed.items())
+        if not all(isinstance(entry, dict) and fits(entry) for entry in table[part]):
+            named = ", ".join(needed)
+            raise UserError(f"data.path: {path} has an entry of {part} without {named}, or of wrong kinds; {_AGAIN}")
     return table
 
 
@@ -179,14 +185,15 @@ def _object(entry: Any, pictures: dict, ids: dict, other: set) -> tuple[str, dic
     """(what is wrong, the object); neither where it is a crowd, too small, or of the collective class."""
     try:
         picture, category = pictures.get(entry["image_id"]), entry["category_id"]
+        collective, known = category in other, category in ids
         x, y, w, h = (float(v) for v in entry["bbox"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return "an entry without image_id, category_id and four numbers in bbox", None
     if picture is None:
         return f"image {entry['image_id']}, which is not listed", None
-    if category in other or entry.get("iscrowd"):
+    if collective or entry.get("iscrowd"):
         return "", None
-    if category not in ids:
+    if not known:
         return f"category {category}, which is not listed", None
     height, width = picture["height"], picture["width"]
     if not (w > 0 and h > 0 and x >= -1 and y >= -1 and x + w <= width + 1 and y + h <= height + 1):

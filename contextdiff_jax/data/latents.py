@@ -10,6 +10,7 @@ them}.
 
 import bisect
 import functools
+import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,14 +21,16 @@ from array_record.python import array_record_module
 from flax import serialization
 
 from contextdiff_jax.data.base import Description, ImageSource
+from contextdiff_jax.data.sources import describe
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import atomic, read_json, write_json
 
 CONTENTS = "latents.json"
 KEPT = ("caption", "label", "object", "background", "objects", "boxes")
 SHARD_SIZE = 256  # images: what a kill can cost
-IDENTITY = ("data", "seed", "image_size", "shape", "autoencoder", "dtype")  # of the contents: what decides every latent
-_LATER = ("dtype",)  # what earlier versions did not write, and is then not compared
+# Of the contents: what decides every latent, and what the numbers of its classes mean.
+IDENTITY = ("data", "classes", "seed", "image_size", "shape", "autoencoder", "dtype")
+_LATER = ("classes", "dtype")  # what earlier versions did not write, and is then not compared
 _OPEN_SHARDS = 64  # per source: systems allow 256 open files or more
 # The shards' origin is lost with their table of contents.
 _ALL_AGAIN = "delete its folder and run --mode=encode again"
@@ -166,7 +169,7 @@ def write_shard(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def contents_of(config: Any, space: Any, splits: dict[str, int]) -> dict[str, Any]:
-    """The table of contents of a config's latents. No image is looked at.
+    """The table of contents of a config's latents. No image is looked at, but the classes are; see `data.describe`.
 
     Args:
         config: the whole config; `data` says which images.
@@ -174,13 +177,16 @@ def contents_of(config: Any, space: Any, splits: dict[str, int]) -> dict[str, An
         splits: {split: number of records}; {} where only `IDENTITY` matters.
 
     Raises:
-        UserError: the images are to be flipped.
+        UserError: the images are to be flipped, or their classes cannot be taken.
     """
     cfg_data, (height, width, channels) = config.data, space.shape
     for key, off in (("horizontal_flip", False), ("random_crop", 0.0)):
         if (value := cfg_data[key]) != off:
             raise UserError(f"config.data.{key}={value} cannot act on stored latents; set it to {off}")
+    described = describe(cfg_data)
+    names = repr((described.class_names, described.object_names))
     return {
+        "classes": hashlib.sha256(names.encode()).hexdigest()[:16],
         "data": f"{cfg_data.source} {cfg_data.preset if cfg_data.source == 'openmoji' else _whole(cfg_data.path)}",
         "seed": cfg_data.seed,
         "image_size": cfg_data.image_size,
@@ -238,6 +244,7 @@ def _wrong_entry(contents: Any) -> str:
         "image_size": is_count,
         "shape": lambda value: isinstance(value, list) and len(value) == 3 and all(map(is_count, value)),
         "autoencoder": lambda value: isinstance(value, str),
+        "classes": lambda value: isinstance(value, str),
         "shard_size": is_count,
         "dtype": lambda value: isinstance(value, str),
         "splits": lambda value: isinstance(value, dict) and value and all(map(is_count, value.values())),

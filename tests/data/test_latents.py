@@ -100,8 +100,9 @@ def test_more_shards_than_open_files_are_read_by_threads(tmp_path, monkeypatch):
     "changes, words",
     [
         ({"path": "others"}, "data: there 'folder /.*/pictures', now 'folder /.*/others'"),
-        ({"source": "openmoji", "preset": "pairs"}, "data: there 'folder .*', now 'openmoji pairs'"),
+        ({"source": "openmoji", "preset": "pairs"}, "data: there 'folder .*', now 'openmoji pairs'; classes: .*"),
         ({"seed": 3}, "seed: there 0, now 3"),
+        ({"labels": "subfolders", "class_names": ("ant", "cat")}, "classes: there '[0-9a-f]{16}', now '[0-9a-f]{16}'"),
         ({"image_size": 9}, "image_size: there 8, now 9"),
         ({"std": 0.25}, "autoencoder: there '[0-9a-f]{16}', now '[0-9a-f]{16}'"),
         ({"dtype": jnp.bfloat16}, "dtype: there 'float32', now 'bfloat16'"),
@@ -118,11 +119,11 @@ def test_latents_of_anything_else_are_refused(tmp_path, changes, words):
 
 
 def test_contents_of_earlier_versions_are_still_read(tmp_path, monkeypatch):
-    """They name the images from where one stood, and say nothing of the type."""
+    """They name the images from where one stood, and say nothing of the type or of classes."""
     path = store(tmp_path / "latents") / "latents.json"
     monkeypatch.chdir(tmp_path)
     contents = json.loads(path.read_text()) | {"data": "folder pictures"}
-    del contents["dtype"]
+    del contents["dtype"], contents["classes"]
     path.write_text(json.dumps(contents))
     expected = latents.contents_of(config_of(path=str(tmp_path / "pictures")), Averages(), {})
     assert len(open_source(tmp_path / "latents", expected=expected)) == 10
