@@ -6,7 +6,7 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
-from configs import clip_mini, t2i
+from configs import class2img, clip_mini, layout2img, t2i
 from contextdiff_jax import command_line, config, config_files
 from contextdiff_jax.errors import UserError
 
@@ -129,6 +129,12 @@ LEARNED = {"process.schedule": "learned", "process.variance": "learned", "loss.o
         ({"sample.last_noise": True}, ["last_noise", "process.variance='learned'"]),
         ({"loss.num_times": 4}, ["loss.num_times=4", "nelbo"]),
         ({"adapter.scale": 1.0}, ["adapter.scale=1.0", "reach zero"]),
+        ({"adapter.scale": 0.99999999}, ["adapter.scale=0.99999999", "to 0.99"]),
+        ({"process.log_snr": (6.0, -8.0, 1.0)}, ["process.log_snr=(6.0, -8.0, 1.0)", "two numbers"]),
+        ({"process.log_snr": ("6", "-8")}, ["process.log_snr=('6', '-8')", "two numbers"]),
+        ({"condition.token_grid": 0}, ["condition.token_grid=0", "greater than 0"]),
+        ({"condition.width": 0}, ["condition.width=0", "greater than 0"]),
+        ({"condition.depth": -1}, ["condition.depth=-1", "0 or more"]),
         ({"adapter.scale": 0.5}, ["adapter.scale=0.5", "objective='nelbo'"]),
         ({"adapter.reverse": "head", "loss.objective": "nelbo"}, ["reverse='head'", "'ddpm'", "num_steps=1000"]),
     ],
@@ -140,6 +146,25 @@ def test_check_names_key_value_and_remedy(changes, words):
         config.check(broken)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("make, preset", [(class2img, "imagenet"), (layout2img, "coco")])
+def test_a_network_from_scratch_in_latents_may_learn_its_schedule(make, preset):
+    latent = make.get_config(preset)
+    latent.model.pretrained = "autoencoder"
+    latent.update_from_flattened_dict({"process.schedule": "learned", "loss.objective": "nelbo"})
+    latent.loss.weighting = "constant"
+    config.check(latent)
+
+
+def test_a_pretrained_network_keeps_its_times():
+    sd = t2i.get_config("sd")
+    changes = {"model.pretrained": "sd", "process.schedule": "learned", "loss.objective": "nelbo"}
+    sd.update_from_flattened_dict(changes | {"loss.weighting": "constant", "model.prediction": "eps"})
+    with pytest.raises(UserError, match="it knows the times of its own schedule"):
+        config.check(sd)
+    sd.model.random_start = True
+    config.check(sd)
 
 
 @pytest.mark.parametrize("preset", [None, "tiny", "small", "paper", "folder"])

@@ -12,7 +12,8 @@ VALUES = Values(
         "space.kind": ("pixels", "latents"),
         "space.rgb": ("linear", "decode"),
     },
-    not_negative="space.max_latents condition.kept_texts",
+    positive="condition.width condition.token_grid condition.map_channels",
+    not_negative="space.max_latents condition.kept_texts condition.depth",
 )
 
 

@@ -11,6 +11,8 @@ VALUES = Values(
     not_negative="adapter.spectral_norm adapter.bound",
 )
 
+_MAX_SCALE = 0.99  # in float32 the tanh before it reaches 1
+
 
 def check(config: ConfigDict) -> None:
     """Sizes that must divide one another, and how the shift is reversed.
@@ -41,10 +43,10 @@ def _check_sizes(config: ConfigDict) -> None:
 def _check_reverse(config: ConfigDict) -> None:
     """The options of a contextual process: a second head for the shift, a forward scale."""
     adapter = config.adapter
-    if not 0 <= adapter.scale < 1:
+    if not 0 <= adapter.scale <= _MAX_SCALE:
         raise UserError(
             f"config.adapter.scale={adapter.scale}: the forward scale lies within this of 1 and must not reach zero; "
-            "use 0 (none) to below 1, e.g. 0.9"
+            f"use 0 (none) to {_MAX_SCALE}"
         )
     head, scale = adapter.reverse == "head", adapter.scale > 0
     if not adapter.enabled or not (head or scale):

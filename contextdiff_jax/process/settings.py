@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.keys import Values
+from contextdiff_jax.keys import Values, are
 
 VALUES = Values(
     choices={
@@ -27,16 +27,19 @@ def check(config: ConfigDict) -> None:
     process, T = config.process, config.process.num_timesteps
     if isinstance(T, bool) or not isinstance(T, int):
         raise UserError(f"config.process.num_timesteps={T!r} must be a whole number from 1")
+    if len(process.log_snr) != 2 or not are(process.log_snr, int | float):
+        raise UserError(f"config.process.log_snr={tuple(process.log_snr)!r} must be two numbers, e.g. (6.0, -8.0)")
     learned = [key for key in ("schedule", "variance") if process[key] == "learned"]
     if learned and config.loss.objective != "nelbo":
         raise UserError(
             f"config.process.{learned[0]}='learned' needs the bound: config.loss.objective='nelbo', not "
             f"{config.loss.objective!r}, whose minimum is a process without noise"
         )
-    if process.schedule == "learned" and config.model.pretrained:
+    pretrained = config.model.backbone == "sd" and not config.model.random_start
+    if process.schedule == "learned" and pretrained:
         raise UserError(
-            "config.process.schedule='learned' with config.model.pretrained: that network knows the times of its own "
-            "schedule; use process.schedule='pretrained'"
+            "config.process.schedule='learned' with the network of config.model.pretrained: it knows the times of its "
+            "own schedule; use process.schedule='pretrained', or model.random_start=True"
         )
     if process.schedule == "learned" and process.zero_terminal_snr:
         raise UserError("config.process.zero_terminal_snr=True fixes what config.process.schedule='learned' learns")
