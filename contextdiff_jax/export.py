@@ -52,7 +52,7 @@ def write(task: DiffusionTask, params: Params, step: int, out: str | Path, half:
         params: all parameters, {"denoiser", "adapter"}.
         step: the training step they come from.
         out: the folder; an earlier export there is replaced.
-        half: trained networks in float16 and no Orbax copy: the smallest folder.
+        half: trained networks in float16 (a learned process stays float32) and no Orbax copy: the smallest folder.
 
     Raises:
         UserError: a folder with other content, or one that the model itself is read from.
@@ -108,7 +108,7 @@ def _write(task: DiffusionTask, params: Params, step: int, out: Path, name: str,
     if "condition" in params:
         _write_network(out / "condition", params["condition"], config.condition, dtype)
     if "process" in params:
-        _write_network(out / "process", params["process"], config.process, dtype)
+        _write_network(out / "process", params["process"], config.process, np.float32)
     if task.parts.clip is not None:
         portable.encoder.clip = _write_encoder(config.encoder.clip, task.parts.clip, out / "image_encoder")
     if config.condition.kind == "text" and config.condition.encoder:

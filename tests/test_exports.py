@@ -16,6 +16,7 @@ from contextdiff_jax.conditions.spaces import write_rgb_map
 from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import digests as files
+from contextdiff_jax.formats import pretrained
 from contextdiff_jax.tasks import identity
 from contextdiff_jax.training.state import initial_params
 from tests import stable_diffusion_helpers as helpers
@@ -105,6 +106,10 @@ def test_an_export_stands_alone(kind, tmp_path):
     again.save(tmp_path / "saved")  # and so does what is saved from it
     shutil.rmtree(moved)
     jax.tree.map(np.testing.assert_array_equal, cdx.Pipeline.load(tmp_path / "saved").params, params)
+    if "process" in params:
+        export.write(task, params, 7, tmp_path / "half", half=True)
+        kinds = lambda part: {tensor.code for tensor in pretrained.stored_tensors(tmp_path / "half" / part).values()}
+        assert kinds("process") == {"F32"} and kinds("denoiser") == {"F16"}
 
 
 def test_another_network_in_an_export_is_refused(tmp_path):
