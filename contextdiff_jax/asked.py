@@ -51,12 +51,18 @@ def prompts_of(condition: Condition, prompts: Prompts) -> list[Any]:
     if isinstance(condition, LayoutCondition):
         return check_layouts(prompts)
     if isinstance(condition, ClassCondition) and not isinstance(prompts, str | None):
-        prompts = [str(plain(p)) for p in np.atleast_1d(np.asarray(prompts, object))]
+        prompts = [_class_name(condition, plain(p)) for p in np.atleast_1d(np.asarray(prompts, object))]
     prompts = [prompts] if isinstance(prompts, str) else prompts
     if prompts is None or isinstance(prompts, int | np.integer):
         raise UserError(f"prompts={prompts}: this model draws what it is asked for; pass one or several texts")
     check_prompts(list(prompts))
     return list(prompts)
+
+
+def _class_name(condition: ClassCondition, asked: Any) -> str:
+    """A number is a class's number, even where a class is called like one; all else is its name."""
+    is_number = isinstance(asked, int) and not isinstance(asked, bool)
+    return condition.name_of(asked) if is_number else str(asked)
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
@@ -80,8 +86,8 @@ def check_layouts(layouts: Any) -> list[Any]:
             f"layouts={layouts!r}: pass a list of layouts, e.g. [[('frog', (0.1, 0.2, 0.5, 0.9))]]; boxes "
             "(x0, y0, x1, y1) are fractions of the sides"
         )
-    # One layout by itself: its first entry is a class and its box.
-    return [asked] if asked[0] and isinstance(asked[0][0], str | int) else asked
+    # One layout by itself: its first entry is a class and its box, or means to be.
+    return [asked] if asked[0] and not isinstance(asked[0][0], list | tuple) else asked
 
 
 def read_layouts(path: str) -> list[Any]:

@@ -93,10 +93,12 @@ def train(config: ConfigDict, options: Options) -> None:
     edits_after = tunes and config.edit.after_training
     if edits_after:
         edits.check(task, config, options.prompts)
-    if config.task == "diffusion" and config.eval.after_training and config.eval.features:
+    if config.task == "diffusion" and config.eval.after_training:  # what is not there is said before the training
+        from contextdiff_jax.evaluate.conditions import check_judge
         from contextdiff_jax.evaluate.feature_spaces import open_space
 
-        for space in config.eval.features:  # one that is not there is said before the training
+        check_judge(config)
+        for space in config.eval.features:
             open_space(space)
     state = training.train(task, options.workdir, allow_config_change=options.allow_config_change)
     if edits_after and int(state.step) == config.train.num_steps:
@@ -172,22 +174,23 @@ def sample(config: ConfigDict | None, options: Options) -> None:
     if options.negative:
         start["negative"] = options.negative
     pipeline = pipeline or _pipeline(config, options)
+    pipeline.stream(prompts, key=options.seed, **start)  # draws nothing; whatever is wrong leaves no folder
     home = Path(options.workdir.replace("builtin:", "runs/builtin-"))  # nothing is written into the package
     default, out = home / "samples" / f"step-{pipeline.step}-seed-{options.seed}", None
     if is_primary():
         out = make_folder(Path(options.out) if options.out else unused(default))
-    captions = prompts if isinstance(prompts, list) else [f"{i}" for i in range(prompts)]
+    in_words = pipeline.task.parts.captions
+    captions = in_words(prompts) if isinstance(prompts, list) else [f"{i}" for i in range(prompts)]
     arrays = pipeline.sample_arrays(prompts, key=options.seed, **start)
     if out is None:
         return
     for i, image in enumerate(pipeline.to_images(arrays)):
         image.save(out / f"{i:04d}.png")
     if config.condition.kind == "layout":
-        from contextdiff_jax.conditions.layout import in_words
         from contextdiff_jax.evaluate.conditions import with_boxes
         from contextdiff_jax.pictures import to_uint8
 
-        arrays, captions = with_boxes(to_uint8(arrays), prompts), [in_words(layout) for layout in prompts]
+        arrays = with_boxes(to_uint8(arrays), prompts)
     caption_grid(arrays, captions, out / GRID)
     print(f"{len(captions)} pictures in {out}; all of them with their captions: {out / GRID}")
 

@@ -314,6 +314,8 @@ class Pipeline:
             return None
         if not self.task.parts.condition.takes_prompts:
             raise UserError(f"negative={negative!r}: this model takes no prompt, and so none to avoid; leave it out")
+        if isinstance(self.task.parts.condition, LayoutCondition):
+            raise UserError(f"negative={negative!r}: guidance of layouts moves away from the empty one; leave it out")
         if not plan.guided:
             raise UserError(f"negative={negative!r} cannot act without guidance; set guidance above 1, e.g. 3")
         negatives = [negative] * count if isinstance(negative, str) else list(negative)

@@ -6,19 +6,47 @@ import pytest
 from PIL import Image
 
 from contextdiff_jax import asked, compilation
-from contextdiff_jax.conditions import ClassCondition
+from contextdiff_jax.conditions import ClassCondition, LayoutCondition
 from contextdiff_jax.errors import UserError
+
+LAYOUTS = LayoutCondition(("frog", "star"), 3, (8, 8), width=16, depth=1, token_grid=4, map_channels=4)
+BOX = [0.1, 0.2, 0.5, 0.8]
 
 
 def test_classes_by_name_and_number_and_counts():
     classes, nothing = ClassCondition(["frog", "bear"]), ClassCondition(())
     assert asked.prompts_of(classes, "frog") == ["frog"]
-    assert asked.prompts_of(classes, [1, np.int64(0), "bear"]) == ["1", "0", "bear"]
-    assert asked.prompts_of(classes, np.array([1, 0])) == ["1", "0"] and asked.prompts_of(classes, 1) == ["1"]
+    assert asked.prompts_of(classes, [1, np.int64(0), "bear", "1"]) == ["bear", "frog", "bear", "1"]
+    assert asked.prompts_of(classes, np.array([1, 0])) == ["bear", "frog"] and asked.prompts_of(classes, 1) == ["bear"]
+    assert asked.prompts_of(ClassCondition(["10", "1"]), [1, "1", 0]) == ["1", "1", "10"]  # numbers are no names
     assert asked.prompts_of(nothing, np.int64(2)) == ["", ""]
     for condition, wrong in ((nothing, "frog"), (nothing, 0), (classes, []), (classes, None), (classes, ["frog", " "])):
         with pytest.raises(UserError):
             asked.prompts_of(condition, wrong)
+    with pytest.raises(UserError, match="prompt 2 is no class"):
+        asked.prompts_of(classes, [2])
+
+
+def test_one_layout_stands_for_a_list_of_one():
+    one = [["star", BOX], [np.int64(0), BOX]]
+    for layouts in (one, [one]):
+        assert LAYOUTS.read(asked.prompts_of(LAYOUTS, layouts))["labels"].tolist() == [[1, 0, -1]]
+
+
+@pytest.mark.parametrize(
+    "layouts, words",
+    [
+        ([{"class": "frog", "box": BOX}], "pass a list of layouts"),
+        ([[{"class": "frog", "box": BOX}]], r"is no \(class, "),
+        ([[["frog", BOX]], [5, BOX]], r"layout 2: 5 is no \(class, "),
+        ([[1.5, BOX]], "1.5 is no class"),
+        ([[None, BOX]], "None is no class"),
+        ([(np.int64(3), BOX)], "3.* is no class"),
+    ],
+)
+def test_what_json_may_hold_is_refused_in_words(layouts, words):
+    with pytest.raises(UserError, match=words):
+        LAYOUTS.read(asked.prompts_of(LAYOUTS, asked.prompts_of(LAYOUTS, layouts)))
 
 
 def test_pictures_are_fitted_to_any_size():

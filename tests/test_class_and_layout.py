@@ -8,7 +8,7 @@ import pytest
 
 import contextdiff_jax as cdx
 from configs import class2img, layout2img
-from contextdiff_jax import export, training
+from contextdiff_jax import command_line, export, training
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.command_line import Options, asked_for
 from contextdiff_jax.errors import UserError
@@ -46,8 +46,9 @@ def test_classes_are_asked_for_by_name_and_number(of_classes):
     np.testing.assert_array_equal(by_name, by_number)
     with pytest.raises(UserError, match="'forg' is no class.*nearest: frog"):
         pipe.sample(["forg"])
-    with pytest.raises(UserError, match="'12' is no class"):
+    with pytest.raises(UserError, match="prompt 12 is no class"):
         pipe.sample([12])
+    assert pipe.task.parts.captions(["3", "frog"]) == ["pig face", "frog"]
     with pytest.raises(UserError, match="takes no layouts"):
         pipe.sample(layouts=[LAYOUT])
 
@@ -62,6 +63,20 @@ def test_layouts_are_asked_for_as_lists(of_layouts):
             pipe.sample(layouts=wrong)
     with pytest.raises(UserError, match="layout 2: 'cat' is no class"):
         pipe.sample(layouts=[LAYOUT, [("cat", (0, 0, 1, 1))]])
+    with pytest.raises(UserError, match="negative='frog': guidance of layouts moves away from the empty one"):
+        pipe.sample(layouts=LAYOUT, negative="frog")
+    assert pipe.task.parts.captions([[(2, (0, 0, 1, 1))]]) == ["frog at 0,0,100,100"]
+
+
+@pytest.mark.parametrize("kind", ["of_classes", "of_layouts"])
+def test_what_cannot_be_drawn_leaves_no_folder(kind, request, tmp_path, monkeypatch):
+    pipe, workdir = request.getfixturevalue(kind)
+    monkeypatch.setattr(command_line, "_pipeline", lambda config, options: pipe)
+    (tmp_path / "layout.json").write_text('[["forg", [0, 0, 1, 1]]]')
+    asked = {"of_classes": {"prompts": ("forg",)}, "of_layouts": {"layout": str(tmp_path / "layout.json")}}[kind]
+    with pytest.raises(UserError, match="'forg' is no class"):
+        command_line.sample(None, Options(workdir=str(workdir), out=str(tmp_path / "out"), **asked))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", ["of_classes", "of_layouts"])

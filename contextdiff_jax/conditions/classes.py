@@ -44,16 +44,30 @@ class ClassCondition:
             return self.empty(len(prompts))
         return {"label": np.array([self._label(prompt) for prompt in prompts], np.int32)}
 
+    def name_of(self, number: int) -> str:
+        """The name of a class from its number.
+
+        Raises:
+            UserError: a number out of range.
+        """
+        if not 0 <= number < len(self.names):
+            raise self._unknown(number)
+        return self.names[number]
+
     def _label(self, prompt: str) -> int:
-        word = prompt.strip()
-        if word in self.names:
-            return self.names.index(word)
+        for word in (prompt, prompt.strip()):  # a folder's name may end in a blank
+            if word in self.names:
+                return self.names.index(word)
         if word.isdecimal() and int(word) < len(self.names):
             return int(word)
+        raise self._unknown(prompt)
+
+    def _unknown(self, asked: str | int) -> UserError:
+        """What to say of something that is no class."""
         shown = ", ".join(self.names[:12]) + (", ..." if len(self.names) > 12 else "")
-        near = difflib.get_close_matches(word, self.names, n=3)
+        near = difflib.get_close_matches(str(asked).strip(), self.names, n=3)
         nearest = f"; nearest: {', '.join(near)}" if near else ""
-        raise UserError(f"prompt {prompt!r} is no class; accepted: 0 to {len(self.names) - 1}, or {shown}{nearest}")
+        return UserError(f"prompt {asked!r} is no class; accepted: 0 to {len(self.names) - 1}, or {shown}{nearest}")
 
     def empty(self, batch_size: int) -> dict[str, np.ndarray]:
         """The label of no class."""

@@ -158,7 +158,7 @@ class LayoutCondition:
             raise UserError(f"layout {index + 1} has {len(layout)} objects; at most {self.max_objects} fit")
         labels, boxes = [], []
         for entry in layout:
-            if isinstance(entry, str) or len(entry) != 2:
+            if not isinstance(entry, list | tuple) or len(entry) != 2:
                 raise UserError(f"layout {index + 1}: {entry!r} is no (class, (x0, y0, x1, y1))")
             labels.append(self._label(entry[0], index))
             boxes.append(_box(entry[1], f"layout {index + 1}, {entry[0]!r}"))
@@ -191,8 +191,10 @@ class LayoutCondition:
 def _box(box: Any, where: str) -> tuple[float, ...]:
     """A box within the picture and with an area."""
     try:
+        if any(isinstance(v, str) for v in box):
+            raise TypeError("texts are no numbers")
         x0, y0, x1, y1 = (float(v) for v in box)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where}: {box!r} is no box; give (x0, y0, x1, y1) as fractions of the sides") from error
     if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
         raise UserError(f"{where}: box {(x0, y0, x1, y1)} must have 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1")
@@ -205,7 +207,9 @@ def layout_of(record: Record, names: Sequence[str]) -> Layout:
     return [(names[label], tuple(float(v) for v in box)) for label, box in shown if label != PADDING]
 
 
-def in_words(layout: Layout) -> str:
-    """A layout as a caption: the objects and where they are, in hundredths of the sides."""
+def in_words(layout: Layout, names: Sequence[str] = ()) -> str:
+    """A layout as a caption: the objects, by `names` where they are numbers, and where they are, in hundredths of the
+    sides."""
+    called = lambda label: label if isinstance(label, str) or not names else names[label]
     place = lambda box: ",".join(str(round(100 * v)) for v in box)
-    return "; ".join(f"{name} at {place(box)}" for name, box in layout) or "nothing"
+    return "; ".join(f"{called(label)} at {place(box)}" for label, box in layout) or "nothing"

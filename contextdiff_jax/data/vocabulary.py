@@ -135,7 +135,7 @@ def noun_phrase(name: str) -> str:
     """The name with its article: "a frog", "an umbrella", "grapes", "the flag of Brazil"."""
     if name.startswith("flag of "):
         return f"the {name}"
-    words = _AFTER_HEAD.sub("", name).lower().split()
+    words = _AFTER_HEAD.sub("", name).lower().split() or [name]
     plural = words[-1].endswith("s") and not _SINGULAR_IN_S.fullmatch(words[-1])
     if plural or words[0] in ("people", "men", "women"):
         return name

@@ -37,6 +37,20 @@ def judge_of(config: ConfigDict) -> Recogniser | None:
     return load_recogniser(config.data.preset)
 
 
+def check_judge(config: ConfigDict) -> None:
+    """Reads the judge that `eval.recogniser` names, if it does.
+
+    Raises:
+        UserError: it is not there, damaged, or of other classes or images.
+    """
+    if not config.eval.recogniser:
+        return
+    if config.condition.kind == "class" and config.eval.judge_steps:
+        class_judge.judge_of(config, Path(config.eval.recogniser))
+    else:
+        judge_of(config)
+
+
 def judging_of(pipeline: Pipeline, judge: Recogniser | None, out: Path) -> Judging:
     """Groups of prompts and their judge, for the kind of condition that the model has.
 
@@ -162,7 +176,9 @@ def with_boxes(images: np.ndarray, layouts: list) -> np.ndarray:
     height, width = drawn.shape[1:3]
     for picture, layout in zip(drawn, layouts, strict=True):
         for _, box in layout:
-            x0, y0, x1, y1 = (np.array(box) * [width, height, width, height] - [0, 0, 1, 1]).round().astype(int)
+            corners = (np.array(box) * [width, height, width, height] - [0, 0, 1, 1]).round().astype(int)
+            x0, y0, x1, y1 = np.clip(corners, 0, [width - 1, height - 1] * 2)
+            x1, y1 = max(x0, x1), max(y0, y1)  # a box of less than a pixel
             picture[[y0, y1], x0 : x1 + 1] = picture[y0 : y1 + 1, [x0, x1]] = (255, 0, 255)
     return np.concatenate([images, drawn], axis=2)
 

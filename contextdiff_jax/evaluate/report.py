@@ -17,7 +17,7 @@ from contextdiff_jax.pictures import FRAME, INK, PAD, PAPER, caption_grid, draw_
 __all__ = ["caption_grid", "write_json", "write_report"]
 
 FAINT = "#6b7280"
-BARS = {"object": "#cfe3f7", "background": "#fbe3c8", "both": "#cdebd6"}
+BARS = {"object": "#cfe3f7", "background": "#fbe3c8", "both": "#cdebd6", "iou": "#e6dbf5"}
 TERMS = ("prior", "reconstruction", "diffusion")  # of the bound
 DPI = 100
 MIN_WIDTH = 1000  # pixels, so that the table stays legible over a narrow grid
@@ -90,22 +90,28 @@ def _draw_figures(figures: Mapping[str, Any], width: int) -> Image.Image:
 
 def _draw_table(axes: Any, rows: Mapping[str, Mapping], y: float, width: float) -> None:
     """Alignment, one row per group; the tint behind a figure is as long as the figure is large."""
-    lefts = np.linspace(VALUES, width - 1.1, len(MEASURES) + 1)
+    measures = columns_of(rows)
+    lefts = np.linspace(VALUES, width - 1.1, len(measures) + 1)
     cell = lefts[1] - lefts[0] - 0.15
     axes.text(0.12, y, "recognised", fontsize=10.5, color=FAINT, va="center")
-    for left, measure in zip(lefts, MEASURES, strict=False):
+    for left, measure in zip(lefts, measures, strict=False):
         axes.text(left, y, measure, fontsize=10.5, color=FAINT, va="center")
     axes.text(width - 0.15, y, "images", fontsize=10.5, color=FAINT, va="center", ha="right")
     for name, row in rows.items():
         y += ROW
         axes.plot((0.12, width - 0.12), (y - ROW / 2, y - ROW / 2), color=FRAME, linewidth=0.8)
         axes.text(0.12, y, name, fontsize=10.5, color=INK, va="center")
-        for left, measure in zip(lefts, MEASURES, strict=False):
+        for left, measure in zip(lefts, measures, strict=False):
             if measure in row:
                 bar = Rectangle((left, y - 0.11), cell * row[measure], 0.22, color=BARS[measure], linewidth=0)
                 axes.add_patch(bar)
             axes.text(left + 0.05, y, _share(row, measure), fontsize=10.5, color=INK, va="center")
         axes.text(width - 0.15, y, str(row.get("n", "")), fontsize=10.5, color=INK, va="center", ha="right")
+
+
+def columns_of(rows: Mapping[str, Mapping]) -> tuple[str, ...]:
+    """What the rows measure: MEASURES, or some of them, and how well boxes are kept; MEASURES where they are empty."""
+    return tuple(m for m in BARS if any(m in row for row in rows.values())) or MEASURES
 
 
 def _share(row: Mapping[str, float], measure: str) -> str:

@@ -150,8 +150,13 @@ class Parts:
         return [record["caption"] for record in records]
 
     def captions(self, prompts: Sequence[Any]) -> list[str]:
-        """Prompts in words."""
-        return [in_words(p) for p in prompts] if isinstance(self.condition, LayoutCondition) else list(prompts)
+        """Prompts in words, classes by their names."""
+        condition = self.condition
+        if isinstance(condition, LayoutCondition):
+            return [in_words(layout, condition.names) for layout in prompts]
+        if isinstance(condition, ClassCondition) and condition.takes_prompts:
+            return [condition.names[label] for label in condition.read(prompts)["label"]]
+        return list(prompts)
 
 
 def with_located_models(config: ConfigDict) -> ConfigDict:

@@ -18,6 +18,14 @@ def test_classes_are_read_by_name_and_by_number():
             condition.read([wrong])
 
 
+def test_names_are_taken_as_they_are_before_blanks_are():
+    condition = ClassCondition(("cats", "cats ", "10", "1"))
+    np.testing.assert_array_equal(condition.read(["cats ", "cats", " cats ", "1", "2"])["label"], [1, 0, 0, 3, 2])
+    assert [condition.name_of(number) for number in (1, 3)] == ["cats ", "1"]
+    with pytest.raises(UserError, match="prompt 10 is no class"):
+        condition.name_of(10)
+
+
 def test_the_class_is_one_token_and_no_class_is_another():
     condition = ClassCondition(("cat", "dog"))
     context = condition.encode({}, {"label": np.array([1, 0])})

@@ -77,6 +77,7 @@ def test_layouts_come_from_records_and_go_back_into_words():
     for name in ("boxes", "labels"):
         np.testing.assert_array_equal(read[name], taken[name])
     assert in_words(layout) == "red apple at 25,50,75,100" and in_words([]) == "nothing"
+    assert in_words([(2, layout[0][1])], NAMES) == in_words(layout, NAMES) == in_words(layout)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,9 @@ def test_layouts_come_from_records_and_go_back_into_words():
         ([("frog", (0.1, float("nan"), 0.5, 0.8))], "must have 0 <= x0 < x1 <= 1"),
         ([("frog", (0.1, 0.2, 0.5))], "is no box"),
         ([("frog", "left")], "is no box"),
+        ([("frog", ("0.1", "0.2", "0.5", "0.8"))], "is no box"),
+        ([("frog", (10**400, 0, 1, 1))], "is no box"),
+        ([("frog", None)], "is no box"),
         (["frog"], "'frog' is no \\(class, "),
         ([FROG] * 4, "4 objects; at most 3 fit"),
     ],

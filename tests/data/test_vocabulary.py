@@ -62,6 +62,8 @@ def test_emoji_with_the_same_drawing_share_their_holdout():
         ("face with rolling eyes", "a face with rolling eyes"),
         ("people holding hands", "people holding hands"),
         ("flag of Brazil", "the flag of Brazil"),
+        (" in the wild", "a  in the wild"),
+        (" ", "a  "),
     ],
 )
 def test_noun_phrase(name, phrase):

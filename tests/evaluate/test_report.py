@@ -110,3 +110,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         temporary.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_columns_are_what_the_rows_measure():
+    layouts = {"layouts, adapter on": {"object": 0.5, "iou": 0.4, "n": 4}, "floor": {"object": 0.1, "iou": 0.2}}
+    assert report.columns_of(layouts) == ("object", "iou")
+    assert report.columns_of({"seen": {"n": 0}}) == ("object", "background", "both")
