@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageSequence
 
-from contextdiff_jax.data.images import SUFFIXES, square
+from contextdiff_jax.data.images import SUFFIXES, reason, square, to_rgb, upright
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import atomic
 
@@ -126,28 +126,33 @@ def _pictures(folder: Path, paths: Sequence[Path]) -> Iterator[PIL.Image.Image]:
     for path in paths:
         try:
             with PIL.Image.open(path) as picture:
-                picture.load()
-                yield picture
-        except (OSError, SyntaxError) as error:
-            raise UserError(f"frame {str(path)!r} cannot be read ({error}); replace it") from error
+                shown = _as_shown(picture)
+        except Exception as error:  # Pillow's decoders raise almost anything
+            raise UserError(f"frame {str(path)!r} cannot be read ({reason(error)}); replace it") from error
+        yield shown
+
+
+def _as_shown(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """A frame as a viewer shows it: upright and without transparency; nothing is left that would turn it once more."""
+    return PIL.Image.fromarray(np.asarray(to_rgb(upright(picture))))
 
 
 def _animation(path: Path) -> tuple[Iterator[PIL.Image.Image], float]:
     """gif and webp; the rate is that of the first frame's duration."""
+    damaged = lambda error: UserError(f"clip {str(path)!r} cannot be decoded ({reason(error)}); give an intact file")
     try:
         image = PIL.Image.open(path)
         image.load()
-    except (OSError, SyntaxError, EOFError) as error:
-        raise UserError(f"clip {str(path)!r} cannot be decoded ({error}); give an intact file") from error
+    except Exception as error:
+        raise damaged(error) from error
     duration = image.info.get("duration") or 1000.0 / RATE
 
     def frames() -> Iterator[PIL.Image.Image]:
         try:
             with image:
-                for frame in PIL.ImageSequence.Iterator(image):
-                    yield frame.convert("RGB")
-        except (OSError, SyntaxError) as error:
-            raise UserError(f"clip {str(path)!r} cannot be decoded ({error}); give an intact file") from error
+                yield from map(_as_shown, PIL.ImageSequence.Iterator(image))
+        except Exception as error:
+            raise damaged(error) from error
 
     return frames(), 1000.0 / duration
 
@@ -158,7 +163,8 @@ def _video(path: Path) -> tuple[Iterator[PIL.Image.Image], float]:
 
     damaged = lambda error: UserError(f"clip {str(path)!r} cannot be decoded ({error}); give an intact file")
     try:
-        container = av.open(str(path))
+        # Titles in other encodings than UTF-8 are nobody's concern here.
+        container = av.open(str(path), metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
         raise damaged(error) from error
     if not container.streams.video:
@@ -174,11 +180,17 @@ def _video(path: Path) -> tuple[Iterator[PIL.Image.Image], float]:
         with container:
             try:
                 for frame in container.decode(stream):
-                    yield frame.to_image()
+                    yield _turned(frame.to_image(), frame.rotation)
             except av.FFmpegError as error:
                 raise damaged(error) from error
 
     return frames(), float(rate) if rate else RATE
+
+
+def _turned(picture: PIL.Image.Image, degrees: int) -> PIL.Image.Image:
+    """A frame turned counter-clockwise to the nearest quarter, as phones store how they were held."""
+    turn = 90 * round(degrees / 90)
+    return picture.rotate(turn, expand=True) if turn else picture
 
 
 def _check_sizes(path: Path, sizes: set[tuple[int, int]]) -> None:

@@ -19,10 +19,12 @@ def window_starts(length: int, window: int, overlap: int) -> np.ndarray:
     """First frames of the fewest windows that overlap by `overlap` frames or more, evenly spread, int [W].
 
     Raises:
-        UserError: a clip shorter than a window, or an overlap that is no smaller.
+        UserError: a clip shorter than a window; of a longer one, an overlap that is no smaller than a window.
     """
     if length < window:
         raise UserError(f"a clip of {length} frames is shorter than a window of num_frames={window}")
+    if length == window:
+        return np.zeros(1, np.int32)
     if not 0 <= overlap < window:
         raise UserError(f"an overlap of {overlap} frames does not fit windows of {window}; accepted: 0 to {window - 1}")
     count = -(-(length - overlap) // (window - overlap))
@@ -139,9 +141,11 @@ def read_flow(path: str | Path, clip: Clip) -> Motion:
         UserError: a file that cannot be read, or another shape.
     """
     try:
-        flow = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        flow = np.load(Path(path).expanduser(), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"data.flow_path={str(path)!r} cannot be read ({error}); give a .npy file") from error
+    if not isinstance(flow, np.ndarray) or flow.dtype.kind not in "fiu":
+        raise UserError(f"data.flow_path={str(path)!r} is no array of numbers; give a .npy file of (dx, dy)")
     expected = (len(clip.frames) - 1, *clip.frames.shape[1:3], 2)
     if flow.shape != expected:
         raise UserError(f"data.flow_path={str(path)!r} has the shape {flow.shape}; this clip needs {expected}")

@@ -1,5 +1,6 @@
 """Clips: files of every kind in and out, embedded clips with exact masks and motion, and one line for bad input."""
 
+import struct
 from fractions import Fraction
 
 import av
@@ -10,7 +11,7 @@ from PIL import Image
 
 from contextdiff_jax.data.clips import read_clip, write_clip
 from contextdiff_jax.data.moving import moving
-from contextdiff_jax.data.one_clip import clip_of
+from contextdiff_jax.data.one_clip import clip_of, read_flow
 from contextdiff_jax.errors import UserError
 
 SIZE = 32
@@ -53,6 +54,60 @@ def test_an_odd_side_is_filled_up_and_a_crop_is_cut_off(tmp_path):
     write_clip(tmp_path / "odd.mp4", made, 4.0)
     clip = read_clip(tmp_path / "odd.mp4", 16, 3, crop=(8, 0, 0, 0))
     assert clip.frames[0].max() < 60
+
+
+def test_frames_are_read_as_a_viewer_shows_them(tmp_path):
+    """Held upright by a phone: stored on their side, with a note that they are to be turned clockwise."""
+    stored = np.zeros((3, 24, 48, 3), np.uint8)
+    stored[:, :8, :8] = 200  # its upper left is the upper right of what is shown
+    write_clip(tmp_path / "phone.mp4", stored, 8.0)
+    data = bytearray((tmp_path / "phone.mp4").read_bytes())
+    # ISO 14496-12, 8.3.2: (p, q) is shown at (c q + x, b p), here (24 - q, p).
+    matrix = data.index(b"tkhd") + 44
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 24 << 16, 0, 1 << 30)
+    (tmp_path / "phone.mp4").write_bytes(data)
+    (tmp_path / "phone").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for i, picture in enumerate(stored):
+        Image.fromarray(picture).save(tmp_path / "phone" / f"{i}.jpg", exif=exif, quality=95)
+    for name in ("phone.mp4", "phone"):
+        clip = read_clip(tmp_path / name, 24, 3, crop=(0, 0, 0, 24))
+        assert clip.size == (24, 48)
+        assert clip.frames[:, 1:7, 17:23].min() > 150 and clip.frames[:, :, :14].max() < 50
+    layers = [Image.new("RGBA", (SIZE, SIZE), (90, 0, 0, 0)) for _ in range(2)]
+    for i, layer in enumerate(layers):
+        layer.putpixel((i, 0), (0, 0, 0, 255))
+    layers[0].save(tmp_path / "clear.webp", save_all=True, append_images=layers[1:], lossless=True, exact=True)
+    assert read_clip(tmp_path / "clear.webp", SIZE, 2).frames[:, 2:].min() == 255  # on white, as a folder's pictures
+
+
+def test_a_title_in_another_encoding_does_no_harm(tmp_path):
+    with av.open(str(tmp_path / "title.avi"), "w") as container:
+        container.metadata["title"] = "caf\xe9"
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.height = stream.width = SIZE
+        for frame in (*frames(3), None):
+            container.mux(stream.encode(None if frame is None else av.VideoFrame.from_ndarray(frame, format="rgb24")))
+    data = (tmp_path / "title.avi").read_bytes()
+    assert b"caf\xc3\xa9" in data
+    (tmp_path / "title.avi").write_bytes(data.replace(b"caf\xc3\xa9", b"caf\xe9 "))
+    assert read_clip(tmp_path / "title.avi", SIZE, 3).frames.shape == (3, SIZE, SIZE, 3)
+
+
+def test_frames_of_too_many_pixels_and_flows_that_are_none(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "frames", frames(4))
+    clip = read_clip(folder, SIZE, 4)
+    np.savez(tmp_path / "flow.npz", flow=np.zeros((3, SIZE, SIZE, 2)))
+    (tmp_path / "empty.npy").write_bytes(b"")
+    np.save(tmp_path / "words.npy", np.full((3, SIZE, SIZE, 2), "left"))
+    refused = {"flow.npz": "no array of numbers", "empty.npy": "cannot be read", "words.npy": "no array of numbers"}
+    for name, message in refused.items():
+        with pytest.raises(UserError, match=message):
+            read_flow(tmp_path / name, clip)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", SIZE)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_clip(folder, SIZE, 4)
 
 
 def test_bad_clips_are_refused_in_one_line(tmp_path):

@@ -42,6 +42,7 @@ def test_a_clips_own_mask_covers_whatever_the_object_touches():
 
 def test_windows_cover_the_clip_and_agree_where_they_overlap():
     assert window_starts(8, 8, 4).tolist() == [0]
+    assert window_starts(3, 3, 4).tolist() == [0]  # one window has nothing to overlap with
     assert window_starts(20, 8, 4).tolist() == [0, 4, 8, 12]
     assert window_starts(9, 8, 4).tolist() == [0, 1]
     x = np.random.default_rng(1).normal(size=(11, 2)).astype(np.float32)
