@@ -13,12 +13,15 @@ Methods: `:contextdiff` (Table 8 of the paper), `:fatezero`, `:tune_a_video`, `:
 preset it is `contextdiff+demo`. Each with --config.adapter.enabled=True or False.
 
 To change all but an object: --config.edit.mask=outside --config.edit.blend_words="('jeep',)".
+
+A batch is one clip, which is not split: of several GPUs take one by CUDA_VISIBLE_DEVICES=0, or let all of them do the
+same by --config.mesh.data=1 --config.mesh.tensor=-1.
 """
 
 from ml_collections import ConfigDict
 
 from configs import t2i
-from contextdiff_jax.editing.methods import METHODS, NOTHING, RECIPES, values_of
+from contextdiff_jax.editing.methods import DEMO, METHODS, NOTHING, RECIPES, values_of
 from contextdiff_jax.errors import UserError
 
 
@@ -85,6 +88,7 @@ def base() -> ConfigDict:
             cross_replace_words=(),  # (word, share) of words that have another
             self_replace_steps=0.0,  # share of the steps in which self-attention is the source's
             equalizer=(),  # (word, factor): attention to that word is multiplied
+            equalize_added=1.0,  # factor of the words that the edit adds
             self_blend=False,  # inside the mask self-attention stays the edited clip's
             latent_blend=(),  # (from, to), shares of the steps: outside the mask latents become the source's
             blend_words=(),  # of the source prompt, whose attention is the mask; (): those that the edit takes away
@@ -121,8 +125,7 @@ def demo(config: ConfigDict) -> None:
     config.train.log_every = 10
     config.sample.num_steps = 20
     config.sample.guidance = min(config.sample.guidance, 3.0)
-    # Its attention is nearly flat: shares of the range find the object where shares of the maximum find all.
-    config.edit.mask_scale, config.edit.mask_threshold = "range", 0.5
+    config.update_from_flattened_dict(DEMO)
 
 
 def tiny(config: ConfigDict) -> None:

@@ -101,9 +101,11 @@ def train(config: ConfigDict, options: Options) -> None:
         for space in config.eval.features:
             open_space(space)
     state = training.train(task, options.workdir, allow_config_change=options.allow_config_change)
-    if edits_after and int(state.step) == config.train.num_steps:
+    finished = int(state.step) == config.train.num_steps
+    del state, task  # what follows reads the model again, and has the device to itself
+    if edits_after and finished:
         edit(config, options)
-    if config.task == "diffusion" and config.eval.after_training and int(state.step) == config.train.num_steps:
+    if config.task == "diffusion" and config.eval.after_training and finished:
         import jax
 
         if jax.process_count() == 1:

@@ -1,7 +1,8 @@
-"""Compiled programs that outlive the process: JAX's persistent cache, in the user's cache directory."""
+"""Compiled programs: what they need of a device, and where they outlive the process (JAX's persistent cache)."""
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import logging
@@ -41,3 +42,20 @@ def keep_programs(where: str) -> None:
 
 def _in_the_user_s_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "contextdiff_jax" / "compiled"
+
+
+def bytes_of(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """{"arguments", "temporaries", "results", "peak"}: the compiler's estimate for one device; peak is their sum."""
+    found = compiled.memory_analysis()
+    parts = dict(
+        arguments=found.argument_size_in_bytes,
+        temporaries=found.temp_size_in_bytes,
+        results=found.output_size_in_bytes - found.alias_size_in_bytes,
+    )
+    return parts | {"peak": sum(parts.values())}
+
+
+def available(device: Any) -> int:
+    """Bytes that the device has: as it says, or for a CPU the machine's memory."""
+    stats = device.memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

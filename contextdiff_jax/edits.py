@@ -1,5 +1,6 @@
 """A trained model as an editor of clips: of the run that was tuned on one, or of any Stable Diffusion as it is."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,22 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from contextdiff_jax import config as config_lib
+from contextdiff_jax import encoders, trees
 from contextdiff_jax import task as task_lib
-from contextdiff_jax import trees
-from contextdiff_jax.data.clips import LEAST, RATE, Clip, read_clip
+from contextdiff_jax.data.clips import LEAST, RATE, Clip
 from contextdiff_jax.data.images import square
 from contextdiff_jax.data.moving import moving
 from contextdiff_jax.data.one_clip import check_identity, clip_of
 from contextdiff_jax.editing.editor import Editor, controls_of
-from contextdiff_jax.editing.methods import METHODS, RECIPES, values_of
+from contextdiff_jax.editing.methods import DEMO, METHODS, OF_THE_MODEL, RECIPES, values_of
 from contextdiff_jax.editing.plan import needs_words
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.training.state import initial_params, stream
 from contextdiff_jax.types import Params
 
 Frames = str | Path | Sequence[Image.Image] | np.ndarray
+OF_FILES = ("length", "start", "sampling_rate", "crop", "mask_path", "flow_path")  # how a clip is read from a path
+GIVEN = "given frames"  # the path of a clip that has none: it is the caller's, not an embedded one
 
 
 def editor_of(
@@ -37,21 +40,15 @@ def editor_of(
         source: what they show.
         method: a name of `editing.methods`, with recipes behind a plus; None takes the run's own, or contextdiff.
         progress: show a bar.
-        options: "num_steps", "guidance", or any other key of `edit`, `sample` and `data`; masks, bool [F, H, W].
+        options: "num_steps", "guidance", or any other key of `edit`, `sample` and `data`; masks, bool [F, H, W]. Those
+            that say how a clip is read are for paths.
 
     Raises:
         UserError: a model that edits no clips, an unknown method or option, frames that are no clip.
     """
     masks = options.pop("masks", None)
     config = _config(pipeline.config, method)
-    for name, value in options.items():
-        sections = [s for s in ("edit", "sample", "data") if name in config[s]]
-        if not sections:
-            raise UserError(f"option {name}={value!r} is unknown; accepted: the keys of edit, sample and data")
-        try:
-            config[sections[0]][name] = value
-        except TypeError as error:
-            raise UserError(f"option {name}={value!r} has the wrong type: {error}") from error
+    _set(config, options, isinstance(frames, str | Path))
     clip = _clip(frames, source, config, masks)
     tuned = pipeline.config.data.source == "clip"
     config.data.num_frames = config.data.num_frames if tuned else min(config.data.num_frames, len(clip.frames))
@@ -62,26 +59,50 @@ def editor_of(
     return Editor(task, _grown(task, pipeline.params), jax.device_put(task.frozen), clip, config, progress=progress)
 
 
+def _set(config: ConfigDict, options: dict[str, Any], of_a_path: bool) -> None:
+    """Puts a caller's options into a config.
+
+    Raises:
+        UserError: an unknown option, one of another type, or one that the caller's frames have no use for.
+    """
+    for name, value in options.items():
+        sections = [s for s in ("edit", "sample", "data") if name in config[s]]
+        if not sections:
+            raise UserError(f"option {name}={value!r} is unknown; accepted: the keys of edit, sample and data")
+        if name in OF_FILES and not of_a_path:
+            raise UserError(f"option {name}={value!r} is for a clip's path; leave it out, and give the frames you mean")
+        try:
+            config[sections[0]][name] = str(value) if isinstance(value, Path) else value
+        except TypeError as error:
+            raise UserError(f"option {name}={value!r} has the wrong type: {error}") from error
+
+
 def _config(own: ConfigDict, method: str | None) -> ConfigDict:
     """The pipeline's config with the sections that editing needs, and a method in them."""
     if own.model.backbone != "sd":
         raise UserError(f"config.model.backbone={own.model.backbone!r} edits no clips; load a Stable Diffusion model")
     config = ConfigDict(own.to_dict())
     config.sample.sampler, config.sample.eta, config.sample.threshold = "ddim", 0.0, "none"
-    if "edit" in config and method is None:
+    # A run's own masks and flow are those of its own clip.
+    config.data.mask_path = config.data.flow_path = ""
+    tuned = "edit" in config
+    if tuned and method is None:
         return config
-    values = {}
-    for name in (method or "contextdiff").split("+"):
+    names, values = (method or "contextdiff").split("+"), {}
+    if not tuned and not set(names) & set(METHODS):
+        names = ["contextdiff", *names]
+    for name in names:
         if (part := values_of(name)) is None:
             raise UserError(f"method {name!r} is unknown; accepted: {', '.join([*METHODS, *RECIPES])}, joined by '+'")
         values |= part
-    # Nothing is tuned here; where something has been, the network is what it is.
-    counts = ("edit.", "sample.") if "edit" in config else ("edit.", "sample.", "data.", "model.")
-    values = {key: value for key, value in values.items() if key.startswith(counts)}
-    if "edit" not in config:
+    if tuned:  # the network is what it is
+        values = {k: v for k, v in values.items() if k.startswith(("edit.", "sample.")) and k not in OF_THE_MODEL}
+    else:  # nothing is tuned
+        values = {k: v for k, v in values.items() if k.startswith(("edit.", "sample.", "data.", "model."))}
+        values |= DEMO if _is_demo(own) else {}
         config.edit = ConfigDict()
         # The clip is the caller's; a model of single pictures could not be asked for several frames of its own data.
-        config.data.source, config.data.preset, config.data.path = "clip", "demo", ""
+        config.data.source, config.data.preset = "clip", "demo"
         config.data.num_frames, config.data.overlap = 8, 4
         config.data.length, config.data.start, config.data.sampling_rate, config.data.crop = 0, 0, 1, (0, 0, 0, 0)
     for key, value in values.items():
@@ -94,25 +115,42 @@ def _config(own: ConfigDict, method: str | None) -> ConfigDict:
     return config
 
 
+def _is_demo(config: ConfigDict) -> bool:
+    """Whether the network is that of the model that ships."""
+    return Path(encoders.located(config.model.pretrained)).resolve() == encoders.folder_of("builtin:demo").resolve()
+
+
 def _clip(frames: Frames, source: str, config: ConfigDict, masks: np.ndarray | None) -> Clip:
-    """The frames as a clip of the model's size."""
-    size = config.data.image_size
+    """The frames as a clip of the model's size; the config's `data` becomes that of this clip."""
     if not isinstance(source, str) or not source.strip():
         raise UserError(f"source prompt {source!r} is empty; say what the clip shows")
+    config.data.caption = source.strip()
     if isinstance(frames, str | Path):
-        data = config.data
-        where = dict(start=data.start, sampling_rate=data.sampling_rate, crop=tuple(data.crop))
-        read = read_clip(frames, size, data.length or data.num_frames, **where)
-        arrays, rate = read.frames, read.rate
+        config.data.path = str(Path(frames))
+        clip = clip_of(config.data)
     else:
-        pictures = [f if isinstance(f, Image.Image) else Image.fromarray(np.asarray(f)) for f in frames]
+        config.data.path = GIVEN
+        pictures = [_picture(frame) for frame in frames]
         if len(pictures) < LEAST or len({p.size for p in pictures}) > 1:
             sizes = sorted({p.size for p in pictures})
             raise UserError(f"{len(pictures)} frames of sizes {sizes}: give {LEAST} or more of one size")
-        arrays, rate = np.stack([square(picture, size) for picture in pictures]), RATE
-    if masks is not None and np.shape(masks) != arrays.shape[:3]:
-        raise UserError(f"masks of shape {np.shape(masks)}; this clip needs {arrays.shape[:3]}")
-    return Clip(arrays, rate, caption=source.strip(), masks=None if masks is None else np.asarray(masks, bool))
+        arrays = np.stack([square(picture, config.data.image_size) for picture in pictures])
+        clip = Clip(arrays, RATE, caption=config.data.caption)
+    if masks is None:
+        return clip
+    if np.shape(masks) != clip.frames.shape[:3]:
+        raise UserError(f"masks of shape {np.shape(masks)}; this clip needs {clip.frames.shape[:3]}")
+    return dataclasses.replace(clip, masks=np.asarray(masks, bool))
+
+
+def _picture(frame: Image.Image | np.ndarray) -> Image.Image:
+    """A frame as a picture."""
+    if isinstance(frame, Image.Image):
+        return frame
+    array = np.asarray(frame)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
+        raise UserError(f"a frame of {array.dtype} {array.shape} is no picture; give PIL images, or uint8 [F, H, W, 3]")
+    return Image.fromarray(array)
 
 
 def _grown(task: Any, params: Params) -> Params:

@@ -99,6 +99,7 @@ _LATER = {
     "eval.reference": 1000,
     "edit.mask_scale": "maximum",
     "edit.reconstruct": False,
+    "edit.equalize_added": 1.0,
 }
 
 
@@ -116,7 +117,7 @@ def complete(saved: ConfigDict) -> ConfigDict:
 
 _PATHS = """
     data.path data.mask_path data.flow_path encoder.clip condition.encoder space.latents space.rgb_map model.pretrained
-    model.init_from eval.recogniser clip.tokenizer_dir
+    model.init_from adapter.start edit.control eval.recogniser clip.tokenizer_dir
 """
 
 

@@ -3,6 +3,7 @@
 Numpy: all of this is known before anything is traced.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -105,13 +106,22 @@ def replace(source: Prompt, target: Prompt) -> Alignment:
     return Alignment(mapping, np.ones(length, np.float32))
 
 
-def equalizer(target: Prompt, factors: tuple[tuple[str, float], ...]) -> np.ndarray:
-    """What the attention to each token is multiplied by, float32 [L]: the factors of (word, factor), 1 elsewhere.
+def equalizer(
+    target: Prompt, factors: tuple[tuple[str, float], ...], added: Sequence[int] = (), of_added: float = 1.0
+) -> np.ndarray:
+    """What the attention to each token is multiplied by, float32 [L].
+
+    Args:
+        target: the edited prompt.
+        factors: (word, factor) of words that have their own.
+        added: tokens of the words that the edit adds.
+        of_added: their factor; all others have 1.
 
     Raises:
         UserError: a word that is not in the prompt.
     """
     values = np.ones(len(target.ids), np.float32)
+    values[list(added)] = of_added
     for word, factor in factors:
         values[target.positions(word)] = factor
     return values

@@ -181,7 +181,7 @@ class Editor:
         """The arrays of a control that does nothing."""
         nothing = ConfigDict(self.config.edit.to_dict())
         nothing.alignment, nothing.self_blend, nothing.latent_blend = "none", False, ()
-        nothing.equalizer, nothing.cross_replace_words = (), ()
+        nothing.equalizer, nothing.equalize_added, nothing.cross_replace_words = (), 1.0, ()
         nothing.cross_replace_steps = nothing.self_replace_steps = 0.0
         caption = self.clip.caption
         return control_of(nothing, self.num_steps, caption, caption, self.model.parts.condition.read)

@@ -1,28 +1,11 @@
 """What a compiled program needs, and whether the device has it: said before the program runs."""
 
-import os
 from typing import Any
 
 import jax
 
+from contextdiff_jax.compilation import available, bytes_of
 from contextdiff_jax.errors import UserError
-
-
-def bytes_of(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """{"arguments", "temporaries", "results", "peak"}: the compiler's estimate for one device; peak is their sum."""
-    found = compiled.memory_analysis()
-    parts = dict(
-        arguments=found.argument_size_in_bytes,
-        temporaries=found.temp_size_in_bytes,
-        results=found.output_size_in_bytes - found.alias_size_in_bytes,
-    )
-    return parts | {"peak": sum(parts.values())}
-
-
-def available(device: Any) -> int:
-    """Bytes that the device has: as it says, or for a CPU the machine's memory."""
-    stats = device.memory_stats() or {}
-    return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def check(compiled: jax.stages.Compiled, what: str, window: int, limit: int | None = None) -> dict[str, int]:

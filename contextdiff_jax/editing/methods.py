@@ -17,6 +17,7 @@ NOTHING: Values = {
     "edit.cross_replace_words": (),
     "edit.self_replace_steps": 0.0,
     "edit.equalizer": (),
+    "edit.equalize_added": 1.0,
     "edit.self_blend": False,
     "edit.latent_blend": (),
     "edit.blend_words": (),
@@ -27,6 +28,12 @@ NOTHING: Values = {
     "edit.max_tokens": 1024,
     "edit.control": "",
 }
+
+# What another method leaves as the run has it: it guided the tuning, or depends on the network's attention.
+OF_THE_MODEL = ("edit.control", "edit.mask_scale", "edit.mask_threshold", "edit.mask_resolution", "edit.max_tokens")
+# The attention of the model that ships is nearly flat: shares of the range find the object where shares of the maximum
+# find all.
+DEMO: Values = {"edit.mask_scale": "range", "edit.mask_threshold": 0.5}
 
 # One expression each, because one that finds nothing is an error, and the adapter may be switched off.
 _OVER_TIME = "^adapter/|/attn_temporal/|/norm_temporal/|/temporal_out/"
@@ -93,6 +100,7 @@ RECIPES: dict[str, Values] = {
         "model.video.key_frames_min_channels": 641,
         "edit.cross_replace_steps": 0.8,
         "edit.self_replace_steps": 0.8,
+        "edit.equalize_added": 10.0,
         "edit.self_blend": False,
         "edit.latent_blend": (),
     },

@@ -65,14 +65,15 @@ def control_of(edit: Any, num_steps: int, source: str, target: str, read: Read) 
 
     Args:
         edit: the config's `edit` section: alignment, cross_replace_steps, cross_replace_words, self_replace_steps,
-            equalizer, self_blend, latent_blend, blend_words, mask, mask_threshold.
+            equalizer, equalize_added, self_blend, latent_blend, blend_words, mask, mask_threshold.
         num_steps: of sampling.
         source: the source prompt.
         target: the edited prompt.
         read: texts to token fields.
 
     Raises:
-        UserError: prompts that cannot be aligned, words that are not in them, a mask without words.
+        UserError: prompts that cannot be aligned, words that are not in them, a mask without words, factors or shares
+            of words that would do nothing.
     """
     old, new = Prompt.read(source, read), Prompt.read(target, read)
     found = alignment.align(edit.alignment, old, new)
@@ -82,17 +83,34 @@ def control_of(edit: Any, num_steps: int, source: str, target: str, read: Read) 
     if needs_words(edit):
         words[0, _words_of_mask(edit, old, new)] = 1.0
         words[1, _new_tokens(old, new)] = 1.0
+    factors = alignment.equalizer(new, tuple(edit.equalizer), _new_tokens(old, new), edit.equalize_added)
+    cross = alignment.replaced_steps(new, num_steps, edit.cross_replace_steps, tuple(edit.cross_replace_words))
+    _check_words(edit, factors, cross)
     return Control(
         mapping=found.mapping,
         taken=found.taken,
-        equalizer=alignment.equalizer(new, tuple(edit.equalizer)),
-        cross=alignment.replaced_steps(new, num_steps, edit.cross_replace_steps, tuple(edit.cross_replace_words)),
+        equalizer=factors,
+        cross=cross,
         self_attention=(steps < np.floor(edit.self_replace_steps * num_steps + 1e-9)).astype(np.float32),
         blend=((first * num_steps <= steps) & (steps < last * num_steps)).astype(np.float32),
         source_words=words[0],
         target_words=words[1],
         threshold=np.float32(edit.mask_threshold),
     )
+
+
+def _check_words(edit: Any, factors: np.ndarray, cross: np.ndarray) -> None:
+    """Refuses what is asked of single words where the method does not do it."""
+    if edit.cross_replace_words and edit.alignment == "none" and (factors == 1.0).all():
+        raise UserError(
+            "edit.cross_replace_words says how long words take the source's attention, but with edit.alignment='none' "
+            "none does; take 'refine' or 'replace'"
+        )
+    if not cross[:, factors != 1.0].any(axis=0).all():
+        raise UserError(
+            f"edit.equalizer={tuple(edit.equalizer)} and edit.equalize_added={edit.equalize_added:g} act in the steps "
+            f"of edit.cross_replace_steps={edit.cross_replace_steps:g}, of which a word has none; raise it, e.g. to 0.8"
+        )
 
 
 def needs_words(edit: Any) -> bool:
@@ -134,9 +152,10 @@ def plan_of(edit: Any, sampling: Plan, clip: Clip, window: int, overlap: int) ->
     if masked and edit.mask not in OF_WORDS and clip.masks is None:
         accepted = " or ".join(map(repr, OF_WORDS))
         raise UserError(f"edit.mask={edit.mask!r}: this clip has no masks; give data.mask_path, or take {accepted}")
+    equalized = bool(edit.equalizer) or edit.equalize_added != 1.0
     return EditPlan(
         sampling=sampling,
-        fused=edit.alignment != "none" or edit.self_replace_steps > 0,
+        fused=edit.alignment != "none" or edit.self_replace_steps > 0 or equalized,
         self_blend=edit.self_blend,
         latent_blend=bool(edit.latent_blend),
         mask=edit.mask,

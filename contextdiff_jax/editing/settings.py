@@ -14,6 +14,7 @@ VALUES = Values(
         "edit.mask": ("attention", "outside", "clip", "around"),
         "edit.mask_scale": ("maximum", "range"),
     },
+    not_negative="edit.equalize_added",
     fractions="edit.cross_replace_steps edit.self_replace_steps edit.mask_threshold",
 )
 

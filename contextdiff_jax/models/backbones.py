@@ -8,10 +8,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from contextdiff_jax import trees
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import hub
 from contextdiff_jax.models.unet import UNet
-from contextdiff_jax.models.video import Edit, VideoConfig, with_branches_over_time
+from contextdiff_jax.models.video import Edit, VideoConfig, sources_of_branches, with_branches_over_time
 from contextdiff_jax.types import Array, Context, Params
 
 
@@ -76,9 +77,11 @@ class StableDiffusionBackbone:
 
         if self.random_start:
             return None
-        params = read_sd_unet(self.folder, shardings)
-        parallel = self.module.video.temporal_attention == "parallel"
-        return with_branches_over_time(params, shardings) if parallel else params
+        if self.module.video.temporal_attention != "parallel":
+            return read_sd_unet(self.folder, shardings)
+        # What a branch is a copy of need not be wanted itself: tuning asks for the trained leaves alone.
+        read = trees.merge(sources_of_branches(shardings), shardings)
+        return with_branches_over_time(read_sd_unet(self.folder, read), shardings)
 
     def __call__(
         self,

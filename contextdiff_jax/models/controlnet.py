@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.formats import pretrained
+from contextdiff_jax.formats import hub, pretrained
 from contextdiff_jax.formats.diffusers_format import DiffusersConfig, tensor_name
 from contextdiff_jax.layers import zeros
 from contextdiff_jax.models.sd_blocks import MidStage, Stage, TimeEmbedding
@@ -78,9 +78,10 @@ class ControlNet(nn.Module):
             picture: of the edges, [B, H, W, 3] in [0, 1], as often as large as xt as the embedding halves it.
 
         Raises:
-            UserError: a picture of another size.
+            UserError: a picture of another size, or the latents and text features of another Stable Diffusion.
         """
         config, unet = self.config, self.config.unet
+        _check_inputs(config, xt, tokens)
         conv = lambda width, name, **how: nn.Conv(width, (3, 3), dtype=self.dtype, padding=1, name=name, **how)
         emb = TimeEmbedding(unet, self.dtype, name="time_embedding")(jnp.broadcast_to(t, xt.shape[:1]))
         given = (emb, tokens.astype(self.dtype), None)
@@ -107,6 +108,16 @@ class ControlNet(nn.Module):
 
         names = [f"controlnet_down_blocks_{i}" for i in range(len(skips))] + ["controlnet_mid_block"]
         return tuple(added(h, name) for h, name in zip([*skips, middle], names, strict=True))
+
+
+def _check_inputs(config: ControlNetConfig, xt: Array, tokens: Array) -> None:
+    """Raises where a ControlNet belongs to another model than the latents and texts come from."""
+    for key, found in (("cross_attention_dim", tokens.shape[-1]), ("in_channels", xt.shape[-1])):
+        if getattr(config, key) != found:
+            raise UserError(
+                f"the ControlNet takes {key}={getattr(config, key)}, but this Stable Diffusion has {found}; give one "
+                "that was trained for it"
+            )
 
 
 class PictureEmbedding(nn.Module):
@@ -144,7 +155,7 @@ def load_controlnet(
     """Reads a ControlNet: the module, computing in `dtype`, and its float32 parameters.
 
     Args:
-        folder: in the layout of diffusers.
+        folder: in the layout of diffusers, or the hub's name of a cached one.
         dtype: type of the computation.
         weights: whether to read the parameters; else they are shapes.
         shardings: as for `encoders.load_text_encoder`.
@@ -152,6 +163,7 @@ def load_controlnet(
     Raises:
         UserError: no such folder, another kind of model, weights that do not fit.
     """
+    folder = hub.local(folder)
     config = ControlNetConfig.from_dict(pretrained.read_config(folder))
     net, side = ControlNet(config, dtype), config.unet.factor
     side_of_picture = side * 2 ** (len(config.conditioning_embedding_out_channels) - 1)

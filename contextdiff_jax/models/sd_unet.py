@@ -61,7 +61,8 @@ class SDUNet(nn.Module):
             [B, h, w, out_channels] float32.
 
         Raises:
-            UserError: sides that are not multiples of the config's factor, or other channels than the config's.
+            UserError: sides that are not multiples of the config's factor, other channels than the config's, or what a
+                ControlNet of another U-Net adds.
         """
         config, widths = self.config, self.config.block_out_channels
         self._check(xt, tokens, num_frames)
@@ -89,6 +90,7 @@ class SDUNet(nn.Module):
         mid = MidStage(config, self.dtype, self.remat, frames._replace(video=in_the_middle), name="mid_block")
         h = mid(skips[-1], *given)
         if control:
+            _check_control(control, (*skips, h))
             skips = [skip + added.astype(self.dtype) for skip, added in zip(skips, control[:-1], strict=True)]
             h = h + control[-1].astype(self.dtype)
         for i, block_type in enumerate(config.up_block_types):
@@ -111,6 +113,22 @@ class SDUNet(nn.Module):
             raise UserError(
                 f"the U-Net takes text features of cross_attention_dim={config.cross_attention_dim}, but these have "
                 f"{tokens.shape[-1]}; give the text encoder that belongs to it"
+            )
+
+
+def _check_control(control: tuple[Array, ...], features: tuple[Array, ...]) -> None:
+    """Raises where what a ControlNet adds does not fit the feature maps, one by one."""
+    added, own = ([" x ".join(map(str, x.shape[1:])) for x in maps] for maps in (control, features))
+    if len(added) != len(own):
+        raise UserError(
+            f"the ControlNet adds {len(added)} feature maps, but this U-Net takes {len(own)}; give one that was "
+            "trained for it"
+        )
+    for theirs, ours in zip(added, own, strict=True):
+        if theirs != ours:
+            raise UserError(
+                f"the ControlNet adds a feature map of {theirs} where this U-Net has one of {ours}; give one that was "
+                "trained for it"
             )
 
 

@@ -24,6 +24,7 @@ from contextdiff_jax.types import Array, Params
 KeyFrame = int | str
 NAMED = ("first", "mid", "last")
 TEMPORAL_ATTENTION = ("none", "after", "parallel")
+_BRANCH = "attn_temporal"
 
 
 class Site(NamedTuple):
@@ -175,19 +176,33 @@ class TemporalAttention(nn.Module):
         return einops.rearrange(attend(clips, mask=seen, edit=edit), "(b t) f d -> (b f) t d", t=x.shape[1])
 
 
-def with_branches_over_time(params: Params, places: Params) -> Params:
-    """Parameters with ControlVideo's branches added as copies of the self-attention beside them, as it begins with.
+def sources_of_branches(places: Params) -> Params:
+    """Shardings of the self-attention that the wanted ones of ControlVideo's branches begin as copies of.
 
     Args:
-        params: of the U-Net that was read.
-        places: shardings of the wanted leaves; branches that are not among them are not made.
+        places: shardings of the wanted leaves.
     """
-    flat, wanted = traverse_util.flatten_dict(params), traverse_util.flatten_dict(places)
-    copies = {}
-    for path, value in flat.items():
-        if "attn1" in path:
-            at = path.index("attn1")
-            branch = (*path[:at], "attn_temporal", "over_time", *path[at + 1 :])
-            if branch in wanted:
-                copies[branch] = jnp.copy(value)
-    return traverse_util.unflatten_dict(flat | copies)
+    flat = traverse_util.flatten_dict(places)
+    return traverse_util.unflatten_dict({_beside(path): s for path, s in flat.items() if _BRANCH in path})
+
+
+def with_branches_over_time(params: Params, places: Params) -> Params:
+    """The wanted leaves, ControlVideo's branches among them as copies of the self-attention beside them.
+
+    Args:
+        params: of the U-Net that was read, with `sources_of_branches` in it.
+        places: shardings of the wanted leaves; what the U-Net has beside them is left out.
+    """
+    flat, result = traverse_util.flatten_dict(params), {}
+    for path in traverse_util.flatten_dict(places):
+        if _BRANCH in path:
+            result[path] = jnp.copy(flat[_beside(path)])
+        elif path in flat:
+            result[path] = flat[path]
+    return traverse_util.unflatten_dict(result)
+
+
+def _beside(path: tuple[str, ...]) -> tuple[str, ...]:
+    """Of a branch's parameter .../attn_temporal/over_time/... that of the self-attention, .../attn1/..."""
+    at = path.index(_BRANCH)
+    return (*path[:at], "attn1", *path[at + 2 :])

@@ -180,8 +180,8 @@ def read_adapter(folder: str | Path, expected: Params, shardings: Params) -> Par
     Raises:
         UserError: no adapter there, or one of other shapes.
     """
-    folder = Path(folder) / "adapter"
-    with _naming("adapter.start", folder.parent):
+    with _naming("adapter.start", folder):
+        folder = hub.local(folder) / "adapter"
         trained = lambda name: "temporal/" not in name
         expected, shardings = trees.select(expected, trained), trees.select(shardings, trained)
         return pretrained.read_params(folder, expected, lambda path: path.replace("/", "."), shardings=shardings)

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from contextdiff_jax import trees
+from contextdiff_jax import compilation, trees
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import write_json
 from contextdiff_jax.training import distributed
@@ -28,6 +28,7 @@ from contextdiff_jax.training.watch import Watch
 from contextdiff_jax.training.workdir import check_workdir, exclusive
 from contextdiff_jax.types import Batch, TrainState
 
+_SMALLER = "take smaller batches or pictures, of clips fewer frames, or config.model.remat=True"
 _AHEAD = 2  # steps that may wait on the devices: enough to keep them busy, few enough to hold few batches
 
 
@@ -136,10 +137,25 @@ def _write_config(config: ConfigDict, path: Path) -> None:
 
 
 def _compile(setup: Setup, batch: Batch, metrics: Metrics) -> jax.stages.Compiled:
-    """The compiled step; says how long that took."""
+    """The compiled step; says how long that took.
+
+    Raises:
+        UserError: the device has less memory than the compiler says that a step needs.
+    """
     start = time.perf_counter()
     metrics.say("compiling the training step; a large model takes minutes")
-    compiled = setup.compile(batch)
+    try:
+        compiled = setup.compile(batch)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(f"the training step does not fit the device ({brief(error)}); {_SMALLER}") from error
+    needed, limit = compilation.bytes_of(compiled)["peak"], compilation.available(jax.local_devices()[0])
+    if needed > limit:
+        gib = 2**30
+        raise UserError(
+            f"the training step needs {needed / gib:.3g} GiB, the device has {limit / gib:.3g}; {_SMALLER}"
+        )
     metrics.say(f"compiled the training step in {time.perf_counter() - start:.0f} s")
     return compiled
 

@@ -25,6 +25,8 @@ MAY_DIFFER = (
     "mesh.",
     "sharding.",
     "data.path",
+    "data.mask_path",
+    "data.flow_path",
     "data.num_threads",
     "data.prefetch",
     "data.max_bad_fraction",
@@ -36,6 +38,8 @@ MAY_DIFFER = (
     "train.keep",
     "train.validate",
 )
+# What of that may not, after all: a ControlNet guides the tuning as well.
+MAY_NOT_DIFFER = ("edit.control",)
 # What makes it another model: no flag allows that. All else is allowed with the flag, and listed.
 ANOTHER_MODEL = (
     "task",
@@ -132,7 +136,10 @@ def _changes(saved: Any, now: ConfigDict) -> list[str]:
     steps = [keys.leaves(c).get("train.num_steps") for c in (saved, now)]
     if None not in steps and steps[1] > steps[0]:  # a longer run
         free += ("train.num_steps",)
-    return keys.differences(saved, now, free)
+    lines = keys.differences(saved, now, free)
+    if "edit" in saved and "edit" in now:
+        lines += [line for line in keys.differences(saved, now) if line.startswith(MAY_NOT_DIFFER)]
+    return lines
 
 
 def _another_model(changes: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from data_helpers import config
 from ml_collections import ConfigDict
 
-from configs import t2i
+from configs import t2i, video_edit
 from contextdiff_jax import config as config_lib
 from contextdiff_jax import data
 from contextdiff_jax.errors import UserError
@@ -71,6 +71,10 @@ def test_a_run_does_not_depend_on_where_one_stands(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     run.encoder.clip = os.path.join("~", "clip")
     assert config_lib.whole_paths(run).encoder.clip == str(tmp_path / "clip")
+    edit = video_edit.get_config("tiny")
+    edit.edit.control, edit.adapter.start = os.path.join("~", "clip"), os.path.join("~", "clip")
+    whole = config_lib.whole_paths(edit)
+    assert whole.edit.control == whole.adapter.start == str(tmp_path / "clip")
 
 
 def test_the_classes_of_a_folder_go_into_the_run(tmp_path):

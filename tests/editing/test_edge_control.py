@@ -1,20 +1,26 @@
 """A ControlNet guides tuning, inversion and edit alike, by the edges of each frame."""
 
+from types import SimpleNamespace
+
 import diffusers
 import jax
 import numpy as np
 import pytest
 from diffusers_helpers import randomised
 from editing_helpers import FRAMES, SIZE, config_of
+from flax import traverse_util
 from PIL import Image
 from stable_diffusion_helpers import UNET, save_pipeline
 
+from contextdiff_jax import edits, trees
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.data.edges import edges
 from contextdiff_jax.data.one_clip import clip_of
 from contextdiff_jax.editing.editor import Editor
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.models.controlnet import ControlNet
+from contextdiff_jax.models.sd_unet import read_sd_unet
+from contextdiff_jax.training import Setup
 from contextdiff_jax.training.state import stream
 
 SIZES = {name: UNET[name] for name in ("block_out_channels", "layers_per_block", "down_block_types")}
@@ -56,6 +62,28 @@ def test_every_stage_is_shown_the_edges(folders, monkeypatch):
     target = clip.caption.replace("star", "frog")
     Editor(task, params, task.frozen, clip, config, progress=False).trace([target])
     assert rows == [FRAMES, FRAMES, 2 * FRAMES]  # the edit: without and with its prompt
+    # Another method from Python keeps what guided the tuning and how this network's attention becomes a mask.
+    config.data.mask_path = "of-the-run-s-own-clip"
+    tuned = SimpleNamespace(config=config, task=task, params=params, frozen=task.frozen)
+    editor = edits.editor_of(tuned, clip.frames, clip.caption, "fatezero", {}, progress=False)
+    assert editor.config.edit.cross_replace_steps == 0.8
+    assert editor.plan.controlnet is task.edges.net and editor.plan.mask_scale == "range"
+    assert editor.config.edit.mask_threshold == 0.5
+    assert editor.config.data.path and not editor.config.data.mask_path  # no embedded clip, whose judge knows it
+
+
+def test_branches_over_time_begin_as_copies_where_little_is_trained(folders):
+    """Tuning reads the trained leaves alone, which of the self-attention are those of its output."""
+    config = config_of(folders / "sd", "controlvideo")
+    task = task_lib.build(config)
+    places = Setup.of(task).shardings.params
+    assert not any("/attn1/query/" in name for name in trees.names(places))
+    read = traverse_util.flatten_dict(task.load(places)["denoiser"], sep="/")
+    whole = traverse_util.flatten_dict(read_sd_unet(folders / "sd" / "unet"), sep="/")
+    branches = {name for name in trees.names(places["denoiser"]) if "/attn_temporal/" in name}
+    assert branches and set(read) == branches | {n for n in trees.names(places["denoiser"]) if "/attn1/out/" in n}
+    for name in branches:
+        np.testing.assert_array_equal(read[name], whole[name.replace("attn_temporal/over_time", "attn1")])
 
 
 def test_a_controlnet_of_other_sizes_is_refused_before_tuning(folders):

@@ -1,18 +1,22 @@
 """What can be wrong with a clip, its prompts or its model is one line, before anything is compiled or written."""
 
+import json
+import weakref
+
 import jax
 import jax.numpy as jnp
 import pytest
 from PIL import Image
 
 from configs import video_edit
-from contextdiff_jax import command_line, training
+from contextdiff_jax import command_line, edits, training
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.data.one_clip import clip_of, keep_identity
 from contextdiff_jax.editing import memory
 from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.tasks.parts import read_adapter
+from contextdiff_jax.training.workdir import check_workdir
 
 SHIPPED = {}
 
@@ -94,6 +98,36 @@ def test_a_clip_that_changed(recipe, tmp_path):
     keep_identity(clip_of(recipe.data), tmp_path)
     recipe.data.index = 1
     refused(recipe, tmp_path, "was tuned on other frames")
+
+
+def test_what_guided_the_tuning_does_not_change_under_it(recipe, tmp_path):
+    """A killed tuning does not go on without its ControlNet; masks, which only an edit looks at, may come later."""
+    save_config = lambda: (tmp_path / "config.json").write_text(json.dumps(recipe.to_dict()))
+    recipe.edit.control = "control"
+    save_config()
+    recipe.edit.control = ""
+    refused(recipe, tmp_path, "edit.control: saved 'control', now ''")
+    save_config()
+    recipe.data.mask_path, recipe.data.flow_path, recipe.edit.mask = "masks", "flow.npy", "clip"
+    assert not check_workdir(tmp_path, recipe)
+
+
+def test_the_edit_has_the_device_to_itself(recipe, tmp_path, monkeypatch):
+    class State:
+        step = recipe.train.num_steps
+
+    states, seen = [], []
+
+    def tuned(*args, **how):
+        states.append(weakref.ref(state := State()))
+        return state
+
+    monkeypatch.setattr(training, "train", tuned)
+    monkeypatch.setattr(edits, "check", lambda *args: None)
+    monkeypatch.setattr(command_line, "edit", lambda *args: seen.append(states[0]()))
+    monkeypatch.setattr(command_line, "write_page", lambda *args: None)
+    command_line.run("train", recipe, command_line.Options(str(tmp_path), compilation_cache="off"))
+    assert seen == [None]
 
 
 def test_frames_that_do_not_fit_the_device_are_counted():

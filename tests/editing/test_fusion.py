@@ -6,9 +6,10 @@ import pytest
 from editing.test_prompt_alignment import LENGTH, SOURCE, read
 from ml_collections import ConfigDict
 
+from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.editing.control import Fusion, Recorder
 from contextdiff_jax.editing.methods import METHODS, values_of
-from contextdiff_jax.editing.plan import control_of
+from contextdiff_jax.editing.plan import control_of, plan_of
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.models.video import Site
 
@@ -27,7 +28,8 @@ def settings(way: str) -> ConfigDict:
 @pytest.mark.parametrize("way", [*METHODS, "fatezero+style", "fatezero+attribute", "fatezero+shape"])
 def test_fusion_in_the_batch_is_that_of_stored_maps(way):
     edit, rng = settings(way), np.random.default_rng(0)
-    edit.equalizer = (("red", 10.0),)
+    if edit.cross_replace_steps and edit.equalize_added == 1.0:  # style asks for it of itself
+        edit.equalizer = (("red", 10.0),)
     control = control_of(edit, STEPS, SOURCE, TARGET, read)
     inside = rng.random((FRAMES, SIDE, SIDE)) > 0.5
     region = (lambda size: jnp.asarray(inside, jnp.float32)) if edit.self_blend else None
@@ -57,6 +59,29 @@ def test_fusion_in_the_batch_is_that_of_stored_maps(way):
             np.testing.assert_allclose(found[1], expected, rtol=1e-6)
             np.testing.assert_array_equal(found[0], null)
             np.testing.assert_array_equal(found[2], stored)
+
+
+def test_factors_without_alignment_and_those_that_would_do_nothing():
+    """Of `ddim` the words keep their own attention, times the factor in the steps that are asked for."""
+    edit = settings("ddim")
+    edit.equalizer = (("red", 10.0),)
+    with pytest.raises(UserError, match="edit.cross_replace_steps=0, of which a word has none"):
+        control_of(edit, STEPS, SOURCE, TARGET, read)
+    edit.cross_replace_steps = 0.5
+    control = control_of(edit, STEPS, SOURCE, TARGET, read)
+    weights = np.random.default_rng(0).random((3, 1, HEADS, SIDE**2, LENGTH)).astype(np.float32)
+    for k, factor in ((4, 10.0), (5, 1.0)):
+        fusion = Fusion(SIDE, 1, control, control.cross[k], control.self_attention[k], None, num_frames=1)
+        found = fusion(jnp.asarray(weights[:, 0]), Site("layer", "cross", SIDE, SIDE))
+        expected = weights[1, 0].copy()
+        expected[..., 2] *= factor
+        np.testing.assert_allclose(found[1], expected, rtol=1e-6)
+    clip = Clip(np.zeros((2, 4, 4, 3), np.uint8))
+    assert plan_of(edit, None, clip, 2, 0).fused
+    edit.equalizer, edit.cross_replace_words = (), (("red", 0.8),)
+    assert not plan_of(edit, None, clip, 2, 0).fused
+    with pytest.raises(UserError, match="edit.alignment='none'"):
+        control_of(edit, STEPS, SOURCE, TARGET, read)
 
 
 def test_large_maps_are_left_alone_and_maps_of_one_resolution_remembered():

@@ -1,5 +1,7 @@
 """Editing from Python with all that a clip can bring: more frames than a window, masks, edges, several prompts."""
 
+from types import SimpleNamespace
+
 import av
 import diffusers
 import jax
@@ -9,7 +11,7 @@ from diffusers_helpers import randomised
 from stable_diffusion_helpers import UNET, save_pipeline
 
 import contextdiff_jax as cdx
-from contextdiff_jax import edits
+from contextdiff_jax import edits, saved
 from contextdiff_jax.data.clips import write_clip
 from contextdiff_jax.editing.result import AUTOENCODER
 from contextdiff_jax.errors import UserError
@@ -60,11 +62,46 @@ def test_windows_masks_edges_and_several_prompts_at_once(pipe, tmp_path):
 
 
 def test_a_file_is_read_as_the_options_say(pipe, tmp_path):
+    """A recipe alone is that of the default method, on a model that has none of its own."""
     frames = np.repeat(np.arange(12, dtype=np.uint8) * 20, SIZE * SIZE * 3).reshape(12, SIZE, SIZE, 3)
+    drawn, flow = np.zeros_like(frames), np.zeros((4, SIZE, SIZE, 2), np.float32)
+    drawn[:, :4] = 255
     write_clip(tmp_path / "long.gif", frames, 10)
+    write_clip(tmp_path / "masks.gif", drawn, 10)
+    np.save(tmp_path / "flow.npy", flow)
     options = dict(num_frames=3, overlap=1, length=5, start=1, sampling_rate=2)
-    editor = edits.editor_of(pipe, tmp_path / "long.gif", SOURCE, "ddim", options, progress=False)
+    options |= dict(mask_path=tmp_path / "masks.gif", flow_path=str(tmp_path / "flow.npy"))
+    editor = edits.editor_of(pipe, tmp_path / "long.gif", SOURCE, "style", options, progress=False)
     np.testing.assert_array_equal(editor.clip.frames, frames[1:10:2])
     assert editor.clip.rate == 5 and (editor.plan.length, editor.plan.window) == (5, 3)
+    np.testing.assert_array_equal(editor.clip.masks, drawn[1:10:2, ..., 0] > 0)
+    assert editor.clip.motion.valid.all() and editor.config.data.path == str(tmp_path / "long.gif")
+    edit = editor.config.edit
+    assert (edit.alignment, edit.cross_replace_steps, edit.equalize_added, edit.latent_blend) == ("refine", 0.8, 10, ())
     with pytest.raises(UserError, match="at most num_frames=6 fit"):
         pipe.edit(tmp_path / "long.gif", SOURCE, TARGETS, method="ddim", length=7, sampling_rate=2)
+
+
+def test_what_frames_of_one_s_own_cannot_be(pipe):
+    frames = np.zeros((3, SIZE, SIZE, 3), np.uint8)
+    for given, options, message in (
+        (frames / 255.0, {}, r"a frame of float64 \(16, 16, 3\) is no picture"),
+        (frames, dict(start=1), "option start=1 is for a clip's path"),
+        (frames, dict(mask_path="masks"), "option mask_path='masks' is for a clip's path"),
+        (frames, dict(strenght=1), "option strenght=1 is unknown"),
+        (frames, dict(masks=np.zeros((2, SIZE, SIZE))), "masks of shape"),
+        (frames[:1], {}, "give 2 or more"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pipe.edit(given, SOURCE, TARGETS, **options)
+
+
+def test_the_model_that_ships_makes_its_masks_as_its_recipe_does(monkeypatch):
+    built = []
+    shipped = SimpleNamespace(config=saved.find("builtin:demo", step=None, ema=True, config=None).config)
+    monkeypatch.setattr(edits.task_lib, "build", built.append)
+    frames = np.zeros((3, 64, 64, 3), np.uint8)
+    with pytest.raises(AttributeError):  # what is built is no task
+        edits.editor_of(shipped, frames, SOURCE, "fatezero", {}, progress=False)
+    assert (built[0].edit.mask_scale, built[0].edit.mask_threshold) == ("range", 0.5)
+    assert built[0].edit.self_replace_steps == 0.8 and built[0].data.num_frames == 3

@@ -45,6 +45,15 @@ def test_what_it_adds_equals_pytorch(saved):
         assert relative_error(mine, to_numpy(other)) < 1e-5
     with pytest.raises(UserError, match="control picture of 4 x 12 does not fit.*2 times as large"):
         jax.eval_shape(net.apply, {"params": params}, xt, t, tokens, picture[:, :4])
+    with pytest.raises(UserError, match="takes cross_attention_dim=6, but this Stable Diffusion has 5"):
+        jax.eval_shape(net.apply, {"params": params}, xt, t, tokens[..., :5], picture)
+    with pytest.raises(UserError, match="takes in_channels=4, but this Stable Diffusion has 3"):
+        jax.eval_shape(net.apply, {"params": params}, xt[..., :3], t, tokens, picture)
+
+
+def test_a_folder_may_begin_at_home(saved, monkeypatch):
+    monkeypatch.setenv("HOME", str(saved[0].parent))
+    assert load_controlnet(f"~/{saved[0].name}", weights=False)[0].config.cross_attention_dim == 6
 
 
 def test_another_model_s_folder_is_refused(saved, tmp_path):

@@ -214,6 +214,10 @@ def test_control_is_added_to_skips_and_middle(given, image_net):
     np.testing.assert_allclose(run(nothing), plain, atol=1e-6)
     for i in range(len(shapes)):
         assert np.abs(run(tuple(c + (j == i) for j, c in enumerate(nothing))) - plain).max() > 1e-3
+    with pytest.raises(UserError, match="adds 4 feature maps, but this U-Net takes 5"):
+        jax.eval_shape(run, nothing[1:])
+    with pytest.raises(UserError, match="a feature map of 2 x 2 x 8 where this U-Net has one of 2 x 2 x 16"):
+        jax.eval_shape(run, (*nothing[:3], nothing[2], nothing[4]))
 
 
 def test_the_adapter_of_clips_starts_as_the_one_of_images_and_looks_back_only():

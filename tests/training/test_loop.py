@@ -256,6 +256,20 @@ def test_what_cannot_work_is_one_line_before_any_compilation(tmp_path, overrides
     assert "\n" not in str(error.value) and "compiled" not in capfd.readouterr().err
 
 
+def test_a_step_that_does_not_fit_the_device_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.compilation, "available", lambda device: 1000)
+    with pytest.raises(UserError, match=r"the training step needs .* GiB, the device has .*; take smaller batches"):
+        train(ToyTask(toy_config()), tmp_path)
+    monkeypatch.undo()
+
+    def full(self, batch):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(loop.Setup, "compile", full)
+    with pytest.raises(UserError, match="does not fit the device .*RESOURCE_EXHAUSTED: out of memory.*; take smaller"):
+        train(ToyTask(toy_config()), tmp_path)
+
+
 def test_a_workdir_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch):
     def refuse(**where):
         raise PermissionError(13, "Permission denied")
