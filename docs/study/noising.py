@@ -63,9 +63,10 @@ def draw(times: np.ndarray, rows: dict[str, np.ndarray], captions: list[str], pa
                 ax.set_title(f"t = {times[k]}", fontsize=8)
         of_line[0].set_ylabel(name, fontsize=8)
         if name == next(iter(rows)):
-            of_line[0].annotate(
-                captions[n], (0, 1), (0, 18 if n == 0 else 4), "axes fraction", textcoords="offset points", fontsize=8
-            )
+            above = dict(xycoords="axes fraction", textcoords="offset points", fontsize=8)
+            caption = of_line[0].annotate(captions[n], (0, 1), (0, 18 if n == 0 else 4), **above)
+            caption.set_in_layout(False)  # or the first column becomes as wide as the words
+    fig.suptitle(" ")  # room for the first caption
     write(fig, path)
 
 
