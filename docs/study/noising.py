@@ -59,8 +59,8 @@ def draw(times: np.ndarray, rows: dict[str, np.ndarray], captions: list[str], pa
         for k, ax in enumerate(of_line):
             ax.imshow(np.clip(rows[name][k, n] / 2 + 0.5, 0, 1), interpolation="nearest")
             ax.set(xticks=[], yticks=[])
-            if n == 0 and name == next(iter(rows)):
-                ax.set_title(f"t = {times[k]}", fontsize=8)
+            if name == next(iter(rows)):
+                ax.set_title(f"t = {times[k]}" if n == 0 else " ", fontsize=8)
         of_line[0].set_ylabel(name, fontsize=8)
         if name == next(iter(rows)):
             above = dict(xycoords="axes fraction", textcoords="offset points", fontsize=8)
