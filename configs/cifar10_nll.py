@@ -172,11 +172,11 @@ def fashion_short(config: ConfigDict) -> None:
     config.optim.lr = 2e-3
     config.optim.warmup_steps = 50
     config.ema.decay = 0.99
-    config.train.num_steps = 600
+    config.train.num_steps = 400
     config.train.log_every = 20
-    config.train.checkpoint_every = config.train.preview_every = 300
+    config.train.checkpoint_every = config.train.preview_every = 200
     config.eval.bpd_images = 500
-    config.eval.num_samples = 200
+    config.eval.num_samples = 100
 
 
 def emoji16(config: ConfigDict) -> None:
