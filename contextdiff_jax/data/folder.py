@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from contextdiff_jax.data import captions_on_disk, checks, images
+from contextdiff_jax.data import captions_on_disk, checks, class_words, images
 from contextdiff_jax.data.base import Description, ImageSource
 from contextdiff_jax.data.listing import files_below, listed
 from contextdiff_jax.data.scan import scan
@@ -44,6 +44,7 @@ class ImageFolderSource(ImageSource):
         max_bad_fraction: share of unreadable images from which on to stop.
         labels: subfolders takes the first folder of each name for a class, and its name for a missing caption.
         class_names: the classes that a run knows; () takes those of the folder.
+        words: file of words for the folders' names, see `class_words`; "" takes the names themselves.
 
     Attributes:
         names: file names relative to the folder, by record.
@@ -62,14 +63,16 @@ class ImageFolderSource(ImageSource):
         max_bad_fraction: float = 0.01,
         labels: str = "none",
         class_names: Sequence[str] = (),
+        words: str = "",
     ):
         self.split = checks.split(split, SPLITS, "folder")
         self.image_size = checks.image_size(image_size)
         if not 0 <= max_bad_fraction <= 1:
             raise UserError(f"data.max_bad_fraction: {max_bad_fraction!r} is not a share; accepted: 0 to 1")
         self.path = existing_folder(path)
-        self.description = Description(class_names=class_names_of(path, labels, class_names))
-        self._labels = {name: label for label, name in enumerate(self.class_names)}
+        self.description = Description(class_names=class_names_of(path, labels, class_names, words))
+        folders = _class_folders(self.path) if self.class_names else ()
+        self._labels = {name: label for label, name in enumerate(folders)}
         captions = self._captions_of_all()
         names = [name for name in captions if _split_of(name, len(captions)) == split]
         if not names:
@@ -128,7 +131,8 @@ class ImageFolderSource(ImageSource):
         captions = captions_on_disk.read(self.path, image_names, names)
         if self.class_names:
             self._check_classes(image_names)
-            by_class = {name: f"a photo of {noun_phrase(_class_of(name).replace('_', ' '))}" for name in image_names}
+            class_of = lambda name: self.class_names[self._labels[_class_of(name)]]
+            by_class = {name: f"a photo of {noun_phrase(class_of(name).replace('_', ' '))}" for name in image_names}
             return dict(sorted((by_class | captions).items()))
         if problem := captions_on_disk.missing(self.path, image_names, names, captions):
             raise UserError(f"data.path: {problem}")
@@ -140,7 +144,7 @@ class ImageFolderSource(ImageSource):
         if "" in found:
             outside = next(name for name in image_names if not _class_of(name))
             raise UserError(f"data.path: {outside} in {self.path} is in no class subfolder; move it into one")
-        if empty := sorted(set(self.class_names) - found):
+        if empty := sorted(self._labels.keys() - found):
             raise UserError(
                 f"data.path: the class subfolder {listed(empty)} of {self.path} holds no images; add some, or remove it"
             )
@@ -173,16 +177,17 @@ def existing_folder(path: str) -> pathlib.Path:
     return folder
 
 
-def class_names_of(path: str, labels: str, known: Sequence[str] = ()) -> tuple[str, ...]:
-    """The classes of a folder: its first subfolders, sorted; () where labels are "none".
+def class_names_of(path: str, labels: str, known: Sequence[str] = (), words: str = "") -> tuple[str, ...]:
+    """The classes of a folder: its first subfolders, in the order of their names; () where labels are "none".
 
     Args:
         path: the folder; not looked at where it is gone and the names are known.
         labels: none or subfolders.
         known: names that a run has been trained with; () where there are none yet.
+        words: file of words for the subfolders' names; "" takes the names themselves. It may be gone as the folder may.
 
     Raises:
-        UserError: no subfolder, names that are no text, or others than those known.
+        UserError: no subfolder, names that are no text or have no words, or others than those known.
     """
     if labels not in LABELS:
         raise UserError(f"data.labels: {labels!r} is unknown; accepted: {', '.join(LABELS)}")
@@ -192,6 +197,19 @@ def class_names_of(path: str, labels: str, known: Sequence[str] = ()) -> tuple[s
     if known and not pathlib.Path(path).expanduser().is_dir():
         return known
     folder = existing_folder(path)
+    folders = _class_folders(folder)
+    if len(folders) == len(known) and words and not pathlib.Path(words).expanduser().is_file():
+        return known
+    names = class_words.named(folders, words)
+    if known and names != known:
+        gone, new = sorted(set(known) - set(names)), sorted(set(names) - set(known))
+        differing = "; ".join(f"{word} {listed(some)}" for word, some in (("without", gone), ("with", new)) if some)
+        raise UserError(f"data.path: {folder} has other classes than data.class_names ({differing}); put them back")
+    return names
+
+
+def _class_folders(folder: pathlib.Path) -> tuple[str, ...]:
+    """The names of the first subfolders, sorted."""
     try:
         with os.scandir(folder) as entries:
             names = tuple(sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir()))
@@ -201,10 +219,6 @@ def class_names_of(path: str, labels: str, known: Sequence[str] = ()) -> tuple[s
         raise UserError(f"data.path: {folder} has no subfolders to take classes from; set data.labels to none")
     if strange := [os.fsencode(name) for name in names if not is_unicode(name)]:
         raise UserError(f"data.path: the class subfolder {strange[0]!r} of {folder} is not UTF-8; rename it")
-    if known and names != known:
-        gone, new = sorted(set(known) - set(names)), sorted(set(names) - set(known))
-        differing = "; ".join(f"{word} {listed(some)}" for word, some in (("without", gone), ("with", new)) if some)
-        raise UserError(f"data.path: {folder} has other classes than data.class_names ({differing}); put them back")
     return names
 
 
