@@ -31,6 +31,7 @@ def base(task: str) -> ConfigDict:
             preset="demo",  # openmoji: demo | single | pairs, several joined by "+"
             path="",  # folder: images with metadata.jsonl or name.txt captions
             labels="none",  # folder: none | subfolders (its first folders are classes)
+            class_words="",  # of labels: file of lines "n02391049 zebra" for folders called by numbers; empty: none
             class_names=(),  # of labels: filled in when a run starts, so that it can do without the folder
             image_size=32,
             num_frames=1,  # of a clip; 1 for pictures

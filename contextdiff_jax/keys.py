@@ -53,6 +53,7 @@ _LATER = {
     "data.random_crop": 0.0,
     "data.labels": "none",
     "data.class_names": (),
+    "data.class_words": "",
     "condition.kind": "text",
     "condition.encoder": "",
     "condition.kept_texts": 0,
@@ -116,8 +117,8 @@ def complete(saved: ConfigDict) -> ConfigDict:
 
 
 _PATHS = """
-    data.path data.mask_path data.flow_path encoder.clip condition.encoder space.latents space.rgb_map model.pretrained
-    model.init_from adapter.start edit.control eval.recogniser clip.tokenizer_dir
+    data.path data.class_words data.mask_path data.flow_path encoder.clip condition.encoder space.latents space.rgb_map
+    model.pretrained model.init_from adapter.start edit.control eval.recogniser clip.tokenizer_dir
 """
 
 

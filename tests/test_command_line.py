@@ -133,6 +133,7 @@ LEARNED = {"process.schedule": "learned", "process.variance": "learned", "loss.o
         ({"process.log_snr": (6.0, -8.0, 1.0)}, ["process.log_snr=(6.0, -8.0, 1.0)", "two numbers"]),
         ({"process.log_snr": ("6", "-8")}, ["process.log_snr=('6', '-8')", "two numbers"]),
         ({"condition.token_grid": 0}, ["condition.token_grid=0", "greater than 0"]),
+        ({"data.class_words": "words.txt"}, ["data.class_words='words.txt'", "labels='subfolders'"]),
         ({"condition.width": 0}, ["condition.width=0", "greater than 0"]),
         ({"condition.depth": -1}, ["condition.depth=-1", "0 or more"]),
         ({"adapter.scale": 0.5}, ["adapter.scale=0.5", "objective='nelbo'"]),

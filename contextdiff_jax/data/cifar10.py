@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from contextdiff_jax.data import checks
+from contextdiff_jax.data import checks, tfds
 from contextdiff_jax.data.base import Description, ImageSource
 from contextdiff_jax.data.vocabulary import noun_phrase
 from contextdiff_jax.errors import UserError
@@ -26,8 +26,7 @@ class Cifar10Source(ImageSource):
 
     Args:
         path: folder of the binary version (data_batch_1.bin, ..., test_batch.bin, or cifar-10-batches-bin/ with
-            them); empty: tensorflow_datasets, which downloads and prepares the set once, in TFDS_DATA_DIR or its
-            own default. Where several processes share that folder, prepare it with one of them beforehand.
+            them); empty: tensorflow_datasets, see `tfds`.
         split: train (50,000) or test (10,000).
         image_size: 32, the only size there is.
 
@@ -106,29 +105,12 @@ def _read_file(path: pathlib.Path) -> np.ndarray:
 
 
 def _from_tfds(split: str) -> tuple[Reader, int]:
-    """Reader of tensorflow_datasets' records (ArrayRecord, random access), and their number."""
-    try:
-        import tensorflow_datasets
-    except ImportError:
-        raise UserError(
-            "data.source: cifar10 without data.path needs tensorflow_datasets; pip install -r requirements-tfds.txt, "
-            f"or unpack {_ARCHIVE}, and give its folder as data.path"
-        ) from None
-    try:
-        builder = tensorflow_datasets.builder("cifar10")
-        if not builder.is_prepared():
-            builder = tensorflow_datasets.builder("cifar10", file_format="array_record")
-            builder.download_and_prepare()
-        if builder.info.file_format == tensorflow_datasets.core.FileFormat.ARRAY_RECORD:
-            records = builder.as_data_source(split=split)
-            return (lambda i: (records[i]["image"], int(records[i]["label"]))), len(records)
-        # Prepared earlier as TFRecord, their default, which has no random access: all of it into memory.
-        every = tensorflow_datasets.as_numpy(builder.as_dataset(split=split, batch_size=-1))
-    except Exception as error:  # a download and a conversion: almost anything can be raised
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(
-            f"data.source: tensorflow_datasets cannot provide cifar10 ({reason}); "
-            f"or unpack {_ARCHIVE}, and give its folder as data.path"
-        ) from error
+    """Reader of tensorflow_datasets' records, and their number."""
+    instead = f"unpack {_ARCHIVE}, and give its folder as data.path"
+    records, count = tfds.reader("cifar10", split, instead, in_memory=True)
 
-    return (lambda i: (every["image"][i], int(every["label"][i]))), len(every["label"])
+    def read(index: int) -> tuple[np.ndarray, int]:
+        record = records(index)
+        return record["image"], int(record["label"])
+
+    return read, count

@@ -7,7 +7,7 @@ from contextdiff_jax.keys import Values
 
 VALUES = Values(
     choices={
-        "data.source": ("openmoji", "folder", "digits", "cifar10", "fashion", "coco", "clip"),
+        "data.source": ("openmoji", "folder", "digits", "cifar10", "fashion", "imagenet2012", "coco", "clip"),
         "data.labels": ("none", "subfolders"),
     },
     positive="data.batch_size data.image_size",
@@ -17,7 +17,8 @@ VALUES = Values(
 
 
 def check(config: ConfigDict) -> None:
-    """A batch must divide into the parts that gradients are accumulated over, and only clips have several frames.
+    """A batch must divide into the parts that gradients are accumulated over; only clips have several frames, and only
+    classes words.
 
     Raises:
         UserError: names the keys, their values and the remedy.
@@ -27,8 +28,17 @@ def check(config: ConfigDict) -> None:
             f"config.data.batch_size={config.data.batch_size} is not divisible by "
             f"config.optim.accum_steps={config.optim.accum_steps}; choose a multiple"
         )
+    if "class_words" in config.data and config.data.class_words and not _has_codes(config.data):
+        raise UserError(
+            f"config.data.class_words={config.data.class_words!r} cannot act: it is for classes of folders or of "
+            "imagenet2012; set config.data.labels='subfolders', or leave it empty"
+        )
     if "num_frames" in config.data and config.data.source != "clip" and config.data.num_frames != 1:
         raise UserError(
             f"config.data.num_frames={config.data.num_frames}, but the records of config.data.source="
             f"{config.data.source!r} are single pictures; set it to 1"
         )
+
+
+def _has_codes(section: ConfigDict) -> bool:
+    return section.source == "imagenet2012" or (section.source == "folder" and section.labels != "none")

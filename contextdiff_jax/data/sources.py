@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from contextdiff_jax import keys
-from contextdiff_jax.data import coco
+from contextdiff_jax.data import coco, imagenet
 from contextdiff_jax.data.augment import Augmentation
 from contextdiff_jax.data.base import Description, ImageSource
 from contextdiff_jax.data.cifar10 import Cifar10Source
@@ -14,6 +14,7 @@ from contextdiff_jax.data.coco import CocoSource
 from contextdiff_jax.data.digits import DigitsSource
 from contextdiff_jax.data.fashion import FashionSource
 from contextdiff_jax.data.folder import ImageFolderSource, TooFewImages, class_names_of
+from contextdiff_jax.data.imagenet import ImagenetSource
 from contextdiff_jax.data.one_clip import ClipSource, clip_of
 from contextdiff_jax.data.openmoji import OpenMojiSource
 from contextdiff_jax.data.openmoji import describe as describe_scenes
@@ -25,6 +26,7 @@ SOURCES = {
     "digits": DigitsSource,
     "cifar10": Cifar10Source,
     "fashion": FashionSource,
+    imagenet.NAME: ImagenetSource,
     "coco": CocoSource,
     "clip": ClipSource,
 }
@@ -48,10 +50,12 @@ def source(cfg_data: Any, split: str) -> ImageSource:
         case "openmoji":
             return OpenMojiSource(cfg_data.preset, split, size, cfg_data.seed)
         case "folder":
-            classes = dict(labels=cfg_data.labels, class_names=cfg_data.class_names)
+            classes = dict(labels=cfg_data.labels, class_names=cfg_data.class_names, words=cfg_data.class_words)
             return ImageFolderSource(path, split, size, max_bad_fraction=cfg_data.max_bad_fraction, **classes)
         case "coco":
             return CocoSource(path, split, size, max_bad_fraction=cfg_data.max_bad_fraction)
+        case imagenet.NAME:
+            return ImagenetSource(split, size, describe(cfg_data).class_names)
         case "clip":
             return ClipSource(clip_of(cfg_data), cfg_data.num_frames, cfg_data.overlap)
         case "digits":
@@ -76,8 +80,8 @@ def augmentation(cfg_data: Any) -> Augmentation:
 
 
 def describe(cfg_data: Any) -> Description:
-    """Channels, levels and classes of the images, without reading or downloading any; for the classes of a folder or of
-    COCO, the names of subfolders or the annotations are read, unless the config knows them.
+    """Channels, levels and classes of the images, without reading or downloading any; for the classes of a folder, of
+    COCO or of ImageNet, names of subfolders, annotations or labels are read, unless the config knows them.
 
     Raises:
         UserError: unknown source or preset, a folder without subfolders for classes, missing annotations.
@@ -86,7 +90,10 @@ def describe(cfg_data: Any) -> Description:
         case "openmoji":
             return describe_scenes(cfg_data.preset)
         case "folder":
-            return Description(class_names=class_names_of(cfg_data.path, cfg_data.labels, cfg_data.class_names))
+            known, words = cfg_data.class_names, cfg_data.class_words
+            return Description(class_names=class_names_of(cfg_data.path, cfg_data.labels, known, words))
+        case imagenet.NAME:
+            return imagenet.describe(cfg_data.class_names, cfg_data.class_words)
         case "coco":
             return coco.describe(tuple(cfg_data.class_names) or coco.object_names_of(cfg_data.path))
     return SOURCES[name].description
@@ -94,7 +101,7 @@ def describe(cfg_data: Any) -> Description:
 
 def held_out(cfg_data: Any) -> tuple[str, ImageSource]:
     """(split, source) for evaluation: test where there is one, else val; train where a folder is too small for that."""
-    if cfg_data.source not in ("folder", "coco"):
+    if cfg_data.source not in ("folder", "coco", imagenet.NAME):
         return "test", source(cfg_data, "test")
     try:
         return "val", source(cfg_data, "val")
@@ -121,8 +128,9 @@ def settled(config: ConfigDict) -> ConfigDict:
         UserError: a folder's classes cannot be taken.
     """
     config = keys.whole_paths(config)
-    on_disk = config.data.source == "coco" or ("labels" in config.data and config.data.labels != "none")
-    if on_disk and not config.data.class_names:
+    elsewhere = config.data.source in ("coco", imagenet.NAME)  # where the names of the classes stand
+    on_disk = "labels" in config.data and config.data.labels != "none"
+    if (elsewhere or on_disk) and not config.data.class_names:
         config = config.copy_and_resolve_references()
         found = describe(config.data)
         config.data.class_names = found.class_names or found.object_names

@@ -13,6 +13,7 @@ def config(**changes) -> ConfigDict:
             path="",
             labels="none",
             class_names=(),
+            class_words="",
             image_size=16,
             seed=0,
             horizontal_flip=False,

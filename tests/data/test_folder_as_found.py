@@ -8,7 +8,9 @@ import numpy as np
 import PIL.Image
 import PIL.PngImagePlugin
 import pytest
+from data_helpers import config
 
+from contextdiff_jax import data
 from contextdiff_jax.data import ImageFolderSource, images, scan
 from contextdiff_jax.data.augment import Augmentation
 from contextdiff_jax.errors import UserError
@@ -231,6 +233,33 @@ def test_classes_that_cannot_be(classes):
     _refused(classes, "data.labels: 'folders' is unknown", labels="folders")
     os.mkdir(os.fsencode(classes) + b"/caf\xe9")
     _refused(classes, r"class subfolder b'caf.xe9' of .* is not UTF-8; rename it", labels="subfolders")
+
+
+def test_classes_have_the_words_of_a_file(classes, tmp_path_factory):
+    file = tmp_path_factory.mktemp("words") / "mapping.txt"
+    file.write_text("dog hound, Canis familiaris\n\nbig_cat\tbig cat\nant ant\n")
+    source = _source(classes, labels="subfolders", words=str(file))
+    assert source.class_names == ("big cat", "hound")
+    captions = {source[i]["name"]: (source[i]["label"], source[i]["caption"]) for i in range(6)}
+    assert captions["big_cat/more/0.png"] == (0, "a photo of a big cat")
+    assert captions["dog/more/0.png"] == (1, "a photo of a hound")
+    section = config(source="folder", path=str(classes), labels="subfolders", class_words=str(file))
+    assert data.describe(section).class_names == source.class_names
+    section.update(path="gone", class_names=source.class_names)
+    assert data.describe(section).class_names == source.class_names
+    gone = dict(labels="subfolders", words=str(classes / "gone.txt"))
+    assert _source(classes, **gone, class_names=source.class_names)[0]["caption"] == "a photo of a big cat"
+    file.write_text("dog crane\nbig_cat crane, bird")
+    known = r"other classes than data.class_names \(without big cat, hound; with crane \(big_cat\), crane \(dog\)\)"
+    _refused(classes, known, labels="subfolders", words=str(file), class_names=("big cat", "hound"))
+    for text, message in {
+        "dog hound": "has no line for big_cat; add it",
+        "dog hound\nbig_cat": "line 2: 'big_cat' is no code with words",
+        "dog hound\ndog cat": "line 2: 'dog' comes again",
+    }.items():
+        file.write_text(text)
+        _refused(classes, message, labels="subfolders", words=str(file))
+    _refused(classes, "none.txt cannot be read", labels="subfolders", words=str(classes / "none.txt"))
 
 
 def test_random_crops_see_the_whole_image(tmp_path):
