@@ -1,6 +1,8 @@
 """Compiled programs: what they need of a device, and where they outlive the process (JAX's persistent cache)."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +61,19 @@ def available(device: Any) -> int:
     """Bytes that the device has: as it says, or for a CPU the machine's memory."""
     stats = device.memory_stats() or {}
     return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextlib.contextmanager
+def fitting(what: str, remedy: str) -> Iterator[None]:
+    """Says in one line that the device has too little memory for what is compiled or run inside.
+
+    Raises:
+        UserError: so it is; other errors pass.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(f"{what} does not fit the device ({reason}); {remedy}") from error

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from contextdiff_jax import sampling
+from contextdiff_jax import compilation, sampling
 from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.data.edges import edges
 from contextdiff_jax.editing import measures, memory
@@ -188,13 +188,15 @@ class Editor:
 
     def _call(self, name: str, function: Callable, *args: Any) -> Any:
         """Runs a compiled function, which must fit the device, and remembers its seconds without compilation."""
-        if name not in self._programs:
-            compiled = jax.jit(function).lower(*args).compile()
-            self.memory[name] = memory.check(compiled, name, self.plan.window)
-            self._programs[name] = compiled
-        start = time.perf_counter()
-        result = jax.block_until_ready(self._programs[name](*args))
-        self.seconds[name] = time.perf_counter() - start
+        what, remedy = f"{name} of {self.plan.window} frames", "take fewer (data.num_frames) or smaller ones"
+        with compilation.fitting(what, remedy):
+            if name not in self._programs:
+                compiled = jax.jit(function).lower(*args).compile()
+                self.memory[name] = memory.check(compiled, name, self.plan.window)
+                self._programs[name] = compiled
+            start = time.perf_counter()
+            result = jax.block_until_ready(self._programs[name](*args))
+            self.seconds[name] = time.perf_counter() - start
         return result
 
     # What is said of the result.

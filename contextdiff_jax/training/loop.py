@@ -144,12 +144,8 @@ def _compile(setup: Setup, batch: Batch, metrics: Metrics) -> jax.stages.Compile
     """
     start = time.perf_counter()
     metrics.say("compiling the training step; a large model takes minutes")
-    try:
+    with compilation.fitting("the training step", _SMALLER):
         compiled = setup.compile(batch)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(f"the training step does not fit the device ({brief(error)}); {_SMALLER}") from error
     needed, limit = compilation.bytes_of(compiled)["peak"], compilation.available(jax.local_devices()[0])
     if needed > limit:
         gib = 2**30

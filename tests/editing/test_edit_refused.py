@@ -2,6 +2,7 @@
 
 import json
 import weakref
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from contextdiff_jax import command_line, edits, training
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.data.one_clip import clip_of, keep_identity
 from contextdiff_jax.editing import memory
+from contextdiff_jax.editing.editor import Editor
 from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.tasks.parts import read_adapter
@@ -135,6 +137,17 @@ def test_frames_that_do_not_fit_the_device_are_counted():
     needed = memory.check(program, "edit", 8)
     with pytest.raises(UserError, match="edit of 8 frames needs .* the device has .* about 7 frames fit"):
         memory.check(program, "edit", 8, limit=needed["peak"] - 1)
+
+
+def test_an_edit_that_finds_the_device_full_is_one_line(monkeypatch):
+    def full(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nBufferAssignment ...")
+
+    editor = Editor.__new__(Editor)  # what it would hold does not matter
+    editor.plan, editor.memory, editor._programs = SimpleNamespace(window=24), {}, {"edit": full}
+    with pytest.raises(UserError, match="edit of 24 frames does not fit the device .*take fewer") as caught:
+        editor._call("edit", None)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_adapter_of_other_shapes():

@@ -268,6 +268,8 @@ def test_a_step_that_does_not_fit_the_device_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(loop.Setup, "compile", full)
     with pytest.raises(UserError, match="does not fit the device .*RESOURCE_EXHAUSTED: out of memory.*; take smaller"):
         train(ToyTask(toy_config()), tmp_path)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), loop.compilation.fitting("a step", "no remedy"):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a fault of another kind")
 
 
 def test_a_workdir_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch):
