@@ -2,7 +2,8 @@
 
     python -m docs.figures.cost [--pictures=4] [--quick]
 
-Every recipe that runs here, with random weights: what is measured does not depend on them. Processor time is
+Every recipe that runs here, with random weights: what is measured does not depend on them. An image is a frame where
+they are clips; what only an edit computes besides, inversion and attention maps, is left out. Processor time is
 that of all cores together, which a busy machine changes least. Memory is the compiler's: arguments (parameters among
 them) and temporaries of the sampler of one batch.
 """
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import cifar10_nll, class2img, layout2img, t2i
+from configs import cifar10_nll, class2img, layout2img, t2i, video_edit
 from contextdiff_jax import Pipeline, sampling, trees
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.evaluate import figures
@@ -31,11 +32,14 @@ RECIPES = {
     "layout2img": lambda: layout2img.get_config(),
     "cifar10_nll:digits (8 x 8)": lambda: cifar10_nll.get_config("digits"),
     "cifar10_nll:fast (8 x 8)": lambda: cifar10_nll.get_config("fast"),
+    "cifar10_nll:emoji16 (16 x 16)": lambda: cifar10_nll.get_config("emoji16"),
+    "video_edit (8 frames, 64 x 64)": lambda: video_edit.get_config(),
 }
 TINY = {
     "t2i:tiny": lambda: t2i.get_config("tiny"),
     "class2img:tiny": lambda: class2img.get_config("tiny"),
     "layout2img:tiny": lambda: layout2img.get_config("tiny"),
+    "video_edit:tiny": lambda: video_edit.get_config("tiny"),
 }
 
 
@@ -91,9 +95,10 @@ def measured(pipeline: Pipeline, count: int) -> dict[str, dict[str, float]]:
     for name, arm in arms.items():
         memory = arm.draw.memory_analysis()
         seconds, processor = np.median(times[name][1:], axis=0) / count
+        trained, fixed = trees.split(arm.args[0], pipeline.config.train.trainable)
         rows[name] = dict(
-            trained=size(arm.args[0]),
-            frozen=size(arm.args[1]),
+            trained=size(trained),
+            frozen=size(fixed) + size(arm.args[1]),
             seconds=float(seconds),
             processor=float(processor),
             gigabytes=(memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e9,
@@ -102,8 +107,8 @@ def measured(pipeline: Pipeline, count: int) -> dict[str, dict[str, float]]:
 
 
 def of_recipe(config: ConfigDict, count: int) -> dict[str, dict[str, float]]:
-    """Both arms of a recipe."""
-    task = task_lib.build(config)
+    """Both arms of a recipe; of clips, one clip is a batch."""
+    task, count = task_lib.build(config), config.data.num_frames if config.data.num_frames > 1 else count
     return measured(Pipeline(task, task.init(jax.random.key(0)), 0), count)
 
 
