@@ -44,6 +44,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
     config.eval.after_training = True
     if not preset:
         short_training(config)
+        config.train.num_steps, config.train.preview_every = 1000, 500  # any colours behind an object take longer
     presets = {"tiny": tiny, "folder": folder, "fashion": fashion, "imagenet": imagenet}
     return apply_preset(config, preset, presets)
 
