@@ -41,6 +41,14 @@ LATENT = {
     "adapter.patch_size": 4,
 }
 
+ONE_LEVEL = {
+    "model.channels": 16,
+    "model.head_dim": 16,
+    "model.multipliers": (1,),
+    "model.self_attention_levels": (0,),
+    "model.cross_attention_levels": (0,),
+}
+
 
 def short(config, path, changes):
     config.data.path = str(path)
@@ -83,9 +91,7 @@ def test_coco_from_its_annotations(autoencoder, tmp_path):
 
 def test_fashion_mnist_is_judged_by_a_classifier_of_its_own(tmp_path, monkeypatch, capsys):
     write_fashion(tmp_path, monkeypatch)
-    one_level = dict.fromkeys(("model.self_attention_levels", "model.cross_attention_levels"), (0,))
-    changes = one_level | {"model.multipliers": (1,), "model.channels": 16, "model.head_dim": 16, "eval.judge_steps": 2}
-    config = short(class2img.get_config("fashion"), tmp_path, changes)
+    config = short(class2img.get_config("fashion"), tmp_path, ONE_LEVEL | {"eval.judge_steps": 2})
     rows = run(config, tmp_path / "run", "train")["alignment"]
     assert rows["classes, adapter on"]["n"] == rows["classes, adapter off"]["n"] == 4
     assert rows["ceiling: real images"]["n"] == 4 and rows["chance"]["object"] == 0.1
@@ -99,8 +105,7 @@ def test_fashion_mnist_is_judged_by_a_classifier_of_its_own(tmp_path, monkeypatc
 
 def test_fashion_mnist_has_bits_per_dimension(tmp_path, monkeypatch):
     write_fashion(tmp_path, monkeypatch)
-    changes = {"model.channels": 16, "model.head_dim": 16, "eval.judge_steps": 0, "eval.bpd_timesteps": 2}
-    changes["process.num_timesteps"] = 2  # a learned variance takes as many sampling steps
+    changes = ONE_LEVEL | {"eval.judge_steps": 0, "process.num_timesteps": 2}  # as many as sampling steps
     config = short(cifar10_nll.get_config("fashion_short"), tmp_path, changes)
     bits = run(config, tmp_path / "run", "train")["bits_per_dim"]
     assert bits["adapter on"]["images"] == 4 and np.isfinite(bits["adapter off"]["mean"])
