@@ -318,7 +318,8 @@ class Pipeline:
             raise UserError(f"negative={negative!r}: guidance of layouts moves away from the empty one; leave it out")
         if not plan.guided:
             raise UserError(f"negative={negative!r} cannot act without guidance; set guidance above 1, e.g. 3")
-        negatives = [negative] * count if isinstance(negative, str) else list(negative)
+        one = isinstance(negative, str) or not hasattr(negative, "__iter__")
+        negatives = [negative] * count if one else list(negative)
         if len(negatives) != count:
             raise UserError(f"{len(negatives)} negative prompts for {count} prompts; give one for all, or one for each")
         if not all(isinstance(text, str) for text in negatives):

@@ -48,6 +48,8 @@ def test_classes_are_asked_for_by_name_and_number(of_classes):
         pipe.sample(["forg"])
     with pytest.raises(UserError, match="prompt 12 is no class"):
         pipe.sample([12])
+    with pytest.raises(UserError, match="negative=3: negative prompts are texts"):
+        pipe.sample(["frog"], negative=3)
     assert pipe.task.parts.captions(["3", "frog"]) == ["pig face", "frog"]
     with pytest.raises(UserError, match="takes no layouts"):
         pipe.sample(layouts=[LAYOUT])
