@@ -265,7 +265,7 @@ def _write_card(config: ConfigDict, step: int, out: Path, name: str, classes: Se
         "\n".join(f"- {fact}" for fact in facts),
         f'```python\nimport contextdiff_jax as cdx\n\nimages = cdx.Pipeline.load("{name}").sample({example})\n```',
     ]
-    if sd:
+    if sd and config.condition.kind == "text":
         lines.append(
             "The folder is also a Stable Diffusion pipeline: diffusers loads it unchanged and then samples without the "
             "shift of the adapter."
