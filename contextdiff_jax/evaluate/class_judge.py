@@ -21,6 +21,7 @@ from contextdiff_jax import data
 from contextdiff_jax.data.base import ImageSource
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import atomic, read_json, write_json
+from contextdiff_jax.progress import Progress
 from contextdiff_jax.types import Array, Params
 
 SEED = 20_231  # not the seed of any model that it judges
@@ -97,13 +98,15 @@ def train(source: ImageSource, steps: int) -> ClassJudge:
 
     params, rng, order = init["params"], np.random.RandomState(SEED), np.zeros(0, int)
     state = optimizer.init(params)
-    for _ in range(steps):
-        while len(order) < BATCH:
-            order = np.concatenate([order, rng.permutation(len(source))])
-        rows, order = order[:BATCH], order[BATCH:]
-        records = [source[int(i)] for i in rows]
-        images = as_float(np.stack([r["image"] for r in records]), source.levels)
-        params, state = step(params, state, images, np.array([r["label"] for r in records]))
+    with Progress("training the judge", steps, "step") as progress:
+        for _ in range(steps):
+            while len(order) < BATCH:
+                order = np.concatenate([order, rng.permutation(len(source))])
+            rows, order = order[:BATCH], order[BATCH:]
+            records = [source[int(i)] for i in rows]
+            images = as_float(np.stack([r["image"] for r in records]), source.levels)
+            params, state = step(params, state, images, np.array([r["label"] for r in records]))
+            progress.update()
     return ClassJudge(tuple(source.class_names), tuple(shape), params)
 
 
