@@ -127,24 +127,29 @@ def plan(config: ConfigDict, topology: str = "") -> Plan:
         UserError: no libtpu, an unknown topology, or a config that does not fit it.
     """
     runtime = described(topology) if topology else here()
-    task = task_lib.build(config, runtime, weights=False)
-    setup = Setup.of(task, runtime)
-    batch = spec_of(batch_spec(task), jax.sharding.NamedSharding(setup.mesh, sharding.ROWS))
+    setup = Setup.of(task_lib.build(config, runtime, weights=False), runtime)
+    return compiled(setup)[0]
+
+
+def compiled(setup: Setup) -> tuple[Plan, jax.stages.Compiled]:
+    """The training step for batches of the task's shape, and what it will need."""
+    batch = spec_of(batch_spec(setup.task), jax.sharding.NamedSharding(setup.mesh, sharding.ROWS))
     start = time.perf_counter()
-    compiled = setup.lower(batch, setup.frozen_spec).compile()
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    return Plan(
-        runtime=runtime,
+    step = setup.lower(batch, setup.frozen_spec).compile()
+    memory, cost = step.memory_analysis(), step.cost_analysis()
+    found = Plan(
+        runtime=setup.runtime,
         mesh=dict(setup.mesh.shape),
         parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(setup.abstract.params)),
-        batch_size=config.data.batch_size,
+        batch_size=setup.task.config.data.batch_size,
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         flops=float(cost["flops"]),
         moved=float(cost["bytes accessed"]),
-        sent=bytes_sent(compiled.as_text()),
+        sent=bytes_sent(step.as_text()),
         compile_seconds=time.perf_counter() - start,
     )
+    return found, step
 
 
 def batch_spec(task: Any) -> Batch:

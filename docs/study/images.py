@@ -1,8 +1,9 @@
-"""Small pictures: the digits and the embedded scenes at 16 x 16, through the library's own tasks, step and data."""
+"""Small pictures: the digits, the embedded scenes and Fashion-MNIST, through the library's own tasks, step and data."""
 
 import base64
 import functools
 import io
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from configs import cifar10_nll
 from contextdiff_jax import data, sampling
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.data import pipeline as data_pipeline
+from contextdiff_jax.evaluate import class_judge
 from contextdiff_jax.evaluate.alignment import alignment
 from contextdiff_jax.evaluate.conditions import spread
 from contextdiff_jax.models.recogniser import load_recogniser
@@ -36,7 +38,8 @@ class Size:
     """How much is trained and measured.
 
     Attributes:
-        overrides: to the library's preset of the data set's name.
+        preset: of configs/cifar10_nll.py.
+        overrides: to that preset.
         num_test: held-out images of the bound.
         num_t: times drawn for each of them.
         num_curves: images of the curves over t.
@@ -44,6 +47,7 @@ class Size:
         axes: principal axes of the Frechet distance.
     """
 
+    preset: str
     overrides: dict[str, Any]
     num_test: int
     num_t: int
@@ -66,15 +70,42 @@ _SMALL = {
     "sample.sampler": "ddpm",
     "sample.num_steps": 50,
 }
-SIZES = {
-    "digits": Size(_SMALL | {"data.batch_size": 32, "train.num_steps": 600}, 180, 32, 60, 200, 16),
-    "emoji16": Size(_SMALL | {"data.batch_size": 16, "train.num_steps": 400}, 96, 16, 32, 72, 32),
+# For a GPU: a U-Net of patches of 2 x 2, the same for the emoji at 32 x 32 and for Fashion-MNIST
+_PATCHES = {
+    "data.num_threads": 4,
+    "data.prefetch": 4,
+    "data.batch_size": 64,
+    "model.backbone": "unet",
+    "model.patch_size": 2,
+    "model.channels": 64,
+    "model.multipliers": (1, 2),
+    "model.num_blocks": 1,
+    "model.self_attention_levels": (1,),
+    "model.cross_attention_levels": (1,),
+    "model.head_dim": 32,
+    "model.dropout": 0.0,
+    "adapter.depth": 1,
+    "adapter.num_heads": 4,
+    "adapter.width": 64,
+    "adapter.patch_size": 4,
+    "optim.lr": 1e-3,
+    "optim.warmup_steps": 100,
+    "ema.decay": 0.995,
+    "train.num_steps": 2000,
 }
+FASHION = os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist")  # the folder of its four files
+SIZES = {
+    "digits": Size("digits", _SMALL | {"data.batch_size": 32, "train.num_steps": 600}, 180, 32, 60, 200, 16),
+    "emoji16": Size("emoji16", _SMALL | {"data.batch_size": 16, "train.num_steps": 400}, 96, 16, 32, 72, 32),
+    "emoji32": Size("emoji16", _PATCHES | {"data.image_size": 32}, 256, 16, 32, 256, 32),
+    "fashion": Size("fashion", _PATCHES | {"data.path": FASHION}, 500, 16, 32, 500, 32),
+}
+JUDGE_STEPS = 1200  # of the classifier of Fashion-MNIST
 
 
 def config_of(name: str, size: Size) -> ConfigDict:
     """The library's preset at this study's size."""
-    config = cifar10_nll.get_config(name)
+    config = cifar10_nll.get_config(size.preset)
     config.update_from_flattened_dict(size.overrides)
     return config
 
@@ -134,10 +165,14 @@ def _measures(task: Any, size: Size) -> tuple[Callable, Callable]:
     return figures, draw
 
 
+def _data(name: str) -> ConfigDict:
+    return config_of(name, SIZES[name]).data
+
+
 @functools.lru_cache
 def _records(name: str, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The first images of a split, [N, H, W, C] in [-1, 1], and their labels."""
-    source = data.source(cifar10_nll.get_config(name).data, split)
+    source = data.source(_data(name), split)
     records = [source[i] for i in range(min(count, len(source)))]
     batch = data_pipeline.collate(records, None, source.levels)
     return batch["image"], batch["label"]
@@ -151,9 +186,9 @@ def held_out(name: str, size: Size) -> Batch:
 
 def asked(name: str, count: int) -> np.ndarray:
     """Labels of the pictures to be drawn: all classes that training has seen, equally often."""
-    if name == "digits":
+    if name in ("digits", "fashion"):
         return np.arange(count, dtype=np.int32) % 10
-    words = data.vocabulary(cifar10_nll.get_config(name).data.preset)
+    words = data.vocabulary(_data(name).preset)
     pairs = np.array(spread(words.seen, count))
     return (pairs[:, 0] * len(words.backgrounds) + pairs[:, 1]).astype(np.int32)
 
@@ -183,30 +218,36 @@ def _judge(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
         flat = lambda x: x.reshape(len(x), -1)
         judge = sklearn.svm.SVC(C=10.0).fit(flat(image), label)
         return lambda pictures, asked: float(np.mean(judge.predict(flat(pictures)) == asked))
-    preset = cifar10_nll.get_config(name).data.preset
+    if name == "fashion":
+        judge = class_judge.train(data.source(_data(name), "train"), JUDGE_STEPS)
+        return lambda pictures, asked: float(np.mean(judge.predict(pictures) == asked))
+    preset = _data(name).preset
     judge, backgrounds = load_recogniser(preset), len(data.vocabulary(preset).backgrounds)
     return lambda pictures, asked: alignment(pictures, *np.divmod(asked, backgrounds), judge)["both"]
 
 
 def reference(name: str, size: Size) -> dict[str, Any]:
-    """What real held-out pictures score, as many as are drawn from the models, and the times of the curves."""
+    """What real held-out pictures score, and the times of the curves."""
     config = config_of(name, size)
     s = schedule.from_config(config.process)
     times = measure.times(s.num_timesteps)
+    return floor(name, size) | {
+        "times": times.tolist(),
+        "k": np.asarray(s.k)[times].tolist(),
+        "unit": "bits per dimension",
+        "size": vars(size) | {"test images": len(held_out(name, size)["label"])},
+    }
+
+
+def floor(name: str, size: Size) -> dict[str, Any]:
+    """What real held-out pictures score, as many as are drawn from the models."""
     image, label = _records(name, "test", size.num_samples)
     if name == "digits":  # the test split has fewer
         image, label = (
             np.concatenate([a, b])[: size.num_samples]
             for a, b in zip((image, label), _records(name, "val", size.num_samples), strict=True)
         )
-    return {
-        "floor": quality(name, size, image, label),
-        "picture": png(image[:SHOWN]),
-        "times": times.tolist(),
-        "k": np.asarray(s.k)[times].tolist(),
-        "unit": "bits per dimension",
-        "size": vars(size) | {"test images": len(held_out(name, size)["label"])},
-    }
+    return {"floor": quality(name, size, image, label), "picture": png(image[:SHOWN])}
 
 
 def png(images: np.ndarray) -> str:

@@ -3,6 +3,7 @@
     python -m docs.study.steps                                     # the mixture, what is missing of it
     python -m docs.study.steps --T=4 --arms=plain,plain_wide,free,bounded
     python -m docs.study.steps --data=digits --T=8 --arms=plain,free
+    python -m docs.study.steps --data=emoji32 --T=4,8,16 --arms=plain,free      # and fashion: for a GPU
 
 Schedule and reverse variance are learned in every arm, from the same start; the arms differ in the shift alone.
 """
@@ -30,7 +31,7 @@ from docs.study.run import RESULTS, load, save
 
 TIMES = (2, 4, 8, 16)  # what is run unless asked otherwise
 SEEDS = (0, 1, 2)
-SETS = ("mixture", "mixture-slow", "digits", "emoji16")
+SETS = ("mixture", "mixture-slow", "digits", "emoji16", "emoji32", "fashion")
 # The process learns so many times faster than the networks; at 1, as `mixture-slow`, 3000 steps leave it unfinished
 RATE = {"mixture": 20.0, "mixture-slow": 1.0}
 BLOCKS = 64  # test points are stored in so many means
@@ -172,6 +173,7 @@ def study(
     else:
         from docs.study import steps_images  # scikit-learn and the judges, which points can do without
 
+        stored["reference"] = stored["reference"] or steps_images.reference(name)
         run_arm = partial(steps_images.run, name)
     for T in times:
         for arm in arms:

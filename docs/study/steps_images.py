@@ -1,4 +1,4 @@
-"""The second part of the study on small pictures: digits and drawn scenes, each model trained at its own T."""
+"""The second part of the study on small pictures: digits, drawn scenes and clothes, each model trained at its own T."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +18,10 @@ from docs.study.steps import Arm, process_of
 SIZES = {
     "digits": replace(images.SIZES["digits"], num_samples=200),
     "emoji16": replace(images.SIZES["emoji16"], num_samples=72),
+    "emoji32": images.SIZES["emoji32"],
+    "fashion": images.SIZES["fashion"],
 }
+NUM_TIMES = {"emoji32": 1, "fashion": 1}  # noise levels of an image in a step, where they are not `few_steps`' own
 REPEATS = 4  # of the full bound
 
 
@@ -26,8 +29,14 @@ def config_of(name: str, T: int, arm: Arm) -> ConfigDict:
     """The preset at the study's size and T steps of a learned process."""
     config = images.config_of(name, SIZES[name])
     cifar10_nll.few_steps(config, T)
+    config.loss.num_times = NUM_TIMES.get(name, config.loss.num_times)
     config.update_from_flattened_dict(arm.overrides)
     return config
+
+
+def reference(name: str) -> dict[str, Any]:
+    """What real held-out pictures score."""
+    return images.floor(name, SIZES[name])
 
 
 def run(name: str, T: int, arm: Arm, seeds: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -65,6 +65,10 @@ def table(name: str, stored: dict[str, Any]) -> str:
                 energy = values(stored, MANY, "plain", lambda run, k=f"{sampler} {steps}": 1000 * run["energy"][k])
                 cells = [f"{steps} of {MANY}", label, "", str(len(energy)), spread(above, 3), "", spread(energy, 1)]
                 rows.append([*cells, "-"])
+    if not toy and "floor" in stored["reference"]:
+        real = stored["reference"]["floor"]
+        cells = ["", "*real test images*", "", "", "", "", f"{100 * real['accuracy']:.1f}", f"{real['frechet']:.2f}"]
+        rows.append([*cells, ""])
     if toy:
         floor = stored["reference"]
         cells = ["", "*held-out data*", "", "", "", "", f"{1000 * floor['energy']:.1f}"]
