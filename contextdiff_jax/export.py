@@ -10,6 +10,7 @@
 <folder>/vae/ scheduler/        of the pretrained folder, where diffusion is in latents
 <folder>/image_encoder/         the CLIP of config.encoder.clip, where it does not ship with the package
 <folder>/condition_encoder/     likewise the text encoder, where it is another model
+<folder>/controlnet/            that of edit.control, where one guided the tuning on a clip
 <folder>/latent_rgb.json        the adapter's map from latents to colours, where it has one
 <folder>/orbax/                 the same parameters as an Orbax checkpoint
 """
@@ -27,19 +28,20 @@ from ml_collections import ConfigDict
 
 from contextdiff_jax import __version__, encoders
 from contextdiff_jax.conditions.spaces import Latents, write_rgb_map
-from contextdiff_jax.config import complete
+from contextdiff_jax.config import complete, leaves
 from contextdiff_jax.encoders.text import TextEncoder
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_json, read_object, write_json
 from contextdiff_jax.formats import diffusers_format, hub, lora, pretrained, single_file
 from contextdiff_jax.formats.tokenizers import TOKENIZER_FILES
+from contextdiff_jax.samplers.scheduler_config import PRETRAINED, with_zero_terminal_snr
 from contextdiff_jax.tasks import identity, warm_start
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.types import Params
 
 CONFIG = warm_start.EXPORT
 PIPELINE_INDEX = "model_index.json"
-PATHS = (("model", "pretrained"), ("encoder", "clip"), ("condition", "encoder"), ("space", "latents"))
+PATHS = ("model.pretrained", "encoder.clip", "condition.encoder", "space.latents", "edit.control")
 _KEPT = (".json", ".txt", ".model")  # of a pretrained folder's parts, beside the weights that we read ourselves
 _LISTED = 100  # classes that a model card names
 
@@ -79,11 +81,15 @@ def _check_target(config: ConfigDict, out: Path) -> None:
         raise UserError(f"--out={out} is a file; give a folder")
     if out.is_dir() and any(out.iterdir()) and not is_export(out):
         raise UserError(f"{out} holds something that is no export; give an empty --out")
-    for section, key in PATHS:
-        value = config[section][key]
-        own = value and not value.startswith(encoders.BUILTIN)
-        if own and hub.local(value).resolve().is_relative_to(out.resolve()):
-            raise UserError(f"the model is read from {out} itself (config.{section}.{key}={value}); give another --out")
+    for key, value in _paths(config).items():
+        if hub.local(value).resolve().is_relative_to(out.resolve()):
+            raise UserError(f"the model is read from {out} itself (config.{key}={value}); give another --out")
+
+
+def _paths(config: ConfigDict) -> dict[str, str]:
+    """Those of `PATHS` that name a folder of one's own."""
+    found = leaves(config)
+    return {key: value for key in PATHS if (value := found.get(key)) and not value.startswith(encoders.BUILTIN)}
 
 
 def _write(task: DiffusionTask, params: Params, step: int, out: Path, name: str, half: bool) -> None:
@@ -101,6 +107,9 @@ def _write(task: DiffusionTask, params: Params, step: int, out: Path, name: str,
         source = encoders.folder_of(config.model.pretrained)
         _write_parts_of_file(task, out) if source.is_file() else _copy_parts(source, out, ("vae", "vqvae", "scheduler"))
         portable.model.pretrained, portable.model.random_start = ".", False
+        if config.process.schedule == PRETRAINED and config.process.zero_terminal_snr:
+            file = out / "scheduler" / "scheduler_config.json"
+            write_json(with_zero_terminal_snr(read_object(file)), file)
     portable.model.init_from = portable.space.latents = portable.space.rgb_map = ""
     if "adapter" in params:
         portable.adapter.start = ""
@@ -114,6 +123,9 @@ def _write(task: DiffusionTask, params: Params, step: int, out: Path, name: str,
     if config.condition.kind == "text" and config.condition.encoder:
         encoder = task.parts.condition.encoder
         portable.condition.encoder = _write_encoder(config.condition.encoder, encoder, out / "condition_encoder")
+    if task.edges is not None:
+        portable.edit.control = "controlnet"
+        _copy(hub.local(config.edit.control), out / portable.edit.control)
     if isinstance(task.parts.space, Latents) and (rgb_map := task.parts.space.params["rgb"]):
         write_rgb_map(rgb_map, out)
         portable.space.latents = "."
@@ -134,10 +146,7 @@ def read_config(folder: str | Path) -> tuple[ConfigDict, int]:
     content = read_json(folder / CONFIG)
     try:
         config = complete(ConfigDict(content["config"]))
-        for section, key in PATHS:
-            value = config[section][key]
-            if value and not value.startswith(encoders.BUILTIN):
-                config[section][key] = str(folder / value)
+        config.update_from_flattened_dict({key: str(folder / value) for key, value in _paths(config).items()})
         return config, int(content["step"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / CONFIG} is no export's config ({error}); export the run again") from error
@@ -208,15 +217,20 @@ def _write_sd(task: DiffusionTask, params: Params, out: Path, dtype: Any) -> Non
 def _copy_parts(source: Path, out: Path, names: Any) -> None:
     """Copies parts of a pipeline: configs, tokenizer files and the safetensors that a reader takes; never a pickle."""
     for name in names:
-        files = [f for f in (source / name).glob("*") if f.suffix in _KEPT and f.is_file()]
-        if any((source / name / f"{stem}.safetensors").is_file() for stem in pretrained.STEMS):
-            files += [source / name / f"{stem}.safetensors" for stem in pretrained.STEMS]
-        else:
-            files += (source / name).glob("*-of-*.safetensors")
-        for file in files:
-            if file.is_file():
-                (out / name).mkdir(exist_ok=True)
-                shutil.copyfile(file, out / name / file.name)
+        _copy(source / name, out / name)
+
+
+def _copy(part: Path, target: Path) -> None:
+    """The same of one network's folder."""
+    files = [f for f in part.glob("*") if f.suffix in _KEPT]
+    if any((part / f"{stem}.safetensors").is_file() for stem in pretrained.STEMS):
+        files += [part / f"{stem}.safetensors" for stem in pretrained.STEMS]
+    else:
+        files += part.glob("*-of-*.safetensors")
+    for file in files:
+        if file.is_file():
+            target.mkdir(exist_ok=True)
+            shutil.copyfile(file, target / file.name)
 
 
 def _write_encoder(path: str, encoder: TextEncoder, folder: Path) -> str:

@@ -19,7 +19,7 @@ from contextdiff_jax.formats.pretrained import read_config
 from contextdiff_jax.models.sd_config import sample_side
 from contextdiff_jax.tasks import identity
 from contextdiff_jax.training import checkpoint
-from contextdiff_jax.training.workdir import folder_of
+from contextdiff_jax.training.workdir import HOW_IT_RUNS, folder_of
 from contextdiff_jax.types import Params
 
 # What makes a config another model; all else about a run does not matter once it is trained.
@@ -92,25 +92,30 @@ def _only_checkpoint(path: str | Path, step: int | None) -> None:
 
 
 def _with_sampling_of(own: ConfigDict, config: ConfigDict, path: str | Path) -> ConfigDict:
-    """The model's own config with the `sample`, `eval` and `edit` sections of another one for the same model.
+    """The model's own config with the `sample`, `eval` and `edit` sections of another one for the same model, and with
+    what that says of how it runs.
 
     Where pretrained folders lie does not make another model: an export has its own, and for a run that names a folder
     which has moved, the other config's counts.
     """
     result = own.copy_and_resolve_references()
     result.sample, result.eval = config.sample, config.eval
+    mine, given = config_lib.leaves(own), config_lib.leaves(config)
     if "edit" in config:
         result.edit = config.edit
+        if export.is_export(path) and mine.get("edit.control"):  # its own, which guided the tuning
+            result.edit.control = own.edit.control
     path = hub.local(path)
     if path.is_file() or (export.is_diffusers_pipeline(path) and not export.is_export(path)):
         return result
-    paths = {f"{section}.{key}" for section, key in export.PATHS}
+    result.update_from_flattened_dict({key: given[key] for key in HOW_IT_RUNS if key in mine and key in given})
+    paths = {key for key in export.PATHS if key in mine}
     if not export.is_export(path):
-        paths = {key for key in paths if _is_gone(config_lib.leaves(own)[key])}
-        result.update_from_flattened_dict({key: config_lib.leaves(config)[key] for key in paths})
+        paths = {key for key in paths if _is_gone(mine[key])}
+        result.update_from_flattened_dict({key: given[key] for key in paths if key in given})
     differing = [
         line
-        for line in config_lib.differences(own, config, ignore=("model.random_start",))
+        for line in config_lib.differences(own, config, ignore=("model.random_start", *HOW_IT_RUNS))
         if line.startswith(_MODEL_KEYS) and line.split(":")[0] not in paths
     ]
     if differing:

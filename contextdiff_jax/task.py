@@ -26,7 +26,8 @@ class Task(Protocol):
 
     # Optional: held_out_iterator, like train_iterator, of records that are not trained on; load(shardings) -> Params,
     # whatever of these parameters is pretrained; keep(workdir), which puts what a checkpoint lacks into the run;
-    # check_params(params), which refuses to save what cannot be right; batch_spec(), the shapes of a global batch;
+    # check(), which refuses what would only be found out during the training; check_params(params), which refuses to
+    # save what cannot be right; batch_spec(), the shapes of a global batch;
     # computed(frozen, whole) and computed_spec(frozen), what follows from the frozen networks once, and its shapes.
 
     def draw(self, batch: Batch, key: Array) -> Batch:

@@ -2,6 +2,8 @@
 
 import abc
 import dataclasses
+import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -28,6 +30,14 @@ class Description:
     def num_classes(self) -> int:
         """How many classes there are; 0 where records have no label."""
         return len(self.class_names)
+
+
+def digest(facts: Iterable[tuple]) -> str:
+    """A short hash of what tells records from others, one tuple each."""
+    found = hashlib.blake2b(digest_size=6)
+    for fact in facts:
+        found.update(repr(fact).encode("utf-8", "surrogateescape"))
+    return found.hexdigest()
 
 
 class ImageSource(abc.ABC):

@@ -15,8 +15,9 @@ import numpy as np
 
 from contextdiff_jax.data import checks, images
 from contextdiff_jax.data.augment import boxes_in, central_window
-from contextdiff_jax.data.base import Description, ImageSource
+from contextdiff_jax.data.base import Description, ImageSource, digest
 from contextdiff_jax.data.listing import listed
+from contextdiff_jax.data.scan import Seen, scan
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_json
 
@@ -37,10 +38,11 @@ class CocoSource(ImageSource):
         path: folder of the pictures' folders and of annotations.
         split: train or val.
         image_size: side in pixels, 8 at least.
-        max_bad_fraction: share of missing pictures, and of wrong annotations, from which on to stop.
+        max_bad_fraction: share of pictures that are missing or cannot be read, and of wrong annotations, from which on
+            to stop.
 
     Raises:
-        UserError: unknown split, missing or damaged files, too many missing pictures or wrong annotations.
+        UserError: unknown split, missing or damaged annotation files, too many bad pictures or wrong annotations.
     """
 
     def __init__(self, path: str, split: str, image_size: int, *, max_bad_fraction: float = 0.01):
@@ -55,18 +57,20 @@ class CocoSource(ImageSource):
         _report(wrong, sum(len(table["annotations"]) for table in tables), "annotations", max_bad_fraction, self.path)
         names = {key: pictures[key]["file_name"] for key in sorted(objects)}
         kept = {key: own for key, own in objects.items() if _MIN_OBJECTS <= len(own) <= MAX_OBJECTS}
-        present = self._present([names[key] for key in sorted(kept)], max_bad_fraction)
-        self._records = [(names[key], kept[key]) for key in sorted(kept) if names[key] in present]
+        seen = self._seen([names[key] for key in sorted(kept)], max_bad_fraction)
+        self._records = [(names[key], kept[key]) for key in sorted(kept) if not seen[names[key]].reason]
+        self._digest = digest((name, seen[name].size, own) for name, own in self._records)
         if not self._records:
             few = f"no picture of {split} has {_MIN_OBJECTS} to {MAX_OBJECTS} objects"
             raise UserError(f"data.path: {self.path}: {few} that cover more than {_MIN_AREA:.0%}; {_AGAIN}")
 
-    def _present(self, names: list[str], max_bad_fraction: float) -> set[str]:
-        """The names whose pictures are there."""
+    def _seen(self, names: list[str], max_bad_fraction: float) -> dict[str, Seen]:
+        """What is known of each picture's file; those that cannot be read are named."""
         folder = self.path / f"{self.split}{_YEAR}"
-        present = {name for name in names if (folder / name).is_file()}
-        _report(sorted(set(names) - present), len(names), f"pictures ({folder})", max_bad_fraction, self.path)
-        return present
+        seen = scan(folder, names)
+        bad = [f"{name} ({now.reason})" for name, now in sorted(seen.items()) if now.reason]
+        _report(bad, len(names), f"pictures ({folder})", max_bad_fraction, self.path)
+        return seen
 
     def __len__(self) -> int:
         return len(self._records)
@@ -76,8 +80,9 @@ class CocoSource(ImageSource):
 
     @property
     def identity(self) -> str:
-        """Split, number and classes."""
-        return f"coco {self.split}: {len(self)} records of {len(self.description.object_names)} classes"
+        """Split, number, classes, and a digest of names, sizes in bytes and objects."""
+        classes = len(self.description.object_names)
+        return f"coco {self.split}: {len(self)} records of {classes} classes ({self._digest})"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Record `index`.

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from contextdiff_jax.data import captions_on_disk, checks, class_words, images
-from contextdiff_jax.data.base import Description, ImageSource
+from contextdiff_jax.data.base import Description, ImageSource, digest
 from contextdiff_jax.data.listing import files_below, listed
 from contextdiff_jax.data.scan import scan
 from contextdiff_jax.data.vocabulary import noun_phrase
@@ -83,7 +83,7 @@ class ImageFolderSource(ImageSource):
         self._check_skipped(len(names), max_bad_fraction)
         self.names = tuple(name for name in names if not seen[name].reason)
         self._captions = tuple(captions[name] for name in self.names)
-        self._digest = _digest((name, seen[name].size, captions[name]) for name in self.names)
+        self._digest = digest((name, seen[name].size, captions[name]) for name in self.names)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -181,10 +181,11 @@ def class_names_of(path: str, labels: str, known: Sequence[str] = (), words: str
     """The classes of a folder: its first subfolders, in the order of their names; () where labels are "none".
 
     Args:
-        path: the folder; not looked at where it is gone and the names are known.
+        path: the folder.
         labels: none or subfolders.
         known: names that a run has been trained with; () where there are none yet.
-        words: file of words for the subfolders' names; "" takes the names themselves. It may be gone as the folder may.
+        words: file of words for the subfolders' names; "" takes the names themselves. It may be gone where names are
+            known.
 
     Raises:
         UserError: no subfolder, names that are no text or have no words, or others than those known.
@@ -194,8 +195,6 @@ def class_names_of(path: str, labels: str, known: Sequence[str] = (), words: str
     known = tuple(known)
     if labels == "none":
         return ()
-    if known and not pathlib.Path(path).expanduser().is_dir():
-        return known
     folder = existing_folder(path)
     folders = _class_folders(folder)
     if len(folders) == len(known) and words and not pathlib.Path(words).expanduser().is_file():
@@ -232,11 +231,3 @@ def _split_of(name: str, total: int) -> str:
     key = unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape")
     share = int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "little") / 2**32
     return "val" if share < _VAL_SHARE and total >= _MIN_FOR_VAL else "train"
-
-
-def _digest(facts: Any) -> str:
-    """A short hash of a sequence of tuples."""
-    digest = hashlib.blake2b(digest_size=6)
-    for fact in facts:
-        digest.update(repr(fact).encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()

@@ -81,7 +81,8 @@ def augmentation(cfg_data: Any) -> Augmentation:
 
 def describe(cfg_data: Any) -> Description:
     """Channels, levels and classes of the images, without reading or downloading any; for the classes of a folder, of
-    COCO or of ImageNet, names of subfolders, annotations or labels are read, unless the config knows them.
+    COCO or of ImageNet, names of subfolders, annotations or labels are read, unless the config knows them: whether
+    they are still those, a folder's source says, and sampling does not ask.
 
     Raises:
         UserError: unknown source or preset, a folder without subfolders for classes, missing annotations.
@@ -90,8 +91,9 @@ def describe(cfg_data: Any) -> Description:
         case "openmoji":
             return describe_scenes(cfg_data.preset)
         case "folder":
-            known, words = cfg_data.class_names, cfg_data.class_words
-            return Description(class_names=class_names_of(cfg_data.path, cfg_data.labels, known, words))
+            labels, words = cfg_data.labels, cfg_data.class_words
+            known = tuple(cfg_data.class_names) if labels != "none" else ()
+            return Description(class_names=known or class_names_of(cfg_data.path, labels, words=words))
         case imagenet.NAME:
             return imagenet.describe(cfg_data.class_names, cfg_data.class_words)
         case "coco":

@@ -117,7 +117,7 @@ def classes(pipeline: Pipeline, named: Named, real: tuple[str, int]) -> Judging:
     asked = np.arange(config.eval.num_samples) % len(names)
     words = [names[i] for i in asked]
     what, limit = real
-    source = data.held_out(config.data)[1]
+    split, source = data.held_out(config.data)
     records = [source[i] for i in data.chosen(len(source), limit, config.data.seed)]
     images = class_judge.as_float(np.stack([r["image"] for r in records]), source.levels)
     right = named(images, np.array([r["label"] for r in records]))
@@ -125,7 +125,7 @@ def classes(pipeline: Pipeline, named: Named, real: tuple[str, int]) -> Judging:
         [Group.of("classes", words, words, object=asked.tolist())],
         lambda images, records: {"object": named(images, np.array([r["object"] for r in records]))},
         ("object",),
-        {f"ceiling: real {what}": share(right), "chance": {"object": 1 / len(names)}},
+        {f"ceiling: real {what}": {"split": split} | share(right), "chance": {"object": 1 / len(names)}},
     )
 
 
@@ -136,7 +136,8 @@ def layouts(pipeline: Pipeline, judge: Recogniser) -> Judging:
     another's layouts.
     """
     config, parts = pipeline.config, pipeline.task.parts
-    source = data.source(config.data, "test")
+    of_split = {"split": "test"}
+    source = data.source(config.data, of_split["split"])
     records = [source[i] for i in range(min(config.eval.num_samples, len(source)))]
     asked = parts.prompts(records)
     ids = [[(parts.condition.names.index(name), box) for name, box in layout] for layout in asked]
@@ -146,8 +147,8 @@ def layouts(pipeline: Pipeline, judge: Recogniser) -> Judging:
         lambda images, records: layout_marks(images, [r["layout"] for r in records], judge),
         ("object", "iou"),
         {
-            "ceiling: real renders": layout_figures(renders, ids, judge),
-            "floor: renders of other layouts": layout_figures(renders, ids[1:] + ids[:1], judge),
+            "ceiling: real renders": of_split | layout_figures(renders, ids, judge),
+            "floor: renders of other layouts": of_split | layout_figures(renders, ids[1:] + ids[:1], judge),
         },
         counts=lambda group: sum(len(record["layout"]) for record in group.records),
         shown=lambda images, places: with_boxes(images, [ids[i] for i in places]),

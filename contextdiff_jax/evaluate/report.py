@@ -106,7 +106,12 @@ def _draw_table(axes: Any, rows: Mapping[str, Mapping], y: float, width: float) 
                 bar = Rectangle((left, y - 0.11), cell * row[measure], 0.22, color=BARS[measure], linewidth=0)
                 axes.add_patch(bar)
             axes.text(left + 0.05, y, _share(row, measure), fontsize=10.5, color=INK, va="center")
-        axes.text(width - 0.15, y, str(row.get("n", "")), fontsize=10.5, color=INK, va="center", ha="right")
+        axes.text(width - 0.15, y, counted(row), fontsize=10.5, color=INK, va="center", ha="right")
+
+
+def counted(row: Mapping[str, Any]) -> str:
+    """How many pictures, and of which split where they are the data's own."""
+    return f"{row['n']} of {row['split']}" if "n" in row and "split" in row else str(row.get("n", ""))
 
 
 def columns_of(rows: Mapping[str, Mapping]) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from contextdiff_jax.evaluate.kept import write_kept
 from contextdiff_jax.evaluate.measure import Reference, check_names, metrics_of, observe_batches, results
 from contextdiff_jax.evaluate.metrics import Metric
 from contextdiff_jax.evaluate.picture_sets import Batch
-from contextdiff_jax.evaluate.report import write_report
+from contextdiff_jax.evaluate.report import counted, write_report
 from contextdiff_jax.evaluate.unfinished import Batches, Journal
 from contextdiff_jax.files import write_json
 from contextdiff_jax.models.recogniser import Recogniser
@@ -141,7 +141,7 @@ class _Measured:
         self._fidelity: dict[str, Fidelity] = {}
         self._by_space: dict[str, list[dict[str, Metric]]] = {}
         self._references: list[Reference] = []
-        sources = self._sources()
+        self._splits, sources = zip(*self._sources(), strict=True)
         if judge is not None:
             # Half of seen and half of unseen combinations, as the pictures are; as many others are the floor, or as
             # many as the splits have beside the reference.
@@ -150,13 +150,15 @@ class _Measured:
             self._features = judge.features(renders(sources, REFERENCE, first=count))
             self._floor = fidelity(renders(sources, count), self._features, judge)
         if spaces:
-            held_out = _HeldOut(sources, config.eval.reference)
+            held_out = _HeldOut(self._splits, sources, config.eval.reference)
             self._references = observe_batches(held_out.batches(), spaces, held_out.described)
 
-    def _sources(self) -> list[ImageSource]:
-        both = self._config.data.source == "openmoji" and self._config.data.preset == "demo"
+    def _sources(self) -> list[tuple[str, ImageSource]]:
+        """(split, records) of what pictures are compared with."""
+        section = self._config.data
+        both = section.source == "openmoji" and section.preset == "demo"
         splits = ("test", "unseen") if both else ()
-        return [data.source(self._config.data, split) for split in splits] or [data.held_out(self._config.data)[1]]
+        return [(split, data.source(section, split)) for split in splits] or [data.held_out(section)]
 
     def start(self, setting: str) -> list[Metric]:
         """Fresh metrics for a setting."""
@@ -174,7 +176,9 @@ class _Measured:
         found: dict[str, Any] = {}
         if self._judge is not None:
             rows, refused = results(self._fidelity)
-            found["judge_features"] = rows | {"floor: other real renders": self._floor}
+            rows |= {"floor: other real renders": self._floor}
+            against = {"against": f"{len(self._features)} of {' and '.join(self._splits)}"}
+            found["judge_features"] = {name: row | against for name, row in rows.items()}
             if refused:
                 found["judge_features_refused"] = refused
         if self._spaces:
@@ -188,9 +192,10 @@ class _Measured:
 
 
 class _HeldOut:
-    """Held-out pictures spread over the records of each source, `count` in all or as many as there are."""
+    """Pictures spread over the records of each split's source, `count` in all or as many as there are."""
 
-    def __init__(self, sources: Sequence[ImageSource], count: int):
+    def __init__(self, splits: Sequence[str], sources: Sequence[ImageSource], count: int):
+        self._split = " and ".join(splits)
         each = [min(len(source), max(1, count // len(sources))) for source in sources]
         self._places = [(s, i) for s, n in zip(sources, each, strict=True) for i in data.chosen(len(s), n, 0)]
         self._digest, self._size = hashlib.sha256(), []
@@ -205,8 +210,8 @@ class _HeldOut:
 
     def described(self) -> dict[str, Any]:
         """What a result says of them, after a pass."""
-        about = {"path": "held-out pictures", "n": len(self._places), "digest": self._digest.hexdigest()[:16]}
-        return about | {"size": self._size, "crop": "as the data give them"}
+        about = {"path": f"pictures of {self._split}", "split": self._split, "n": len(self._places)}
+        return about | {"digest": self._digest.hexdigest()[:16], "size": self._size, "crop": "as the data give them"}
 
 
 def _bits_per_dim(pipeline: Pipeline, seed: int, journal: Journal) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
@@ -262,11 +267,12 @@ def _print(figures: Mapping[str, Any]) -> None:
     """The table, for a terminal."""
     for name, row in figures.get("alignment", {}).items():
         cells = "  ".join(f"{m} {100 * row[m]:5.1f} %" for m in (*MEASURES, "iou") if m in row)
-        count = f"  (n = {row['n']})" if "n" in row else ""
+        count = f"  (n = {counted(row)})" if "n" in row else ""
         print(f"{name:40s} {cells}{count}")
     for name, row in figures.get("judge_features", {}).items():
-        shares = f"precision {row['precision']:.2f}  recall {row['recall']:.2f}  (n = {row['n']})"
-        print(f"{'judge Frechet distance, ' + name:40s} {row['frechet']:.3g}  {shares}")
+        shares = f"precision {row['precision']:.2f}  recall {row['recall']:.2f}"
+        counts = f"(n = {row['n']}, against {row['against']})"
+        print(f"{'judge Frechet distance, ' + name:40s} {row['frechet']:.3g}  {shares}  {counts}")
     for name, why in figures.get("judge_features_refused", {}).items():
         print(f"judge Frechet distance, {name} refused: {why}")
     for name, space in figures.get("spaces", {}).items():

@@ -183,6 +183,11 @@ class SchedulerConfig:
         return options
 
 
+def with_zero_terminal_snr(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The file under `process.zero_terminal_snr`: each class rescales the betas in its own way."""
+    return {**config, "rescale_betas_zero_snr": True}
+
+
 def as_stable_diffusion(config: Mapping[str, Any]) -> dict[str, Any]:
     """The file as diffusers' StableDiffusionPipeline takes it: whatever it says, offset 1 and x0_hat never clipped.
 

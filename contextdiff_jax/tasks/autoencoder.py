@@ -91,15 +91,16 @@ class AutoencoderTask:
 
     @cached_property
     def _held_out(self) -> np.ndarray:
-        """Held-out images in [-1, 1], [n, H, W, C]."""
+        """Held-out images in [-1, 1], spread over the set, [n, H, W, C]."""
         source = data.held_out(self.config.data)[1]
-        images = np.stack([source[i]["image"] for i in range(min(SCALE_IMAGES, len(source)))])
+        shown = data.chosen(len(source), SCALE_IMAGES, self.config.data.seed)
+        images = np.stack([source[i]["image"] for i in shown])
         return images.astype(np.float32) / np.float32((source.levels - 1) / 2) - np.float32(1.0)
 
     def preview(self, params: Params, frozen: Params, key: Array) -> tuple[np.ndarray, list[str]]:
         """Held-out images and their reconstructions from the posterior's mean."""
         del frozen, key
-        images = self._held_out[:SHOWN]
+        images = self._held_out[data.chosen(len(self._held_out), SHOWN, self.config.data.seed)]
         decoded = jax.jit(lambda p, x: self.vae.decode(p, self.vae.encode(p, x)))(params, images)
         captions = ["image"] * len(images) + ["reconstruction"] * len(images)
         return np.concatenate([images, np.clip(np.asarray(decoded), -1.0, 1.0)]), captions

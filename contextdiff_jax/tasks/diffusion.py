@@ -336,6 +336,14 @@ class DiffusionTask:
 
     # Looking at it.
 
+    def check(self) -> None:
+        """Refuses before a training what its sampler would only say at a preview.
+
+        Raises:
+            UserError: steps that the schedule or its pretrained file do not have, or a size that does not fit.
+        """
+        sampling.Plan.of(self, self.config.sample)
+
     @cached_property
     def _preview_prompts(self) -> list[Any]:
         records = source(self.config, self.parts, None)

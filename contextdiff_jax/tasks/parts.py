@@ -31,7 +31,12 @@ from contextdiff_jax.models import backbones
 from contextdiff_jax.process import schedule
 from contextdiff_jax.process.learned import Process
 from contextdiff_jax.runtime import Runtime, here
-from contextdiff_jax.samplers.scheduler_config import PRETRAINED, as_stable_diffusion, from_scheduler_config
+from contextdiff_jax.samplers.scheduler_config import (
+    PRETRAINED,
+    as_stable_diffusion,
+    from_scheduler_config,
+    with_zero_terminal_snr,
+)
 from contextdiff_jax.tasks.kept_texts import FIELD, TABLE, empty_like, looked_up
 from contextdiff_jax.tasks.places import Places, within
 from contextdiff_jax.types import Batch, Context, Params
@@ -52,7 +57,7 @@ class Parts:
         dtype: type of the computation inside networks.
         process: the noise schedule, that at the start of training if it is learned, and the reverse variance.
         prediction: x0, eps or v.
-        scheduler: content of the pretrained folder's scheduler_config.json; {} without one.
+        scheduler: content of the pretrained folder's scheduler_config.json, as the config changes it; {} without one.
         condition: what c is.
         space: where x0 lives.
         levels: values that an element of x0 can take; None where x0 is continuous.
@@ -206,7 +211,17 @@ def _scheduler(config: ConfigDict) -> dict[str, Any]:
     """scheduler_config.json of the pretrained folder, where something is to be taken from it."""
     if PRETRAINED not in (config.process.schedule, config.model.prediction, config.sample.spacing):
         return {}
-    folder = hub.local(config.model.pretrained)
+    found = scheduler_file(hub.local(config.model.pretrained))
+    rescaled = config.process.schedule == PRETRAINED and config.process.zero_terminal_snr
+    return with_zero_terminal_snr(found) if rescaled else found
+
+
+def scheduler_file(folder: Path) -> dict[str, Any]:
+    """scheduler_config.json of a Stable Diffusion folder or file, as its pipeline takes it.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
     if folder.is_file():
         return single_file.scheduler(folder)
     path = folder / "scheduler" / "scheduler_config.json"
@@ -224,9 +239,7 @@ def _process(config: ConfigDict, scheduler: dict[str, Any], space: Pixels | Late
         s = found.schedule if config.process.schedule == PRETRAINED else None
     if s is None:
         s = schedule.from_config(config.process)
-    elif config.process.zero_terminal_snr:
-        s = schedule.zero_terminal_snr(s)
-    if prediction == "eps" and float(s.alpha_bar[-1]) == 0.0:
+    if prediction == "eps" and (config.process.zero_terminal_snr or float(s.alpha_bar[-1]) == 0.0):
         raise UserError(
             "a schedule with zero terminal SNR (config.process.zero_terminal_snr, or the pretrained scheduler's "
             "rescale_betas_zero_snr) cannot work with a network that predicts eps: at T the noise says nothing about "

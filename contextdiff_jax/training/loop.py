@@ -55,6 +55,8 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
 
         # Shapes first: whatever does not fit is said before anything is allocated or compiled.
         setup = Setup.of(task)
+        if hasattr(task, "check"):
+            task.check()
         batches = setup.train_iterator()
         checkpoints = Checkpoints(workdir, config)
         stack.callback(checkpoints.close)

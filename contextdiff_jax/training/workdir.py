@@ -24,7 +24,9 @@ MAY_DIFFER = (
     "edit.",
     "mesh.",
     "sharding.",
+    "condition.kept_texts",
     "data.path",
+    "data.class_words",
     "data.mask_path",
     "data.flow_path",
     "data.num_threads",
@@ -55,16 +57,11 @@ ANOTHER_MODEL = (
     "data.labels",
     "data.class_names",
     "train.trainable",
+    "train.lora.",
 )
-THE_SAME_MODEL = (
-    "model.dropout",
-    "model.dtype",
-    "model.pretrained",
-    "model.remat",
-    "adapter.track_lipschitz",
-    "condition.encoder",
-    "clip.tokenizer_dir",
-)
+# How a model is computed or watched; whatever of a config says so makes no other model of it.
+HOW_IT_RUNS = ("model.dropout", "model.dtype", "model.remat", "adapter.track_lipschitz", "condition.kept_texts")
+THE_SAME_MODEL = (*HOW_IT_RUNS, "model.pretrained", "condition.encoder", "clip.tokenizer_dir")
 
 
 def folder_of(workdir: str | Path) -> Path:

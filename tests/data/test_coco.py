@@ -84,6 +84,20 @@ def test_damaged_files_are_named(written, damage, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_picture_that_cannot_be_decoded_is_skipped_and_named(written, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("coco")
+    write_coco(folder, whole=(7, 10, 11))
+    before = data.source(_section(folder), "train").identity
+    picture = folder / "train2017" / f"{10:012}.jpg"
+    picture.write_bytes(picture.read_bytes()[:200])
+    with pytest.warns(UserWarning, match=r"1 of 3 pictures .* skipped: 000000000010.jpg \(.*[Tt]runcated"):
+        source = data.source(_section(folder, max_bad_fraction=0.4), "train")
+    assert len(source) == 2 and source[1]["index"] == 1
+    assert before.startswith("coco train: 3 records of 3 classes (") and source.identity != before
+    with pytest.raises(UserError, match="more than data.max_bad_fraction=0.01 allows: 000000000010.jpg"):
+        data.source(_section(folder), "train")
+
+
 def test_a_few_wrong_annotations_are_counted_and_skipped(written):
     _change(written, lambda table: table["annotations"].append({"image_id": 7}))
     with pytest.warns(UserWarning, match="1 of 18 annotations .* skipped: an entry without image_id"):

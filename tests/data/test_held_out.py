@@ -85,6 +85,12 @@ def test_the_classes_of_a_folder_go_into_the_run(tmp_path):
     assert not workdir._changes(settled.to_dict(), run)
     settled.data.path = str(tmp_path / "gone")
     assert data.describe(settled.data).class_names == ("cat", "dog")
+    _fill(tmp_path / "another", 8)
+    (tmp_path / "another" / "cat").rename(tmp_path / "another" / "bird")
+    settled.data.path = str(tmp_path / "another")
+    assert data.describe(settled.data).class_names == ("cat", "dog")  # sampling does not ask what lies there now
+    with pytest.raises(UserError, match="has other classes than data.class_names"):
+        data.source(settled.data, "train")
     renamed = data.settled(run)
     renamed.data.class_names = ("cat", "horse")
     assert workdir._another_model(workdir._changes(settled.to_dict(), renamed))

@@ -1,5 +1,6 @@
 """A ControlNet guides tuning, inversion and edit alike, by the edges of each frame."""
 
+import shutil
 from types import SimpleNamespace
 
 import diffusers
@@ -12,13 +13,13 @@ from flax import traverse_util
 from PIL import Image
 from stable_diffusion_helpers import UNET, save_pipeline
 
-from contextdiff_jax import edits, trees
+from contextdiff_jax import edits, export, saved, trees
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.data.edges import edges
 from contextdiff_jax.data.one_clip import clip_of
 from contextdiff_jax.editing.editor import Editor
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.models.controlnet import ControlNet
+from contextdiff_jax.models.controlnet import ControlNet, load_controlnet
 from contextdiff_jax.models.sd_unet import read_sd_unet
 from contextdiff_jax.training import Setup
 from contextdiff_jax.training.state import stream
@@ -84,6 +85,19 @@ def test_branches_over_time_begin_as_copies_where_little_is_trained(folders):
     assert branches and set(read) == branches | {n for n in trees.names(places["denoiser"]) if "/attn1/out/" in n}
     for name in branches:
         np.testing.assert_array_equal(read[name], whole[name.replace("attn_temporal/over_time", "attn1")])
+
+
+def test_an_export_has_what_guided_its_tuning(folders, tmp_path):
+    folder = shutil.copytree(folders / "fits", tmp_path / "control")
+    task = task_lib.build(config_of(folders / "sd", "controlvideo", edit__control=str(folder)))
+    expected = jax.eval_shape(task.init, stream(0, "init"))
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), expected)
+    export.write(task, params, 1, tmp_path / "export", half=True)
+    shutil.rmtree(folder)
+    found = saved.find(tmp_path / "export", step=None, ema=True, config=task.config)  # which names the old place
+    assert found.config.edit.control == str(tmp_path / "export" / "controlnet")
+    again = load_controlnet(found.config.edit.control)[1]
+    jax.tree.map(np.testing.assert_array_equal, again, task.frozen["control"])
 
 
 def test_a_controlnet_of_other_sizes_is_refused_before_tuning(folders):

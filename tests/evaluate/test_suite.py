@@ -36,7 +36,7 @@ def measured(config, monkeypatch):
     """Makes what measures, of two sources of 30 pictures and a judge that sees mean colours."""
     judge = SimpleNamespace(features=lambda images: np.asarray(images, np.float64).mean((1, 2)))
     monkeypatch.setattr(suite, "REFERENCE", 20)
-    monkeypatch.setattr(suite._Measured, "_sources", lambda self: [Source(30), Source(30, 1)])
+    monkeypatch.setattr(suite._Measured, "_sources", lambda self: [("a", Source(30)), ("b", Source(30, 1))])
     return lambda spaces=(): suite._Measured(config, judge, spaces)
 
 
@@ -50,6 +50,7 @@ def test_the_floor_is_as_large_as_the_splits_allow(measured, config, count, floo
     config.eval.num_samples = count
     found = measured().figures()["judge_features"]
     assert found["floor: other real renders"]["n"] == floor
+    assert found["floor: other real renders"]["against"] == "20 of a and b"
 
 
 def test_too_few_samples_refuse_the_judges_distances_and_keep_the_rest(measured):
@@ -63,11 +64,12 @@ def test_too_few_samples_refuse_the_judges_distances_and_keep_the_rest(measured)
 def test_held_out_pictures_are_spread_over_the_records_and_described(measured):
     about = measured([colours()]).figures()["spaces"]["colours"]["reference"]
     assert (about["n"], about["size"]) == (12, [8, 8]) and len(about["digest"]) == 16
-    held_out = suite._HeldOut([Source(60)], 6)
+    assert about["split"] == "a and b"
+    held_out = suite._HeldOut(["test"], [Source(60)], 6)
     (images, records), *_ = held_out.batches()
     levels = (images.mean((1, 2, 3)) + 1) * 127.5
     assert np.ptp(levels) > 60 and [r["index"] for r in records] == list(range(6))  # first and last classes among them
-    other = suite._HeldOut([Source(60, 2)], 6)
+    other = suite._HeldOut(["test"], [Source(60, 2)], 6)
     assert len(list(other.batches())) == 1 and other.described()["digest"] != held_out.described()["digest"]
 
 

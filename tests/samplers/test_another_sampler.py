@@ -1,12 +1,18 @@
 """A pipeline that was loaded for one sampler draws with another by that one's own rules."""
 
 import json
+import shutil
 
 import diffusers
 import numpy as np
 import pytest
 
 import contextdiff_jax as cdx
+from contextdiff_jax import saved
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.samplers.scheduler_config import from_scheduler_config
+from contextdiff_jax.tasks.diffusion import DiffusionTask
+from contextdiff_jax.tasks.parts import Parts
 from tests import stable_diffusion_helpers as helpers
 
 
@@ -19,6 +25,36 @@ def test_zero_terminal_snr_is_each_samplers_own(sampler, scheduler, folder):
     theirs = scheduler.from_pretrained(folder, subfolder="scheduler").alphas_cumprod.numpy()
     np.testing.assert_allclose(task.schedule.alpha_bar[1:], theirs, rtol=1e-4, atol=1e-9)
     assert (task.schedule.alpha_bar[-1] == 0) == (sampler == "ddim")
+
+
+@pytest.mark.parametrize("file_has_it", [True, False])
+def test_the_config_s_zero_terminal_snr_is_sampled_as_it_was_trained(file_has_it, folder, tmp_path):
+    """Of the file or of the config, the schedule under a sampler is the same."""
+    given = shutil.copytree(folder, tmp_path / "sd")
+    file = given / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rescale_betas_zero_snr": file_has_it}))
+    config = saved.stable_diffusion_config(given)
+    config.process.zero_terminal_snr = not file_has_it
+    parts = Parts.of(config, weights=False)
+    assert parts.schedule.alpha_bar[-1] == 0
+    for sampler, least in (("ddim", 0.0), ("dpmpp_2m", 2.0**-24)):
+        assert from_scheduler_config(parts.scheduler, sampler).schedule.alpha_bar[-1] == least
+    config.model.prediction = "eps"
+    with pytest.raises(UserError, match="zero terminal SNR .* cannot work with a network that predicts eps"):
+        Parts.of(config, weights=False)
+
+
+def test_steps_that_the_file_does_not_have_are_refused_before_the_training(folder):
+    config = saved.stable_diffusion_config(folder)
+    config.sample.num_steps, config.sample.sampler = config.process.num_timesteps, "dpmpp_2m"
+    file = folder / "scheduler" / "scheduler_config.json"
+    before = file.read_text()
+    file.write_text(json.dumps(json.loads(before) | {"timestep_spacing": "leading"}))
+    try:
+        with pytest.raises(UserError, match="is too many for DPM-Solver"):
+            DiffusionTask(config, weights=False).check()
+    finally:
+        file.write_text(before)
 
 
 @pytest.fixture(scope="module")

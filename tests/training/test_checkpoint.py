@@ -17,6 +17,7 @@ import pytest
 from absl import logging
 
 from configs import t2i
+from contextdiff_jax import saved
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import write_json
 from contextdiff_jax.training import check_workdir, integrity, load_params, train
@@ -322,7 +323,10 @@ def test_what_is_allowed_by_the_flag_is_listed(run, capfd):
     assert "changed by --allow_config_change: optim.b1: saved 0.9, now 0.8" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("key, value", [("model.channels", 32), ("adapter.bound", 0.0), ("process.schedule", "linear")])
+@pytest.mark.parametrize(
+    "key, value",
+    [("model.channels", 32), ("adapter.bound", 0.0), ("process.schedule", "linear"), ("train.lora.scale", 2.0)],
+)
 def test_no_flag_allows_another_model(tmp_path, key, value):
     write_json(t2i.get_config("tiny").to_dict(), tmp_path / "config.json")
     other = t2i.get_config("tiny")
@@ -332,6 +336,20 @@ def test_no_flag_allows_another_model(tmp_path, key, value):
     other = t2i.get_config("tiny")
     other.model.remat, other.adapter.track_lipschitz = True, True
     assert len(check_workdir(tmp_path, other, allow_config_change=True)) == 2
+    other = t2i.get_config("tiny")
+    other.condition.kept_texts, other.data.class_words = 8, "elsewhere"  # a table's size, and where data lie
+    assert not check_workdir(tmp_path, other)
+
+
+def test_how_a_model_runs_makes_no_other_of_it(tmp_path):
+    own, given = t2i.get_config("tiny"), t2i.get_config("tiny")
+    given.model.remat, given.model.dtype, given.model.dropout = True, "bfloat16", 0.5
+    given.adapter.track_lipschitz, given.condition.kept_texts = True, 8
+    taken = saved._with_sampling_of(own, given, tmp_path)
+    assert taken.model.remat and taken.model.dtype == "bfloat16" and own.model.dtype != "bfloat16"
+    given.train.lora.scale = 2.0
+    with pytest.raises(UserError, match="another model than --config describes .train.lora.scale: saved 1.0, now 2.0"):
+        saved._with_sampling_of(own, given, tmp_path)
 
 
 def test_an_intact_checkpoint_of_another_model_is_an_error_not_damage(run, warnings):

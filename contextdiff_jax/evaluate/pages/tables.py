@@ -30,11 +30,16 @@ def alignment(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Did the judge find what was asked for?"""
     measures = [m for m in SHARES if any(m in row for row in rows.values())]
     body = [
-        (kind_of(name), [text(name), *(share_cell(row, m) for m in measures), cell(number(row.get("n")))])
+        (kind_of(name), [text(name), *(share_cell(row, m) for m in measures), cell(_counted(row))])
         for name, row in rows.items()
     ]
     header = ["pictures", *({"iou": "overlap of boxes"}.get(m, m) for m in measures), "n"]
     return table("Recognised by the judge (mean ± standard error)", header, body)
+
+
+def _counted(row: Mapping[str, Any]) -> str:
+    """How many pictures, and of which split where they are the data's own."""
+    return number(row.get("n")) + (f" of {text(row['split'])}" if "split" in row else "")
 
 
 def distances(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -48,13 +53,14 @@ def distances(rows: Mapping[str, Mapping[str, Any]]) -> str:
                 share_cell(row, "precision"),
                 share_cell(row, "recall"),
                 cell(number(row.get("n"))),
+                cell(text(row.get("against", ""))),
             ],
         )
         for name, row in rows.items()
     ]
     return table(
         "Do they look like renders? In the judge's own features",
-        ("pictures", "Frechet distance", "precision", "recall", "n"),
+        ("pictures", "Frechet distance", "precision", "recall", "n", "against"),
         body,
     )
 
@@ -102,7 +108,8 @@ def spaces(found: Mapping[str, Mapping[str, Any]]) -> str:
                 body.append(
                     (kind_of(setting), [text(f"{metric}, {setting}"), cell(f"refused: {text(why)}", "text"), cell()])
                 )
-        against = f"against {space['reference']['n']} held-out pictures"
+        reference = space["reference"]
+        against = f"against {reference['n']} pictures of {reference.get('split', 'the held-out set')}"
         protocol = f"{name}: digest {space['digest']}, resized {space['resize']}, {against}"
         parts.append(table(protocol, ("figure", "value", "n"), body))
     return "".join(parts)
