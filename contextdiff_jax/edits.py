@@ -21,6 +21,7 @@ from contextdiff_jax.editing.editor import Editor, controls_of
 from contextdiff_jax.editing.methods import DEMO, METHODS, OF_THE_MODEL, RECIPES, values_of
 from contextdiff_jax.editing.plan import needs_words
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.runtime import here
 from contextdiff_jax.training.state import initial_params, stream
 from contextdiff_jax.types import Params
 
@@ -158,7 +159,7 @@ def _grown(task: Any, params: Params) -> Params:
     expected = jax.eval_shape(task.init, stream(task.config.seed, "init"))
     kept = trees.select(params, set(trees.names(expected)).__contains__)
     have = set(trees.names(kept))
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    place = jax.sharding.SingleDeviceSharding(here().local[0])
     places = jax.tree.map(lambda _: place, trees.select(expected, lambda name: name not in have))
     return trees.merge(initial_params(task, places, task.config.seed) if places else {}, kept)
 

@@ -43,6 +43,11 @@ class Runtime:
         """Name of the devices, e.g. "TPU v5 lite" or "NVIDIA H100 80GB HBM3"."""
         return self.devices[0].device_kind
 
+    @property
+    def local(self) -> tuple[Any, ...]:
+        """The devices of this process."""
+        return tuple(device for device in self.devices if device.process_index == jax.process_index())
+
     def __str__(self) -> str:
         cores = f", {os.cpu_count()} cores" if self.platform == "cpu" else ""
         return f"{len(self.devices)} x {self.kind}{cores}"

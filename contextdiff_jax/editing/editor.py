@@ -25,6 +25,7 @@ from contextdiff_jax.editing.result import AUTOENCODER, INVERSION, SOURCE, Edit
 from contextdiff_jax.editing.words import Prompt
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.models.controlnet import load_controlnet
+from contextdiff_jax.runtime import here
 from contextdiff_jax.types import Array, Params
 
 
@@ -216,7 +217,7 @@ class Editor:
 
     def _figures(self, arrays: dict, regions: dict, heatmaps: dict) -> dict[str, Any]:
         """Rows of figures, what was left out, how long it took and what it needed."""
-        count, device = len(self.clip.frames), jax.devices()[0]
+        count, device = len(self.clip.frames), here().local[0]
         rows, left_out = measures.rows(self.model, self.frozen, self.config, self.clip, arrays, regions)
         per_frame = {name: seconds / count for name, seconds in self.seconds.items()}
         trajectory = (self.num_steps + 1) * count * int(np.prod(self.model.sample_shape)) * 4

@@ -6,6 +6,7 @@ import jax
 
 from contextdiff_jax.compilation import available, bytes_of
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.runtime import here
 
 
 def check(compiled: jax.stages.Compiled, what: str, window: int, limit: int | None = None) -> dict[str, int]:
@@ -20,7 +21,7 @@ def check(compiled: jax.stages.Compiled, what: str, window: int, limit: int | No
     Raises:
         UserError: it has not; the message says how many frames would fit.
     """
-    needed, limit = bytes_of(compiled), available(jax.devices()[0]) if limit is None else limit
+    needed, limit = bytes_of(compiled), available(here().local[0]) if limit is None else limit
     if needed["peak"] <= limit:
         return needed
     fixed = needed["arguments"] + needed["results"]

@@ -20,6 +20,7 @@ from contextdiff_jax.encoders.inception import load_inception
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.models.recogniser import load_recogniser, resize
 from contextdiff_jax.pictures import to_uint8
+from contextdiff_jax.runtime import here
 from contextdiff_jax.types import Array, Params
 
 BATCH = 32  # pictures of a forward pass; smaller batches are padded, so that there is one program per size of picture
@@ -67,7 +68,7 @@ class FeatureSpace:
     ):
         self.described, self.embed_texts = described, embed_texts
         # All devices of this process: each has the parameters and sees its share of the pictures.
-        devices = Mesh(np.array(jax.local_devices()), ("data",))
+        devices = Mesh(np.array(here().local), ("data",))
         self._run, self._params = jax.jit(run), jax.device_put(params, NamedSharding(devices, P()))
         self._rows, self._size = NamedSharding(devices, P("data")), -(-BATCH // devices.size) * devices.size
         self._last: tuple[Any, dict[str, np.ndarray]] = (None, {})

@@ -17,6 +17,7 @@ from contextdiff_jax.data import latents
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.pictures import caption_grid
 from contextdiff_jax.progress import Progress
+from contextdiff_jax.runtime import here
 
 FIT_IMAGES = 64
 SHOWN = 8
@@ -58,7 +59,7 @@ def encode(config: ConfigDict, space: Latents, folder: Path, factor: int = 1) ->
 def _on_local_devices(space: Latents, batch_size: int) -> tuple[Any, Any, int]:
     """(the autoencoder's parameters, (parameters, images) -> latents, images at a time): every device of this process
     takes an equal share of each batch."""
-    mesh = Mesh(np.array(jax.local_devices()), ("data",))
+    mesh = Mesh(np.array(here().local), ("data",))
     rows, count = NamedSharding(mesh, PartitionSpec("data")), mesh.size
     params = jax.device_put(space.params, NamedSharding(mesh, PartitionSpec()))
     moments = jax.jit(space.moments)

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
+from contextdiff_jax.runtime import here
 from contextdiff_jax.training import distributed
 from contextdiff_jax.training.event_files import TensorBoard
 from contextdiff_jax.training.step import is_maximum
@@ -173,7 +174,7 @@ def drop_after(path: Path, step: int) -> None:
 
 def peak_memory() -> int:
     """Bytes at the peak: of this process's fullest accelerator, or of the process itself on CPUs."""
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    stats = [device.memory_stats() or {} for device in here().local]
     peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
