@@ -1,14 +1,17 @@
-"""What a user may ask of a model, checked before anything is compiled: prompts, seeds, sizes, pictures."""
+"""What a user may ask of a model, checked before anything is compiled: prompts, seeds, sizes, pictures, options."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
+from contextdiff_jax import config as config_lib
 from contextdiff_jax.conditions import ClassCondition, Condition, LayoutCondition
 from contextdiff_jax.data.images import asked_for, fitted
 from contextdiff_jax.errors import UserError
@@ -19,11 +22,25 @@ from contextdiff_jax.types import Array
 _LAYOUT = '[["frog", [0.1, 0.2, 0.5, 0.8]]]'
 Prompts = str | int | Sequence[Any] | None
 Picture = Image.Image | str | Path | np.ndarray
+STRENGTH = 0.8  # how far a picture to start from is noised, unless that is said
 
 
 def root_key(key: int | Array) -> Array:
-    """A jax key from a seed, or the key itself."""
-    return jax.random.key(check_seed(key)) if isinstance(key, int | np.integer) else key
+    """A jax key from a seed, or the key itself.
+
+    Raises:
+        UserError: several keys, or what is neither.
+    """
+    if isinstance(key, Array) and key.ndim:  # a key in jax's older form
+        one = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+        key = jax.random.wrap_key_data(key) if (key.shape, key.dtype) == (one.shape, one.dtype) else key
+    if isinstance(key, Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if key.ndim:
+            raise UserError(f"key of shape {key.shape}: several keys; give one, from which each picture takes its own")
+        return key
+    if not is_whole(seed := plain(key)):
+        raise UserError(f"key={key!r} is no seed; give a whole number from 0, or a key of jax.random.key")
+    return jax.random.key(check_seed(seed))
 
 
 def check_seed(seed: int) -> int:
@@ -34,8 +51,18 @@ def check_seed(seed: int) -> int:
 
 
 def plain(value: Any) -> Any:
-    """A number of numpy's as Python's own."""
-    return value.item() if isinstance(value, np.generic) else value
+    """A number of numpy's or jax's as Python's own."""
+    return value.item() if isinstance(value, np.generic | np.ndarray | Array) and not value.ndim else value
+
+
+def is_whole(value: Any) -> bool:
+    """Whether this is a whole number; True is none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def listed(value: Any) -> Any:
+    """What can be gone through only once as a list; all else as it is."""
+    return list(value) if isinstance(value, Iterator) else value
 
 
 def prompts_of(condition: Condition, prompts: Prompts) -> list[Any]:
@@ -44,34 +71,35 @@ def prompts_of(condition: Condition, prompts: Prompts) -> list[Any]:
     Raises:
         UserError: nothing, something empty, or something else than the model takes.
     """
+    prompts = listed(prompts)
     if not condition.takes_prompts:
-        if not isinstance(prompts, int | np.integer) or prompts < 1:
+        if not is_whole(count := plain(prompts)) or count < 1:
             raise UserError(f"prompts={prompts!r}: this model takes no prompt; pass how many pictures, e.g. 16")
-        return [""] * int(prompts)
+        return [""] * count
     if isinstance(condition, LayoutCondition):
         return check_layouts(prompts)
     if isinstance(condition, ClassCondition) and not isinstance(prompts, str | None):
         prompts = [_class_name(condition, plain(p)) for p in np.atleast_1d(np.asarray(prompts, object))]
     prompts = [prompts] if isinstance(prompts, str) else prompts
-    if prompts is None or isinstance(prompts, int | np.integer):
-        raise UserError(f"prompts={prompts}: this model draws what it is asked for; pass one or several texts")
-    check_prompts(list(prompts))
-    return list(prompts)
+    if not isinstance(plain(prompts), Iterable):
+        raise UserError(f"prompts={prompts!r}: this model draws what it is asked for; pass one or several texts")
+    check_prompts(prompts := list(prompts))
+    return prompts
 
 
 def _class_name(condition: ClassCondition, asked: Any) -> str:
     """A number is a class's number, even where a class is called like one; all else is its name."""
-    is_number = isinstance(asked, int) and not isinstance(asked, bool)
-    return condition.name_of(asked) if is_number else str(asked)
+    return condition.name_of(asked) if is_whole(asked) else str(asked)
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
-    """Refuses an empty list and blank prompts."""
+    """Refuses an empty list, blank prompts and what is no text."""
     if not prompts:
         raise UserError("no prompt given; pass at least one, e.g. --prompt='a red apple on a blue background'")
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str) or not prompt.strip():
-            raise UserError(f"prompt {i + 1} of {len(prompts)} is empty ({prompt!r}); describe what to draw")
+            what = "is empty" if isinstance(prompt, str) else "is no text"
+            raise UserError(f"prompt {i + 1} of {len(prompts)} {what} ({prompt!r}); describe what to draw")
 
 
 def check_layouts(layouts: Any) -> list[Any]:
@@ -107,10 +135,71 @@ def read_layouts(path: str) -> list[Any]:
     return check_layouts(layouts)
 
 
-def check_strength(strength: float, num_steps: int) -> None:
-    """Refuses a strength that leaves no step, or asks for more than all."""
-    if not 1 <= num_steps * strength <= num_steps:
-        raise UserError(f"strength={strength} of {num_steps} steps; accepted: {1 / num_steps:.3g} to 1")
+def negatives_of(condition: Condition, negative: Any, count: int, guided: bool) -> list[str] | None:
+    """What each picture's guidance moves away from; None where that is not said.
+
+    Raises:
+        UserError: it cannot act, or does not fit the prompts.
+    """
+    if negative is None:
+        return None
+    if not condition.takes_prompts:
+        raise UserError(f"negative={negative!r}: this model takes no prompt, and so none to avoid; leave it out")
+    if isinstance(condition, LayoutCondition):
+        raise UserError(f"negative={negative!r}: guidance of layouts moves away from the empty one; leave it out")
+    if not guided:
+        raise UserError(f"negative={negative!r} cannot act without guidance; set guidance above 1, e.g. 3")
+    one = isinstance(negative, str) or not isinstance(negative, Iterable)
+    negatives = [negative] * count if one else list(negative)
+    if len(negatives) != count:
+        raise UserError(f"{len(negatives)} negative prompts for {count} prompts; give one for all, or one for each")
+    if not all(isinstance(text, str) for text in negatives):
+        raise UserError(f"negative={negative!r}: negative prompts are texts")
+    condition.read(negatives)
+    return negatives
+
+
+def section_of(config: ConfigDict, options: dict[str, Any], **unless_given: Any) -> ConfigDict:
+    """A config's `sample` section under a caller's options, checked; of those None takes the model's own.
+
+    Raises:
+        UserError: an unknown option, or a value that is not accepted.
+    """
+    config = ConfigDict(config.to_dict())
+    config.sample.update(unless_given)
+    for name, value in options.items():
+        if name not in config.sample:
+            accepted = ", ".join(sorted(config.sample))
+            raise UserError(f"sampling option {name}={value!r} is unknown; accepted: {accepted}")
+        if value is None:
+            continue
+        try:
+            config.sample[name] = plain(value)
+        except TypeError as error:
+            raise UserError(f"sampling option {name}={value!r} has the wrong type: {error}") from error
+    config_lib.check(config)
+    return config.sample
+
+
+def strength_of(strength: float | None, num_steps: int, of_picture: bool) -> float:
+    """The share of the steps that is taken: all of them, but from a picture on as much as is asked, or `STRENGTH`.
+
+    Raises:
+        UserError: none without a picture to start from; one that leaves no step, or asks for more than all.
+    """
+    if not of_picture:
+        if strength is not None:
+            raise UserError(f"strength={strength!r} cannot act without a picture to start from; give both or none")
+        return 1.0
+    share = STRENGTH if strength is None else plain(strength)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 1 <= num_steps * share <= num_steps:
+        raise UserError(f"strength={strength!r} of {num_steps} steps; accepted: {1 / num_steps:.3g} to 1")
+    return share
+
+
+def size_of(size: Any) -> Any:
+    """(height, width) in Python's own numbers; what is no such pair the model refuses."""
+    return tuple(plain(n) for n in size) if isinstance(size, Iterable) and not isinstance(size, str) else size
 
 
 def read_size(text: str) -> tuple[int, int]:
@@ -125,14 +214,28 @@ def read_size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def pictures(image: Picture | Sequence[Picture], count: int, size: tuple[int, int], channels: int) -> np.ndarray:
+def listed_pictures(image: Picture | Iterable[Picture]) -> list[Picture]:
+    """One picture, or several, as a list.
+
+    Raises:
+        UserError: none, or what is no picture.
+    """
+    one = isinstance(image, str | Path | Image.Image) or (isinstance(image, np.ndarray | Array) and image.ndim < 4)
+    if not one and not isinstance(image, Iterable):
+        raise UserError(f"image={image!r} is no picture; give PIL images, paths, or arrays [height, width, 3]")
+    images = [image] if one else list(image)
+    if not images:
+        raise UserError("no picture is given; give at least one")
+    return images
+
+
+def pictures(image: Picture | Iterable[Picture], count: int, size: tuple[int, int], channels: int) -> np.ndarray:
     """Pictures to start from, float32 [count, height, width, channels] in [-1, 1]; one given picture serves for all.
 
     Raises:
         UserError: another number of pictures, or one that cannot be read.
     """
-    one = isinstance(image, str | Path | Image.Image) or (isinstance(image, np.ndarray | Array) and image.ndim < 4)
-    images = [image] if one else list(image)
+    images = listed_pictures(image)
     if len(images) not in (1, count):
         raise UserError(f"{len(images)} images for {count} prompts; give one for all, or one for each")
     arrays = np.stack([as_array(picture, size) for picture in images])

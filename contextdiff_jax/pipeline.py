@@ -13,10 +13,9 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 from PIL import Image
 
-from contextdiff_jax import config as config_lib
-from contextdiff_jax import edits, export, sampling, saved, trees
+from contextdiff_jax import asked, edits, export, sampling, saved, trees
 from contextdiff_jax import task as task_lib
-from contextdiff_jax.asked import Picture, Prompts, check_strength, pictures, plain, prompts_of, root_key
+from contextdiff_jax.asked import Picture, Prompts
 from contextdiff_jax.conditions import LayoutCondition, TextCondition
 from contextdiff_jax.conditions.layout import Layout
 from contextdiff_jax.editing.result import Edit
@@ -24,6 +23,7 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import diffusers_format, lora
 from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.progress import Progress
+from contextdiff_jax.runtime import here
 from contextdiff_jax.serving import Contexts, Drawn, OnStep, Steps
 from contextdiff_jax.tasks import warm_start
 from contextdiff_jax.tasks.diffusion import DiffusionTask
@@ -53,7 +53,7 @@ class Pipeline:
         self.mesh = sharding.serving_mesh(task.config.mesh)
         self.params, self.frozen = self._placed(params), self._placed(task.frozen)
         self._rows = NamedSharding(self.mesh, sharding.ROWS)
-        self._text_changed = False
+        self._text_changes: dict[str, float] = {}  # {a LoRA of the text encoder: how much of it is added}
         self._ways = math.prod(self.mesh.shape[axis] for axis in ("data", "fsdp"))
         self._program = lru_cache(maxsize=PROGRAMS)(self._compile)
         self._inversion = lru_cache(maxsize=PROGRAMS)(self._compile_inversion)
@@ -89,7 +89,7 @@ class Pipeline:
             UserError: a folder with other content, or one that the model itself is read from; or a text encoder that a
                 LoRA has changed.
         """
-        if self._text_changed:
+        if any(abs(weight) > 1e-6 for weight in self._text_changes.values()):
             raise UserError("a LoRA has changed the text encoder, which an export cannot hold; save before load_lora")
         export.write(self.task, self.params, self.step, folder)
 
@@ -101,8 +101,10 @@ class Pipeline:
             weight: how much of it; a second call with the negative takes it back, but for rounding.
 
         Raises:
-            UserError: no such file, or a change of layers that this model does not have.
+            UserError: no such file, a change of layers that this model does not have, or a weight that is no number.
         """
+        if isinstance(weight, bool) or not isinstance(asked.plain(weight), int | float) or not math.isfinite(weight):
+            raise UserError(f"weight={weight!r} is no number; 1 adds the LoRA as it was trained, -1 takes it back")
         condition, frozen = self.task.parts.condition, self.frozen
         name_of = diffusers_format.tensor_name if self.config.model.backbone == "sd" else warm_start.tensor_name
         layers = {lora.UNET: lora.layers_of(self.params["denoiser"], name_of)}
@@ -115,7 +117,8 @@ class Pipeline:
         if lora.TEXT in changes:
             text = lora.add(frozen["condition"], changes[lora.TEXT], weight)
             self.frozen = self._placed(frozen | {"condition": text})
-            self._text_changed = True
+            name = lora.digest(changes[lora.TEXT])
+            self._text_changes[name] = self._text_changes.get(name, 0.0) + weight
             self._contexts.clear()
 
     def _placed(self, tree: Params) -> Params:
@@ -176,11 +179,13 @@ class Pipeline:
         self, prompts: Prompts = None, *, layouts: Sequence[Layout] | None = None, **options: Any
     ) -> np.ndarray:
         """Pictures as float32 [N, H, W, C] in [-1, 1]; the options are those of `stream`."""
-        parts = []
-        with Progress("sampling", len(self._asked(prompts, layouts)), "img") as progress:
+        parts, prompts, layouts = [], asked.listed(prompts), asked.listed(layouts)
+        with Progress("sampling", len(self._asked(prompts, layouts)), "img", before="compiling") as progress:
             for drawn in self.stream(prompts, layouts=layouts, **options):
                 parts.append(drawn.whole())
                 progress.update(len(parts[-1]))
+        if not parts:
+            raise UserError(f"first={options['first']} leaves no picture to draw; give a smaller one")
         return np.concatenate(parts)
 
     def stream(
@@ -195,7 +200,7 @@ class Pipeline:
         negative: str | Sequence[str] | None = None,
         size: tuple[int, int] | None = None,
         image: Picture | Sequence[Picture] | None = None,
-        strength: float = 0.8,
+        strength: float | None = None,
         on_step: OnStep | None = None,
         first: int = 0,
         **overrides: Any,
@@ -215,34 +220,45 @@ class Pipeline:
             size: (height, width) in pixels; None takes that of the training.
             image: start from this picture (PIL, path, or array uint8 or float in [-1, 1]), or from one per prompt,
                 cropped to the centre and resized: img2img.
-            strength: how far it is noised first, by the contextual forward process: the share of the steps taken.
+            strength: how far it is noised first, by the contextual forward process: the share of the steps taken; None
+                takes 0.8.
             on_step: called after every prediction with (step, steps, x0_hat), step from 1, x0_hat [B, ...] being the
                 present estimate in the model's space (see `decode`), rows that fill the batch up included. One process.
             first: pictures before this one are left out; the others are what they would be.
-            **overrides: any other key of the config's `sample` section, e.g. adapter=False, eta=1.0, batch_size=16.
+            **overrides: any other key of the config's `sample` section, e.g. adapter=False, eta=1.0, batch_size=16;
+                None takes the config's.
 
         Raises:
-            UserError: empty prompts, unknown options, more steps than the process has, a size that does not fit.
+            UserError: empty prompts, unknown options, more steps than the process has, a size that does not fit, a
+                model that was tuned on a clip.
         """
-        prompts = self._asked(prompts, layouts)
-        given = {k: v for k, v in dict(num_steps=steps, guidance=guidance, sampler=sampler).items() if v is not None}
-        section = self._section(given | overrides)
-        if image is not None:
-            check_strength(strength, section.num_steps)
-        plan = sampling.Plan.of(self.task, section, 1.0 if image is None else strength, self._size(size))
-        negatives = self._negatives(negative, len(prompts), plan)
+        prompts, key, condition = self._asked(prompts, layouts), asked.root_key(key), self.task.parts.condition
+        options = dict(num_steps=steps, guidance=guidance, sampler=sampler) | overrides
+        section, size = asked.section_of(self.config, options), asked.size_of(size)
+        strength = asked.strength_of(strength, section.num_steps, image is not None)
+        plan = sampling.Plan.of(self.task, section, strength, size)
+        negatives = asked.negatives_of(condition, negative, len(prompts), plan.guided)
         starts = None if image is None else self._pictures(image, len(prompts), size)
-        self.task.parts.condition.read(prompts)  # says what is wrong with any of them before the first is drawn
+        condition.read(prompts)  # says what is wrong with any of them before the first is drawn
         if on_step is not None and jax.process_count() > 1:
             raise UserError("on_step works in one process; with several, follow the batches of `stream`")
-        return self._batches(prompts, negatives, starts, root_key(key), plan, section, on_step, first)
+        if not asked.is_whole(first := asked.plain(first)) or not 0 <= first <= len(prompts):
+            raise UserError(f"first={first!r} of {len(prompts)} pictures; accepted: 0 to {len(prompts) - 1}")
+        return self._batches(prompts, negatives, starts, key, plan, section, on_step, first)
 
     def _asked(self, prompts: Prompts, layouts: Sequence[Layout] | None = None) -> list[Any]:
         """What is asked for, one entry per picture."""
-        condition = self.task.parts.condition
+        condition, count = self.task.parts.condition, self.config.data.num_frames
+        if count > 1:
+            raise UserError(
+                f"this model was tuned on a clip, {count} frames at once, and draws no pictures; edit clips with it: "
+                "Pipeline.edit, or --mode=edit"
+            )
         if layouts is not None and not isinstance(condition, LayoutCondition):
             raise UserError("layouts=...: this model takes no layouts; give prompts")
-        return prompts_of(condition, prompts if layouts is None else layouts)
+        if layouts is not None and prompts is not None:
+            raise UserError(f"prompts={prompts!r} beside layouts=...: layouts say what is drawn; leave the prompts out")
+        return asked.prompts_of(condition, prompts if layouts is None else layouts)
 
     def _batches(
         self,
@@ -273,8 +289,10 @@ class Pipeline:
     def invert(
         self,
         images: Picture | Sequence[Picture],
-        prompts: Prompts,
+        prompt: Prompts = None,
         *,
+        prompts: Prompts = None,
+        layouts: Sequence[Layout] | None = None,
         steps: int | None = None,
         size: tuple[int, int] | None = None,
         **overrides: Any,
@@ -282,74 +300,46 @@ class Pipeline:
         """The deterministic way of pictures back into noise under their prompts, without guidance (DDIM inversion).
 
         Args:
-            images: one picture, or one per prompt, as `stream` takes them.
-            prompts: what they show.
+            images: one picture, or several, as `stream` takes them; one serves for all prompts.
+            prompt: what they show: one prompt for all, or one for each.
+            prompts: another name of the same.
+            layouts: in their place, for a model of layouts.
             steps: None takes config.sample.num_steps.
             size: (height, width) in pixels; None takes that of the training.
             **overrides: any other key of the config's `sample` section, e.g. adapter=False.
 
         Returns:
             [steps + 1, N, ...] in the model's space: first the pictures' x0, last their noise.
+
+        Raises:
+            UserError: as `stream`.
         """
-        prompts = self._asked(prompts)
-        given = {"sampler": "ddim", "guidance": 1.0} | ({} if steps is None else {"num_steps": steps}) | overrides
-        section = self._section(given)
-        plan = sampling.Plan.of(self.task, section, size=self._size(size))
+        if prompt is not None and prompts is not None:
+            raise UserError(f"prompt={prompt!r} and prompts={prompts!r} are two names of the same; give one of them")
+        images, prompts = asked.listed_pictures(images), self._asked(prompts if prompt is None else prompt, layouts)
+        prompts = prompts * len(images) if len(prompts) == 1 else prompts
+        section = asked.section_of(self.config, dict(num_steps=steps) | overrides, sampler="ddim", guidance=1.0)
+        plan = sampling.Plan.of(self.task, section, size=(size := asked.size_of(size)))
         starts, whole = self._pictures(images, len(prompts), size), []
         batch = self._batch_size(section.batch_size, len(prompts))
-        for start in range(0, len(prompts), batch):
-            rows = np.minimum(np.arange(start, start + batch), len(prompts) - 1)
-            part = self.put((self._contexts.of([prompts[i] for i in rows]), starts[rows]))
-            out = self._inversion(plan)(self.params, self.frozen, sampling.Numbers.of(section), *part)
-            whole.append(np.moveaxis(sharding.gather(out), 0, 1)[:, : len(prompts) - start])
+        with Progress("inverting", len(prompts), "img", before="compiling") as progress:
+            for start in range(0, len(prompts), batch):
+                rows = np.minimum(np.arange(start, start + batch), len(prompts) - 1)
+                part = self.put((self._contexts.of([prompts[i] for i in rows]), starts[rows]))
+                out = self._inversion(plan)(self.params, self.frozen, sampling.Numbers.of(section), *part)
+                whole.append(np.moveaxis(sharding.gather(out), 0, 1)[:, : len(prompts) - start])
+                progress.update(whole[-1].shape[1])
         return np.concatenate(whole, axis=1)
 
     def decode(self, x0: np.ndarray) -> np.ndarray:
         """Pictures [B, H, W, C] in [-1, 1] of what is in the model's space, such as the x0_hat of `on_step`."""
         return np.asarray(sampling.decode(self.task, self.frozen, x0))
 
-    def _negatives(self, negative: str | Sequence[str] | None, count: int, plan: sampling.Plan) -> list[str] | None:
-        """What each picture's guidance moves away from."""
-        if negative is None:
-            return None
-        if not self.task.parts.condition.takes_prompts:
-            raise UserError(f"negative={negative!r}: this model takes no prompt, and so none to avoid; leave it out")
-        if isinstance(self.task.parts.condition, LayoutCondition):
-            raise UserError(f"negative={negative!r}: guidance of layouts moves away from the empty one; leave it out")
-        if not plan.guided:
-            raise UserError(f"negative={negative!r} cannot act without guidance; set guidance above 1, e.g. 3")
-        one = isinstance(negative, str) or not hasattr(negative, "__iter__")
-        negatives = [negative] * count if one else list(negative)
-        if len(negatives) != count:
-            raise UserError(f"{len(negatives)} negative prompts for {count} prompts; give one for all, or one for each")
-        if not all(isinstance(text, str) for text in negatives):
-            raise UserError(f"negative={negative!r}: negative prompts are texts")
-        self.task.parts.condition.read(negatives)
-        return negatives
-
     def _pictures(self, image: Any, count: int, size: tuple[int, int] | None) -> np.ndarray:
         """Pictures to start from, of the size that is drawn and with the channels of the model."""
         space = self.task.parts.space
         grey = self.config.space.kind == "pixels" and space.shape[-1] == 1
-        return pictures(image, count, self._size(size) or space.size, 1 if grey else 3)
-
-    @staticmethod
-    def _size(size: Any) -> tuple[int, int] | None:
-        return None if size is None else tuple(plain(n) for n in size)
-
-    def _section(self, overrides: dict[str, Any]) -> ConfigDict:
-        """The config's `sample` section under these overrides, checked."""
-        config = ConfigDict(self.config.to_dict())
-        for name, value in overrides.items():
-            if name not in config.sample:
-                accepted = ", ".join(sorted(config.sample))
-                raise UserError(f"sampling option {name}={value!r} is unknown; accepted: {accepted}")
-            try:
-                config.sample[name] = plain(value)
-            except TypeError as error:
-                raise UserError(f"sampling option {name}={value!r} has the wrong type: {error}") from error
-        config_lib.check(config)
-        return config.sample
+        return asked.pictures(image, count, size or space.size, 1 if grey else 3)
 
     def _batch_size(self, most: int, count: int) -> int:
         """Pictures drawn at once; a power of two keeps the number of compilations small when the number varies."""
@@ -392,6 +382,6 @@ class Pipeline:
 def _with_untrained(task: DiffusionTask, expected: Params, params: Params) -> Params:
     """Parameters that were read together with those that training left as they were."""
     have = set(trees.names(params))
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    place = jax.sharding.SingleDeviceSharding(here().local[0])
     places = jax.tree.map(lambda _: place, trees.select(expected, lambda name: name not in have))
     return trees.merge(initial_params(task, places, task.config.seed) if places else {}, params)

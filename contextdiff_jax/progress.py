@@ -23,20 +23,24 @@ class Progress:
         total: pieces in all.
         unit: of the pieces, e.g. img or step.
         done: pieces that were there before.
+        before: what may come before the first piece, such as compiling; a terminal says so until then.
         stream: where it goes; None for standard error.
     """
 
-    def __init__(self, what: str, total: int, unit: str, done: int = 0, stream: TextIO | None = None):
+    def __init__(
+        self, what: str, total: int, unit: str, done: int = 0, before: str = "", stream: TextIO | None = None
+    ):
         self._what, self._total, self._unit, self._first, self._done = what, total, unit, done, done
         self._stream = stream or sys.stderr
         self._tty = self._stream.isatty()
         how = dict(file=self._stream, disable=not self._tty, dynamic_ncols=True)
-        self._bar = tqdm(desc=what, total=total, unit=unit, initial=done, **how)
+        self._bar = tqdm(desc=f"{what} ({before})" if before else what, total=total, unit=unit, initial=done, **how)
         self._start = self._said = time.monotonic()
 
     def update(self, count: int = 1) -> None:
         """`count` more pieces are finished."""
         self._done += count
+        self._bar.set_description(self._what, refresh=False)
         self._bar.update(count)
         now = time.monotonic()
         if not self._tty and now - self._said >= LINE_EVERY:

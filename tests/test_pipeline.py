@@ -38,7 +38,7 @@ def test_a_stream_is_what_sample_is_made_of_and_remembers_prompts(pipe, monkeypa
     drawn = list(pipe.stream(PROMPTS, key=5))
     assert [list(d.rows) for d in drawn] == [[0, 1, 2]] and len(drawn[0].images) == 4  # filled up to a power of two
     monkeypatch.setattr(pipe._contexts, "_encode", None)  # every prompt has been encoded by now
-    np.testing.assert_array_equal(drawn[0].whole(), pipe.sample_arrays(PROMPTS, key=5))
+    np.testing.assert_array_equal(drawn[0].whole(), pipe.sample_arrays((p for p in PROMPTS), key=5))
 
 
 def test_negative_prompts(pipe):
@@ -64,7 +64,8 @@ def test_other_sizes_and_every_step(pipe):
     # The last step ends at t = 0, on the last estimate.
     np.testing.assert_allclose(pipe.decode(told[-1][2]), images, atol=1e-5)
     assert [image.size for image in pipe.to_images(images)] == [(24, 16)]
-    for size, words in (((16, 18), r"divisible by 4.*try \(16, 20\)"), ((16, 0), "not \\(height, width\\)")):
+    none = "not \\(height, width\\)"
+    for size, words in (((16, 18), r"divisible by 4.*try \(16, 20\)"), ((16, 0), none), (16, none), ("16x16", none)):
         with pytest.raises(UserError, match=words):
             pipe.sample(PROMPTS[0], size=size)
     assert asked.read_size("32x48") == (32, 48)
@@ -74,7 +75,36 @@ def test_other_sizes_and_every_step(pipe):
 
 def test_inversion_starts_at_the_picture(pipe):
     image = np.linspace(-1, 1, 16 * 16 * 3, dtype=np.float32).reshape(16, 16, 3)
-    trajectory = pipe.invert(image, PROMPTS[:2], steps=2)
+    trajectory = pipe.invert(iter([image]), PROMPTS[:2], steps=2)
     assert trajectory.shape == (3, 2, 16, 16, 3)
     np.testing.assert_allclose(trajectory[0, 1], image, atol=1 / 127)
     assert np.abs(trajectory[2, 0] - trajectory[2, 1]).max() > 1e-3, "each under its own prompt"
+    one = pipe.invert([image, image], prompt=PROMPTS[0], steps=2)
+    np.testing.assert_allclose(one, trajectory[:, [0, 0]], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "how, words",
+    [
+        (dict(first=4), "first=4 of 3 pictures; accepted: 0 to 2"),
+        (dict(first=-1), "first=-1 of 3 pictures"),
+        (dict(first=3), "first=3 leaves no picture"),
+        (dict(key="0"), "key='0' is no seed"),
+        (dict(strength=0.3), "strength=0.3 cannot act"),
+        (dict(image=5), "5 is no picture"),
+        (dict(layouts=[[]]), "takes no layouts"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_at_the_call(pipe, how, words):
+    with pytest.raises(UserError, match=words):
+        pipe.sample(PROMPTS, **how)
+    if "leaves" not in words:
+        with pytest.raises(UserError, match=words):
+            pipe.stream(PROMPTS, **how)
+
+
+def test_a_model_of_a_clip_draws_no_pictures(pipe, monkeypatch):
+    monkeypatch.setitem(pipe.config.data, "num_frames", 4)
+    for call in (pipe.sample, pipe.stream, lambda prompts: pipe.invert(np.zeros((16, 16, 3)), prompts)):
+        with pytest.raises(UserError, match="tuned on a clip, 4 frames at once.*Pipeline.edit"):
+            call(PROMPTS)

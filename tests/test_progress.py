@@ -31,6 +31,7 @@ def test_short_work_says_nothing_without_a_terminal():
 
 def test_a_bar_in_a_terminal():
     out = Terminal()
-    with progress.Progress("sampling", 3, "img", stream=out) as bar:
+    with progress.Progress("sampling", 3, "img", before="compiling", stream=out) as bar:
+        assert "sampling (compiling): " in out.getvalue()
         bar.update(3)
-    assert "sampling" in out.getvalue() and "3/3" in out.getvalue()
+    assert "sampling: " in out.getvalue() and "3/3" in out.getvalue()

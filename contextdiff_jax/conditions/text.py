@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from contextdiff_jax.conditions.base import Record
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import is_unicode
 from contextdiff_jax.types import Batch, Context, Params
 
 
@@ -24,7 +26,14 @@ class TextCondition:
         return self.read([record["caption"] for record in records])
 
     def read(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """tokens and token_mask."""
+        """tokens and token_mask.
+
+        Raises:
+            UserError: a text with half a character.
+        """
+        for prompt in prompts:
+            if not is_unicode(prompt):
+                raise UserError(f"prompt {prompt!r} is no Unicode text; give it as UTF-8")
         return self.encoder.tokenize(list(prompts))
 
     def empty(self, batch_size: int) -> dict[str, np.ndarray]:

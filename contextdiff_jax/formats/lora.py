@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 
+from contextdiff_jax import trees
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import atomic, read_object
 from contextdiff_jax.formats.tensor_files import DTYPES, Stored, read_header, read_metadata, read_tensor, write_file
@@ -97,6 +98,13 @@ def read(path: str | Path, layers: Mapping[str, Mapping[str, str]]) -> dict[str,
     for (network, layer), found in parts.items():
         result.setdefault(network, {})[layer] = _change(found, rank_of_all(network))
     return result
+
+
+def digest(changes: Mapping[str, Change]) -> str:
+    """What tells the changes of one LoRA from another's."""
+    array = lambda value: np.asarray(value, np.float32)
+    arrays = {layer: {part: array(v) for part, v in change._asdict().items()} for layer, change in changes.items()}
+    return trees.digest(arrays)
 
 
 def layers_of(params: Params, name_of: Callable[[str], str | tuple[str, ...]]) -> dict[str, str]:

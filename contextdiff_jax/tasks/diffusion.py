@@ -186,10 +186,11 @@ class DiffusionTask:
             return tuple(self.sample_shape)
         if isinstance(self.parts.condition, LayoutCondition):
             raise UserError(f"size={size}: a layout's maps have the size of the training; leave the size out")
-        if len(size) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size):
+        two = isinstance(size, tuple | list) and len(size) == 2
+        if not two or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size):
             raise UserError(f"size={size!r} is not (height, width) in pixels, e.g. (32, 48)")
         shape = self.parts.space.shape_of(size)
-        factor = backbones.factor(self.config)
+        factor = backbones.factor(with_located_models(self.config))
         if self.adapter is not None:
             factor = math.lcm(factor, self.config.adapter.patch_size)
         if shape[0] % factor or shape[1] % factor:

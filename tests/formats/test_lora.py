@@ -152,6 +152,12 @@ def test_a_lora_of_the_text_encoder(pipeline, tmp_path):
     np.testing.assert_allclose(find() - before, 0.5 * (b @ a).T.numpy(), atol=1e-5)
     with pytest.raises(UserError, match="changed the text encoder"):
         pipe.save(tmp_path / "export")
+    pipe.load_lora(tmp_path / lora.FILE, weight=-0.5)
+    pipe.load_lora(tmp_path, weight=0)
+    np.testing.assert_allclose(find(), before, atol=1e-6)
+    pipe.save(tmp_path / "export")
+    with pytest.raises(UserError, match="weight='1' is no number"):
+        pipe.load_lora(tmp_path, weight="1")
 
 
 def test_files_that_do_not_fit_are_named(pipeline, tmp_path):
