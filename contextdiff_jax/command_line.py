@@ -1,6 +1,5 @@
 """What the modes of the command line do, and one-line errors for what users can get wrong on it."""
 
-import dataclasses
 import itertools
 import sys
 from pathlib import Path
@@ -10,46 +9,10 @@ from ml_collections import ConfigDict
 
 from contextdiff_jax import config as config_lib
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import check_local, check_writable, read_text, text_lines
+from contextdiff_jax.files import check_writable, local_path, read_text, text_lines
+from contextdiff_jax.options import Options, checked
 
 SHIPPED = "builtin:demo"  # what draws without a config and a workdir
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """The flags beside the config."""
-
-    workdir: str
-    prompts: tuple[str, ...] = ()
-    num_samples: int = 0
-    prompts_file: str = ""
-    layout: str = ""
-    seed: int = 0
-    step: int | None = None
-    out: str = ""
-    image: str = ""
-    strength: float = 0.8
-    half: bool = False
-    images: str = ""
-    reference: str = ""
-    features: tuple[str, ...] = ()
-    captions: str = ""
-    crop: int | None = None
-    negative: str = ""
-    size: str = ""
-    topology: str = ""
-    compilation_cache: str = "auto"
-    runs: tuple[str, ...] = ()
-    model: str = ""
-    host: str = ""
-    port: int = 0
-    sets: tuple[str, ...] = ()
-    source: str = ""
-    answers: tuple[str, ...] = ()
-    allow_config_change: bool = False
-    coordinator: str = ""
-    num_processes: int | None = None
-    process_id: int | None = None
 
 
 def fail(error: Exception) -> NoReturn:
@@ -59,12 +22,11 @@ def fail(error: Exception) -> NoReturn:
 
 
 def run(mode: str, config: ConfigDict | None, options: Options) -> None:
-    """Checks the config and where results go, and dispatches on the mode; to sample, a model's own config will do."""
+    """Checks flags and config, and dispatches on the mode; to sample, a model's own config will do."""
     from contextdiff_jax import training
     from contextdiff_jax.compilation import keep_programs
 
-    for path in (options.workdir, options.out):
-        check_local(path)
+    options = checked(options, mode)
     keep_programs(options.compilation_cache)
     if mode in WITHOUT_CONFIG:
         WITHOUT_CONFIG[mode](options)
@@ -91,6 +53,8 @@ def train(config: ConfigDict, options: Options) -> None:
         edits.check_clip(config, options.workdir)
     task = task_lib.build(config, mesh=make_mesh(config.mesh))
     edits_after = tunes and config.edit.after_training
+    if (options.prompts or options.out) and not edits_after:
+        raise UserError("--prompt and --out cannot act: nothing is edited after this training; leave them out")
     if edits_after:
         edits.check(task, config, options.prompts)
     if config.task == "diffusion" and config.eval.after_training:  # what is not there is said before the training
@@ -159,7 +123,7 @@ def edit(config: ConfigDict | None, options: Options) -> None:
 
 def sample(config: ConfigDict | None, options: Options) -> None:
     """Draws the prompts and writes every picture, and a grid with the captions under them."""
-    from contextdiff_jax.asked import as_array, check_strength, read_size
+    from contextdiff_jax.asked import as_array, read_size, strength_of
     from contextdiff_jax.pictures import GRID, caption_grid
     from contextdiff_jax.training.distributed import is_primary
 
@@ -168,11 +132,11 @@ def sample(config: ConfigDict | None, options: Options) -> None:
     config = pipeline.config if config is None else config
     prompts = asked_for(config, options)
     size = read_size(options.size) if options.size else None
-    start: dict[str, Any] = {"size": size}
+    start: dict[str, Any] = {"size": size, "strength": options.strength}
+    strength_of(options.strength, config.sample.num_steps, bool(options.image))
     if options.image:
         as_array(options.image, size or (config.data.image_size,) * 2)
-        check_strength(options.strength, config.sample.num_steps)
-        start |= dict(image=options.image, strength=options.strength)
+        start["image"] = options.image
     if options.negative:
         start["negative"] = options.negative
     pipeline = pipeline or _pipeline(config, options)
@@ -280,6 +244,8 @@ def export(config: ConfigDict, options: Options) -> None:
         export_lib.write(pipeline.task, pipeline.params, pipeline.step, out, options.half)
         print(f"step {pipeline.step} exported to {out}; read it with contextdiff_jax.Pipeline.load({out!r})")
         return
+    if options.half:
+        raise UserError(f"--half is for diffusion models; config.task is {config.task!r}")
     from contextdiff_jax import task as task_lib
     from contextdiff_jax.training import checkpoint
     from contextdiff_jax.training.workdir import check_same_model
@@ -297,11 +263,13 @@ def encode(config: ConfigDict, options: Options) -> None:
         raise UserError("--mode=encode is for latent diffusion (config.space.kind='latents'), e.g. configs/t2i.py:sd")
     if not config.space.latents:
         raise UserError("config.space.latents is empty; name the folder for the latents: --config.space.latents=FOLDER")
+    folder = local_path(config.space.latents)
     from contextdiff_jax.models import backbones
     from contextdiff_jax.tasks.encode import encode as encode_data
-    from contextdiff_jax.tasks.parts import latent_space
+    from contextdiff_jax.tasks.parts import latent_space, with_located_models
 
-    encode_data(config, latent_space(config), Path(config.space.latents), factor=backbones.factor(config))
+    located = with_located_models(config)
+    encode_data(config, latent_space(located), folder, factor=backbones.factor(located))
 
 
 def bench(config: ConfigDict, options: Options) -> None:
@@ -355,6 +323,8 @@ def heatmaps(config: ConfigDict | None, options: Options) -> None:
         kind = pipeline.config.condition.kind
         raise UserError(f"--mode=heatmaps shows where words look, but config.condition.kind={kind!r} has no words")
     of_a_clip = pipeline.config.data.source == "clip"
+    if of_a_clip and (options.prompts or options.prompts_file or options.num_samples):
+        raise UserError("--prompt cannot act: of a run that was tuned on a clip, the clip's own prompt is shown")
     prompts = [] if of_a_clip else asked_for(pipeline.config, options)
     home = Path(options.workdir.replace("builtin:", "runs/builtin-"))
     out = make_folder(Path(options.out) if options.out else unused(home / "heatmaps"))

@@ -10,6 +10,7 @@ import jax
 from absl import logging
 
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import is_remote, local_path
 
 
 def keep_programs(where: str) -> None:
@@ -17,7 +18,7 @@ def keep_programs(where: str) -> None:
 
     Args:
         where: "auto" is what JAX_COMPILATION_CACHE_DIR names, else a folder in the user's cache directory; "off" keeps
-            nothing; anything else is a folder.
+            nothing; anything else is a folder, or an address of a remote store that JAX writes to.
 
     Raises:
         UserError: a folder that cannot be made.
@@ -27,7 +28,10 @@ def keep_programs(where: str) -> None:
         return
     if where == "auto" and jax.config.jax_compilation_cache_dir:
         return
-    folder = _in_the_user_s_cache() if where == "auto" else Path(where).expanduser()
+    if is_remote(where):
+        jax.config.update("jax_compilation_cache_dir", where)
+        return
+    folder = _in_the_user_s_cache() if where == "auto" else local_path(where)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK)

@@ -31,7 +31,7 @@ from contextdiff_jax.conditions.spaces import Latents, write_rgb_map
 from contextdiff_jax.config import complete, leaves
 from contextdiff_jax.encoders.text import TextEncoder
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import read_json, read_object, write_json
+from contextdiff_jax.files import local_path, read_json, read_object, write_json
 from contextdiff_jax.formats import diffusers_format, hub, lora, pretrained, single_file
 from contextdiff_jax.formats.tokenizers import TOKENIZER_FILES
 from contextdiff_jax.samplers.scheduler_config import PRETRAINED, with_zero_terminal_snr
@@ -59,7 +59,7 @@ def write(task: DiffusionTask, params: Params, step: int, out: str | Path, half:
     Raises:
         UserError: a folder with other content, or one that the model itself is read from.
     """
-    out = Path(out).absolute()
+    out = local_path(out).absolute()
     _check_target(task.config, out)
     building = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(building, ignore_errors=True)

@@ -33,13 +33,23 @@ def atomic(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def check_local(path: str | Path) -> None:
-    """Raises UserError for an address of a remote store, which would otherwise become a folder of that name here."""
-    if match := re.match(r"([a-z][a-z0-9+.-]+):/", str(path)):
+def is_remote(path: str | Path) -> bool:
+    """Whether this is an address of a remote store, such as gs://bucket/folder."""
+    return re.match(r"[a-z][a-z0-9+.-]+:/", str(path)) is not None
+
+
+def local_path(path: str | Path) -> Path:
+    """A path that is written to, ~ being the home folder.
+
+    Raises:
+        UserError: an address of a remote store, which would otherwise become a folder of that name here.
+    """
+    if is_remote(path):
         raise UserError(
-            f"{str(path)!r} is on a remote store ({match[1]}), where this library cannot write; mount it (gcsfuse, "
-            "s3fs) and give that folder, or take a local one"
+            f"{str(path)!r} is on a remote store, where this library cannot write; mount it (gcsfuse, s3fs) and give "
+            "that folder, or take a local one"
         )
+    return Path(os.path.expanduser(path))
 
 
 def check_writable(folder: str | Path, what: str, remedy: str) -> None:

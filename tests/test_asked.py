@@ -1,12 +1,17 @@
 """What may be asked for, and where compiled programs are kept."""
 
+import types
+from pathlib import Path
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from configs import t2i
 from contextdiff_jax import asked, compilation
-from contextdiff_jax.conditions import ClassCondition, LayoutCondition
+from contextdiff_jax.conditions import ClassCondition, LayoutCondition, TextCondition
 from contextdiff_jax.errors import UserError
 
 LAYOUTS = LayoutCondition(("frog", "star"), 3, (8, 8), width=16, depth=1, token_grid=4, map_channels=4)
@@ -25,6 +30,57 @@ def test_classes_by_name_and_number_and_counts():
             asked.prompts_of(condition, wrong)
     with pytest.raises(UserError, match="prompt 2 is no class"):
         asked.prompts_of(classes, [2])
+
+
+def test_texts_are_gone_through_once():
+    texts = TextCondition(types.SimpleNamespace(params={}, tokenize=len))
+    assert asked.prompts_of(texts, map(str, ("a", "b"))) == asked.prompts_of(texts, np.array(["a", "b"])) == ["a", "b"]
+    assert asked.prompts_of(texts, "a") == ["a"]
+    for wrong, words in (
+        (3.0, "pass one or several texts"),
+        (Path("x"), "pass one or several texts"),
+        (None, "pass one or several texts"),
+        (iter(()), "no prompt given"),
+        (["a", 5], "prompt 2 of 2 is no text"),
+        (["a", " "], "prompt 2 of 2 is empty"),
+    ):
+        with pytest.raises(UserError, match=words):
+            asked.prompts_of(texts, wrong)
+    with pytest.raises(UserError, match=r"'a \\ud800' is no Unicode text"):
+        texts.read(["a \ud800"])
+
+
+def test_seeds_and_keys():
+    same = lambda a, b: np.testing.assert_array_equal(*(jax.random.key_data(asked.root_key(k)) for k in (a, b)))
+    for seed in (np.int64(3), jnp.int32(3), jax.random.key(3), jax.random.PRNGKey(3)):
+        same(seed, 3)
+    for wrong in (1.5, "0", None, True, -1, 2**32, jax.random.split(jax.random.key(0), 4), np.arange(2)):
+        with pytest.raises(UserError, match="seed|several keys"):
+            asked.root_key(wrong)
+
+
+def test_none_takes_the_model_s_own_option():
+    config = t2i.get_config("tiny")
+    section = asked.section_of(config, {"eta": None, "batch_size": None, "guidance": jnp.float32(2.0)}, sampler="ddim")
+    assert (section.eta, section.batch_size) == (config.sample.eta, config.sample.batch_size)
+    assert (section.guidance, section.sampler) == (2.0, "ddim")
+    for wrong, words in (({"speed": None}, "speed=None is unknown"), ({"eta": "x"}, "eta='x' has the wrong type")):
+        with pytest.raises(UserError, match=words):
+            asked.section_of(config, wrong)
+
+
+def test_a_strength_is_of_a_picture():
+    assert asked.strength_of(None, 10, True) == asked.STRENGTH and asked.strength_of(None, 10, False) == 1.0
+    assert asked.strength_of(np.float32(0.5), 10, True) == 0.5
+    for wrong, of_picture in (("0.5", True), (0.0, True), (1.1, True), (float("nan"), True), (0.3, False)):
+        with pytest.raises(UserError, match="strength="):
+            asked.strength_of(wrong, 10, of_picture)
+
+
+@pytest.mark.parametrize("wrong", [5, None, [], iter(())])
+def test_what_is_no_picture(wrong):
+    with pytest.raises(UserError, match="no picture"):
+        asked.pictures(wrong, 1, (4, 4), 3)
 
 
 def test_one_layout_stands_for_a_list_of_one():
@@ -72,6 +128,8 @@ def test_compiled_programs_are_kept_in_the_user_s_cache_unless_told_otherwise(tm
         assert jax.config.jax_compilation_cache_dir == "given"
         compilation.keep_programs(str(tmp_path / "mine"))
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine") and (tmp_path / "mine").is_dir()
+        compilation.keep_programs("gs://bucket/programs")  # which JAX knows how to write to
+        assert jax.config.jax_compilation_cache_dir == "gs://bucket/programs"
         compilation.keep_programs("off")
         assert not jax.config.jax_enable_compilation_cache
         (tmp_path / "file").write_text("")

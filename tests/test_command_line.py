@@ -7,8 +7,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import class2img, clip_mini, layout2img, t2i
-from contextdiff_jax import command_line, config, config_files
+from contextdiff_jax import command_line, config, config_files, export, options
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.training import workdir
 
 
 def run(*flags, cwd=None):
@@ -47,6 +48,65 @@ def test_flag_errors(flags, words, capsys, monkeypatch):
     assert line.startswith("error: ") and "\n" not in line
     for word in words:
         assert word in line
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What the flags of a command line become, with the real ones."""
+    from absl import flags as absl_flags
+
+    from contextdiff_jax import main
+
+    def options(*flags):
+        absl_flags.FLAGS.unparse_flags()
+        monkeypatch.setattr(sys, "argv", ["main", *flags])
+        found = []
+        monkeypatch.setattr(command_line, "run", lambda mode, config, options: found.append(options))
+        main.main(main.parse(["main", *flags]))
+        return found[0]
+
+    return options
+
+
+def test_flags_that_a_mode_would_not_look_at_are_refused(told):
+    nothing = told("--config=configs/t2i.py:tiny")
+    for mode in command_line.MODES | command_line.WITHOUT_CONFIG:
+        assert options.checked(nothing, mode) == nothing
+    for flag, mode, words in (
+        ("--prompt=a frog", "eval", "--prompt cannot act in --mode=eval; it is for train, sample, edit, heatmaps"),
+        ("--size=8x8", "heatmaps", "--size .*; it is for sample"),
+        ("--negative=a star", "edit", "--negative"),
+        ("--strength=0.3", "edit", "--strength"),
+        ("--half", "train", "--half .* it is for export"),
+        ("--port=1", "sample", "--port .* it is for app"),
+        ("--set=a=b", "metrics", "--set .* it is for study"),
+    ):
+        with pytest.raises(UserError, match=words):
+            options.checked(told("--config=configs/t2i.py:tiny", flag), mode)
+    with pytest.raises(UserError, match="--prompt and --out cannot act: nothing is edited after this training"):
+        command_line.train(t2i.get_config("tiny"), options.Options(workdir="runs/none", prompts=("a frog",)))
+    with pytest.raises(UserError, match="strength=0.3 cannot act without a picture"):
+        command_line.sample(t2i.get_config("tiny"), options.Options("runs/none", prompts=("a frog",), strength=0.3))
+
+
+def test_what_is_written_goes_where_it_is_read_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = options.checked(options.Options("~/run", out="~/out"), "sample")
+    assert (found.workdir, found.out) == (str(tmp_path / "run"), str(tmp_path / "out"))
+    assert workdir.folder_of("~/run") == tmp_path / "run" / "checkpoints"
+    for call in (
+        lambda: options.checked(options.Options("runs/a", out="gs://bucket/x"), "export"),
+        lambda: export.write(None, {}, 0, "s3://bucket/x"),
+        lambda: command_line.encode(latent_config("gs://bucket/latents"), options.Options("runs/a")),
+    ):
+        with pytest.raises(UserError, match="remote store, where this library cannot write; mount it"):
+            call()
+
+
+def latent_config(folder):
+    config = t2i.get_config("sd")
+    config.space.latents = folder
+    return config
 
 
 @pytest.mark.parametrize("given", ["t2i.py:tiny", "t2i:tiny", "configs/t2i.py:tiny"])

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from contextdiff_jax.data.clips import write_clip
-from contextdiff_jax.files import write_json
+from contextdiff_jax.files import local_path, write_json
 from contextdiff_jax.pictures import caption_grid, to_uint8
 
 SHOWN = 8  # frames of a clip in the picture
@@ -58,12 +58,12 @@ class Edit:
     def save(self, path: str | Path) -> Path:
         """Writes source, reconstruction and every edit side by side: an mp4, or a gif, by the suffix."""
         shown = [self.arrays[name] for name in (SOURCE, INVERSION, *self.targets)]
-        write_clip(path, np.concatenate([to_uint8(clip) for clip in shown], axis=2), self.rate)
-        return Path(path)
+        write_clip(path := local_path(path), np.concatenate([to_uint8(clip) for clip in shown], axis=2), self.rate)
+        return path
 
     def write(self, folder: str | Path) -> Path:
         """Writes edit.json, edit.png, edit.mp4, edit.gif, and each edit alone as edit-1.mp4, ..."""
-        folder = Path(folder)
+        folder = local_path(folder)
         for name in ("edit.mp4", "edit.gif"):
             self.save(folder / name)
         for i, target in enumerate(self.targets, start=1):

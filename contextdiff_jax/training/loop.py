@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from contextdiff_jax import compilation, trees
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import write_json
+from contextdiff_jax.files import local_path, write_json
 from contextdiff_jax.training import distributed
 from contextdiff_jax.training.checkpoint import Checkpoints
 from contextdiff_jax.training.checkpoint_format import brief
@@ -44,7 +44,7 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
         NonFiniteLoss: (a UserError) names the step and the record indices of its batch; checkpoints stay
             intact.
     """
-    config, workdir = task.config, Path(workdir)
+    config, workdir = task.config, local_path(workdir)
     num_steps, every = config.train.num_steps, config.train
     changes = check_workdir(workdir, config, allow_config_change=allow_config_change)
 
@@ -148,7 +148,7 @@ def _compile(setup: Setup, batch: Batch, metrics: Metrics) -> jax.stages.Compile
     metrics.say("compiling the training step; a large model takes minutes")
     with compilation.fitting("the training step", _SMALLER):
         compiled = setup.compile(batch)
-    needed, limit = compilation.bytes_of(compiled)["peak"], compilation.available(jax.local_devices()[0])
+    needed, limit = compilation.bytes_of(compiled)["peak"], compilation.available(setup.runtime.local[0])
     if needed > limit:
         gib = 2**30
         raise UserError(

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from contextdiff_jax import keys
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import check_local, check_writable
+from contextdiff_jax.files import check_writable, local_path
 
 # What may differ between a saved run and its continuation without a word: where data lie, how often something happens,
 # how sampling and evaluation look, and on what devices.
@@ -66,7 +66,7 @@ THE_SAME_MODEL = (*HOW_IT_RUNS, "model.pretrained", "condition.encoder", "clip.t
 
 def folder_of(workdir: str | Path) -> Path:
     """Where the checkpoints of a run are."""
-    return Path(workdir).absolute() / "checkpoints"
+    return local_path(workdir).absolute() / "checkpoints"
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -91,8 +91,8 @@ def check_workdir(workdir: str | Path, config: ConfigDict, *, allow_config_chang
     Raises:
         UserError: the folder cannot be written, or holds a run with another config.
     """
-    workdir, path = Path(workdir), Path(workdir) / "config.json"
-    check_local(workdir)
+    workdir = local_path(workdir)
+    path = workdir / "config.json"
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir {str(workdir)!r} is a file; give a folder")
     check_writable(workdir, "workdir", "take another --workdir")

@@ -1,0 +1,64 @@
+"""The flags beside the config, and which modes take which."""
+
+import dataclasses
+from typing import Any
+
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import local_path
+
+
+def _of(modes: str, default: Any = "", flag: str = "") -> Any:
+    """A flag of these modes alone, where it has another name than its field."""
+    return dataclasses.field(default=default, metadata={"modes": tuple(modes.split()), "flag": flag})
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the flags say; those without modes of their own are of all."""
+
+    workdir: str
+    prompts: tuple[str, ...] = _of("train sample edit heatmaps", (), "prompt")
+    num_samples: int = _of("sample heatmaps", 0)
+    prompts_file: str = _of("sample heatmaps")
+    layout: str = _of("sample")
+    seed: int = _of("train sample heatmaps eval", 0)
+    step: int | None = _of("sample edit heatmaps eval export", None)
+    out: str = _of("train sample edit heatmaps export metrics study compare")
+    image: str = _of("sample")
+    strength: float | None = _of("sample", None)
+    half: bool = _of("export", False)
+    images: str = _of("metrics")
+    reference: str = _of("metrics")
+    features: tuple[str, ...] = _of("metrics", ())
+    captions: str = _of("metrics study")
+    crop: int | None = _of("metrics", None)
+    negative: str = _of("sample")
+    size: str = _of("sample")
+    topology: str = _of("plan")
+    compilation_cache: str = "auto"
+    runs: tuple[str, ...] = _of("compare", ())
+    model: str = _of("app")
+    host: str = _of("app", "127.0.0.1")
+    port: int = _of("app", 7860)
+    sets: tuple[str, ...] = _of("study", (), "set")
+    source: str = _of("study")
+    answers: tuple[str, ...] = _of("study", ())
+    allow_config_change: bool = False
+    coordinator: str = ""
+    num_processes: int | None = None
+    process_id: int | None = None
+
+
+def checked(options: Options, mode: str) -> Options:
+    """The options with ~ in the paths that are written to as the home folder.
+
+    Raises:
+        UserError: a flag that this mode does not look at, or a path on a remote store.
+    """
+    for field in dataclasses.fields(options):
+        modes = field.metadata.get("modes", (mode,))
+        if mode not in modes and getattr(options, field.name) != field.default:
+            flag = field.metadata["flag"] or field.name
+            raise UserError(f"--{flag} cannot act in --mode={mode}; it is for {', '.join(modes)}")
+    written = {name: getattr(options, name) for name in ("workdir", "out")}
+    return dataclasses.replace(options, **{name: str(local_path(path)) for name, path in written.items() if path})
