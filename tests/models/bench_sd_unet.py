@@ -144,6 +144,7 @@ def main() -> None:
     for what in ("forward", "forward+backward"):
         for variant in variants.values():
             timed(variant[what], 2)  # compiles
+        print(f"compiled; timing {what}", flush=True)
         times = {name: [] for name in variants}
         for _ in range(args.rounds):
             for name, variant in variants.items():
