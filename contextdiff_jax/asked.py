@@ -17,6 +17,7 @@ from contextdiff_jax.data.images import asked_for, fitted
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_json
 from contextdiff_jax.pictures import to_uint8
+from contextdiff_jax.samplers.settings import put_at_rest
 from contextdiff_jax.types import Array
 
 _LAYOUT = '[["frog", [0.1, 0.2, 0.5, 0.8]]]'
@@ -163,7 +164,7 @@ def section_of(config: ConfigDict, options: dict[str, Any], **unless_given: Any)
     """A config's `sample` section under a caller's options, checked; of those None takes the model's own.
 
     Raises:
-        UserError: an unknown option, or a value that is not accepted.
+        UserError: an unknown option, or a value that is not accepted or cannot act.
     """
     config = ConfigDict(config.to_dict())
     config.sample.update(unless_given)
@@ -177,6 +178,7 @@ def section_of(config: ConfigDict, options: dict[str, Any], **unless_given: Any)
             config.sample[name] = plain(value)
         except TypeError as error:
             raise UserError(f"sampling option {name}={value!r} has the wrong type: {error}") from error
+    put_at_rest(config.sample, [name for name, value in options.items() if value is not None])
     config_lib.check(config)
     return config.sample
 

@@ -22,6 +22,7 @@ from contextdiff_jax.editing.methods import DEMO, METHODS, OF_THE_MODEL, RECIPES
 from contextdiff_jax.editing.plan import needs_words
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.runtime import here
+from contextdiff_jax.samplers.settings import put_at_rest
 from contextdiff_jax.training.state import initial_params, stream
 from contextdiff_jax.types import Params
 
@@ -53,6 +54,7 @@ def editor_of(
     clip = _clip(frames, source, config, masks)
     tuned = pipeline.config.data.source == "clip"
     config.data.num_frames = config.data.num_frames if tuned else min(config.data.num_frames, len(clip.frames))
+    put_at_rest(config.sample, options)
     config_lib.check(config)
     if tuned and config.data.num_frames == pipeline.config.data.num_frames:
         return Editor(pipeline.task, pipeline.params, pipeline.frozen, clip, config, progress=progress)

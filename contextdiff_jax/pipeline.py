@@ -318,6 +318,8 @@ class Pipeline:
             raise UserError(f"prompt={prompt!r} and prompts={prompts!r} are two names of the same; give one of them")
         images, prompts = asked.listed_pictures(images), self._asked(prompts if prompt is None else prompt, layouts)
         prompts = prompts * len(images) if len(prompts) == 1 else prompts
+        if overrides.get("eta"):
+            raise UserError(f"eta={overrides['eta']!r} cannot act: the way into noise draws none; leave it out")
         section = asked.section_of(self.config, dict(num_steps=steps) | overrides, sampler="ddim", guidance=1.0)
         plan = sampling.Plan.of(self.task, section, size=(size := asked.size_of(size)))
         starts, whole = self._pictures(images, len(prompts), size), []

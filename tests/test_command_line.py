@@ -157,6 +157,7 @@ def test_a_user_error_reaches_the_shell_as_one_line_and_status_2(tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+SD = {"model.backbone": "sd", "model.pretrained": "sd", "space.kind": "latents", "sample.threshold": "none"}
 LEARNED = {"process.schedule": "learned", "process.variance": "learned", "loss.objective": "nelbo"}
 
 
@@ -186,6 +187,10 @@ LEARNED = {"process.schedule": "learned", "process.variance": "learned", "loss.o
         (LEARNED | {"process.zero_terminal_snr": True, "model.prediction": "v"}, ["zero_terminal_snr"]),
         (LEARNED | {"sample.sampler": "ddpm"}, ["sample.num_steps=15", "all 1000"]),
         (LEARNED | {"sample.eta": 0.5}, ["sample.eta=0.5", "ddpm"]),
+        ({"sample.eta": 1.0, "sample.sampler": "heun"}, ["sample.eta=1.0", "cannot act", "sampler='ddim', not 'heun'"]),
+        ({"sample.rescale": 0.7, "sample.guidance": 1.0}, ["sample.rescale=0.7", "guidance=1 is none"]),
+        ({"sample.interval": (0.2, 0.8), "sample.guidance": 0.0}, ["sample.interval=(0.2, 0.8)", "guidance=0 is none"]),
+        (SD | {"model.dropout": 0.1}, ["model.dropout=0.1", "backbone='sd'"]),
         ({"sample.last_noise": True}, ["last_noise", "process.variance='learned'"]),
         ({"loss.num_times": 4}, ["loss.num_times=4", "nelbo"]),
         ({"adapter.scale": 1.0}, ["adapter.scale=1.0", "reach zero"]),

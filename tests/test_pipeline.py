@@ -73,6 +73,23 @@ def test_other_sizes_and_every_step(pipe):
         asked.read_size("32")
 
 
+def test_options_that_cannot_act_are_refused_but_not_a_model_s_own(pipe):
+    for how, words in {
+        "eta": (dict(eta=1.0, sampler="heun"), "eta=1.0 cannot act: it is for sampler='ddim', not 'heun'"),
+        "rescale": (dict(rescale=0.5, guidance=1), "rescale=0.5 cannot act: .* guidance=1 is none"),
+        "interval": (dict(interval=(0.1, 0.9), guidance=0.5), "interval=.* cannot act"),
+    }.values():
+        with pytest.raises(UserError, match=words):
+            pipe.stream(PROMPTS, **how)
+    with pytest.raises(UserError, match="eta=1.0 cannot act"):
+        pipe.invert(np.zeros((16, 16, 3), np.float32), PROMPTS[:1], eta=1.0)
+    own = pipe.config.copy_and_resolve_references()
+    own.sample.update(eta=1.0, rescale=0.7, interval=[0.1, 0.9])
+    changed = asked.section_of(own, dict(sampler="heun", guidance=1.0, eta=None))
+    assert (changed.eta, changed.rescale, tuple(changed.interval)) == (0.0, 0.0, (0.0, 1.0))
+    assert asked.section_of(own, {}) == own.sample
+
+
 def test_inversion_starts_at_the_picture(pipe):
     image = np.linspace(-1, 1, 16 * 16 * 3, dtype=np.float32).reshape(16, 16, 3)
     trajectory = pipe.invert(iter([image]), PROMPTS[:2], steps=2)

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from contextdiff_jax import config as config_lib
-from contextdiff_jax import sampling
+from contextdiff_jax import asked, sampling
 from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.editing.figures import heat_in_mask
 from contextdiff_jax.editing.inversion import invert
@@ -139,17 +138,16 @@ def of_pictures(pipeline: Pipeline, images: np.ndarray, prompts: Sequence[str], 
 def _attended(
     pipeline: Pipeline, prompts: Sequence[str], images: Any, key: int, options: dict, way: Callable
 ) -> Attended:
-    config = ConfigDict(pipeline.config.to_dict())
+    config = pipeline.config
     if config.condition.kind != "text" or config.data.num_frames > 1:
         raise UserError(
             f"heatmaps of words: config.condition.kind={config.condition.kind!r} with {config.data.num_frames} frames; "
             "take a model that draws pictures from texts"
         )
-    config.sample.update(options)
-    config_lib.check(config)
-    plan, numbers = sampling.Plan.of(pipeline.task, config.sample), sampling.Numbers.of(config.sample)
+    section = asked.section_of(config, options)
+    plan, numbers = sampling.Plan.of(pipeline.task, section), sampling.Numbers.of(section)
     run, recorder = _program(pipeline, way, plan)
-    fields, size = pipeline.task.parts.condition.read(list(prompts)), min(config.sample.batch_size, len(prompts))
+    fields, size = pipeline.task.parts.condition.read(list(prompts)), min(section.batch_size, len(prompts))
     parts, maps = [], []
     for start in range(0, len(prompts), size):
         rows = np.minimum(np.arange(start, start + size), len(prompts) - 1)

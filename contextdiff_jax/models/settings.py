@@ -45,6 +45,10 @@ def check(config: ConfigDict) -> None:
         _check_unet(config)
     if model.backbone == "ldm":
         _check_ldm(config)
+    if model.dropout and model.backbone in ("ldm", "sd"):
+        raise UserError(
+            f"config.model.dropout={model.dropout} cannot act on config.model.backbone={model.backbone!r}; set it to 0"
+        )
     if model.backbone == "vdm" and not are(model.fourier_bands, int):
         raise UserError(f"config.model.fourier_bands={tuple(model.fourier_bands)!r} must be whole numbers, e.g. (6, 7)")
     if model.backbone == "vdm" and (model.channels % 16 or model.channels % model.head_dim):
@@ -91,8 +95,6 @@ def _check_ldm(config: ConfigDict) -> None:
                 f"config.model.head_dim={model.head_dim} does not divide the {width} channels of level {level}, which "
                 "attends; choose a divisor"
             )
-    if model.dropout:
-        raise UserError(f"config.model.dropout={model.dropout} cannot act on config.model.backbone='ldm'; set it to 0")
 
 
 def _check_unet(config: ConfigDict) -> None:

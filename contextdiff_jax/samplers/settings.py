@@ -1,5 +1,7 @@
 """What the config's section `sample` accepts."""
 
+from collections.abc import Collection
+
 from ml_collections import ConfigDict
 
 from contextdiff_jax.errors import UserError
@@ -15,6 +17,7 @@ VALUES = Values(
     not_negative="sample.eta sample.guidance",
     fractions="sample.rescale",
 )
+_AT_REST = {"eta": 0.0, "rescale": 0.0, "interval": (0.0, 1.0)}  # what the keys are where nothing asks for them
 
 
 def check(config: ConfigDict) -> None:
@@ -30,6 +33,10 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"config.sample.interval={low_high} is not (low, high) with 0 <= low < high <= 1")
     if not 0 <= config.sample.eta <= 1:
         raise UserError(f"config.sample.eta={config.sample.eta} is outside 0..1; 0 is deterministic DDIM")
+    for key, reason in _without_effect(config.sample).items():
+        raise UserError(
+            f"config.sample.{key}={config.sample[key]!r} cannot act: {reason}; leave it at {_AT_REST[key]!r}"
+        )
     if config.condition.kind == "none" and config.sample.guidance != 1:
         raise UserError(
             f"config.sample.guidance={config.sample.guidance:g} needs a condition to guide by; with "
@@ -45,3 +52,19 @@ def check(config: ConfigDict) -> None:
             f"config.sample.num_steps={config.sample.num_steps} is more than the process has; "
             f"at most config.process.num_timesteps={config.process.num_timesteps}"
         )
+
+
+def put_at_rest(sample: ConfigDict, asked: Collection[str]) -> None:
+    """Of a model's own settings those that cannot act beside what a caller asks for; what he asks for himself stays,
+    and is refused where it cannot act."""
+    for key in _without_effect(sample).keys() - set(asked):
+        sample[key] = _AT_REST[key]
+
+
+def _without_effect(sample: ConfigDict) -> dict[str, str]:
+    """{key: why it changes no picture} of the keys that are not at rest."""
+    unguided = "" if sample.guidance > 1 else f"it changes guidance, and guidance={sample.guidance:g} is none"
+    noiseless = "" if sample.sampler == "ddim" else f"it is for sampler='ddim', not {sample.sampler!r}"
+    reasons = {"eta": noiseless, "rescale": unguided, "interval": unguided}
+    as_tuple = lambda value: tuple(value) if isinstance(value, list) else value
+    return {key: why for key, why in reasons.items() if why and as_tuple(sample[key]) != _AT_REST[key]}

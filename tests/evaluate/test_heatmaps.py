@@ -83,6 +83,9 @@ def test_pictures_are_those_of_the_pipeline(pipe):
     with pytest.raises(UserError, match="texts"):
         other = SimpleNamespace(config=ConfigDict(dict(condition=dict(kind="class"), data=dict(num_frames=1))))
         heatmaps.of_samples(other, ["x"])
+    for unknown in dict(step=5), dict(guidance="much"):
+        with pytest.raises(UserError, match=f"{next(iter(unknown))}=.*(unknown|wrong type)"):
+            heatmaps.of_samples(pipe, PROMPTS, **unknown)
 
 
 def test_a_words_heat_is_that_of_its_tokens(pipe):
