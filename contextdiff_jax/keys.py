@@ -7,6 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from contextdiff_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Values:
@@ -105,14 +107,23 @@ _LATER = {
 
 
 def complete(saved: ConfigDict) -> ConfigDict:
-    """A saved config with the keys that an older version did not have."""
+    """A saved config with the keys that an older version did not have.
+
+    Raises:
+        UserError: a section that is none.
+    """
     result = saved.copy_and_resolve_references()
     for key, value in _LATER.items():
         section, name = key.split(".")
+        if section in result and not isinstance(result[section], ConfigDict):
+            raise UserError(f"config.{section}={result[section]!r} is no section of a config")
         if section not in result and section in ("condition", "space") and saved.get("task") == "diffusion":
             result[section] = ConfigDict()
         if section in result and name not in result[section]:
             result[section][name] = value
+    # A dropout that the backbone never had was taken once, and changed nothing.
+    if "model" in result and result.model.backbone == "sd" and "dropout" in result.model:
+        result.model.dropout = 0.0
     return result
 
 
@@ -121,18 +132,31 @@ _PATHS = """
     model.pretrained model.init_from adapter.start edit.control eval.recogniser clip.tokenizer_dir
 """
 
+_READ_FROM_A_PATH = ("inception", "clip", "dinov2")  # feature spaces; a name behind "judge:" is none
+
 
 def whole_paths(config: ConfigDict) -> ConfigDict:
     """The config with every path that leads somewhere from here written from the root; the others, such as names of
     a hub, stay as they are. The config itself is not changed."""
     flat = leaves(config)
-    changed = {}
-    for key in _PATHS.split():
-        if (value := flat.get(key)) and os.path.exists(path := os.path.expanduser(value)):
-            changed[key] = os.path.abspath(path)
+    changed = {key: _whole(flat[key]) for key in _PATHS.split() if isinstance(flat.get(key), str)}
+    if isinstance(spaces := flat.get("eval.features"), tuple):
+        changed["eval.features"] = tuple(_whole_space(space) for space in spaces)
     result = config.copy_and_resolve_references()
     result.update_from_flattened_dict(changed)
     return result
+
+
+def _whole(path: str) -> str:
+    """The path from the root where it leads somewhere."""
+    here = os.path.expanduser(path)
+    return os.path.abspath(here) if path and os.path.exists(here) else path
+
+
+def _whole_space(space: Any) -> Any:
+    """A feature space with its path from the root: "dinov2:FOLDER"."""
+    kind, colon, place = str(space).partition(":")
+    return f"{kind}:{_whole(place)}" if colon and kind in _READ_FROM_A_PATH else space
 
 
 def differences(saved: ConfigDict, now: ConfigDict, ignore: tuple[str, ...] = ()) -> list[str]:

@@ -137,6 +137,7 @@ def stable_diffusion_config(folder: str | Path) -> ConfigDict:
     """The config of a Stable Diffusion folder or file as it is, without an adapter: everything from its own."""
     folder = Path(folder)
     unet, vae = read_config(folder / "unet"), read_config(folder / "vae")
+    check("vae/config.json:", vae, dict(block_out_channels=tuple[int, ...]))
     side = sample_side(unet) * 2 ** (len(vae.get("block_out_channels", (0,))) - 1)
     scheduler = folder / "scheduler" / "scheduler_config.json"
     noise = read_object(scheduler) if scheduler.is_file() else {}

@@ -1,6 +1,7 @@
 """Frozen encoders of texts and images, read from the Hugging Face layouts."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from contextdiff_jax.encoders import clip as clip_lib
 from contextdiff_jax.encoders import t5 as t5_lib
-from contextdiff_jax.encoders.text import T5, ClipText, TextEncoder
+from contextdiff_jax.encoders.text import T5, ClipText, TextEncoder, clip_length
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_object, write_json
 from contextdiff_jax.formats import hub, pretrained
@@ -71,10 +72,10 @@ class Clip(TextEncoder):
         model = cls(config, None, Path(tokenizer_dir))
         return dataclasses.replace(model, params=jax.device_get(jax.jit(model.init)(key)))
 
-    @property
+    @functools.cached_property
     def max_length(self) -> int:
         """Tokens per text."""
-        return self.config.max_position_embeddings
+        return clip_length(self.tokenizer_dir, self.config.max_position_embeddings)
 
     @property
     def module(self) -> clip_lib.CLIPModel:

@@ -14,7 +14,7 @@ import numpy as np
 from contextdiff_jax.encoders import clip as clip_lib
 from contextdiff_jax.encoders import t5 as t5_lib
 from contextdiff_jax.formats import pretrained
-from contextdiff_jax.formats.tokenizers import TOKENIZER_FILES, Tokenize, load_tokenizer
+from contextdiff_jax.formats.tokenizers import TOKENIZER_FILES, Tokenize, load_tokenizer, trained_length
 from contextdiff_jax.types import Array, Context, Params
 
 
@@ -68,6 +68,11 @@ class TextEncoder:
                 shutil.copyfile(self.tokenizer_dir / name, folder / name)
 
 
+def clip_length(tokenizer_dir: Path, positions: int) -> int:
+    """Tokens per text of a CLIP: as many as its tokenizer names, as diffusers has it, and no more than positions."""
+    return min(trained_length(tokenizer_dir) or positions, positions)
+
+
 @dataclasses.dataclass(frozen=True)
 class ClipText(TextEncoder):
     """The text tower of CLIP with its parameters beside it, as Stable Diffusion pipelines have it.
@@ -87,10 +92,10 @@ class ClipText(TextEncoder):
     names = staticmethod(clip_lib.text_tensor_names)
     ignore = ("position_ids$", r"^text_projection\.")  # unless the projection is a parameter, which comes first
 
-    @property
+    @functools.cached_property
     def max_length(self) -> int:
         """Tokens per text."""
-        return self.config.max_position_embeddings
+        return clip_length(self.tokenizer_dir, self.config.max_position_embeddings)
 
     @property
     def module(self) -> clip_lib.CLIPTextModel:
@@ -99,7 +104,7 @@ class ClipText(TextEncoder):
 
     def init(self, key: Array) -> Params:
         """Fresh parameters; pure."""
-        return self.module.init(key, jnp.zeros((1, self.max_length), jnp.int32))["params"]
+        return self.module.init(key, jnp.zeros((1, self.config.max_position_embeddings), jnp.int32))["params"]
 
     def encode_text(self, params: Params, tokens: Array, token_mask: Array) -> Context:
         """tokens int32 [B, L], token_mask bool [B, L] -> Context (last layer, normed; the end token's)."""

@@ -18,6 +18,7 @@ from contextdiff_jax.encoders.dinov2 import load_dinov2
 from contextdiff_jax.encoders.efficientnet import load_efficientnet
 from contextdiff_jax.encoders.inception import load_inception
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.formats.tensor_files import opened
 from contextdiff_jax.models.recogniser import load_recogniser, resize
 from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.runtime import here
@@ -153,18 +154,17 @@ def _clip(place: str) -> FeatureSpace:
     def run(params: Params, images: Array) -> dict[str, Array]:
         return {"pooled": model.encode_image(params, images.astype(jnp.float32) / 127.5 - 1.0).pooled}
 
-    # A name of the hub is that, and not the folder of a commit where its files are cached.
-    name = folder_of(place).name if place.startswith(BUILTIN) else Path(place).expanduser().resolve().name
     resize = f"antialiased cubic, {model.config.image_size}"
-    described = Described(f"clip {name}", _digest(_weights(folder_of(place))), resize, model.config.projection_dim)
+    digest = _digest(_weights(folder_of(place)))
+    described = Described(f"clip {_name(place)}", digest, resize, model.config.projection_dim)
     return FeatureSpace(described, run, model.params, embed_texts)
 
 
 def _dinov2(place: str) -> FeatureSpace:
-    folder = Path(place).expanduser()
+    folder = folder_of(place)
     model = load_dinov2(folder)
     run = lambda params, images: {"pooled": model.encode_image(params, images)}
-    name = f"dinov2 {folder.resolve().name}"
+    name = f"dinov2 {_name(place)}"
     described = Described(name, _digest(_weights(folder)), "antialiased cubic, 224", model.config.hidden_size)
     return FeatureSpace(described, run, model.params)
 
@@ -192,6 +192,11 @@ OPENERS = {
 }
 
 
+def _name(place: str) -> str:
+    """Of a model in results; one of the hub is called so, and not like the folder of a commit where it is cached."""
+    return folder_of(place).name if place.startswith(BUILTIN) else Path(place).expanduser().resolve().name
+
+
 def _weights(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
@@ -200,7 +205,7 @@ def _digest(files: list[Path]) -> str:
     """The first 16 digits of the SHA-256 of safetensors files, without what they say of their origin."""
     digest = hashlib.sha256()
     for file in files:
-        with open(file, "rb") as handle:
+        with opened(file) as handle:
             size = int.from_bytes(handle.read(8), "little")
             header = json.loads(handle.read(size))
             header.pop("__metadata__", None)

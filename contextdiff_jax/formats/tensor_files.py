@@ -5,13 +5,14 @@ memory, and its writer wants all tensors at once. Layout: 8 bytes with the lengt
 data.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -46,21 +47,34 @@ class Stored:
     offset: int
 
 
+@contextlib.contextmanager
+def opened(file: Path) -> Iterator[BinaryIO]:
+    """A file of weights, to be read within.
+
+    Raises:
+        UserError: it cannot be read; says why.
+    """
+    try:
+        with open(file, "rb") as handle:
+            yield handle
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror or error}); make it a readable file") from error
+
+
 def read_header(file: Path) -> dict[str, Stored]:
     """What a file holds, by name; no data are read.
 
     Raises:
-        UserError: it is damaged or incomplete.
+        UserError: it is damaged or incomplete, or cannot be read.
     """
-    try:
-        with safe_open(file, framework="numpy"):
-            pass  # refuses headers that lie and files that were cut off
-    except SafetensorError as error:
-        with open(file, "rb") as handle:
+    with opened(file) as handle:
+        try:
+            with safe_open(file, framework="numpy"):
+                pass  # refuses headers that lie and files that were cut off
+        except SafetensorError as error:
             pointer = handle.read(40).startswith(b"version https://git-lfs")
-        found = "is a Git LFS pointer" if pointer else f"is damaged ({error})"
-        raise UserError(f"{file} {found}; download it again") from error
-    with open(file, "rb") as handle:
+            found = "is a Git LFS pointer" if pointer else f"is damaged ({error})"
+            raise UserError(f"{file} {found}; download it again") from error
         size = int.from_bytes(handle.read(8), "little")
         header = json.loads(handle.read(size))
     header.pop("__metadata__", None)
@@ -72,7 +86,7 @@ def read_header(file: Path) -> dict[str, Stored]:
 
 def read_metadata(file: Path) -> dict[str, str]:
     """What a file says of itself, for a file whose header has been read."""
-    with open(file, "rb") as handle:
+    with opened(file) as handle:
         size = int.from_bytes(handle.read(8), "little")
         return json.loads(handle.read(size)).get("__metadata__") or {}
 
@@ -81,7 +95,7 @@ def read_tensor(stored: Stored, axes: tuple[int, ...], dtype: np.dtype) -> np.nd
     """The values of a tensor, with its axes in the order `axes`; needs `CHUNK` bytes beside the result."""
     source, dtype = DTYPES[stored.code], np.dtype(dtype)
     out = _empty([stored.shape[axis] for axis in axes], dtype)
-    with open(stored.file, "rb") as handle:
+    with opened(stored.file) as handle:
         handle.seek(stored.offset)
         if dtype == source and axes == tuple(range(len(axes))):
             handle.readinto(_bytes(out))

@@ -22,7 +22,7 @@ from tokenizers import (
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_object, write_json
-from contextdiff_jax.formats.kinds import unsupported
+from contextdiff_jax.formats.kinds import check, unsupported
 from contextdiff_jax.formats.spiece import read_spiece
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+_NO_LIMIT = 10**9  # transformers writes 1e30
 SHOWN = 200  # characters of a text in a warning
 
 
@@ -53,7 +54,10 @@ def trained_length(folder: Path) -> int | None:
     """The number of tokens that tokenizer_config.json names as the model's limit; None where it names none."""
     path = folder / "tokenizer_config.json"
     length = read_object(path).get("model_max_length") if path.is_file() else None
-    return length if isinstance(length, int) and length < 10**9 else None  # transformers writes 1e30 for "no limit"
+    if isinstance(length, int | float) and length >= _NO_LIMIT:
+        return None
+    check(f"{path}:", dict(model_max_length=length), dict(model_max_length=int | None))
+    return length
 
 
 def load_tokenizer(folder: str | Path, max_length: int) -> Tokenize:
@@ -69,7 +73,7 @@ def load_tokenizer(folder: str | Path, max_length: int) -> Tokenize:
         UserError: the folder has no tokenizer, or a damaged one; max_length is too small for any text.
     """
     tokenizer, pad = _open(Path(folder))
-    if tokenizer.token_to_id(pad) is None:
+    if pad is None or tokenizer.token_to_id(pad) is None:
         raise UserError(f"padding token {pad!r} of {str(folder)!r} has no id; correct its tokenizer_config.json")
     if max_length < (least := tokenizer.num_special_tokens_to_add(is_pair=False)):
         raise UserError(f"texts of {max_length} tokens have no room for their start and end; take at least {least}")
@@ -173,10 +177,13 @@ def read_tokenizer(folder: str | Path) -> Tokenizer:
 def _pad_token(folder: Path) -> str | None:
     """The padding token that tokenizer_config.json or special_tokens_map.json names."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / name).is_file():
-            pad = read_object(folder / name).get("pad_token")
-            if pad:
-                return pad["content"] if isinstance(pad, dict) else pad
+        path = folder / name
+        said = read_object(path).get("pad_token") if path.is_file() else None
+        pad = said.get("content") if isinstance(said, dict) else said
+        if said is not None and not isinstance(pad, str):
+            raise unsupported(f"{path}:", "pad_token", said, 'a token, or an object with it as "content"')
+        if pad:
+            return pad
     return None
 
 

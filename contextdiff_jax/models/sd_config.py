@@ -106,7 +106,7 @@ def sample_side(config: Mapping[str, Any]) -> int:
     """Side of the latents that a U-Net's config.json names, as diffusers' StableDiffusionPipeline reads it.
 
     Before version 0.9.0 the class's default of 32 was written into the files of models for 64; the pipeline reads any
-    smaller size of such a file as 64.
+    smaller size of such a file as 64. A file that names no version is taken at its word.
 
     Raises:
         UserError: none is named, or one that is no square.
@@ -119,6 +119,6 @@ def sample_side(config: Mapping[str, Any]) -> int:
             f"unet/config.json: sample_size={size!r} is no side of square latents; write one there, 64 for most Stable "
             "Diffusion models"
         )
-    version = re.match(r"(\d+)\.(\d+)", str(config.get("_diffusers_version", "0.0.1")))
+    version = re.match(r"(\d+)\.(\d+)", str(config.get("_diffusers_version")))
     old = version is not None and tuple(map(int, version.groups())) < (0, 9)
     return 64 if old and isinstance(size, int) and side < 64 else side

@@ -71,6 +71,11 @@ def test_a_run_does_not_depend_on_where_one_stands(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     run.encoder.clip = os.path.join("~", "clip")
     assert config_lib.whole_paths(run).encoder.clip == str(tmp_path / "clip")
+    (tmp_path / "judge").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run.eval.features = ("efficientnet", "dinov2:clip", "clip:builtin:clip_mini", "clip:org/name", "judge:judge")
+    spaces = "efficientnet", f"dinov2:{tmp_path / 'clip'}", "clip:builtin:clip_mini", "clip:org/name", "judge:judge"
+    assert config_lib.whole_paths(run).eval.features == spaces
     edit = video_edit.get_config("tiny")
     edit.edit.control, edit.adapter.start = os.path.join("~", "clip"), os.path.join("~", "clip")
     whole = config_lib.whole_paths(edit)

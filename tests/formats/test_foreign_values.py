@@ -9,11 +9,13 @@ from contextdiff_jax.encoders import ASSETS, load_clip
 from contextdiff_jax.encoders.clip_config import CLIPTextConfig
 from contextdiff_jax.encoders.t5 import T5Config
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.formats import hub
-from contextdiff_jax.formats.tokenizers import load_tokenizer
+from contextdiff_jax.formats import hub, tensor_files
+from contextdiff_jax.formats.pretrained import stored_tensors
+from contextdiff_jax.formats.tokenizers import load_tokenizer, trained_length
 from contextdiff_jax.models.sd_config import UNetConfig, sample_side
 from contextdiff_jax.samplers import from_scheduler_config
 from contextdiff_jax.samplers.scheduler_config import as_stable_diffusion
+from contextdiff_jax.saved import stable_diffusion_config
 
 MINI = ASSETS / "clip_mini"
 
@@ -23,6 +25,7 @@ MINI = ASSETS / "clip_mini"
     [
         (dict(sample_size=96, _diffusers_version="0.10.0"), 96),
         (dict(sample_size=32, _diffusers_version="0.6.0"), 64),
+        (dict(sample_size=32), 32),
         (dict(sample_size=32, _diffusers_version="0.9.0"), 32),
         (dict(sample_size=32, _diffusers_version="0.35.0.dev0"), 32),
         (dict(sample_size=[48, 48], _diffusers_version="0.6.0"), 48),
@@ -104,6 +107,50 @@ def test_the_side_on_which_a_tokenizer_pads_and_cuts(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | dict(padding_side="both")))
     with pytest.raises(UserError, match="padding_side='both'.*left or right"):
         load_tokenizer(tmp_path, 8)
+
+
+@pytest.mark.parametrize("said, tokens", [(12, 12), (77, 32), (int(1e30), 32), (1e30, 32), (None, 32)])
+def test_a_clip_s_texts_are_as_long_as_its_tokenizer_says_and_no_longer_than_it_has_positions(tmp_path, said, tokens):
+    config = json.loads((MINI / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer.json").write_bytes((MINI / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | dict(model_max_length=said)))
+    clip = load_clip("builtin:clip_mini", tokenizer_dir=tmp_path, weights=False)
+    assert clip.tokenize(["a frog on a red background and " * 20])["tokens"].shape == (1, tokens)
+
+
+@pytest.mark.parametrize("said", ["77", 0, [77]])
+def test_a_length_of_another_kind_is_one_line(tmp_path, said):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(dict(model_max_length=said)))
+    with pytest.raises(UserError, match="model_max_length=.*a positive integer or null"):
+        trained_length(tmp_path)
+
+
+@pytest.mark.parametrize("said", [5, {}, {"content": 3}, ["<pad>"]])
+def test_a_padding_token_of_another_kind_is_one_line(tmp_path, said):
+    (tmp_path / "tokenizer.json").write_bytes((MINI / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(dict(pad_token=said)))
+    with pytest.raises(UserError, match="pad_token=.*accepted: a token"):
+        load_tokenizer(tmp_path, 8)
+
+
+@pytest.mark.parametrize("widths", [128, None, ["a"]])
+def test_widths_of_an_autoencoder_of_another_kind_are_one_line(tmp_path, widths):
+    for part, config in dict(unet=dict(sample_size=8), vae=dict(block_out_channels=widths)).items():
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="block_out_channels=.*a list of positive integers"):
+        stable_diffusion_config(tmp_path)
+
+
+def test_weights_that_may_not_be_read_are_one_line(tmp_path, monkeypatch):
+    (tmp_path / "model.safetensors").write_bytes((MINI / "model.safetensors").read_bytes())
+
+    def refuse(file, *mode):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tensor_files, "open", refuse, raising=False)
+    with pytest.raises(UserError, match="model.safetensors cannot be read .Permission denied.; make it a readable"):
+        stored_tensors(tmp_path)
 
 
 def test_hub_names_are_found_in_the_cache(tmp_path, monkeypatch):
