@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import contextdiff_jax as cdx
 from configs import cifar10_nll, t2i
@@ -180,3 +181,10 @@ def _leaf(tree, name):
     for part in name.split("/"):
         tree = tree[part]
     return tree
+
+
+@pytest.mark.parametrize("said", [{"vae": {"path": "x"}}, {"vae": ["x"]}, {"vae": 3}])
+def test_a_record_of_frozen_networks_that_says_something_else_is_one_line(tmp_path, said):
+    (tmp_path / identity.FILE).write_text(json.dumps(said))
+    with pytest.raises(UserError, match="frozen.json is damaged .of vae it says .*; delete it"):
+        identity.check(tmp_path, ConfigDict())

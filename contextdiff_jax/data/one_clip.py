@@ -10,7 +10,7 @@ from contextdiff_jax.data.base import ImageSource
 from contextdiff_jax.data.clips import Clip, Motion, read_clip
 from contextdiff_jax.data.moving import moving
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import read_json, write_json
+from contextdiff_jax.files import read_object, write_json
 
 CLIP = "clip.json"
 
@@ -114,7 +114,10 @@ def check_identity(clip: Clip, folder: str | Path) -> bool:
     path = Path(folder) / CLIP
     if not path.is_file():
         return False
-    if (then := read_json(path, "delete it")["frames"]) != clip.digest:
+    recorded = read_object(path, "delete it")
+    if "frames" not in recorded:
+        raise UserError(f"{path} is damaged (it does not say which frames); delete it")
+    if (then := recorded["frames"]) != clip.digest:
         raise UserError(
             f"{folder} was tuned on other frames ({then}) than the config names now ({clip.digest}); put the clip back "
             "as it was, or take another --workdir"

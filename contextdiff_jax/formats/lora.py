@@ -5,6 +5,7 @@ B [out, rank, 1, 1]. The layer's new weight is W + (alpha / rank) B A.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from flax import traverse_util
 from contextdiff_jax import trees
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import atomic, read_object
+from contextdiff_jax.formats.kinds import check
 from contextdiff_jax.formats.tensor_files import DTYPES, Stored, read_header, read_metadata, read_tensor, write_file
 from contextdiff_jax.types import Params
 
@@ -74,10 +76,10 @@ def read(path: str | Path, layers: Mapping[str, Mapping[str, str]]) -> dict[str,
         layers: {network: {the layer's name in files: our path}}.
 
     Raises:
-        UserError: no such file, a part without its counterpart, layers that these networks do not have, or kinds of
-            adaptation other than A and B.
+        UserError: no such file, or a damaged one, a part without its counterpart or of another rank, layers that these
+            networks do not have, or kinds of adaptation other than A and B.
     """
-    file, rank_of_all = _find(Path(path).expanduser())
+    file, alpha_of_all = _find(Path(path).expanduser())
     parts: dict[tuple[str, str], dict[str, Stored]] = {}
     unknown = []
     for name, stored in read_header(file).items():
@@ -96,7 +98,7 @@ def read(path: str | Path, layers: Mapping[str, Mapping[str, str]]) -> dict[str,
         )
     result: dict[str, dict[str, Change]] = {}
     for (network, layer), found in parts.items():
-        result.setdefault(network, {})[layer] = _change(found, rank_of_all(network))
+        result.setdefault(network, {})[layer] = _change(f"{file}: {layer}", found, alpha_of_all(network))
     return result
 
 
@@ -127,13 +129,26 @@ def _find(path: Path) -> tuple[Path, Callable[[str], float | None]]:
     stated: dict[str, Any] = {}
     read_header(file)
     if said := read_metadata(file).get("lora_adapter_metadata"):
-        stated = json.loads(said)
+        stated = _stated(file, said)
     elif (config := file.parent / PEFT_CONFIG).is_file() and file.name == PEFT_FILE:
         stated = {f"{UNET}.{key}": value for key, value in read_object(config).items()}
     for key, value in stated.items():
         if key.split(".")[-1] in ("alpha_pattern", "use_rslora", "use_dora", "lora_bias") and value:
             raise UserError(f"{file} has {key}={value!r}, which is not supported; merge it into the model with PEFT")
-    return file, lambda network: stated.get(f"{network}.lora_alpha")
+    alphas = {network: stated[f"{network}.lora_alpha"] for network in (UNET, TEXT) if f"{network}.lora_alpha" in stated}
+    check(f"{file}: lora_alpha of", alphas, dict.fromkeys(alphas, float))
+    return file, alphas.get
+
+
+def _stated(file: Path, text: str) -> dict[str, Any]:
+    """What diffusers has written of a LoRA into its metadata."""
+    try:
+        stated = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{file} has a lora_adapter_metadata that is no JSON ({error}); download it again") from error
+    if not isinstance(stated, dict):
+        raise UserError(f"{file} has a lora_adapter_metadata that is no object ({text[:80]!r}); download it again")
+    return stated
 
 
 def _place(name: str, layers: Mapping[str, Mapping[str, str]]) -> tuple[str, str, str] | None:
@@ -158,11 +173,17 @@ def _place(name: str, layers: Mapping[str, Mapping[str, str]]) -> tuple[str, str
     return None
 
 
-def _change(found: dict[str, Stored], alpha: float | None) -> Change:
+def _change(where: str, found: dict[str, Stored], alpha: float | None) -> Change:
+    shapes = {part: stored.shape for part, stored in found.items()}
+    down, up = shapes["down"], shapes["up"]
+    fits = min(len(down), len(up)) > 1 and 0 < math.prod(up) == up[0] * down[0]
+    if not fits or math.prod(shapes.get("alpha", ())) != 1:
+        listed = ", ".join(f"{part} {shape}" for part, shape in shapes.items())
+        raise UserError(f"{where} has parts that do not fit one another ({listed}); down is [rank, in], up [out, rank]")
     values = {part: read_tensor(s, tuple(range(len(s.shape))), np.float32) for part, s in found.items()}
     rank = values["down"].shape[0]
     if "alpha" in values:
-        alpha = float(values["alpha"])
+        alpha = values["alpha"].item()
     return Change(values["down"], values["up"], 1.0 if alpha is None else alpha / rank)
 
 

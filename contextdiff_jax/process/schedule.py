@@ -94,7 +94,10 @@ def log_snr(T: int, first: float = LOG_SNR_ENDS[0], last: float = LOG_SNR_ENDS[1
 
 def from_betas(betas: np.ndarray) -> Schedule:
     """The schedule of beta_1..beta_T, [T], each strictly between 0 and 1."""
-    betas = np.asarray(betas, np.float64)
+    try:
+        betas = np.asarray(betas, np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"betas are no row of numbers ({error}); give numbers strictly between 0 and 1") from error
     if betas.ndim != 1 or not betas.size or not np.all((betas > 0) & (betas < 1)):
         raise UserError(f"betas of shape {betas.shape} must be one row of numbers strictly between 0 and 1")
     return _from_betas(betas)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.formats.kinds import check
 from contextdiff_jax.process import schedule
 from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.samplers.loop import check_num_steps, timesteps
@@ -211,7 +212,7 @@ def from_scheduler_config(config: Mapping[str, Any], sampler: str | None = None)
     if sampler is not None and sampler not in _CLASSES:
         raise UserError(f"sampler {sampler!r} is unknown; accepted: {', '.join(_CLASSES)}")
     name = config.get("_class_name") if sampler is None else _CLASSES[sampler]
-    if name not in _DEFAULTS:
+    if not isinstance(name, str) or name not in _DEFAULTS:
         raise UserError(
             f"scheduler config: _class_name={name!r} is not supported; accepted: {', '.join(_DEFAULTS)}; or name one "
             f"of the samplers {', '.join(_CLASSES)} to read the file for that"
@@ -270,6 +271,8 @@ def _check(name: str, values: dict[str, Any]) -> None:
     for key, value in values.items():
         if key in accepted and not any(value is a or (type(value) is not bool and value == a) for a in accepted[key]):
             _refuse(key, value, ", ".join(str(a) for a in accepted[key]))
+    if values["trained_betas"] is not None:
+        check("scheduler config:", values, dict(trained_betas=tuple[float, ...]))
     for key in ("num_train_timesteps", "steps_offset"):
         if type(values[key]) is not int or values[key] < 0:
             _refuse(key, values[key], "whole numbers from 0")

@@ -52,6 +52,16 @@ def _identity(name: str, folder: Path, known: dict[str, str]) -> dict[str, str]:
     return dict(path=str(folder), stamp=stamp, digest=known["digest"] if same else files.digest(folder))
 
 
+def _recorded(path: Path) -> dict[str, dict[str, str]]:
+    """What `check` has written; {} where it has not."""
+    remedy = "delete it to take the networks as they are"
+    recorded = read_object(path, remedy) if path.is_file() else {}
+    for name, known in recorded.items():
+        if not isinstance(known, dict) or not {"path", "digest"} <= known.keys():
+            raise UserError(f"{path} is damaged (of {name} it says {known!r}, not path and digest); {remedy}")
+    return recorded
+
+
 def check(place: str | Path, config: ConfigDict) -> None:
     """Compares a model's frozen networks with those it was trained with; what is not recorded yet is recorded.
 
@@ -63,7 +73,7 @@ def check(place: str | Path, config: ConfigDict) -> None:
         UserError: another network, both named.
     """
     path = Path(place) / FILE
-    recorded = read_object(path, "delete it to take the networks as they are") if path.is_file() else {}
+    recorded = _recorded(path)
     now: dict[str, Any] = {}
     for name, folder in sources(config).items():
         known = recorded.get(name, {})

@@ -76,15 +76,16 @@ class Checkpoints:
 
     def _next_candidate(self, damaged: dict[int, str]) -> int:
         """The newest step whose files are not known to be damaged; -1: no checkpoint; -2: all are damaged."""
-        if not distributed.is_primary():
-            return -1
-        steps = steps_in(self.folder)
-        for step in steps:
-            problem = damaged.get(step) or integrity.find_damage(self.folder / str(step))
-            if problem is None:
-                return step
-            damaged[step] = problem
-        return _DAMAGED if steps else -1
+        with distributed.together():
+            if not distributed.is_primary():
+                return -1
+            steps = steps_in(self.folder)
+            for step in steps:
+                problem = damaged.get(step) or integrity.find_damage(self.folder / str(step))
+                if problem is None:
+                    return step
+                damaged[step] = problem
+            return _DAMAGED if steps else -1
 
     def _try(
         self, step: int, abstract: TrainState, iterator: Any, any_records: bool

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from contextdiff_jax.errors import UserError
 from contextdiff_jax.training.sharding import leaf_name
 from contextdiff_jax.types import Array
 
@@ -60,7 +61,21 @@ def find_damage(directory: Path) -> str | None:
     """What is wrong with the files of a checkpoint, in words; None if nothing that checksums can see.
 
     Without a checksum file only an empty folder counts as damaged here; the fingerprints decide later.
+
+    Raises:
+        UserError: a file that may not be read, which is no damage; says why.
     """
+    try:
+        os.listdir(directory)  # what follows takes a folder that it may not look into for an empty one
+        return _damage(directory)
+    except OSError as error:
+        raise UserError(
+            f"checkpoint {error.filename or directory} cannot be read ({error.strerror or error}); make it readable"
+        ) from error
+
+
+def _damage(directory: Path) -> str | None:
+    """What `find_damage` returns; OSError where something cannot be read."""
     if not any(p.is_file() for p in directory.rglob("*")):
         return "the folder is empty"
     if not has_checksums(directory):

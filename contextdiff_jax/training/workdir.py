@@ -70,10 +70,16 @@ def folder_of(workdir: str | Path) -> Path:
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Committed steps, newest first; half-written and set-aside ones have other names."""
-    if not folder.is_dir():
-        return []
-    return sorted((int(p.name) for p in folder.iterdir() if re.fullmatch(r"\d+", p.name)), reverse=True)
+    """Committed steps, newest first; half-written and set-aside ones have other names.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    try:
+        names = os.listdir(folder) if folder.is_dir() else []
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror or error}); make it readable") from error
+    return sorted((int(name) for name in names if re.fullmatch(r"\d+", name)), reverse=True)
 
 
 def check_same_model(saved: Any, now: ConfigDict, where: str | Path) -> None:
@@ -96,6 +102,7 @@ def check_workdir(workdir: str | Path, config: ConfigDict, *, allow_config_chang
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir {str(workdir)!r} is a file; give a folder")
     check_writable(workdir, "workdir", "take another --workdir")
+    check_writable(folder_of(workdir), "folder of checkpoints", "make it writable, or take another --workdir")
     if not path.exists():
         return []
     changes = _changes(_saved_config(path), config)
@@ -112,8 +119,8 @@ def check_workdir(workdir: str | Path, config: ConfigDict, *, allow_config_chang
     return changes
 
 
-def _saved_config(path: Path) -> dict[str, Any]:
-    """The config that a run was started with."""
+def _saved_config(path: Path) -> ConfigDict:
+    """The config that a run was started with, complete."""
     remedy = "delete it to take the config of the command line"
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
@@ -121,7 +128,22 @@ def _saved_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not JSON ({error}); {remedy}") from error
     if not isinstance(saved, dict):
         raise UserError(f"{path} is not a config; {remedy}")
-    return saved
+    try:
+        return keys.complete(ConfigDict(saved))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a config ({error}); {remedy}") from error
+
+
+def known_classes(workdir: str | Path) -> tuple[str, ...]:
+    """The classes of the run that a folder holds, in its order; () where it holds none, or one without classes.
+
+    Raises:
+        UserError: the run's config cannot be read.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        return ()
+    return keys.leaves(_saved_config(path)).get("data.class_names", ())
 
 
 def _changes(saved: Any, now: ConfigDict) -> list[str]:
@@ -148,12 +170,19 @@ def exclusive(workdir: str | Path) -> Iterator[None]:
     """Holds `<workdir>/.lock`; the operating system lets go of it however the process ends.
 
     Raises:
-        UserError: another process trains in this folder.
+        UserError: another process trains in this folder, or the lock is another user's.
     """
     path = Path(workdir) / ".lock"
     check_writable(path.parent, "workdir", "take another --workdir")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
+    try:
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be opened ({error.strerror or error}); if nobody trains there, delete it, or take another "
+            "--workdir"
+        ) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -100,6 +100,8 @@ def test_a_clip_that_changed(recipe, tmp_path):
     keep_identity(clip_of(recipe.data), tmp_path)
     recipe.data.index = 1
     refused(recipe, tmp_path, "was tuned on other frames")
+    (tmp_path / "clip.json").write_text("{}")
+    refused(recipe, tmp_path, "clip.json is damaged")
 
 
 def test_what_guided_the_tuning_does_not_change_under_it(recipe, tmp_path):

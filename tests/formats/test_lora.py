@@ -177,6 +177,16 @@ def test_files_that_do_not_fit_are_named(pipeline, tmp_path):
             "use_dora=True",
         ),
     }
+    fine = {f"{good}.lora_A.weight": torch.zeros(2, 32), f"{good}.lora_B.weight": torch.zeros(32, 2)}
+    said = lambda text: {"lora_adapter_metadata": text}
+    cases |= {
+        "no JSON": (fine, said("{"), "lora_adapter_metadata that is no JSON"),
+        "a list": (fine, said("[1]"), "lora_adapter_metadata that is no object"),
+        "words": (fine, said(json.dumps({"unet.lora_alpha": "six"})), "unet='six' .*a number"),
+        "ranks": (fine | {f"{good}.lora_B.weight": torch.zeros(32, 3)}, {}, r"down \(2, 32\), up \(32, 3\)"),
+        "flat": (fine | {f"{good}.lora_A.weight": torch.zeros(2)}, {}, "do not fit one another"),
+        "alphas": (fine | {f"{good}.alpha": torch.zeros(3)}, {}, "do not fit one another"),
+    }
     for name, (tensors, metadata, words) in cases.items():
         file = tmp_path / f"{name}.safetensors"
         save_file(tensors, file, metadata=metadata)

@@ -200,6 +200,17 @@ def test_load_params_gives_what_was_trained_and_changes_nothing(run, finished, w
         load_params(run / "nowhere")
 
 
+def test_a_checkpoint_that_may_not_be_read_is_not_damaged(run, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(integrity, "file_digest", refuse)
+    for read in lambda: load_params(run), lambda: train(ToyTask(toy_config()), run):
+        with pytest.raises(UserError, match=r"checkpoints/12/.* cannot be read \(Permission denied\); make it"):
+            read()
+    assert not list((run / "checkpoints").glob("*.damaged-*"))
+
+
 def test_a_full_disk_is_loud_within_one_step_and_later_saves_go_on(tmp_path, warnings, finished, monkeypatch):
     """RLIMIT_FSIZE makes every larger write fail, as a full disk does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -297,3 +297,16 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
         train(ToyTask(toy_config()), tmp_path)
+    (tmp_path / "config.json").write_text('{"train": 3}')
+    with pytest.raises(UserError, match="config.json is not a config .*config.train=3 is no section"):
+        train(ToyTask(toy_config()), tmp_path)
+
+
+def test_a_folder_of_checkpoints_that_is_none_and_a_lock_of_another_are_found_at_the_start(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(UserError, match=r"folder of checkpoints .* cannot be written \(Not a directory"):
+        train(ToyTask(toy_config()), tmp_path)
+    (tmp_path / "checkpoints").unlink()
+    (tmp_path / ".lock").mkdir()  # root may open any file
+    with pytest.raises(UserError, match=r"\.lock cannot be opened .*take another --workdir"):
+        train(ToyTask(toy_config()), tmp_path)
