@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from contextdiff_jax import __version__, encoders
-from contextdiff_jax.conditions.spaces import Latents, write_rgb_map
+from contextdiff_jax.conditions.spaces import RGB_MAP, Latents, write_rgb_map
 from contextdiff_jax.config import complete, leaves
 from contextdiff_jax.encoders.text import TextEncoder
 from contextdiff_jax.errors import UserError
@@ -41,6 +41,12 @@ from contextdiff_jax.types import Params
 
 CONFIG = warm_start.EXPORT
 PIPELINE_INDEX = "model_index.json"
+# Names in an export, beside those of a pipeline's parts.
+WRITTEN = {
+    *(CONFIG, PIPELINE_INDEX, RGB_MAP, identity.FILE, "README.md"),
+    *("denoiser", "adapter", "condition", "process", "lora", "orbax", "image_encoder", "condition_encoder"),
+    *("unet", "vae", "vqvae", "scheduler", "text_encoder", "tokenizer"),
+}
 PATHS = ("model.pretrained", "encoder.clip", "condition.encoder", "space.latents", "edit.control")
 _KEPT = (".json", ".txt", ".model")  # of a pretrained folder's parts, beside the weights that we read ourselves
 _LISTED = 100  # classes that a model card names
@@ -53,7 +59,7 @@ def write(task: DiffusionTask, params: Params, step: int, out: str | Path, half:
         task: of the run.
         params: all parameters, {"denoiser", "adapter"}.
         step: the training step they come from.
-        out: the folder; an earlier export there is replaced.
+        out: the folder; an earlier export there is replaced, and what others have put into it stays.
         half: trained networks in float16 (a learned process stays float32) and no Orbax copy: the smallest folder.
 
     Raises:
@@ -66,13 +72,28 @@ def write(task: DiffusionTask, params: Params, step: int, out: str | Path, half:
     try:
         building.mkdir(parents=True)
         _write(task, params, step, building, out.name, half)
-        shutil.rmtree(out, ignore_errors=True)
-        building.rename(out)
+        _replace(out, building)
         identity.check(out, read_config(out)[0])
     except OSError as error:
         raise UserError(f"export {out} cannot be written ({error}); give another --out") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _replace(out: Path, building: Path) -> None:
+    """Puts an export where it belongs; of an earlier one what no export writes stays, such as pictures and figures."""
+    before = out.with_name(f"{building.name}.before")
+    if out.exists():
+        out.rename(before)
+    building.rename(out)
+    if not before.exists():
+        return
+    index = before / PIPELINE_INDEX
+    written = WRITTEN | (read_object(index).keys() if index.is_file() else set())
+    for entry in before.iterdir():
+        if entry.name not in written and not (out / entry.name).exists():
+            entry.rename(out / entry.name)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _check_target(config: ConfigDict, out: Path) -> None:

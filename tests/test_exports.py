@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -121,6 +122,28 @@ def test_another_network_in_an_export_is_refused(tmp_path):
     clip.save(tmp_path / "export" / "image_encoder", jax.tree.map(lambda v: 0.5 * v, clip.params))
     with pytest.raises(UserError, match="made with the encoder.clip of .*digest.*holds another"):
         cdx.Pipeline.load(tmp_path / "export")
+
+
+def test_an_export_over_an_export_leaves_what_is_not_its_own(tmp_path, monkeypatch):
+    def write(task, params, step, out, name, half):
+        (out / "denoiser").mkdir()
+        (out / export.CONFIG).write_text(str(step))
+
+    monkeypatch.setattr(export, "_write", write)
+    monkeypatch.setattr(export, "_check_target", lambda config, out: None)
+    monkeypatch.setattr(export, "read_config", lambda folder: (None, 0))
+    monkeypatch.setattr(identity, "check", lambda *args: None)
+    task, out = types.SimpleNamespace(config=None), tmp_path / "export"
+    export.write(task, {}, 1, out)
+    (out / "samples").mkdir()
+    for name in ("samples/0.png", "eval.json", "denoiser/old"):
+        (out / name).write_text("mine")
+    (out / "safety").mkdir()
+    (out / export.PIPELINE_INDEX).write_text('{"safety": []}')
+    export.write(task, {}, 2, out)
+    assert (out / export.CONFIG).read_text() == "2" and (out / "samples" / "0.png").read_text() == "mine"
+    assert sorted(path.name for path in out.iterdir()) == [export.CONFIG, "denoiser", "eval.json", "samples"]
+    assert not list((out / "denoiser").iterdir()) and [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
 @pytest.fixture(scope="module")
