@@ -13,6 +13,7 @@ from contextdiff_jax.data.base import ImageSource
 from contextdiff_jax.evaluate.metrics import frechet, precision_recall
 from contextdiff_jax.evaluate.metrics.base import Metric, Records, Rows, entries, indices
 from contextdiff_jax.evaluate.metrics.precision_recall import NEIGHBOURS
+from contextdiff_jax.progress import Progress
 
 REFERENCE = 1000  # renders, of all sets together
 LEAST = NEIGHBOURS + 1  # renders of the floor, of all sets together
@@ -67,5 +68,10 @@ class Fidelity(Metric):
 
 def renders(sources: Sequence[ImageSource], count: int, first: int = 0) -> np.ndarray:
     """`count` renders, as many of each source, from its record `first` on, uint8 [count, H, W, 3]."""
-    each = count // len(sources)
-    return np.stack([source[first + i]["image"] for source in sources for i in range(each)])
+    each, images = count // len(sources), []
+    with Progress("renders to compare with", each * len(sources), "img") as progress:
+        for source in sources:
+            for i in range(each):
+                images.append(source[first + i]["image"])
+                progress.update()
+    return np.stack(images)

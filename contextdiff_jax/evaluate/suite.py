@@ -31,6 +31,7 @@ from contextdiff_jax.files import write_json
 from contextdiff_jax.models.recogniser import Recogniser
 from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.pipeline import Pipeline
+from contextdiff_jax.progress import Progress
 from contextdiff_jax.runtime import here
 from contextdiff_jax.training.distributed import is_primary
 from contextdiff_jax.training.sharding import gather
@@ -251,10 +252,13 @@ def _bits_per_dim(pipeline: Pipeline, seed: int, journal: Journal) -> tuple[dict
         run, measured = jax.jit(partial(bound, with_adapter=with_adapter)), Batches()
         keys = jax.random.key_data(jax.random.split(jax.random.key(seed), len(batches)))
         journal.follow(f"bits per dimension/{label}", measured)
-        for batch, key in list(zip(batches, keys, strict=True))[len(measured.kept) :]:
-            bits = jax.tree.map(gather, run(pipeline.params, pipeline.frozen, pipeline.put(batch), np.asarray(key)))
-            measured.kept.append({name: np.asarray(v) for name, v in vars(bits).items() if v is not None})
-            journal.tick()
+        done = len(measured.kept)
+        with Progress(f"bits per dimension, {label}", len(batches), "batch", done, before="compiling") as progress:
+            for batch, key in list(zip(batches, keys, strict=True))[done:]:
+                bits = jax.tree.map(gather, run(pipeline.params, pipeline.frozen, pipeline.put(batch), np.asarray(key)))
+                measured.kept.append({name: np.asarray(v) for name, v in vars(bits).items() if v is not None})
+                progress.update()
+                journal.tick()
         joined = join([BitsPerDim(**{"monte_carlo": None, **part}) for part in measured.kept])
         terms = ("mean", "stderr", "prior", "reconstruction", "diffusion")
         rows[label] = {name: float(getattr(joined, name)) for name in terms}
