@@ -52,6 +52,17 @@ class PixelBackbone:
         return self.module.apply({"params": params}, xt, t, context, train=rngs is not None, rngs=rngs)
 
 
+def _without_level(context: Any, name: str) -> Any:
+    """The context, which must have no level: Stable Diffusion's networks have no place for one.
+
+    Raises:
+        UserError: it has one, which would not act.
+    """
+    if context.level is not None:
+        raise UserError(f"config.model.backbone={name!r} embeds no level of a condition beside t; take unet or vdm")
+    return context
+
+
 @dataclasses.dataclass(frozen=True)
 class StableDiffusionBackbone:
     """The U-Net of a Stable Diffusion folder; its time counts from 0, so ours less one.
@@ -69,6 +80,7 @@ class StableDiffusionBackbone:
 
     def init(self, key: Array, xt: Any, t: Any, context: Any) -> Params:
         """Random parameters of the same shapes."""
+        context = _without_level(context, "sd")
         return self.module.lazy_init(key, xt, t, context.tokens, spatial=context.spatial)["params"]
 
     def load(self, shardings: Params) -> Params | None:
@@ -99,6 +111,7 @@ class StableDiffusionBackbone:
 
         `edit` and `control` are those of `SDUNet`.
         """
+        context = _without_level(context, "sd")
         mask = None if context.spatial is None else context.mask
         how = dict(mask=mask, num_frames=self.num_frames, edit=edit, control=control, spatial=context.spatial)
         # An edit may remember what it sees, which it may not across the border of what is computed twice.
@@ -148,6 +161,7 @@ class LatentBackbone:
 
     def init(self, key: Array, xt: Any, t: Any, context: Any) -> Params:
         """Fresh parameters."""
+        context = _without_level(context, "ldm")
         inputs = xt, t, context.tokens, context.mask
         return self.module(xt, context).lazy_init(key, *inputs, spatial=context.spatial)["params"]
 
@@ -158,6 +172,7 @@ class LatentBackbone:
         self, params: Params, xt: Array, t: Array, context: Context, dropout_key: Array | None = None
     ) -> Array:
         """The network's output; only real tokens are attended to."""
+        context = _without_level(context, "ldm")
         inputs = xt, jnp.maximum(t - 1, 0), context.tokens, context.mask
         return self.module(xt, context).apply({"params": params}, *inputs, spatial=context.spatial)
 

@@ -1,5 +1,7 @@
 """Every network takes classes and layouts: the training loss of each pair traces, its null condition included."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -7,6 +9,9 @@ import pytest
 from configs import t2i
 from contextdiff_jax import config as config_lib
 from contextdiff_jax import task as task_lib
+from contextdiff_jax.errors import UserError
+from contextdiff_jax.models import backbones
+from contextdiff_jax.types import Context
 
 NETWORKS = {
     "unet": {},
@@ -17,6 +22,17 @@ CONDITIONS = {
     "class": {"condition.embedding": "resnet", "condition.depth": 1},
     "layout": {"data.preset": "demo_pairs", "condition.depth": 1, "condition.token_grid": 4},
 }
+
+
+def test_a_level_is_refused_where_no_network_embeds_it():
+    context = Context(tokens=jnp.zeros((1, 1, 4)), pooled=None, mask=None, level=jnp.zeros(1))
+    for backbone in (
+        backbones.LatentBackbone((32,), 1, (), 16, jnp.float32, False),
+        backbones.StableDiffusionBackbone(Path(), None),
+    ):
+        for call in (backbone.init, backbone):
+            with pytest.raises(UserError, match="embeds no level of a condition"):
+                call({}, jnp.zeros((1, 8, 8, 3)), jnp.ones(1, int), context)
 
 
 @pytest.mark.parametrize("kind", CONDITIONS)
