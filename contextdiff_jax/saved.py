@@ -19,7 +19,7 @@ from contextdiff_jax.formats.pretrained import read_config
 from contextdiff_jax.models.sd_config import sample_side
 from contextdiff_jax.tasks import identity
 from contextdiff_jax.training import checkpoint
-from contextdiff_jax.training.workdir import HOW_IT_RUNS, folder_of
+from contextdiff_jax.training.workdir import HOW_IT_RUNS, STARTS, folder_of, only_started_from
 from contextdiff_jax.types import Params
 
 # What makes a config another model; all else about a run does not matter once it is trained.
@@ -113,9 +113,10 @@ def _with_sampling_of(own: ConfigDict, config: ConfigDict, path: str | Path) -> 
     if not export.is_export(path):
         paths = {key for key in paths if _is_gone(mine[key])}
         result.update_from_flattened_dict({key: given[key] for key in paths if key in given})
+    unread = STARTS if export.is_export(path) else only_started_from(own)
     differing = [
         line
-        for line in config_lib.differences(own, config, ignore=("model.random_start", *HOW_IT_RUNS))
+        for line in config_lib.differences(own, config, ignore=("model.random_start", *HOW_IT_RUNS, *unread))
         if line.startswith(_MODEL_KEYS) and line.split(":")[0] not in paths
     ]
     if differing:

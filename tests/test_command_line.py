@@ -7,7 +7,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import class2img, clip_mini, layout2img, t2i
-from contextdiff_jax import command_line, config, config_files, export, options
+from contextdiff_jax import command_line, config, config_files, export, options, task
+from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.training import workdir
 
@@ -103,6 +104,23 @@ def test_what_is_written_goes_where_it_is_read_from(tmp_path, monkeypatch):
             call()
 
 
+def test_the_shipped_model_can_be_encoded_with_and_drawn_in_other_sizes(tmp_path, monkeypatch):
+    from contextdiff_jax.tasks import encode
+
+    found = []
+    monkeypatch.setattr(encode, "encode", lambda config, space, folder, factor: found.append((space, folder, factor)))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = latent_config("~/latents")
+    config.model.pretrained, config.data.image_size = "builtin:demo", 64
+    command_line.encode(config, options.Options("runs/a"))
+    ((space, folder, factor),) = found
+    assert folder == tmp_path / "latents" and space.shape[0] % factor == 0
+    shipped = export.read_config(ASSETS / "demo")[0]
+    shipped.model.pretrained = "builtin:demo"
+    shape = task.build(shipped, weights=False).shape_of((64, 96))
+    assert shape[1] * 2 == shape[0] * 3
+
+
 def latent_config(folder):
     config = t2i.get_config("sd")
     config.space.latents = folder
@@ -174,6 +192,8 @@ LEARNED = {"process.schedule": "learned", "process.variance": "learned", "loss.o
         ({"adapter.bound": float("inf")}, ["adapter.bound=inf", "finite"]),
         ({"sample.interval": (0.5, 0.5)}, ["sample.interval=(0.5, 0.5)", "low < high"]),
         ({"sample.interval": ("a", "b")}, ["sample.interval", "low < high"]),
+        ({"train.trainable": ("(",)}, ["config.train.trainable: '('", "no regular expression"]),
+        ({"train.lora.rank": 4, "train.lora.targets": ("(",)}, ["train.lora.targets: '('", "no regular expression"]),
         ({"train.keep_every": 2**40}, ["train.keep_every", "too large"]),
         ({"loss.cond_drop_prob": 1.5}, ["cond_drop_prob", "between 0 and 1"]),
         ({"adapter.num_heads": 7}, ["adapter.width", "num_heads=7"]),

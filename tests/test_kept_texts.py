@@ -60,7 +60,7 @@ def test_the_table_holds_each_text_and_the_empty_one_first():
     null = task.null_context({}, setup.frozen, context)
     empty = task.parts.condition.null(setup.frozen["clip"], context)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), null, empty)
-    held_out = next(task.held_out_iterator(0, 1))
+    held_out = next(task.held_out_batches(0, 1)[1])
     assert "tokens" in held_out and "text" not in held_out  # whose captions need not be those of the training
 
 

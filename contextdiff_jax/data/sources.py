@@ -102,7 +102,10 @@ def describe(cfg_data: Any) -> Description:
 
 
 def held_out(cfg_data: Any) -> tuple[str, ImageSource]:
-    """(split, source) for evaluation: test where there is one, else val; train where a folder is too small for that."""
+    """(split, source) for evaluation: test where there is one, else val; train where nothing can be held out, of a
+    folder that is too small for that and of a clip."""
+    if cfg_data.source == "clip":
+        return "train", source(cfg_data, "train")
     if cfg_data.source not in ("folder", "coco", imagenet.NAME):
         return "test", source(cfg_data, "test")
     try:

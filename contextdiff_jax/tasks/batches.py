@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from contextdiff_jax import data
 from contextdiff_jax.tasks.edge_control import EdgeControl
 from contextdiff_jax.tasks.kept_texts import FIELD, KeptTexts
-from contextdiff_jax.tasks.parts import Parts, source
+from contextdiff_jax.tasks.parts import Parts, held_out, source
 from contextdiff_jax.types import Batch
 
 
@@ -44,17 +44,18 @@ class Batches:
             records=source(self.config, self.parts, "train"),
         )
 
-    def held_out(self, process_index: int, process_count: int) -> Any:
-        """This process's rows of batches of held-out records, in an order that is always the same."""
-        return data.build(
+    def held_out(self, process_index: int, process_count: int) -> tuple[str, Any]:
+        """(split, this process's rows of batches of held-out records, in an order that is always the same)."""
+        split, records = held_out(self.config, self.parts)
+        return split, data.build(
             self.config.data,
-            "held out",
+            split,
             batch_size=self.config.data.batch_size,
             seed=self.config.data.seed,
             process_index=process_index,
             process_count=process_count,
             from_records=self._fields,
-            records=source(self.config, self.parts, None),
+            records=records,
         )
 
     def _fields(self, records: Any) -> dict[str, np.ndarray]:

@@ -32,7 +32,7 @@ from contextdiff_jax.tasks import frames, identity, objective, warm_start
 from contextdiff_jax.tasks.batches import Batches
 from contextdiff_jax.tasks.edge_control import EdgeControl
 from contextdiff_jax.tasks.kept_texts import TABLE
-from contextdiff_jax.tasks.parts import Parts, read_adapter, source, with_located_models
+from contextdiff_jax.tasks.parts import Parts, held_out, read_adapter, with_located_models
 from contextdiff_jax.training.sharding import put_tree, tree_shardings
 from contextdiff_jax.types import Array, Batch, Context, Params
 
@@ -89,8 +89,8 @@ class DiffusionTask:
         """Checkpointable Grain iterator over this process's rows of the global batches."""
         return self._batches.train(process_index, process_count)
 
-    def held_out_iterator(self, process_index: int, process_count: int) -> Any:
-        """This process's rows of batches of held-out records, in an order that is always the same."""
+    def held_out_batches(self, process_index: int, process_count: int) -> tuple[str, Any]:
+        """(split, this process's rows of batches of held-out records, in an order that is always the same)."""
         return self._batches.held_out(process_index, process_count)
 
     def batch_spec(self) -> Batch:
@@ -162,6 +162,17 @@ class DiffusionTask:
         process, learned = self.parts.process, params.get("process", {})
         if learned and learned.keys() == process.init().keys():
             process.check(learned)
+
+    def check_start(self) -> None:
+        """Looks whether what the parameters start from is there.
+
+        Raises:
+            UserError: it is not; names the config's key.
+        """
+        if self.config.model.init_from:
+            warm_start.check(self.config.model.init_from)
+        if self._adapter_start:
+            warm_start.check_adapter(self._adapter_start)
 
     def load(self, shardings: Params) -> Params:
         """Whatever of these parameters is pretrained, each tensor read onto its sharding; {} where nothing is."""
@@ -347,7 +358,7 @@ class DiffusionTask:
 
     @cached_property
     def _preview_prompts(self) -> list[Any]:
-        records = source(self.config, self.parts, None)
+        records = held_out(self.config, self.parts)[1]
         shown = data.chosen(len(records), 16, self.config.data.seed)
         return self.parts.prompts([records[i] for i in shown])
 

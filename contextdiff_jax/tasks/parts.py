@@ -336,11 +336,18 @@ def _features(config: ConfigDict, clip: encoders.Clip | None, space: Pixels | La
     return ClipFeatures(clip, space)
 
 
-def source(config: ConfigDict, parts: Parts, split: str | None) -> ImageSource:
-    """The records of a split, of the held-out one for None: stored latents where they are to be used, or images."""
+def held_out(config: ConfigDict, parts: Parts) -> tuple[str, ImageSource]:
+    """(split, records) for evaluation, as `data.held_out`; of stored latents where they are to be used."""
+    if config.space.kind == "latents" and config.space.precomputed:
+        split = latents.held_out(config.space.latents)
+        return split, source(config, parts, split)
+    return data.held_out(config.data)
+
+
+def source(config: ConfigDict, parts: Parts, split: str) -> ImageSource:
+    """The records of a split: stored latents where they are to be used, or images."""
     if config.space.kind == "latents" and config.space.precomputed:
         description = data.describe(config.data)
-        split = split or latents.held_out(config.space.latents)
         expected = latents.contents_of(config, parts.space, {})
         records = LatentSource(config.space.latents, split, parts.space.shape, description, expected)
         if config.condition.kind == "layout" and "boxes" not in records[0]:
@@ -349,4 +356,4 @@ def source(config: ConfigDict, parts: Parts, split: str | None) -> ImageSource:
                 "--mode=encode into another folder"
             )
         return records
-    return data.held_out(config.data)[1] if split is None else data.source(config.data, split)
+    return data.source(config.data, split)

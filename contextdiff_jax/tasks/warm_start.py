@@ -6,10 +6,11 @@ import numpy as np
 from absl import logging
 from flax import traverse_util
 
-from contextdiff_jax import trees
+from contextdiff_jax import encoders, trees
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import pretrained
 from contextdiff_jax.training import checkpoint
+from contextdiff_jax.training.workdir import folder_of, steps_in
 from contextdiff_jax.types import Params
 
 EXPORT = "contextdiff.json"  # what makes a folder an export
@@ -21,19 +22,44 @@ def tensor_name(path: str) -> str:
     return path.replace("/", ".")
 
 
+def check(source: str) -> None:
+    """Looks whether there is a model to start from; nothing is read.
+
+    Raises:
+        UserError: neither a run with a checkpoint nor an export with networks of its own.
+    """
+    folder = Path(encoders.located(source)).expanduser()
+    if (folder / EXPORT).is_file() and not (folder / "denoiser").is_dir():
+        raise UserError(
+            f"config.model.init_from={source!r} is a Stable Diffusion pipeline; give it as config.model.pretrained"
+        )
+    if not (folder / EXPORT).is_file() and not steps_in(folder_of(folder)):
+        raise UserError(
+            f"config.model.init_from={source!r} is neither a run with a checkpoint nor an export; give the folder of "
+            "one, or leave it empty to start from nothing"
+        )
+
+
+def check_adapter(source: str) -> None:
+    """The same of an adapter.
+
+    Raises:
+        UserError: no export with an adapter in it.
+    """
+    if not (encoders.folder_of(source) / "adapter").is_dir():
+        raise UserError(f"config.adapter.start={source!r} has no adapter; give an export of a run that has one")
+
+
 def read_all(source: str | Path) -> Params:
     """All networks of a run (its averaged parameters) or an export, as host arrays.
 
     Raises:
         UserError: neither of the two, or an export whose U-Net is a Stable Diffusion pipeline's.
     """
-    folder = Path(source).expanduser()
+    check(str(source))
+    folder = Path(encoders.located(str(source))).expanduser()
     if not (folder / EXPORT).is_file():
         return checkpoint.load_params(folder)[0]
-    if not (folder / "denoiser").is_dir():
-        raise UserError(
-            f"config.model.init_from={str(source)!r} is a Stable Diffusion pipeline; give it as config.model.pretrained"
-        )
     networks = sorted(file.parent for file in folder.glob("*/model.safetensors*"))
     return {place.name: pretrained.read_tree(place) for place in networks if place.name not in _ENCODERS}
 

@@ -25,7 +25,7 @@ from contextdiff_jax.training.setup import Setup
 from contextdiff_jax.training.state import stream
 from contextdiff_jax.training.validation import Validation
 from contextdiff_jax.training.watch import Watch
-from contextdiff_jax.training.workdir import check_workdir, exclusive
+from contextdiff_jax.training.workdir import check_workdir, exclusive, folder_of, steps_in
 from contextdiff_jax.types import Batch, TrainState
 
 _SMALLER = "take smaller batches or pictures, of clips fewer frames, or config.model.remat=True"
@@ -47,6 +47,8 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
     config, workdir = task.config, local_path(workdir)
     num_steps, every = config.train.num_steps, config.train
     changes = check_workdir(workdir, config, allow_config_change=allow_config_change)
+    if hasattr(task, "check_start") and not steps_in(folder_of(workdir)):
+        task.check_start()
 
     with contextlib.ExitStack() as stack:
         if distributed.is_primary():
@@ -79,6 +81,8 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
             metrics.say(f"changed by --allow_config_change: {change}")
 
         validation = Validation(setup) if every.validate_every else None
+        if validation:
+            metrics.say(validation.about)
         watch = Watch(setup.init_guard())
         compiled, queued = None, deque()
         for step in range(first + 1, num_steps + 1):
@@ -99,17 +103,18 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
             last = stopping or step == num_steps
             log_due, save_due = (last or step % n == 0 for n in (every.log_every, every.checkpoint_every))
             preview_due = not stopping and every.preview_every and (last or step % every.preview_every == 0)
-            validation_due = validation is not None and (last or step % every.validate_every == 0)
+            validation_due = not stopping and validation and (last or step % every.validate_every == 0)
             if log_due or save_due or preview_due or validation_due:
                 watch.check(checkpoints.newest_in_words)
             if log_due:
                 metrics.log(step)
-            if validation_due:
-                with metrics.pause():
-                    metrics.note(step, validation(state.ema))
+            # What may fail, for lack of memory at the least, comes after the save.
             if save_due:
                 with metrics.pause():
                     _save(task, checkpoints, state, batches, watch)
+            if validation_due:
+                with metrics.pause():
+                    _validate(validation, state, metrics)
             if preview_due:
                 with metrics.pause():
                     _preview(setup, state, workdir / "previews" / f"step-{step:07d}.png")
@@ -182,6 +187,15 @@ def _farewell(step: int, num_steps: int, workdir: Path, cause: str) -> str:
     if step < num_steps:
         return f"stopped by {cause} after step {step} of {num_steps}; saved; run the same command to continue"
     return f"finished step {step}; checkpoints, metrics and previews are in {workdir}"
+
+
+def _validate(validation: Validation, state: TrainState, metrics: Metrics) -> None:
+    """Notes the loss of the averaged parameters; whatever fails here is logged, as of a preview."""
+    step = int(state.step)
+    try:
+        metrics.note(step, validation(state.ema))
+    except Exception as error:
+        logging.error("validation of step %d failed: %s; training goes on", step, brief(error))
 
 
 def _preview(setup: Setup, state: TrainState, path: Path) -> None:

@@ -1,5 +1,8 @@
 """What the config's sections `optim`, `ema` and `train`, and its seeds, accept."""
 
+import re
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from contextdiff_jax.errors import UserError
@@ -32,13 +35,24 @@ def check(config: ConfigDict) -> None:
     muon = config.optim.muon if "optim" in config else ()  # a model that was never trained here has none
     if not isinstance(muon, list | tuple) or not are(muon, str):
         raise UserError(f"config.optim.muon={muon!r} must be a tuple of regular expressions; () steps with Adam alone")
+    _check_patterns("train.trainable", config.train.trainable)
     if "lora" in config.train and "rank" in config.train.lora:
         _check_lora(config)
+
+
+def _check_patterns(key: str, patterns: Any) -> None:
+    """Refuses what is no tuple of regular expressions."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise UserError(f"config.{key}: {pattern!r} is no regular expression: {error}") from error
 
 
 def _check_lora(config: ConfigDict) -> None:
     """What a LoRA needs before its layers are known."""
     lora = config.train.lora
+    _check_patterns("train.lora.targets", lora.targets)
     if isinstance(lora.rank, bool) or not isinstance(lora.rank, int) or lora.rank < 0:
         raise UserError(f"config.train.lora.rank={lora.rank!r} must be a whole number from 0 (none)")
     if lora.rank and config.task != "diffusion":

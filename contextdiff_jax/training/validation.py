@@ -1,4 +1,4 @@
-"""The loss on held-out records during training: always the same records and the same noise, so that it compares."""
+"""The loss on records beside the training: always the same records and the same noise, so that it compares."""
 
 from functools import partial
 
@@ -18,7 +18,11 @@ class Validation:
     """`train.validate_batches` held-out batches and what the averaged parameters lose on them.
 
     Times, noise and dropped conditions are drawn as in a training step, from keys of their own that never change.
-    Over a set smaller than these batches, records come more than once, each time with other noise.
+    Over a set smaller than these batches, records come more than once, each time with other noise. Where no record can
+    be held out, those of the training are looked at, and the figures are named so.
+
+    Attributes:
+        about: which records these are, in words.
 
     Raises:
         UserError: a task without held-out records.
@@ -26,19 +30,25 @@ class Validation:
 
     def __init__(self, setup: Setup):
         config, self._setup = setup.task.config, setup
-        if not hasattr(setup.task, "held_out_iterator"):
+        if not hasattr(setup.task, "held_out_batches"):
             raise UserError(
                 f"config.train.validate_every={config.train.validate_every}: the task {config.task!r} has no held-out "
                 "records; set it to 0"
             )
-        batches = setup.task.held_out_iterator(*sharding.data_shard(setup.mesh, config.data.batch_size))
+        split, batches = setup.task.held_out_batches(*sharding.data_shard(setup.mesh, config.data.batch_size))
+        self._name = "training_records" if split == "train" else "validation"
+        count = config.train.validate_batches * config.data.batch_size
+        self.about = f"{self._name}_loss is of {count} records of the split {split!r}" + (
+            ": NONE IS HELD OUT, these are trained on" if split == "train" else ", which are not trained on"
+        )
         self._batches = [next(batches) for _ in range(config.train.validate_batches)]
         if hasattr(batches, "close"):
             batches.close()
         self._losses = jax.jit(partial(_losses, setup.task), out_shardings=sharding.replicated(setup.mesh))
 
     def __call__(self, ema: Params) -> dict[str, float]:
-        """validation_loss, and validation_stderr: the spread of the records' losses over the root of their number."""
+        """validation_loss, and validation_stderr: the spread of the records' losses over the root of their number; of
+        records that are trained on, training_records_loss and its stderr."""
         setup, root = self._setup, stream(self._setup.task.config.seed, "validation")
         losses = [
             np.asarray(self._losses(ema, setup.frozen, setup.put(batch), jax.random.fold_in(root, i)))
@@ -46,7 +56,7 @@ class Validation:
         ]
         losses = np.concatenate(losses).astype(np.float64)
         spread = losses.std(ddof=1) / np.sqrt(losses.size) if losses.size > 1 else float("nan")
-        return {"validation_loss": float(losses.mean()), "validation_stderr": float(spread)}
+        return {f"{self._name}_loss": float(losses.mean()), f"{self._name}_stderr": float(spread)}
 
 
 def _losses(task, params: Params, frozen: Params, batch: Batch, key: Array) -> Array:

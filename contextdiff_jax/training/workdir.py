@@ -64,6 +64,18 @@ HOW_IT_RUNS = ("model.dropout", "model.dtype", "model.remat", "adapter.track_lip
 THE_SAME_MODEL = (*HOW_IT_RUNS, "model.pretrained", "condition.encoder", "clip.tokenizer_dir")
 
 
+# What parameters start from.
+STARTS = ("model.init_from", "adapter.start")
+
+
+def only_started_from(config: ConfigDict) -> tuple[str, ...]:
+    """Those of `STARTS` from which nothing is read once there is a checkpoint: all that they give is trained."""
+    patterns = tuple(config.train.trainable)
+    if patterns == (".*",):
+        return STARTS
+    return STARTS[1:] if any(re.search(pattern, "adapter/\0") for pattern in patterns) else ()
+
+
 def folder_of(workdir: str | Path) -> Path:
     """Where the checkpoints of a run are."""
     return local_path(workdir).absolute() / "checkpoints"
@@ -84,7 +96,7 @@ def steps_in(folder: Path) -> list[int]:
 
 def check_same_model(saved: Any, now: ConfigDict, where: str | Path) -> None:
     """Raises UserError with "key: saved X, now Y" for every key that makes `now` another model."""
-    if lines := _another_model(_changes(saved, now)):
+    if lines := _another_model(_changes(saved, now, trained=True)):
         raise UserError(f"{where} holds another model ({'; '.join(lines)}); undo the change, or give its own --config")
 
 
@@ -105,7 +117,7 @@ def check_workdir(workdir: str | Path, config: ConfigDict, *, allow_config_chang
     check_writable(folder_of(workdir), "folder of checkpoints", "make it writable, or take another --workdir")
     if not path.exists():
         return []
-    changes = _changes(_saved_config(path), config)
+    changes = _changes(_saved_config(path), config, trained=bool(steps_in(folder_of(workdir))))
     if lines := _another_model(changes):
         raise UserError(
             f"{workdir} holds a run with another config ({'; '.join(lines)}), which is another model; "
@@ -146,10 +158,10 @@ def known_classes(workdir: str | Path) -> tuple[str, ...]:
     return keys.leaves(_saved_config(path)).get("data.class_names", ())
 
 
-def _changes(saved: Any, now: ConfigDict) -> list[str]:
-    """Lines of all that differs and may not do so without a word."""
+def _changes(saved: Any, now: ConfigDict, trained: bool = False) -> list[str]:
+    """Lines of all that differs and may not do so without a word; `trained` says that there is a checkpoint."""
     saved, now = keys.whole_paths(keys.complete(ConfigDict(saved))), keys.whole_paths(now)
-    free = MAY_DIFFER
+    free = MAY_DIFFER + (only_started_from(now) if trained else ())
     if not keys.leaves(now).get("data.class_names"):  # not yet taken from the folder
         free += ("data.class_names",)
     steps = [keys.leaves(c).get("train.num_steps") for c in (saved, now)]

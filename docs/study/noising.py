@@ -15,7 +15,7 @@ import numpy as np
 
 from contextdiff_jax import Pipeline, data
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.tasks.parts import source
+from contextdiff_jax.tasks.parts import held_out
 from docs import scripts
 from docs.study.plots import figure, write
 
@@ -32,7 +32,7 @@ def means(pipeline: Pipeline, count: int) -> tuple[np.ndarray, dict[str, np.ndar
     task, config = pipeline.task, pipeline.config
     if task.adapter is None or config.space.kind != "pixels" or config.data.num_frames > 1:
         raise UserError("--model is no model of pictures in pixels with an adapter; train one: bash launch/demo.sh")
-    records = source(config, task.parts, None)
+    records = held_out(config, task.parts)[1]
     shown = [records[i] for i in data.chosen(len(records), count, config.data.seed)]
     fields = {k: jnp.asarray(v) for k, v in task.parts.condition.from_records(shown).items()}
     x0 = jnp.stack([jnp.asarray(record["image"], jnp.float32) for record in shown]) / 127.5 - 1.0

@@ -12,7 +12,9 @@ from ml_collections import ConfigDict
 from configs import t2i, video_edit
 from contextdiff_jax import config as config_lib
 from contextdiff_jax import data
+from contextdiff_jax import saved as saved_model
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.tasks import warm_start
 from contextdiff_jax.training import workdir
 
 
@@ -25,7 +27,7 @@ def _fill(folder, count, classes=("cat", "dog")):
     return config(source="folder", path=str(folder), image_size=8)
 
 
-def test_only_too_small_a_folder_falls_back_to_training(tmp_path):
+def test_only_too_small_a_folder_and_a_clip_fall_back_to_training(tmp_path):
     assert data.held_out(_fill(tmp_path / "small", 10))[0] == "train"
     section = _fill(tmp_path / "large", 100)
     split, source = data.held_out(section)
@@ -33,6 +35,7 @@ def test_only_too_small_a_folder_falls_back_to_training(tmp_path):
     (source.path / source.names[0]).write_text("no picture")
     with pytest.raises(UserError, match="1 of .* val images in .* cannot be read"):
         data.held_out(section)
+    assert data.held_out(video_edit.get_config("tiny").data)[0] == "train", "the clip itself"
 
 
 @pytest.mark.parametrize("length, count", [(1000, 16), (17, 16), (16, 16), (5, 16), (1, 1), (60_000, 1024)])
@@ -80,6 +83,28 @@ def test_a_run_does_not_depend_on_where_one_stands(tmp_path, monkeypatch):
     edit.edit.control, edit.adapter.start = os.path.join("~", "clip"), os.path.join("~", "clip")
     whole = config_lib.whole_paths(edit)
     assert whole.edit.control == whole.adapter.start == str(tmp_path / "clip")
+
+
+def test_what_is_only_started_from_does_not_count_once_it_is_trained(tmp_path):
+    saved, now = t2i.get_config("tiny"), t2i.get_config("tiny")
+    saved.model.init_from, now.model.init_from = "/gone/a", "runs/a"
+    assert workdir._another_model(workdir._changes(saved.to_dict(), now))
+    assert not workdir._changes(saved.to_dict(), now, trained=True)
+    saved_model._with_sampling_of(saved, now, tmp_path)
+    for run in (saved, now):
+        run.train.trainable = ("^adapter/",)
+    assert workdir._changes(saved.to_dict(), now, trained=True) == [
+        "model.init_from: saved '/gone/a', now 'runs/a'"
+    ], "the rest is read from there"
+    with pytest.raises(UserError, match="another model .*model.init_from"):
+        saved_model._with_sampling_of(saved, now, tmp_path)
+    now.model.init_from, saved.adapter.start, now.adapter.start = "/gone/a", "/gone/b", "runs/b"
+    assert not workdir._changes(saved.to_dict(), now, trained=True)
+    for source, words in (("runs/typo", "neither a run"), ("builtin:demo", "give it as config.model.pretrained")):
+        with pytest.raises(UserError, match=f"config.model.init_from='{source}' .*{words}"):
+            warm_start.check(source)
+    with pytest.raises(UserError, match="config.adapter.start='builtin:clip_mini' has no adapter"):
+        warm_start.check_adapter("builtin:clip_mini")
 
 
 def test_the_classes_of_a_folder_go_into_the_run(tmp_path):

@@ -127,18 +127,62 @@ def test_a_preview_that_fails_does_not_end_the_training(tmp_path, whole, monkeyp
     assert len(said) == 2 and "RESOURCE_EXHAUSTED" in said[0] and "training goes on" in said[0]
 
 
-def test_validation_sees_held_out_records_with_the_same_noise_and_changes_nothing(tmp_path, whole):
+@pytest.mark.parametrize("action", [None, sigterm])
+def test_a_validation_that_fails_comes_after_the_save_and_none_after_a_signal(tmp_path, whole, monkeypatch, action):
+    class Watched(InterruptedTask):
+        def held_out_batches(self, process_index, process_count):
+            return "val", ToyTask.train_iterator(self, process_index, process_count)
+
+    order, save = [], loop.Checkpoints.save
+
+    def full(validation, ema):
+        order.append("validate")
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    said = []
+    monkeypatch.setattr(loop.Checkpoints, "save", lambda *args: (order.append("save"), save(*args)))
+    monkeypatch.setattr(loop.Validation, "__call__", full)
+    monkeypatch.setattr(loop.logging, "error", lambda text, *args: said.append(text % args))
+    state = train(Watched(toy_config(**{"train.validate_every": 8}), 6, action or (lambda: None)), tmp_path)
+    if action:
+        assert order == ["save", "save"] and steps_in(tmp_path / "checkpoints")[0] == int(state.step) == 6
+        return
+    chex.assert_trees_all_equal(jax.device_get(state), whole[1])
+    assert order == ["save", "save", "validate", "save", "validate"], "at steps 4, 8 and 12"
+    assert [line[:24] for line in said] == ["validation of step 8 fai", "validation of step 12 fa"]
+    assert "RESOURCE_EXHAUSTED" in said[0] and "training goes on" in said[0]
+
+
+def test_what_a_start_needs_is_looked_for_before_there_is_a_run_and_never_after(tmp_path, whole):
+    class Gone(ToyTask):
+        def check_start(self):
+            raise UserError("config.model.init_from='runs/a' is gone")
+
+    with pytest.raises(UserError, match="runs/a"):
+        train(Gone(toy_config()), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    assert int(train(Gone(toy_config()), whole[0]).step) == 12
+
+
+def test_validation_sees_held_out_records_with_the_same_noise_and_changes_nothing(tmp_path, whole, capfd):
     class Watched(ToyTask):
-        def held_out_iterator(self, process_index, process_count):
-            return self.train_iterator(process_index, process_count)
+        split = "val"
+
+        def held_out_batches(self, process_index, process_count):
+            return self.split, self.train_iterator(process_index, process_count)
 
     changes = {"train.validate_every": 5, "train.validate_batches": 3, "optim.lr": 1e-30, "ema.decay": 0.0}
     train(Watched(toy_config(**changes)), tmp_path / "still")
     seen = [r for r in records(tmp_path / "still") if "validation_loss" in r]
     assert [r["step"] for r in seen] == [5, 10, 12] and seen[0]["validation_stderr"] > 0
     assert len({r["validation_loss"] for r in seen}) == 1, "parameters that stay lose the same"
+    assert "validation_loss is of 48 records of the split 'val', which are not trained on" in capfd.readouterr().err
+    Watched.split = "train"
     state = train(Watched(toy_config(**{"train.validate_every": 5})), tmp_path / "run")
     chex.assert_trees_all_equal(jax.device_get(state), whole[1])
+    assert "NONE IS HELD OUT" in capfd.readouterr().err
+    names = {name for r in records(tmp_path / "run") for name in r}
+    assert "training_records_loss" in names and "validation_loss" not in names
     with pytest.raises(UserError, match="validate_every=5: .* has no held-out records"):
         train(ToyTask(toy_config(**{"train.validate_every": 5})), tmp_path / "none")
 
