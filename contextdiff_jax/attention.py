@@ -21,6 +21,19 @@ def _fused_kernel_fits(q: Array, mask: Array | None) -> bool:
     return q.shape[-1] % 8 == 0 and q.shape[-1] <= (256 if capability >= 9.0 else 128)
 
 
+def _fused(
+    q: Array, k: Array, v: Array, scale: float | None, is_causal: bool, implementation: str = "cudnn"
+) -> Array:
+    """The fused kernel, whose backward pass takes even lengths only: others are padded, and it leaves that out."""
+    lengths = {"query": q.shape[1], "key_value": k.shape[1]}
+    told = {}
+    if any(length % 2 for length in lengths.values()):
+        told = {f"{name}_seq_lengths": jnp.full(len(q), length, jnp.int32) for name, length in lengths.items()}
+    even = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+    how = dict(scale=scale, is_causal=is_causal, implementation=implementation)
+    return jax.nn.dot_product_attention(even(q), even(k), even(v), **how, **told)[:, : q.shape[1]]
+
+
 def _loop_pays(q: Array, k: Array, mask: Array | None, is_causal: bool, bias: Array | None) -> bool:
     """Whether a CPU should go head by head: the logits of all heads leave its cache when sequences are long.
 
@@ -72,15 +85,11 @@ def attention(
     Returns:
         [B, Tq, H, D], dtype of `q`.
     """
-    implementation = "cudnn" if bias is None and _fused_kernel_fits(q, mask) else "xla"
-    at_once = partial(
-        jax.nn.dot_product_attention,
-        bias=bias,
-        mask=mask,
-        scale=scale,
-        is_causal=is_causal,
-        implementation=implementation,
-    )
+    if bias is None and _fused_kernel_fits(q, mask):
+        at_once = partial(_fused, scale=scale, is_causal=is_causal)
+    else:
+        how = dict(bias=bias, mask=mask, scale=scale, is_causal=is_causal, implementation="xla")
+        at_once = partial(jax.nn.dot_product_attention, **how)
     if not _loop_pays(q, k, mask, is_causal, bias):
         return at_once(q, k, v)
     # By the platform that is compiled for, which need not be this machine's.

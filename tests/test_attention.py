@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from contextdiff_jax.attention import attention
+from contextdiff_jax.attention import _fused, attention
 
 
 def inputs(queries: int, keys: int, dtype: jnp.dtype) -> list[jax.Array]:
@@ -35,6 +35,17 @@ def test_long_sequences_go_head_by_head_with_the_same_result(dtype, tolerance):
         for found, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(oracle), strict=True):
             assert found.dtype == dtype
             assert np.abs(np.asarray(found, np.float32) - expected).max() < tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("queries, keys, is_causal", [(6, 7, False), (5, 4, False), (7, 7, True), (6, 4, False)])
+def test_odd_lengths_are_padded_for_the_fused_kernel_without_a_trace(queries, keys, is_causal):
+    """With XLA's implementation of what the kernel is told; the kernel itself needs a GPU."""
+    args = inputs(queries, keys, jnp.float32)
+    padded = lambda *a: _fused(*a, None, is_causal, implementation="xla")
+    plain = lambda *a: jax.nn.dot_product_attention(*a, is_causal=is_causal)
+    value_and_gradients = lambda f: (f(*args), jax.grad(lambda *a: jnp.sum(f(*a) ** 2), argnums=(0, 1, 2))(*args))
+    for found, expected in zip(*map(jax.tree.leaves, map(value_and_gradients, (padded, plain))), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_short_masked_biased_and_causal_attention_does_not_loop():
