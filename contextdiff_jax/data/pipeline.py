@@ -157,10 +157,11 @@ def reading(cfg_data: Any) -> grain.ReadOptions:
         if cfg_data[name] < 0:
             raise UserError(f"data.{name}: {cfg_data[name]} is negative; accepted: whole numbers from 0")
     threads, prefetch = cfg_data.num_threads, cfg_data.prefetch
-    if 0 < prefetch < threads:
+    if max(prefetch, 1) < threads:
+        idle = f"only {prefetch} threads can ever work" if prefetch else "nothing is read ahead, and all by one thread"
         warnings.warn(
-            f"data.num_threads={threads} with data.prefetch={prefetch}: only {prefetch} threads can ever work; "
-            f"set data.prefetch to {threads} or more, or data.num_threads to {prefetch}",
+            f"data.num_threads={threads} with data.prefetch={prefetch}: {idle}; set data.prefetch to {threads} or "
+            f"more, or data.num_threads to {prefetch}",
             stacklevel=2,
         )
         threads = prefetch

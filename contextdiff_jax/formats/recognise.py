@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from contextdiff_jax.files import read_object
-from contextdiff_jax.formats.pretrained import STEMS
+from contextdiff_jax.formats.pretrained import PICKLES, STEMS
 
 WANTED = "a run's workdir, an export, a Stable Diffusion 1.x or 2.x folder or .safetensors file, or its name on the hub"
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -33,9 +33,30 @@ def no_model(path: Path) -> str:
             return f"{path} is one component of a pipeline ({kind}); give the whole: {whole}"
         if kind:
             return f"{path} holds one model ({kind}), no pipeline; give {WANTED}"
+        if "task" in config:
+            return ""  # a run, which may have no checkpoint yet
     if found := [name for name in PARTS if (path / name).is_dir()]:
         return f"{path} has {', '.join(found)} but no model_index.json, as a pipeline has; download the whole again"
     files = sorted(p.name for p in path.glob("*.safetensors") if p.stem not in STEMS)
     if files:
         return f"{path} is a folder with {', '.join(files[:4])}; give the file itself"
+    if pickles := sorted(p.name for pattern in PICKLES for p in path.glob(pattern)):
+        return (
+            f"{path} holds a pickle, {pickles[0]}, which runs code when opened; convert it with PyTorch and "
+            "safetensors once, and give the .safetensors file"
+        )
+    return _of_a_run(path.absolute()) or f"{path} holds {_listed(path)}, and no model; give {WANTED}"
+
+
+def _of_a_run(path: Path) -> str:
+    """Which part of a run's folder this is; "" where it is none."""
+    for run in path.parents[:3]:
+        if (run / "config.json").is_file() and (run / "checkpoints").is_dir():
+            return f"{path} is a part of the run {run}; give that, and a checkpoint of it by step=NUMBER"
     return ""
+
+
+def _listed(path: Path) -> str:
+    """The first things in a folder."""
+    names = sorted(p.name for p in path.iterdir())
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "") if names else "nothing"

@@ -226,6 +226,8 @@ def test_other_records_are_refused_by_name(folder):
 def test_threads_that_the_buffer_would_idle_are_named():
     with pytest.warns(UserWarning, match="data.num_threads=8 with data.prefetch=2: only 2 threads can ever work"):
         _build(config(num_threads=8, prefetch=2))
+    with pytest.warns(UserWarning, match="data.num_threads=8 with data.prefetch=0: nothing is read ahead.*to 8 or"):
+        _build(config(num_threads=8, prefetch=0))
 
 
 def test_mixture_through_the_pipeline():

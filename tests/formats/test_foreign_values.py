@@ -192,7 +192,15 @@ def test_what_is_no_pipeline_is_named(tmp_path):
         whole / "unet": rf"one component of a pipeline \(UNet2DConditionModel\); give the whole: {whole}",
         MINI: r"one model \(clip\)",
         tmp_path / "lora": "holds a LoRA.*load_lora",
+        tmp_path / "old": "holds a pickle, model.ckpt, which runs code",
+        tmp_path / "run" / "checkpoints": f"is a part of the run {tmp_path / 'run'}; give that",
+        tmp_path / "run" / "checkpoints" / "4": f"is a part of the run {tmp_path / 'run'}; give that",
+        tmp_path / "notes": "holds notes.txt, and no model; give a run's workdir",
     }
+    (tmp_path / "run" / "checkpoints" / "4").mkdir(parents=True)
+    for file in ("old/model.ckpt", "run/config.json", "notes/notes.txt"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("{}")
     for path, words in cases.items():
         with pytest.raises(UserError, match=words):
             cdx.Pipeline.load(path)
