@@ -47,6 +47,9 @@ def train(config: ConfigDict, options: Options) -> None:
     from contextdiff_jax.training.sharding import make_mesh
 
     training.check_workdir(options.workdir, config, allow_config_change=options.allow_config_change)
+    if "labels" in config.data and config.data.labels != "none" and not config.data.class_names:
+        # Another system may spell the folders' names otherwise, and so sort them otherwise.
+        config.data.class_names = training.known_classes(options.workdir)
     if tunes := "edit" in config:
         from contextdiff_jax import edits
 

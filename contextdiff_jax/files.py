@@ -8,6 +8,7 @@ import re
 import secrets
 import socket
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,14 @@ def text_lines(text: str) -> list[str]:
 def is_unicode(text: str) -> bool:
     """False where a text holds half a character (a lone surrogate), which no tokenizer and no file takes."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def composed(text: str) -> str:
+    """A text in the one of its spellings (Unicode NFC) in which an accent is no letter of its own.
+
+    Systems write the names of files in one or the other, and people type either: names are compared in this one.
+    """
+    return unicodedata.normalize("NFC", text)
 
 
 def cache_folder() -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import composed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +160,13 @@ def _whole_space(space: Any) -> Any:
     return f"{kind}:{_whole(place)}" if colon and kind in _READ_FROM_A_PATH else space
 
 
+def _spelled(value: Any) -> Any:
+    """Texts in the one spelling in which they are compared."""
+    if isinstance(value, tuple):
+        return tuple(_spelled(v) for v in value)
+    return composed(value) if isinstance(value, str) else value
+
+
 def differences(saved: ConfigDict, now: ConfigDict, ignore: tuple[str, ...] = ()) -> list[str]:
     """Lines "key: saved X, now Y" for every leaf that differs; keys starting with one of `ignore` do not count."""
     old, new = leaves(saved), leaves(now)
@@ -166,5 +174,5 @@ def differences(saved: ConfigDict, now: ConfigDict, ignore: tuple[str, ...] = ()
     return [
         f"{key}: saved {old.get(key, absent)!r}, now {new.get(key, absent)!r}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key, absent) != new.get(key, absent) and not key.startswith(ignore)
+        if _spelled(old.get(key, absent)) != _spelled(new.get(key, absent)) and not key.startswith(ignore)
     ]

@@ -9,6 +9,7 @@ import numpy as np
 
 from contextdiff_jax.conditions.base import Record
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import composed
 from contextdiff_jax.types import Array, Batch, Context, Params
 
 
@@ -27,6 +28,7 @@ class ClassCondition:
     def __init__(self, names: Sequence[str]):
         self.names = tuple(names)
         self.takes_prompts = bool(self.names)
+        self._numbers = {composed(name): number for number, name in enumerate(self.names)}
 
     def from_records(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
         """The records' own labels."""
@@ -55,9 +57,9 @@ class ClassCondition:
         return self.names[number]
 
     def _label(self, prompt: str) -> int:
-        for word in (prompt, prompt.strip()):  # a folder's name may end in a blank
-            if word in self.names:
-                return self.names.index(word)
+        for word in (composed(prompt), composed(prompt).strip()):  # a folder's name may end in a blank
+            if word in self._numbers:
+                return self._numbers[word]
         if word.isdecimal() and int(word) < len(self.names):
             return int(word)
         raise self._unknown(prompt)

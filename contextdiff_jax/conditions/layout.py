@@ -13,6 +13,7 @@ import numpy as np
 
 from contextdiff_jax.conditions.base import Record
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import composed
 from contextdiff_jax.layers import ResBlock, unit_normal
 from contextdiff_jax.types import Array, Batch, Context, Params
 
@@ -120,6 +121,7 @@ class LayoutCondition:
         map_channels: int,
     ):
         self.names, self.max_objects = tuple(names), max_objects
+        self._numbers = {composed(name): number for number, name in enumerate(self.names)}
         self.net = LayoutNet(len(self.names), width, depth, size, token_grid, map_channels)
 
     def init(self, key: Array) -> Params:
@@ -166,8 +168,8 @@ class LayoutCondition:
 
     def _label(self, name: str | int, index: int) -> int:
         """A class's number, from its name or number."""
-        if name in self.names:
-            return self.names.index(name)
+        if isinstance(name, str) and composed(name) in self._numbers:
+            return self._numbers[composed(name)]
         if isinstance(name, int | np.integer) and not isinstance(name, bool) and 0 <= name < len(self.names):
             return int(name)
         near = difflib.get_close_matches(str(name), self.names, n=3, cutoff=0.0)

@@ -9,11 +9,10 @@ import csv
 import json
 import pathlib
 import posixpath
-import unicodedata
 from collections.abc import Iterator, Sequence
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import is_unicode, read_text, text_lines
+from contextdiff_jax.files import composed, is_unicode, read_text, text_lines
 
 TABLES = ("metadata.jsonl", "metadata.csv")
 _CAPTION_KEYS = ("text", "caption")
@@ -42,6 +41,19 @@ def read(folder: pathlib.Path, image_names: Sequence[str], names: Sequence[str])
     return dict(sorted((captions | _from_texts(folder, free, names)).items()))
 
 
+def read_table(path: pathlib.Path, image_names: Sequence[str]) -> dict[str, str]:
+    """The captions of one table, .jsonl or .csv, wherever it stands; errors are those of `read`.
+
+    Args:
+        path: of the table.
+        image_names: as its names are to be taken.
+
+    Returns:
+        name -> caption, of images and of files that only the table has.
+    """
+    return _from_tables(path.parent, [path.name], image_names)
+
+
 def missing(
     folder: pathlib.Path, image_names: Sequence[str], names: Sequence[str], captions: dict[str, str]
 ) -> str:
@@ -63,7 +75,7 @@ def _remedy(first: str, names: Sequence[str], not_there: list[str]) -> str:
     if table := next((t for t in tables if t in present), ""):
         wrong = f" (it names {not_there[0]}, which is not there)" if not_there else ""
         return f"give each a line in {table}{wrong}"
-    if text := _texts(names).get(_key(first.rpartition(".")[0])):
+    if text := _texts(names).get(composed(first.rpartition(".")[0])):
         return f"{text} is empty: write the caption into it"
     if like := [n for n in names if posixpath.basename(n).startswith("metadata.")]:
         return f"{like[0]} is not read; rename or convert it to metadata.jsonl or metadata.csv"
@@ -77,13 +89,8 @@ def _folders_of(name: str) -> Iterator[str]:
         yield name
 
 
-def _key(name: str) -> str:
-    """Names may be written composed in a table and decomposed on the disk, or the other way round."""
-    return unicodedata.normalize("NFC", name)
-
-
 def _from_tables(folder: pathlib.Path, tables: list[str], image_names: Sequence[str]) -> dict[str, str]:
-    on_disk = {_key(name): name for name in image_names}
+    on_disk = {composed(name): name for name in image_names}
     captions: dict[str, str] = {}
     places: dict[str, str] = {}
     for table in tables:
@@ -101,7 +108,7 @@ def _on_disk(name: str, on_disk: dict[str, str]) -> str:
     """The file that a table means: separators of Windows are taken for slashes where that names a file."""
     name = posixpath.normpath(name)
     slashed = posixpath.normpath(name.replace("\\", "/"))
-    return on_disk.get(_key(name)) or on_disk.get(_key(slashed)) or name
+    return on_disk.get(composed(name)) or on_disk.get(composed(slashed)) or name
 
 
 def _json_rows(path: pathlib.Path) -> Iterator[tuple[str, object]]:
@@ -153,13 +160,13 @@ def _texts(names: Sequence[str]) -> dict[str, str]:
     """{what comes before the suffix: name} of the text files; .txt goes before .caption."""
     texts = {}
     for suffix in reversed(_TEXT_SUFFIXES):
-        texts |= {_key(name[: -len(suffix)]): name for name in names if name.lower().endswith(suffix)}
+        texts |= {composed(name[: -len(suffix)]): name for name in names if name.lower().endswith(suffix)}
     return texts
 
 
 def _from_texts(folder: pathlib.Path, image_names: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     texts = _texts(names)
-    found = {name: texts.get(_key(name.rpartition(".")[0])) or texts.get(_key(name)) for name in image_names}
+    found = {name: texts.get(composed(name.rpartition(".")[0])) or texts.get(composed(name)) for name in image_names}
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         read_one = lambda text: " ".join(read_text(folder / text).split()) if text else ""
         captions = dict(zip(found, pool.map(read_one, found.values()), strict=True))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from contextdiff_jax.data.listing import listed
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import read_text, text_lines
+from contextdiff_jax.files import composed, read_text, text_lines
 
 
 def named(codes: Sequence[str], path: str) -> tuple[str, ...]:
@@ -26,20 +26,21 @@ def named(codes: Sequence[str], path: str) -> tuple[str, ...]:
     if not path:
         return tuple(codes)
     words = read(path)
-    if missing := [code for code in codes if code not in words]:
+    if missing := [code for code in codes if composed(code) not in words]:
         raise UserError(f"data.class_words: {path} has no line for {listed(missing)}; add it, as 'CODE words'")
-    count = Counter(words[code] for code in codes)
-    return tuple(words[code] if count[words[code]] == 1 else f"{words[code]} ({code})" for code in codes)
+    found = [words[composed(code)] for code in codes]
+    count = Counter(found)
+    return tuple(word if count[word] == 1 else f"{word} ({code})" for word, code in zip(found, codes, strict=True))
 
 
 def read(path: str) -> dict[str, str]:
-    """{code: its first word or words}; empty lines say nothing.
+    """{code: its first word or words}, composed; empty lines say nothing.
 
     Raises:
         UserError: the file cannot be read, a line is no code with words behind it, or a code comes twice.
     """
     words: dict[str, str] = {}
-    for number, line in enumerate(text_lines(read_text(Path(path).expanduser())), 1):
+    for number, line in enumerate(text_lines(composed(read_text(Path(path).expanduser()))), 1):
         if not line.strip():
             continue
         code, _, rest = line.strip().replace("\t", " ").partition(" ")

@@ -7,7 +7,6 @@ Captions are read as Hugging Face's imagefolder has them (`metadata.jsonl` or `.
 import hashlib
 import os
 import pathlib
-import unicodedata
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from contextdiff_jax.data.listing import files_below, listed
 from contextdiff_jax.data.scan import scan
 from contextdiff_jax.data.vocabulary import noun_phrase
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import is_unicode
+from contextdiff_jax.files import composed, is_unicode
 
 SPLITS = ("train", "val")
 LABELS = ("none", "subfolders")
@@ -70,11 +69,12 @@ class ImageFolderSource(ImageSource):
         if not 0 <= max_bad_fraction <= 1:
             raise UserError(f"data.max_bad_fraction: {max_bad_fraction!r} is not a share; accepted: 0 to 1")
         self.path = existing_folder(path)
-        self.description = Description(class_names=class_names_of(path, labels, class_names, words))
-        folders = _class_folders(self.path) if self.class_names else ()
-        self._labels = {name: label for label, name in enumerate(folders)}
+        classes = classes_of(path, labels, class_names, words)
+        self.description = Description(class_names=tuple(classes.values()))
+        self._labels = {folder: label for label, folder in enumerate(classes)}
         captions = self._captions_of_all()
-        names = [name for name in captions if _split_of(name, len(captions)) == split]
+        # The order of the records does not depend on how a system spells their names.
+        names = sorted((name for name in captions if _split_of(name, len(captions)) == split), key=composed)
         if not names:
             few = f"its {len(captions)} images give an empty {split} split"
             raise TooFewImages(f"data.path: {self.path}: {few}; add images ({_MIN_FOR_VAL} at least for val)")
@@ -83,7 +83,7 @@ class ImageFolderSource(ImageSource):
         self._check_skipped(len(names), max_bad_fraction)
         self.names = tuple(name for name in names if not seen[name].reason)
         self._captions = tuple(captions[name] for name in self.names)
-        self._digest = digest((name, seen[name].size, captions[name]) for name in self.names)
+        self._digest = digest((composed(name), seen[name].size, composed(captions[name])) for name in self.names)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -132,7 +132,7 @@ class ImageFolderSource(ImageSource):
         if self.class_names:
             self._check_classes(image_names)
             class_of = lambda name: self.class_names[self._labels[_class_of(name)]]
-            by_class = {name: f"a photo of {noun_phrase(class_of(name).replace('_', ' '))}" for name in image_names}
+            by_class = {name: f"a photo of {noun_phrase(_in_words(class_of(name)))}" for name in image_names}
             return dict(sorted((by_class | captions).items()))
         if problem := captions_on_disk.missing(self.path, image_names, names, captions):
             raise UserError(f"data.path: {problem}")
@@ -177,8 +177,9 @@ def existing_folder(path: str) -> pathlib.Path:
     return folder
 
 
-def class_names_of(path: str, labels: str, known: Sequence[str] = (), words: str = "") -> tuple[str, ...]:
-    """The classes of a folder: its first subfolders, in the order of their names; () where labels are "none".
+def classes_of(path: str, labels: str, known: Sequence[str] = (), words: str = "") -> dict[str, str]:
+    """{subfolder: name of the class}, of a folder's first subfolders, in the order of the classes that are known, else
+    of their own names; {} where labels are "none".
 
     Args:
         path: the folder.
@@ -192,19 +193,23 @@ def class_names_of(path: str, labels: str, known: Sequence[str] = (), words: str
     """
     if labels not in LABELS:
         raise UserError(f"data.labels: {labels!r} is unknown; accepted: {', '.join(LABELS)}")
-    known = tuple(known)
     if labels == "none":
-        return ()
+        return {}
     folder = existing_folder(path)
     folders = _class_folders(folder)
     if len(folders) == len(known) and words and not pathlib.Path(words).expanduser().is_file():
-        return known
+        return dict(zip(folders, known, strict=True))
     names = class_words.named(folders, words)
-    if known and names != known:
-        gone, new = sorted(set(known) - set(names)), sorted(set(names) - set(known))
+    if not known:
+        return dict(zip(folders, names, strict=True))
+    then = {composed(name): name for name in known}
+    found = {composed(name): (folder, name) for folder, name in zip(folders, names, strict=True)}
+    if then.keys() != found.keys():
+        gone = sorted(name for key, name in then.items() if key not in found)
+        new = sorted(name for key, (_, name) in found.items() if key not in then)
         differing = "; ".join(f"{word} {listed(some)}" for word, some in (("without", gone), ("with", new)) if some)
         raise UserError(f"data.path: {folder} has other classes than data.class_names ({differing}); put them back")
-    return names
+    return {found[key][0]: name for key, name in then.items()}
 
 
 def _class_folders(folder: pathlib.Path) -> tuple[str, ...]:
@@ -218,7 +223,21 @@ def _class_folders(folder: pathlib.Path) -> tuple[str, ...]:
         raise UserError(f"data.path: {folder} has no subfolders to take classes from; set data.labels to none")
     if strange := [os.fsencode(name) for name in names if not is_unicode(name)]:
         raise UserError(f"data.path: the class subfolder {strange[0]!r} of {folder} is not UTF-8; rename it")
+    spellings: dict[str, list[str]] = {}
+    for name in names:
+        spellings.setdefault(composed(name), []).append(name)
+    if twice := next((found for found in spellings.values() if len(found) > 1), None):
+        raise UserError(
+            f"data.path: {folder} has the class subfolder {twice[0]!r} twice, with its accents written in two ways "
+            f"({' and '.join(map(ascii, twice))}); put the images into one of them"
+        )
     return names
+
+
+def _in_words(class_name: str) -> str:
+    """A class as a caption says it; one of underscores alone keeps its name."""
+    words = class_name.replace("_", " ")
+    return words if words.strip() else class_name
 
 
 def _class_of(name: str) -> str:
@@ -228,6 +247,6 @@ def _class_of(name: str) -> str:
 
 def _split_of(name: str, total: int) -> str:
     """The split of a file; composed and decomposed spellings of one name are the same."""
-    key = unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape")
+    key = composed(name).encode("utf-8", "surrogateescape")
     share = int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "little") / 2**32
     return "val" if share < _VAL_SHARE and total >= _MIN_FOR_VAL else "train"

@@ -13,7 +13,7 @@ from contextdiff_jax.data.cifar10 import Cifar10Source
 from contextdiff_jax.data.coco import CocoSource
 from contextdiff_jax.data.digits import DigitsSource
 from contextdiff_jax.data.fashion import FashionSource
-from contextdiff_jax.data.folder import ImageFolderSource, TooFewImages, class_names_of
+from contextdiff_jax.data.folder import ImageFolderSource, TooFewImages, classes_of
 from contextdiff_jax.data.imagenet import ImagenetSource
 from contextdiff_jax.data.one_clip import ClipSource, clip_of
 from contextdiff_jax.data.openmoji import OpenMojiSource
@@ -93,7 +93,7 @@ def describe(cfg_data: Any) -> Description:
         case "folder":
             labels, words = cfg_data.labels, cfg_data.class_words
             known = tuple(cfg_data.class_names) if labels != "none" else ()
-            return Description(class_names=known or class_names_of(cfg_data.path, labels, words=words))
+            return Description(class_names=known or tuple(classes_of(cfg_data.path, labels, words=words).values()))
         case imagenet.NAME:
             return imagenet.describe(cfg_data.class_names, cfg_data.class_words)
         case "coco":

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save
 from contextdiff_jax import data
 from contextdiff_jax.data.base import ImageSource
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import atomic, read_json, write_json
+from contextdiff_jax.files import atomic, composed, read_json, write_json
 from contextdiff_jax.progress import Progress
 from contextdiff_jax.types import Array, Params
 
@@ -127,7 +127,8 @@ def judge_of(config: ConfigDict, folder: Path) -> ClassJudge:
         print(f"training the judge of the samples: {config.eval.judge_steps} steps on the training set")
         write(train(source, config.eval.judge_steps), folder)
     judge, shape = read(folder), tuple(source[0]["image"].shape)
-    if (judge.names, judge.shape) != (tuple(source.class_names), shape):
+    spelled = lambda names: [composed(name) for name in names]
+    if spelled(judge.names) != spelled(source.class_names) or judge.shape != shape:
         raise UserError(f"the judge in {folder} is of other classes or images ({judge.shape}, now {shape}); {_AGAIN}")
     return judge
 

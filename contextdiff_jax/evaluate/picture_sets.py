@@ -3,7 +3,6 @@
 import concurrent.futures
 import hashlib
 import itertools
-import json
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -33,8 +32,8 @@ class PictureSet:
         path: a folder (its subfolders too; the grid.png that --mode=sample puts there is left out), or an npz with one
             array [N, H, W, 3] of uint8, as ADM's samplers write it.
         crop: None takes pictures as they are; a number crops each to a square at its centre and resizes it (Lanczos).
-        captions: "", or a text file with one caption a line in the order of the pictures, a metadata.jsonl, or the
-            folder itself, which has its captions as a folder of training pictures has.
+        captions: "", or a text file with one caption a line in the order of the pictures, a table (.jsonl or .csv) as
+            folders of training pictures have it, or the folder itself, which has its captions as those have.
 
     Attributes:
         grids: names of the grids that were left out.
@@ -205,31 +204,21 @@ def captions_of(path: Path, names: Sequence[str] | None, total: int) -> list[str
     if path.is_dir() and names is not None:
         beside = captions_on_disk.read(path, names, files_below(path))
         return _matched([beside.get(name, "") for name in names], path, names, total)
+    if path.suffix in (".jsonl", ".csv"):
+        if names is None:
+            raise UserError(f"captions {str(path)!r} name files, which an npz has not; give one caption a line")
+        by_name = captions_on_disk.read_table(path, names)
+        return _matched([by_name.get(name, "") for name in names], path, names, total)
     text = read_text(path).rstrip()
     lines = text_lines(text) if text else []
-    if path.suffix == ".jsonl":
-        return _matched(_by_name(lines, path, names), path, names, total)
     return _matched([line.strip() for line in lines], path, names, total)
 
 
-def _by_name(lines: Sequence[str], path: Path, names: Sequence[str] | None) -> list[Any]:
-    """The captions that a metadata.jsonl has for these files."""
-    if names is None:
-        raise UserError(f"captions {str(path)!r} name files, which an npz has not; give one caption a line")
-    try:
-        rows = [json.loads(line) for line in lines if line.strip()]
-        by_name = {row["file_name"]: row.get("text") or row.get("caption") or "" for row in rows}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        remedy = "give a text file with one caption a line, or a metadata.jsonl"
-        raise UserError(f"captions {str(path)!r} cannot be read ({error}); {remedy}") from error
-    return [by_name.get(name, "") for name in names]
-
-
-def _matched(found: list[Any], path: Path, names: Sequence[str] | None, total: int) -> list[str]:
+def _matched(found: list[str], path: Path, names: Sequence[str] | None, total: int) -> list[str]:
     """The captions, one of each picture."""
     if len(found) != total:
         raise UserError(f"captions {str(path)!r} has {len(found)} lines for {total} pictures; give one for each")
-    if empty := [i for i, caption in enumerate(found) if not isinstance(caption, str) or not caption.strip()]:
+    if empty := [i for i, caption in enumerate(found) if not caption.strip()]:
         which = names[empty[0]] if names is not None else f"picture {empty[0]}"
         raise UserError(f"captions {str(path)!r} have none for {len(empty)} of {total} pictures, the first is {which}")
     return found

@@ -5,6 +5,6 @@ from contextdiff_jax.training.distributed import initialize_if_needed as initial
 from contextdiff_jax.training.loop import train
 from contextdiff_jax.training.setup import Setup
 from contextdiff_jax.training.watch import NonFiniteLoss
-from contextdiff_jax.training.workdir import check_workdir
+from contextdiff_jax.training.workdir import check_workdir, known_classes
 
-__all__ = ["NonFiniteLoss", "Setup", "check_workdir", "initialize_distributed", "load_params", "train"]
+__all__ = ["NonFiniteLoss", "Setup", "check_workdir", "initialize_distributed", "known_classes", "load_params", "train"]

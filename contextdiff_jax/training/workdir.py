@@ -152,7 +152,7 @@ def known_classes(workdir: str | Path) -> tuple[str, ...]:
     Raises:
         UserError: the run's config cannot be read.
     """
-    path = Path(workdir) / "config.json"
+    path = local_path(workdir) / "config.json"
     if not path.is_file():
         return ()
     return keys.leaves(_saved_config(path)).get("data.class_names", ())

@@ -103,6 +103,12 @@ def test_what_is_no_layout_is_refused(layout, message):
         condition().read([layout])
 
 
+def test_names_are_found_however_they_are_spelled():
+    named = LayoutCondition(("cafe\u0301", "frog"), 2, (8, 8), width=16, depth=1, token_grid=4, map_channels=4)
+    box = (0.1, 0.1, 0.5, 0.5)
+    assert named.read([[("caf\u00e9", box), ("frog", box)], [(1, box)]])["labels"].tolist() == [[0, 1], [1, -1]]
+
+
 def test_classes_are_four_tokens_and_no_class_is_another():
     c = EmbeddedClassCondition(NAMES, width=16, depth=1)
     params = jax.jit(c.init)(jax.random.key(0))

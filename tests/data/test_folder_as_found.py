@@ -9,8 +9,10 @@ import PIL.Image
 import PIL.PngImagePlugin
 import pytest
 from data_helpers import config
+from ml_collections import ConfigDict
 
-from contextdiff_jax import data
+from contextdiff_jax import data, keys
+from contextdiff_jax.conditions import ClassCondition
 from contextdiff_jax.data import ImageFolderSource, images, scan
 from contextdiff_jax.data.augment import Augmentation
 from contextdiff_jax.errors import UserError
@@ -233,6 +235,35 @@ def test_classes_that_cannot_be(classes):
     _refused(classes, "data.labels: 'folders' is unknown", labels="folders")
     os.mkdir(os.fsencode(classes) + b"/caf\xe9")
     _refused(classes, r"class subfolder b'caf.xe9' of .* is not UTF-8; rename it", labels="subfolders")
+
+
+def test_classes_are_the_same_however_a_system_spells_them(tmp_path):
+    """A set that was copied from a system that decomposes names, and the run that goes on with it."""
+    composed, decomposed = "caf\u00e9", "cafe\u0301"  # sorted, the one is behind "cafz", the other before it
+    for place, name in (("then", composed), ("now", decomposed)):
+        for i in range(2):
+            _save(tmp_path / place / name / f"{i}.png", colour=(250, 0, 0))
+            _save(tmp_path / place / "cafz" / f"{i}.png", colour=(0, 250, 0))
+    then = _source(tmp_path / "then", labels="subfolders")
+    now = _source(tmp_path / "now", labels="subfolders", class_names=then.class_names)
+    assert now.class_names == then.class_names == ("cafz", composed) and now.identity == then.identity
+    for i in range(4):
+        assert now[i]["label"] == then[i]["label"] and (now[i]["image"] == then[i]["image"]).all()
+    assert ClassCondition(then.class_names).read([decomposed, composed])["label"].tolist() == [1, 1]
+    assert ClassCondition((decomposed,)).read([composed])["label"].tolist() == [0]
+    saved, changed = ConfigDict({"names": (composed,)}), ConfigDict({"names": (decomposed,)})
+    assert not keys.differences(saved, changed)
+    (tmp_path / "words.txt").write_text(f"{composed} coffee\ncafz zoo\n", encoding="utf-8")
+    words = _source(tmp_path / "now", labels="subfolders", words=str(tmp_path / "words.txt"))
+    assert words.class_names == ("coffee", "zoo")
+    _save(tmp_path / "now" / composed / "0.png")
+    _refused(tmp_path / "now", r"the class subfolder .* twice, .*cafe\\u0301.* and .*caf\\xe9", labels="subfolders")
+
+
+def test_a_class_of_underscores_alone_keeps_its_name(tmp_path):
+    _save(tmp_path / "_" / "a.png")
+    _save(tmp_path / "_x_" / "a.png")
+    assert _captions(tmp_path, labels="subfolders") == {"_/a.png": "a photo of a _", "_x_/a.png": "a photo of a  x "}
 
 
 def test_classes_have_the_words_of_a_file(classes, tmp_path_factory):

@@ -158,11 +158,28 @@ def test_captions_of_other_encodings_and_no_texts(tmp_path):
         assert PictureSet(a, captions=tmp_path / "c.txt").captions == ["one", "two", "three"]
     rows = [json.dumps({"file_name": f"{i:03d}.png", "text": 7 if i == 1 else "x"}) for i in range(3)]
     (tmp_path / "m.jsonl").write_text("\n".join(rows))
-    with pytest.raises(UserError, match="none for 1 of 3 pictures, the first is 001.png"):
+    with pytest.raises(UserError, match="m.jsonl line 2: 001.png has no caption"):
+        PictureSet(a, captions=tmp_path / "m.jsonl")
+    (tmp_path / "m.jsonl").write_text("\n".join(rows[:1]))
+    with pytest.raises(UserError, match="none for 2 of 3 pictures, the first is 001.png"):
         PictureSet(a, captions=tmp_path / "m.jsonl")
     (tmp_path / "m.jsonl").write_text("[1]\n")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="m.jsonl line 1: has no .file_name."):
         PictureSet(a, captions=tmp_path / "m.jsonl")
+
+
+def test_tables_of_captions_are_read_as_those_of_training_pictures(tmp_path):
+    (tmp_path / "a" / "sub").mkdir(parents=True)
+    for name in ("sub/a.png", "cafe\u0301.png"):
+        PIL.Image.fromarray(pictures(1, 0)[0]).save(tmp_path / "a" / name)
+    rows = [{"file_name": "caf\u00e9.png", "text": "coffee"}, {"file_name": "sub\\a.png", "caption": "below"}]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "m.csv").write_text("file_name;text\n" + "\n".join(";".join(row.values()) for row in rows))
+    for table in ("m.jsonl", "m.csv"):
+        assert PictureSet(tmp_path / "a", captions=tmp_path / table).captions == ["coffee", "below"]
+    (tmp_path / "m.csv").write_text("coffee\nbelow\n")
+    with pytest.raises(UserError, match="m.csv line 1: has no column file_name"):
+        PictureSet(tmp_path / "a", captions=tmp_path / "m.csv")
 
 
 def test_statistics_that_name_no_space_are_fids(tmp_path):
@@ -322,6 +339,8 @@ def test_an_inception_score_needs_no_reference(tmp_path, monkeypatch):
 def test_unknown_spaces_are_named(spec):
     with pytest.raises(UserError, match="accepted|do not exist|does not exist"):
         open_space(spec)
+    with pytest.raises(UserError, match="hf download facebook/dinov2-none"):
+        open_space("dinov2:facebook/dinov2-none")
 
 
 def test_the_judges_features_are_a_space():
