@@ -13,6 +13,7 @@ from PIL import Image
 from contextdiff_jax import config as config_lib
 from contextdiff_jax import encoders, trees
 from contextdiff_jax import task as task_lib
+from contextdiff_jax.asked import plain
 from contextdiff_jax.data.clips import LEAST, RATE, Clip
 from contextdiff_jax.data.images import square
 from contextdiff_jax.data.moving import moving
@@ -42,8 +43,8 @@ def editor_of(
         source: what they show.
         method: a name of `editing.methods`, with recipes behind a plus; None takes the run's own, or contextdiff.
         progress: show a bar.
-        options: "num_steps", "guidance", or any other key of `edit`, `sample` and `data`; masks, bool [F, H, W]. Those
-            that say how a clip is read are for paths.
+        options: "num_steps", "guidance", or any other key of `edit`, `sample` and `data`, None taking its own;
+            masks, bool [F, H, W]. Those that say how a clip is read are for paths.
 
     Raises:
         UserError: a model that edits no clips, an unknown method or option, frames that are no clip.
@@ -54,7 +55,7 @@ def editor_of(
     clip = _clip(frames, source, config, masks)
     tuned = pipeline.config.data.source == "clip"
     config.data.num_frames = config.data.num_frames if tuned else min(config.data.num_frames, len(clip.frames))
-    put_at_rest(config.sample, options)
+    put_at_rest(config.sample, [name for name, value in options.items() if value is not None])
     config_lib.check(config)
     if tuned and config.data.num_frames == pipeline.config.data.num_frames:
         return Editor(pipeline.task, pipeline.params, pipeline.frozen, clip, config, progress=progress)
@@ -72,10 +73,12 @@ def _set(config: ConfigDict, options: dict[str, Any], of_a_path: bool) -> None:
         sections = [s for s in ("edit", "sample", "data") if name in config[s]]
         if not sections:
             raise UserError(f"option {name}={value!r} is unknown; accepted: the keys of edit, sample and data")
+        if value is None:  # the run's own, or the method's
+            continue
         if name in OF_FILES and not of_a_path:
             raise UserError(f"option {name}={value!r} is for a clip's path; leave it out, and give the frames you mean")
         try:
-            config[sections[0]][name] = str(value) if isinstance(value, Path) else value
+            config[sections[0]][name] = str(value) if isinstance(value, Path) else plain(value)
         except TypeError as error:
             raise UserError(f"option {name}={value!r} has the wrong type: {error}") from error
 

@@ -70,7 +70,7 @@ def test_a_file_is_read_as_the_options_say(pipe, tmp_path):
     write_clip(tmp_path / "long.gif", frames, 10)
     write_clip(tmp_path / "masks.gif", drawn, 10)
     np.save(tmp_path / "flow.npy", flow)
-    options = dict(num_frames=3, overlap=1, length=5, start=1, sampling_rate=2)
+    options = dict(num_frames=3, overlap=1, length=5, start=1, sampling_rate=np.int64(2), eta=None, blend_words=None)
     options |= dict(mask_path=tmp_path / "masks.gif", flow_path=str(tmp_path / "flow.npy"))
     editor = edits.editor_of(pipe, tmp_path / "long.gif", SOURCE, "style", options, progress=False)
     np.testing.assert_array_equal(editor.clip.frames, frames[1:10:2])
