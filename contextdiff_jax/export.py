@@ -34,6 +34,7 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import local_path, read_json, read_object, write_json
 from contextdiff_jax.formats import diffusers_format, hub, lora, pretrained, single_file
 from contextdiff_jax.formats.tokenizers import TOKENIZER_FILES
+from contextdiff_jax.progress import Progress
 from contextdiff_jax.samplers.scheduler_config import PRETRAINED, with_zero_terminal_snr
 from contextdiff_jax.tasks import identity, warm_start
 from contextdiff_jax.tasks.diffusion import DiffusionTask
@@ -45,7 +46,7 @@ PIPELINE_INDEX = "model_index.json"
 WRITTEN = {
     *(CONFIG, PIPELINE_INDEX, RGB_MAP, identity.FILE, "README.md"),
     *("denoiser", "adapter", "condition", "process", "lora", "orbax", "image_encoder", "condition_encoder"),
-    *("unet", "vae", "vqvae", "scheduler", "text_encoder", "tokenizer"),
+    *("unet", "vae", "vqvae", "scheduler", "text_encoder", "tokenizer", "controlnet"),
 }
 PATHS = ("model.pretrained", "encoder.clip", "condition.encoder", "space.latents", "edit.control")
 _KEPT = (".json", ".txt", ".model")  # of a pretrained folder's parts, beside the weights that we read ourselves
@@ -116,14 +117,10 @@ def _paths(config: ConfigDict) -> dict[str, str]:
 def _write(task: DiffusionTask, params: Params, step: int, out: Path, name: str, half: bool) -> None:
     """All files of an export."""
     config, portable = task.config, ConfigDict(task.config.to_dict())
-    dtype = np.float16 if half else np.float32
     if "lora" in params:
         _write_lora(config, params["lora"], out)
         params, portable.train.lora.rank = task.merged(params), 0
-    if config.model.backbone == "sd":
-        _write_sd(task, params["denoiser"], out, dtype)
-    else:
-        _write_network(out / "denoiser", params["denoiser"], config.model, dtype)
+    _write_networks(task, params, out, half)
     if config.model.pretrained:
         source = encoders.folder_of(config.model.pretrained)
         _write_parts_of_file(task, out) if source.is_file() else _copy_parts(source, out, ("vae", "vqvae", "scheduler"))
@@ -134,11 +131,6 @@ def _write(task: DiffusionTask, params: Params, step: int, out: Path, name: str,
     portable.model.init_from = portable.space.latents = portable.space.rgb_map = ""
     if "adapter" in params:
         portable.adapter.start = ""
-        _write_network(out / "adapter", params["adapter"], config.adapter, dtype)
-    if "condition" in params:
-        _write_network(out / "condition", params["condition"], config.condition, dtype)
-    if "process" in params:
-        _write_network(out / "process", params["process"], config.process, np.float32)
     if task.parts.clip is not None:
         portable.encoder.clip = _write_encoder(config.encoder.clip, task.parts.clip, out / "image_encoder")
     if config.condition.kind == "text" and config.condition.encoder:
@@ -150,11 +142,26 @@ def _write(task: DiffusionTask, params: Params, step: int, out: Path, name: str,
     if isinstance(task.parts.space, Latents) and (rgb_map := task.parts.space.params["rgb"]):
         write_rgb_map(rgb_map, out)
         portable.space.latents = "."
-    if not half:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(out / "orbax", params)
     _write_card(config, step, out, name, getattr(task.parts.condition, "names", ()))
     write_json({"step": step, "version": __version__, "config": portable.to_dict()}, out / CONFIG)
+
+
+def _write_networks(task: DiffusionTask, params: Params, out: Path, half: bool) -> None:
+    """What was trained, each network as others read it, and all of them for Orbax."""
+    config, dtype = task.config, np.float16 if half else np.float32
+    sections = dict(denoiser=config.model, adapter=config.adapter, condition=config.condition, process=config.process)
+    with Progress("exporting", len(params) + (not half), "network") as progress:
+        for name, network in params.items():
+            if (name, config.model.backbone) == ("denoiser", "sd"):
+                _write_sd(task, network, out, dtype)
+            else:
+                own = np.float32 if name == "process" else dtype
+                pretrained.write_params(out / name, network, _tensor_name, sections[name].to_dict(), own)
+            progress.update()
+        if not half:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(out / "orbax", params)
+            progress.update()
 
 
 def read_config(folder: str | Path) -> tuple[ConfigDict, int]:
@@ -188,10 +195,6 @@ def read_networks(folder: str | Path, config: ConfigDict, expected: Params) -> P
 
 def _tensor_name(path: str) -> str:
     return warm_start.tensor_name(path)
-
-
-def _write_network(folder: Path, params: Params, section: ConfigDict, dtype: Any) -> None:
-    pretrained.write_params(folder, params, _tensor_name, section.to_dict(), dtype)
 
 
 def _write_lora(config: ConfigDict, params: Params, out: Path) -> None:

@@ -92,6 +92,9 @@ def test_an_export_stands_alone(kind, tmp_path):
     (tmp_path / "origin").mkdir()
     task, params = fresh(KINDS[kind](tmp_path / "origin"))
     export.write(task, params, 7, tmp_path / "export")
+    index = tmp_path / "export" / export.PIPELINE_INDEX
+    known = export.WRITTEN | (json.loads(index.read_text()).keys() if index.is_file() else set())
+    assert {path.name for path in index.parent.iterdir()} <= known
     digests = {name: files.digest(folder) for name, folder in identity.sources(task.config).items()}
     shutil.rmtree(tmp_path / "origin")
     moved = (tmp_path / "export").rename(tmp_path / "moved")

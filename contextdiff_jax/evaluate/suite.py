@@ -203,11 +203,14 @@ class _HeldOut:
 
     def batches(self, size: int = 128) -> Iterator[Batch]:
         """(images, records)."""
-        for start in range(0, len(self._places), size):
-            images = [as_float(source[i]["image"], source.levels) for source, i in self._places[start : start + size]]
-            self._size = list(images[0].shape[:2])
-            self._digest.update(to_uint8(np.stack(images)).tobytes())
-            yield np.stack(images), [{"index": start + k} for k in range(len(images))]
+        with Progress("pictures to compare with", len(self._places), "img") as progress:
+            for start in range(0, len(self._places), size):
+                part = self._places[start : start + size]
+                images = [as_float(source[i]["image"], source.levels) for source, i in part]
+                self._size = list(images[0].shape[:2])
+                self._digest.update(to_uint8(np.stack(images)).tobytes())
+                yield np.stack(images), [{"index": start + k} for k in range(len(images))]
+                progress.update(len(images))
 
     def described(self) -> dict[str, Any]:
         """What a result says of them, after a pass."""
