@@ -67,6 +67,10 @@ def test_layouts_are_asked_for_as_lists(of_layouts):
         pipe.sample(layouts=[LAYOUT, [("cat", (0, 0, 1, 1))]])
     with pytest.raises(UserError, match="negative='frog': guidance of layouts moves away from the empty one"):
         pipe.sample(layouts=LAYOUT, negative="frog")
+    with pytest.raises(UserError, match="layouts say what is drawn; leave the prompts out"):
+        pipe.sample(["a frog"], layouts=LAYOUT)
+    trajectory = pipe.invert(one * 2, layouts=LAYOUT, steps=2)
+    np.testing.assert_allclose(trajectory[0, 1], np.asarray(one[0]) / 127.5 - 1, atol=1e-5)
     assert pipe.task.parts.captions([[(2, (0, 0, 1, 1))]]) == ["frog at 0,0,100,100"]
 
 
