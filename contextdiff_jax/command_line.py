@@ -42,6 +42,28 @@ def run(mode: str, config: ConfigDict | None, options: Options) -> None:
 
 def train(config: ConfigDict, options: Options) -> None:
     """Trains, resuming from the workdir when it holds the same run."""
+    from contextdiff_jax import training
+    from contextdiff_jax.training.distributed import together
+
+    with together():
+        task = _prepared(config, options)
+    state = training.train(task, options.workdir, allow_config_change=options.allow_config_change)
+    finished = int(state.step) == config.train.num_steps
+    del state, task  # what follows reads the model again, and has the device to itself
+    if "edit" in config and config.edit.after_training and finished:
+        edit(config, options)
+    if config.task == "diffusion" and config.eval.after_training and finished:
+        import jax
+
+        if jax.process_count() == 1:
+            evaluate(config, options)
+        elif jax.process_index() == 0:
+            print("config.eval.after_training: with several processes run --mode=eval by itself afterwards")
+    write_page(Path(options.workdir))
+
+
+def _prepared(config: ConfigDict, options: Options) -> Any:
+    """The task to be trained; whatever is wrong with it, or with what is to follow its training, is said here."""
     from contextdiff_jax import task as task_lib
     from contextdiff_jax import training
     from contextdiff_jax.training.sharding import make_mesh
@@ -67,19 +89,7 @@ def train(config: ConfigDict, options: Options) -> None:
         check_judge(config)
         for space in config.eval.features:
             open_space(space)
-    state = training.train(task, options.workdir, allow_config_change=options.allow_config_change)
-    finished = int(state.step) == config.train.num_steps
-    del state, task  # what follows reads the model again, and has the device to itself
-    if edits_after and finished:
-        edit(config, options)
-    if config.task == "diffusion" and config.eval.after_training and finished:
-        import jax
-
-        if jax.process_count() == 1:
-            evaluate(config, options)
-        elif jax.process_index() == 0:
-            print("config.eval.after_training: with several processes run --mode=eval by itself afterwards")
-    write_page(Path(options.workdir))
+    return task
 
 
 def write_page(folder: Path) -> None:
@@ -128,26 +138,28 @@ def sample(config: ConfigDict | None, options: Options) -> None:
     """Draws the prompts and writes every picture, and a grid with the captions under them."""
     from contextdiff_jax.asked import as_array, read_size, strength_of
     from contextdiff_jax.pictures import GRID, caption_grid
-    from contextdiff_jax.training.distributed import is_primary
+    from contextdiff_jax.training.distributed import is_primary, together
 
     # Without a config the model must be read before the rest can be checked against its own.
     pipeline = _pipeline(None, options) if config is None else None
     config = pipeline.config if config is None else config
-    prompts = asked_for(config, options)
-    size = read_size(options.size) if options.size else None
-    start: dict[str, Any] = {"size": size, "strength": options.strength}
-    strength_of(options.strength, config.sample.num_steps, bool(options.image))
-    if options.image:
-        as_array(options.image, size or (config.data.image_size,) * 2)
-        start["image"] = options.image
-    if options.negative:
-        start["negative"] = options.negative
+    with together():
+        prompts = asked_for(config, options)
+        size = read_size(options.size) if options.size else None
+        start: dict[str, Any] = {"size": size, "strength": options.strength}
+        strength_of(options.strength, config.sample.num_steps, bool(options.image))
+        if options.image:
+            as_array(options.image, size or (config.data.image_size,) * 2)
+            start["image"] = options.image
+        if options.negative:
+            start["negative"] = options.negative
     pipeline = pipeline or _pipeline(config, options)
-    pipeline.stream(prompts, key=options.seed, **start)  # draws nothing; whatever is wrong leaves no folder
     home = Path(options.workdir.replace("builtin:", "runs/builtin-"))  # nothing is written into the package
     default, out = home / "samples" / f"step-{pipeline.step}-seed-{options.seed}", None
-    if is_primary():
-        out = make_folder(Path(options.out) if options.out else unused(default))
+    with together():
+        pipeline.stream(prompts, key=options.seed, **start)  # draws nothing; whatever is wrong leaves no folder
+        if is_primary():
+            out = make_folder(Path(options.out) if options.out else unused(default))
     in_words = pipeline.task.parts.captions
     captions = in_words(prompts) if isinstance(prompts, list) else [f"{i}" for i in range(prompts)]
     arrays = pipeline.sample_arrays(prompts, key=options.seed, **start)
@@ -226,9 +238,12 @@ def read_prompts(path: str) -> list[str]:
 def evaluate(config: ConfigDict, options: Options) -> None:
     """Writes eval.json, report.png and report.html into the workdir and prints the table."""
     from contextdiff_jax.evaluate.suite import evaluate_run
+    from contextdiff_jax.training.distributed import together
 
     pipeline = _pipeline(config, options)
-    evaluate_run(pipeline, make_folder(Path(options.workdir), "--workdir"), seed=options.seed)
+    with together():
+        out = make_folder(Path(options.workdir), "--workdir")
+    evaluate_run(pipeline, out, seed=options.seed)
     write_page(Path(options.workdir))
 
 
@@ -270,9 +285,13 @@ def encode(config: ConfigDict, options: Options) -> None:
     from contextdiff_jax.models import backbones
     from contextdiff_jax.tasks.encode import encode as encode_data
     from contextdiff_jax.tasks.parts import latent_space, with_located_models
+    from contextdiff_jax.training.distributed import together
 
     located = with_located_models(config)
-    encode_data(config, latent_space(located), folder, factor=backbones.factor(located))
+    with together():
+        check_writable(folder, "config.space.latents:", "name another folder")
+        space = latent_space(located)
+    encode_data(config, space, folder, factor=backbones.factor(located))
 
 
 def bench(config: ConfigDict, options: Options) -> None:

@@ -27,7 +27,7 @@ from contextdiff_jax.runtime import here
 from contextdiff_jax.serving import Contexts, Drawn, OnStep, Steps
 from contextdiff_jax.tasks import warm_start
 from contextdiff_jax.tasks.diffusion import DiffusionTask
-from contextdiff_jax.training import sharding
+from contextdiff_jax.training import distributed, sharding
 from contextdiff_jax.training.state import initial_params, stream
 from contextdiff_jax.types import Array, Params
 
@@ -78,7 +78,8 @@ class Pipeline:
             UserError: no such folder, no checkpoint, not a diffusion run, or another model's config.
         """
         model = saved.find(path, step=step, ema=ema, config=config)
-        task = task_lib.build(model.config, mesh=sharding.serving_mesh(model.config.mesh))
+        with distributed.together():
+            task = task_lib.build(model.config, mesh=sharding.serving_mesh(model.config.mesh))
         expected = jax.eval_shape(task.init, stream(model.config.seed, "init"))
         return cls(task, _with_untrained(task, expected, model.read(expected)), model.step)
 

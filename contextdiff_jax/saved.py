@@ -18,7 +18,7 @@ from contextdiff_jax.formats.kinds import check
 from contextdiff_jax.formats.pretrained import read_config
 from contextdiff_jax.models.sd_config import sample_side
 from contextdiff_jax.tasks import identity
-from contextdiff_jax.training import checkpoint
+from contextdiff_jax.training import checkpoint, distributed
 from contextdiff_jax.training.workdir import HOW_IT_RUNS, STARTS, folder_of, only_started_from
 from contextdiff_jax.types import Params
 
@@ -54,8 +54,17 @@ class Saved(NamedTuple):
 
 
 def find(path: str | Path, *, step: int | None, ema: bool, config: ConfigDict | None) -> Saved:
-    """What lies at `path`; arguments and errors are those of `Pipeline.load`."""
-    path = encoders.folder_of(path)
+    """What lies at `path`, of every process; arguments and errors are those of `Pipeline.load`."""
+    with distributed.together():
+        path = encoders.folder_of(path)
+        found = _find(path, step, ema, config)
+    if export.is_export(path) or folder_of(path).is_dir():
+        identity.check(path, found.config)
+    return found
+
+
+def _find(path: Path, step: int | None, ema: bool, config: ConfigDict | None) -> Saved:
+    """The same of one process."""
     if path.is_file():
         single_file.check(path)
         _only_checkpoint(path, step)
@@ -80,8 +89,6 @@ def find(path: str | Path, *, step: int | None, ema: bool, config: ConfigDict | 
         raise UserError(f"{path} holds a run of the task {own.task!r}; only diffusion runs can be sampled")
     own = config_lib.whole_paths(own)
     result = own if config is None else _with_sampling_of(own, config_lib.whole_paths(config), path)
-    if export.is_export(path) or folder_of(path).is_dir():
-        identity.check(path, result)
     return Saved(result, step, read)
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 import contextdiff_jax as cdx
 from configs import cifar10_nll, t2i
-from contextdiff_jax import export, trees
+from contextdiff_jax import export, saved, trees
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.conditions.spaces import write_rgb_map
 from contextdiff_jax.encoders import ASSETS
@@ -104,9 +104,10 @@ def test_an_export_stands_alone(kind, tmp_path):
     again = cdx.Pipeline.load(moved)
     jax.tree.map(np.testing.assert_array_equal, again.params, params)
     jax.tree.map(np.testing.assert_array_equal, again.frozen, task.frozen)
-    frozen = identity.sources(again.config).keys()
+    frozen = identity.sources(again.config).keys() | identity.settings(again.config).keys()
     recorded = json.loads((moved / identity.FILE).read_text()) if frozen else {}
-    assert {name: network["digest"] for name, network in recorded.items()} == digests, "to the last bit of float32"
+    found = {name: network["digest"] for name, network in recorded.items() if "digest" in network}
+    assert found == digests, "to the last bit of float32"
     assert recorded.keys() == frozen
     again.save(tmp_path / "saved")  # and so does what is saved from it
     shutil.rmtree(moved)
@@ -147,6 +148,35 @@ def test_an_export_over_an_export_leaves_what_is_not_its_own(tmp_path, monkeypat
     assert (out / export.CONFIG).read_text() == "2" and (out / "samples" / "0.png").read_text() == "mine"
     assert sorted(path.name for path in out.iterdir()) == [export.CONFIG, "denoiser", "eval.json", "samples"]
     assert not list((out / "denoiser").iterdir()) and [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_what_the_files_of_frozen_networks_say_belongs_to_the_model(tmp_path):
+    helpers.save_pipeline(tmp_path / "sd")
+    config = saved.stable_diffusion_config(tmp_path / "sd")
+    identity.check(tmp_path, config)
+    for name, change, words in (
+        ("scheduler/scheduler_config.json", dict(prediction_type="v_prediction"), "prediction_type=epsilon.*=v_pred"),
+        ("vae/config.json", dict(scaling_factor=0.5), r"scaling_factor=0.18215\), but .* \(scaling_factor=0.5"),
+        ("text_encoder/config.json", dict(hidden_act="gelu"), "hidden_act=quick_gelu.*hidden_act=gelu"),
+        ("unet/config.json", dict(attention_head_dim=8), "attention_head_dim=4.*attention_head_dim=8"),
+        ("tokenizer/tokenizer_config.json", dict(padding_side="left"), "padding_side=right.*padding_side=left"),
+    ):
+        file = tmp_path / "sd" / name
+        before = file.read_text()
+        file.write_text(json.dumps(json.loads(before) | dict(_written_by="another version")))
+        identity.check(tmp_path, config)
+        file.write_text(json.dumps(json.loads(before) | change))
+        with pytest.raises(UserError, match=f"was made with the .*{words}"):
+            identity.check(tmp_path, config)
+        file.write_text(before)
+    # An earlier version recorded digests alone.
+    recorded = json.loads((tmp_path / identity.FILE).read_text())
+    older = {name: dict(network) for name, network in recorded.items() if "digest" in network}
+    for network in older.values():
+        del network["settings"]
+    (tmp_path / identity.FILE).write_text(json.dumps(older))
+    identity.check(tmp_path, config)
+    assert json.loads((tmp_path / identity.FILE).read_text()) == recorded
 
 
 @pytest.fixture(scope="module")

@@ -54,6 +54,7 @@ def test_another_frozen_network_is_refused_with_both_named(stored, tmp_path):
     recorded = json.loads((run / identity.FILE).read_text())
     found = recorded["encoder.clip"]
     assert found["path"].endswith("clip_mini") and len(found["digest"]) == 16
+    assert found["settings"]["text.hidden_act"] == "quick_gelu" and "tokenizer.json" in found["settings"]
     cdx.Pipeline.load(run)
     recorded["encoder.clip"] = dict(path="elsewhere", digest="0123456789abcdef", stamp="")
     (run / identity.FILE).write_text(json.dumps(recorded))

@@ -12,7 +12,7 @@ import bisect
 import functools
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ KEPT = ("caption", "label", "object", "background", "objects", "boxes")
 SHARD_SIZE = 256  # images: what a kill can cost
 # Of the contents: what decides every latent, and what the numbers of its classes mean.
 IDENTITY = ("data", "classes", "seed", "image_size", "shape", "autoencoder", "dtype")
-_LATER = ("classes", "dtype")  # what earlier versions did not write, and is then not compared
+RECORDS = "records"  # {split: identity of the images}; with it, those of a part are spread over the whole
+_LATER = ("classes", "dtype", RECORDS)  # what earlier versions did not write, and is then not compared
 _OPEN_SHARDS = 64  # per source: systems allow 256 open files or more
 # The shards' origin is lost with their table of contents.
 _ALL_AGAIN = "delete its folder and run --mode=encode again"
@@ -73,7 +74,7 @@ class LatentSource(ImageSource):
         if split not in contents["splits"]:
             accepted = ", ".join(contents["splits"])
             raise UserError(f"space.latents: {str(folder)!r} has no split {split!r}; there are: {accepted}")
-        self._autoencoder = contents["autoencoder"]
+        self._autoencoder, self._images = contents["autoencoder"], contents.get(RECORDS, {}).get(split, "")
         self._count, size = contents["splits"][split], contents["shard_size"]
         self._starts = range(0, self._count, size)
         self._files = [shard_path(self.folder, split, i) for i in range(len(self._starts))]
@@ -95,8 +96,9 @@ class LatentSource(ImageSource):
 
     @property
     def identity(self) -> str:
-        """Split, number and autoencoder."""
-        return f"latents {self.split}: {len(self)} records, autoencoder {self._autoencoder}"
+        """Split, number, autoencoder, and which images they were."""
+        images = f" ({self._images})" if self._images else ""
+        return f"latents {self.split}: {len(self)} records, autoencoder {self._autoencoder}{images}"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Record `index`: latent float16 [h, w, 2 C], caption str, index int, and the images' integers.
@@ -158,14 +160,26 @@ def shard_path(folder: Path, split: str, number: int) -> Path:
 
 
 def write_shard(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Writes one shard, whole or not at all; of each record, its latent and `KEPT`."""
+    """Writes one shard, whole or not at all; of each record, its latent and `KEPT`.
+
+    Raises:
+        OSError: it cannot be written, whatever the library says of that.
+    """
     with atomic(path) as temporary:
-        writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
+        writer = _of_the_system(array_record_module.ArrayRecordWriter, str(temporary), "group_size:1")
         for record in records:
             kept = {name: record[name] for name in KEPT if name in record}
             latent = np.asarray(record["latent"], np.float16)
-            writer.write(serialization.msgpack_serialize(kept | {"latent": latent}))
-        writer.close()
+            _of_the_system(writer.write, serialization.msgpack_serialize(kept | {"latent": latent}))
+        _of_the_system(writer.close)
+
+
+def _of_the_system(call: Callable, *arguments: Any) -> Any:
+    """What a call of the library returns; its errors are those of the disk."""
+    try:
+        return call(*arguments)
+    except RuntimeError as error:
+        raise OSError(_reason(error)) from error
 
 
 def contents_of(config: Any, space: Any, splits: dict[str, int]) -> dict[str, Any]:
@@ -247,6 +261,7 @@ def _wrong_entry(contents: Any) -> str:
         "classes": lambda value: isinstance(value, str),
         "shard_size": is_count,
         "dtype": lambda value: isinstance(value, str),
+        RECORDS: lambda value: isinstance(value, dict) and all(isinstance(v, str) for v in value.values()),
         "splits": lambda value: isinstance(value, dict) and value and all(map(is_count, value.values())),
     }
     for name, is_valid in valid.items():
@@ -276,8 +291,8 @@ def _whole(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path)) if path else path
 
 
-def write_contents(folder: Path, contents: dict[str, Any]) -> None:
-    """Writes the table of contents, or checks it against what is there.
+def write_contents(folder: Path, contents: dict[str, Any]) -> dict[str, Any]:
+    """Writes the table of contents, or checks it against what is there, which it returns.
 
     Raises:
         UserError: the folder holds other latents, or shards of unknown origin.
@@ -291,3 +306,4 @@ def write_contents(folder: Path, contents: dict[str, Any]) -> None:
         write_json(contents, folder / CONTENTS)
     elif differing := _differing(found, contents, sorted(found.keys() | contents.keys())):
         raise UserError(f"{folder} holds other latents ({differing}); give another --config.space.latents")
+    return found or contents

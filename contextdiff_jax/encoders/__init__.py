@@ -168,12 +168,20 @@ def load_clip(
     Raises:
         UserError: no such folder, not a CLIP model, weights that do not fit.
     """
+    folder = _clip_folder(path)
+    return _clip(folder, dtype, tokenizer_dir).read(folder, shardings, param_dtype, weights)
+
+
+def _clip_folder(path: str | Path) -> Path:
     name = str(path)
-    folder = _builtin(name.removeprefix(BUILTIN)) if name.startswith(BUILTIN) else hub.local(path)
+    return _builtin(name.removeprefix(BUILTIN)) if name.startswith(BUILTIN) else hub.local(path)
+
+
+def _clip(folder: Path, dtype: jnp.dtype, tokenizer_dir: str | Path | None) -> Clip:
+    """A CLIP model as its files describe it, without parameters."""
     config = clip_lib.CLIPConfig.from_dict(pretrained.read_config(folder))
-    model = Clip(config, None, Path(tokenizer_dir or folder), dtype=dtype).read(folder, shardings, param_dtype, weights)
     mean, std = _normalisation(folder / "preprocessor_config.json")
-    return dataclasses.replace(model, mean=mean, std=std)
+    return Clip(config, None, Path(tokenizer_dir or folder), mean, std, dtype)
 
 
 def _normalisation(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -220,28 +228,35 @@ def load_text_encoder(
     Raises:
         UserError: no such folder, another kind of model, weights that do not fit, or a length that cannot be.
     """
-    if str(path).startswith(BUILTIN):
-        kind = "clip"
-    else:
-        path = hub.local(path)
-        config = pretrained.read_config(path)
-        kind = config.get("model_type")
-        tokenizer_dir = Path(tokenizer_dir) if tokenizer_dir else _find_tokenizer(Path(path))
+    model = described(path, dtype, tokenizer_dir, max_length=max_length)
+    return model.read(_clip_folder(path), shardings, param_dtype, weights)
+
+
+def described(
+    path: str | Path,
+    dtype: jnp.dtype = jnp.float32,
+    tokenizer_dir: str | Path | None = None,
+    *,
+    max_length: int | None = None,
+) -> TextEncoder:
+    """A text encoder as its files describe it, without parameters; arguments and errors as `load_text_encoder`."""
+    folder = _clip_folder(path)
+    config = pretrained.read_config(folder)
+    kind = config.get("model_type")
     if max_length is not None and (kind != "t5" or max_length < 1):
         raise UserError(f"max_length={max_length}: only T5 has a choice, and it takes 1 or more; leave it out")
     if kind == "clip":
-        return load_clip(path, dtype, tokenizer_dir, shardings=shardings, param_dtype=param_dtype, weights=weights)
+        return _clip(folder, dtype, tokenizer_dir or _find_tokenizer(folder))
+    tokenizer_dir = Path(tokenizer_dir) if tokenizer_dir else _find_tokenizer(folder)
     if kind == "clip_text_model":
-        model = ClipText(clip_lib.CLIPTextConfig.from_dict(config), None, tokenizer_dir, dtype)
-    elif kind == "t5":
+        return ClipText(clip_lib.CLIPTextConfig.from_dict(config), None, tokenizer_dir, dtype)
+    if kind == "t5":
         length = max_length or trained_length(tokenizer_dir) or T5_LENGTH
-        model = T5(t5_lib.T5Config.from_dict(config), None, tokenizer_dir, length, dtype)
-    else:
-        raise UserError(
-            f"{str(path)!r} holds a model of type {kind!r}; text encoders are clip, clip_text_model (the text_encoder "
-            "folder of a pipeline) and t5"
-        )
-    return model.read(Path(path), shardings, param_dtype, weights)
+        return T5(t5_lib.T5Config.from_dict(config), None, tokenizer_dir, length, dtype)
+    raise UserError(
+        f"{str(path)!r} holds a model of type {kind!r}; text encoders are clip, clip_text_model (the text_encoder "
+        "folder of a pipeline) and t5"
+    )
 
 
 def _find_tokenizer(folder: Path) -> Path:

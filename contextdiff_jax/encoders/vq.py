@@ -148,5 +148,15 @@ def load(pipeline: Path, dtype: jnp.dtype = jnp.float32, **how: Any) -> Any:
         UserError: there is none, or one of another kind, or weights that do not fit.
     """
     folder = part_of(pipeline)
-    quantises = pretrained.read_config(folder).get("_class_name") == VQConfig.CLASS_NAME
-    return (load_vq if quantises else kl.load_vae)(folder, dtype, **how)
+    return (load_vq if isinstance(config_of(folder), VQConfig) else kl.load_vae)(folder, dtype, **how)
+
+
+def config_of(folder: Path) -> kl.VAEConfig:
+    """An autoencoder's config.json, of either kind.
+
+    Raises:
+        UserError: there is none, or one of another kind.
+    """
+    content = pretrained.read_config(folder)
+    quantises = content.get("_class_name") == VQConfig.CLASS_NAME
+    return (VQConfig if quantises else kl.VAEConfig).from_dict(content)

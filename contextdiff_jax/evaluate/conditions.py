@@ -15,6 +15,7 @@ from contextdiff_jax.evaluate.groups import SHOWN, Group, Judging
 from contextdiff_jax.evaluate.layouts import layout_figures, layout_marks
 from contextdiff_jax.models.recogniser import Recogniser, load_recogniser
 from contextdiff_jax.pipeline import Pipeline
+from contextdiff_jax.tasks import agreed
 
 REAL_IMAGES = 10_000  # of the held-out ones, judged at the most: the ceiling of a classifier
 Named = Callable[[np.ndarray, np.ndarray], np.ndarray]  # images, labels -> whether each is right, [N]
@@ -117,7 +118,7 @@ def classes(pipeline: Pipeline, named: Named, real: tuple[str, int]) -> Judging:
     asked = np.arange(config.eval.num_samples) % len(names)
     words = [names[i] for i in asked]
     what, limit = real
-    split, source = data.held_out(config.data)
+    split, source = agreed.held_out(config.data)
     records = [source[i] for i in data.chosen(len(source), limit, config.data.seed)]
     images = class_judge.as_float(np.stack([r["image"] for r in records]), source.levels)
     right = named(images, np.array([r["label"] for r in records]))
@@ -159,7 +160,7 @@ def unjudged(pipeline: Pipeline) -> Judging:
     """Held-out prompts that nobody judges, as many as feature spaces ask for or reports show."""
     parts, config = pipeline.task.parts, pipeline.config
     count = config.eval.num_samples if config.eval.features else min(SHOWN, config.eval.num_samples)
-    split, source = data.held_out(config.data)
+    split, source = agreed.held_out(config.data)
     indices = data.chosen(len(source), count, config.data.seed)
     asked_for = {"split": split, "n": len(indices), "of": len(source)}
     if not parts.condition.takes_prompts:

@@ -33,6 +33,7 @@ from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.pipeline import Pipeline
 from contextdiff_jax.progress import Progress
 from contextdiff_jax.runtime import here
+from contextdiff_jax.tasks import agreed
 from contextdiff_jax.training.distributed import is_primary
 from contextdiff_jax.training.sharding import gather
 from contextdiff_jax.types import Params
@@ -159,7 +160,7 @@ class _Measured:
         section = self._config.data
         both = section.source == "openmoji" and section.preset == "demo"
         splits = ("test", "unseen") if both else ()
-        return [(split, data.source(section, split)) for split in splits] or [data.held_out(section)]
+        return [(split, agreed.source(section, split)) for split in splits] or [agreed.held_out(section)]
 
     def start(self, setting: str) -> list[Metric]:
         """Fresh metrics for a setting."""
@@ -222,7 +223,7 @@ def _bits_per_dim(pipeline: Pipeline, seed: int, journal: Journal) -> tuple[dict
     """The full bound (Eq. 4) on held-out images, of the trained process and with the adapter switched off; rows, and
     the bits of each image."""
     task, config = pipeline.task, pipeline.config
-    split, source = data.held_out(config.data)
+    split, source = agreed.held_out(config.data)
     count = min(config.eval.bpd_images, len(source))
     batches = data.build(
         config.data,

@@ -20,8 +20,13 @@ def digest(folder: Path) -> str:
     return result.hexdigest()[:16]
 
 
+def of_text(text: str) -> str:
+    """A hash of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def stamp(folder: Path) -> str:
     """What changes when one of a model's files is written: a hash of their names, sizes and times."""
     files = sorted({stored.file for stored in stored_tensors(folder).values()})
     states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
+    return of_text(repr(states))

@@ -1,9 +1,10 @@
 """Tokenizers: texts to int32 tokens and a mask, by the libraries that defined them."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import logging
@@ -48,6 +49,14 @@ SHOWN = 200  # characters of a text in a warning
 def has_tokenizer(folder: Path) -> bool:
     """Whether there are files that `load_tokenizer` can read."""
     return any(all((folder / name).is_file() for name in names) for names in LAYOUTS)
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """What tells a folder's tokenizer from others, as far as it is read: {file or key: digest or value}."""
+    layout = next((names for names in LAYOUTS if all((folder / name).is_file() for name in names)), ())
+    found = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16] for name in layout}
+    sides = {key: _side(folder, key) for key in ("padding_side", "truncation_side")}
+    return found | sides | {"pad_token": _pad_token(folder)}
 
 
 def trained_length(folder: Path) -> int | None:

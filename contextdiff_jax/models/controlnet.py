@@ -145,6 +145,15 @@ def control_of(
     return net.apply({"params": params}, xt, jnp.maximum(t - 1, 0), tokens, picture)
 
 
+def read_controlnet_config(folder: str | Path) -> ControlNetConfig:
+    """A ControlNet's config.json.
+
+    Raises:
+        UserError: no such folder, or another kind of model.
+    """
+    return ControlNetConfig.from_dict(pretrained.read_config(hub.local(folder)))
+
+
 def load_controlnet(
     folder: str | Path,
     dtype: jnp.dtype = jnp.float32,
@@ -164,7 +173,7 @@ def load_controlnet(
         UserError: no such folder, another kind of model, weights that do not fit.
     """
     folder = hub.local(folder)
-    config = ControlNetConfig.from_dict(pretrained.read_config(folder))
+    config = read_controlnet_config(folder)
     net, side = ControlNet(config, dtype), config.unet.factor
     side_of_picture = side * 2 ** (len(config.conditioning_embedding_out_channels) - 1)
     shapes = ((1, side, side, config.in_channels), (1,), (1, 1, config.cross_attention_dim))

@@ -184,6 +184,12 @@ class SchedulerConfig:
         return options
 
 
+def values_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """All that is read of a file, with the defaults of each class for what it lacks: {"class.key": value}."""
+    classes = {name: _DEFAULTS[name] for name in _CLASSES.values()}
+    return {f"{name}.{key}": config.get(key, value) for name, keys in classes.items() for key, value in keys.items()}
+
+
 def with_zero_terminal_snr(config: Mapping[str, Any]) -> dict[str, Any]:
     """The file under `process.zero_terminal_snr`: each class rescales the betas in its own way."""
     return {**config, "rescale_betas_zero_snr": True}

@@ -33,6 +33,7 @@ from contextdiff_jax.tasks.batches import Batches
 from contextdiff_jax.tasks.edge_control import EdgeControl
 from contextdiff_jax.tasks.kept_texts import TABLE
 from contextdiff_jax.tasks.parts import Parts, held_out, read_adapter, with_located_models
+from contextdiff_jax.training import distributed
 from contextdiff_jax.training.sharding import put_tree, tree_shardings
 from contextdiff_jax.types import Array, Batch, Context, Params
 
@@ -358,7 +359,8 @@ class DiffusionTask:
 
     @cached_property
     def _preview_prompts(self) -> list[Any]:
-        records = held_out(self.config, self.parts)[1]
+        read = lambda: held_out(self.config, self.parts)
+        records = distributed.the_same(read, lambda found: found[1].identity)[1]
         shown = data.chosen(len(records), 16, self.config.data.seed)
         return self.parts.prompts([records[i] for i in shown])
 
@@ -388,12 +390,18 @@ class DiffusionTask:
 
     def keep(self, workdir: Path) -> None:
         """Puts what a checkpoint lacks into the run's folder: digests of what is frozen, the adapter's map from latents
-        to colours, and which clip was tuned on.
+        to colours, and which clip was tuned on. All processes call it, and compare what is frozen.
 
         Raises:
             UserError: the run was started with others.
         """
         identity.check(workdir, self.config)
+        with distributed.together():
+            if distributed.is_primary():
+                self._keep(workdir)
+
+    def _keep(self, workdir: Path) -> None:
+        """Of one process alone."""
         if self.config.data.source == "clip":
             one_clip.keep_identity(one_clip.clip_of(self.config.data), workdir)
         rgb_map = self.frozen["space"].get("rgb") if isinstance(self.parts.space, Latents) else None

@@ -1,5 +1,6 @@
 """`--mode=encode`: images -> latents on disk, once, with the linear map from latents to colours."""
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,9 +16,12 @@ from contextdiff_jax import data
 from contextdiff_jax.conditions.spaces import Latents, fit_rgb_map, nearest_multiple, write_rgb_map
 from contextdiff_jax.data import latents
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import check_writable
 from contextdiff_jax.pictures import caption_grid
 from contextdiff_jax.progress import Progress
 from contextdiff_jax.runtime import here
+from contextdiff_jax.tasks import agreed
+from contextdiff_jax.training import distributed
 
 FIT_IMAGES = 64
 SHOWN = 8
@@ -38,22 +42,51 @@ def encode(config: ConfigDict, space: Latents, folder: Path, factor: int = 1) ->
     """
     _check_images(config, space, factor)
     contents = latents.contents_of(config, space, {})
-    _make_folder(folder)
+    with distributed.together():
+        _make_folder(folder)
     sources = dict(_splits(config))
     counts = {split: min(len(source), config.space.max_latents or len(source)) for split, source in sources.items()}
-    latents.write_contents(folder, contents | {"splits": counts})
+    images = {split: source.identity for split, source in sources.items()}
+    with _writing(folder), distributed.together():
+        stored = latents.write_contents(folder, contents | {"splits": counts, latents.RECORDS: images})
+    # An earlier version took the first ones, and what it has begun is ended so.
+    some = partial(data.chosen, seed=config.data.seed) if latents.RECORDS in stored else _first
+    chosen = {split: some(len(source), counts[split]) for split, source in sources.items()}
     params, moments, size = _on_local_devices(space, min(config.data.batch_size, latents.SHARD_SIZE))
     run = lambda source, indices: _encode_rows(partial(moments, params), source, indices, size, config.data)
+    with _writing(folder):
+        fitted = [chosen["train"][i] for i in some(counts["train"], FIT_IMAGES)]
+        _fit(space, params, run(sources["train"], fitted), folder)
+        for split, source in sources.items():
+            _encode_split(run, source, chosen[split], folder, split)
+    print(f"latents of {', '.join(f'{count} {split}' for split, count in counts.items())} images are in {folder}")
 
-    fitted = list(run(sources["train"], range(min(FIT_IMAGES, counts["train"]))))
+
+def _first(length: int, count: int) -> list[int]:
+    return list(range(min(length, count)))
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """A disk that is full, or may not be written, is said in a line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"config.space.latents: {str(folder)!r} cannot be written ({error.strerror or error}); make room, or make "
+            "it writable, and run --mode=encode again, which continues where it stopped"
+        ) from error
+
+
+def _fit(space: Latents, params: Any, records: Iterator[dict[str, Any]], folder: Path) -> None:
+    """Writes the linear map from latents to colours, and what it makes of some of these records."""
+    fitted = list(records)
     mean = np.stack([record["latent"] for record in fitted])[..., : space.shape[-1]]
     images = _images(fitted)
     rgb_map = fit_rgb_map(mean, images)
     write_rgb_map(rgb_map, folder)
-    _show(space, params, mean, images, rgb_map, folder / "reconstructions.png")
-    for split, source in sources.items():
-        _encode_split(run, source, counts[split], folder, split)
-    print(f"latents of {', '.join(f'{count} {split}' for split, count in counts.items())} images are in {folder}")
+    shown = data.chosen(len(images), SHOWN, 0)
+    _show(space, params, mean[shown], images[shown], rgb_map, folder / "reconstructions.png")
 
 
 def _on_local_devices(space: Latents, batch_size: int) -> tuple[Any, Any, int]:
@@ -85,20 +118,21 @@ def _make_folder(folder: Path) -> None:
         raise UserError(
             f"config.space.latents: {str(folder)!r} cannot be made a folder ({error.strerror}); name another"
         ) from error
+    check_writable(folder, "config.space.latents:", "name another folder")
 
 
 def _splits(config: ConfigDict) -> Iterator[tuple[str, Any]]:
-    yield "train", data.source(config.data, "train")
-    split, source = data.held_out(config.data)
+    yield "train", agreed.source(config.data, "train")
+    split, source = agreed.held_out(config.data)
     if split != "train":
         yield split, source
 
 
-def _encode_split(run: Any, source: Any, count: int, folder: Path, split: str) -> None:
-    """Writes the shards of the first `count` images that are not there yet; each process does its share."""
+def _encode_split(run: Any, source: Any, chosen: Sequence[int], folder: Path, split: str) -> None:
+    """Writes the shards of the chosen images that are not there yet; each process does its share."""
     size = latents.SHARD_SIZE
-    starts = list(enumerate(range(0, count, size)))[jax.process_index() :: jax.process_count()]
-    shards = [(latents.shard_path(folder, split, i), range(k, min(k + size, count))) for i, k in starts]
+    starts = list(enumerate(range(0, len(chosen), size)))[jax.process_index() :: jax.process_count()]
+    shards = [(latents.shard_path(folder, split, i), chosen[k : k + size]) for i, k in starts]
     todo = [(path, rows) for path, rows in shards if not path.is_file()]
     total, left = (sum(len(rows) for _, rows in some) for some in (shards, todo))
     encoded = run(source, [index for _, rows in todo for index in rows])
@@ -127,11 +161,11 @@ def _images(records: list[dict[str, Any]]) -> np.ndarray:
 
 def _show(space: Latents, params: Any, mean: np.ndarray, images: np.ndarray, rgb_map: dict, path: Path) -> None:
     """Some images, their decodings and what the adapter's CLIP will see of them."""
-    count = min(SHOWN, len(images))
-    decoded = np.asarray(jax.jit(space.decode)(params, mean[:count]))
-    small = np.clip(mean[:count] @ rgb_map["kernel"] + rgb_map["bias"], -1, 1)
+    count = len(images)
+    decoded = np.asarray(jax.jit(space.decode)(params, mean))
+    small = np.clip(mean @ rgb_map["kernel"] + rgb_map["bias"], -1, 1)
     factor = images.shape[1] // small.shape[1]
     small = small.repeat(factor, axis=1).repeat(factor, axis=2)
-    rows = {"image": images[:count], "decoded": decoded, "linear map": small}
+    rows = {"image": images, "decoded": decoded, "linear map": small}
     captions = [name for name in rows for _ in range(count)]
     caption_grid(np.concatenate(list(rows.values())), captions, path, columns=count)

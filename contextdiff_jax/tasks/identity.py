@@ -1,9 +1,12 @@
-"""Which frozen networks a model was trained with: digests of their weights, kept beside it.
+"""Which frozen networks a model was trained with: digests of their weights and what their other files say.
 
 A checkpoint holds only what was trained. The rest is read from where the config says it lies, and another network of
-the same shapes there would pass unnoticed.
+the same shapes there, another scale, schedule or tokenizer would pass unnoticed.
 """
 
+import dataclasses
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,20 @@ from ml_collections import ConfigDict
 
 from contextdiff_jax import encoders, trees
 from contextdiff_jax.encoders import vq
+from contextdiff_jax.encoders.text import TextEncoder
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_object, write_json
 from contextdiff_jax.formats import digests as files
+from contextdiff_jax.formats import tokenizers
+from contextdiff_jax.models.controlnet import read_controlnet_config
+from contextdiff_jax.models.sd_unet import read_unet_config
+from contextdiff_jax.samplers.scheduler_config import PRETRAINED, values_of
 from contextdiff_jax.tasks import warm_start
-from contextdiff_jax.tasks.parts import needs_clip
+from contextdiff_jax.tasks.parts import needs_clip, scheduler_file, tokenizer_of
+from contextdiff_jax.training import distributed
 
 FILE = "frozen.json"
+_SHOWN = 4  # settings that a message names
 
 
 def sources(config: ConfigDict) -> dict[str, Path]:
@@ -43,7 +53,46 @@ def sources(config: ConfigDict) -> dict[str, Path]:
     return found
 
 
-def _identity(name: str, folder: Path, known: dict[str, str]) -> dict[str, str]:
+def settings(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """What is read of a model's files beside weights: {name: {"path", "settings": {key: value in words}}}."""
+    pipeline, folders = encoders.folder_of(config.model.pretrained), sources(config)
+    read: dict[str, Any] = {
+        "vae": vq.config_of,
+        "edit.control": read_controlnet_config,
+        "unet": read_unet_config,
+        "encoder.clip": encoders.described,
+        "condition.encoder": encoders.described,
+        "text_encoder": lambda folder: encoders.described(folder, tokenizer_dir=tokenizer_of(pipeline)),
+        "scheduler": lambda folder: values_of(scheduler_file(folder.parent)),
+    }
+    if config.model.backbone == "sd":
+        folders["unet"] = pipeline / "unet"
+    if PRETRAINED in (config.process.schedule, config.model.prediction):
+        folders["scheduler"] = pipeline / "scheduler"
+    return {name: dict(path=str(f), settings=_in_words(read[name](f))) for name, f in folders.items() if name in read}
+
+
+def _in_words(described: Any) -> dict[str, str]:
+    """{key: value} of what a reader made of a network's files."""
+    values = described
+    if isinstance(described, TextEncoder):
+        mean_std = {name: getattr(described, name) for name in ("mean", "std") if hasattr(described, name)}
+        tokenizer = tokenizers.settings(described.tokenizer_dir)
+        values = dataclasses.asdict(described.config) | mean_std | {"max_length": described.max_length} | tokenizer
+    elif dataclasses.is_dataclass(described):
+        values = {f.name: getattr(described, f.name) for f in dataclasses.fields(described) if f.name != "raw"}
+    return _flat(values)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """{"section.key": value in words}; keys may hold dots themselves."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: str(value)}
+    return found
+
+
+def _identity(name: str, folder: Path, known: Mapping[str, Any]) -> dict[str, str]:
     """What tells a network from others; the weights are read only where the files are not those of `known`."""
     if name == "model.init_from":
         return dict(path=str(folder), stamp="", digest=trees.digest(warm_start.read_all(folder)))
@@ -52,39 +101,66 @@ def _identity(name: str, folder: Path, known: dict[str, str]) -> dict[str, str]:
     return dict(path=str(folder), stamp=stamp, digest=known["digest"] if same else files.digest(folder))
 
 
-def _recorded(path: Path) -> dict[str, dict[str, str]]:
+def _recorded(path: Path) -> dict[str, dict[str, Any]]:
     """What `check` has written; {} where it has not."""
     remedy = "delete it to take the networks as they are"
     recorded = read_object(path, remedy) if path.is_file() else {}
     for name, known in recorded.items():
-        if not isinstance(known, dict) or not {"path", "digest"} <= known.keys():
+        whole = isinstance(known, dict) and "path" in known and isinstance(known.get("settings", {}), dict)
+        if not whole or not known.keys() & {"digest", "settings"}:
             raise UserError(f"{path} is damaged (of {name} it says {known!r}, not path and digest); {remedy}")
     return recorded
 
 
 def check(place: str | Path, config: ConfigDict) -> None:
-    """Compares a model's frozen networks with those it was trained with; what is not recorded yet is recorded.
+    """Compares a model's frozen networks with those it was trained with, and those of all processes with one another;
+    what is not recorded yet is recorded.
 
     Args:
         place: the run or the export.
         config: its config, with paths that lead to the networks.
 
     Raises:
-        UserError: another network, both named.
+        UserError: another network, both named; or processes that have different ones.
     """
+    distributed.the_same(lambda: _compared(place, config), _summary)
+
+
+def _compared(place: str | Path, config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """What this process finds of each network, when it is what was recorded."""
     path = Path(place) / FILE
     recorded = _recorded(path)
-    now: dict[str, Any] = {}
+    now = settings(config)
     for name, folder in sources(config).items():
-        known = recorded.get(name, {})
-        now[name] = _identity(name, folder, known)
-        if known and known["digest"] != now[name]["digest"]:
+        now[name] = now.get(name, {}) | _identity(name, folder, recorded.get(name, {}))
+    for name, found in now.items():
+        if name in recorded and (differing := _differing(recorded[name], found)):
             raise UserError(
-                f"{place} was made with the {name} of {known['path']} (digest {known['digest']}), but {folder} holds "
-                f"another (digest {now[name]['digest']}); put that back, or take another place for another model"
+                f"{place} was made with the {name} of {recorded[name]['path']} ({differing[0]}), but {found['path']} "
+                f"holds another ({differing[1]}); put that back, or take another place for another model"
             )
-    if now.keys() - recorded.keys():
+    whole = {name: recorded.get(name, {}) | found for name, found in now.items()}
+    if distributed.is_primary() and any(recorded.get(name, {}).keys() != found.keys() for name, found in whole.items()):
         try:
-            write_json(recorded | now, path)
+            write_json(recorded | whole, path)
         except OSError as error:
             logging.warning("%s cannot be written (%s); the model's frozen networks are not recorded", path, error)
+    return now
+
+
+def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What tells two networks apart, said of each; None where nothing does. Only what both have said is compared: an
+    earlier version recorded less."""
+    if "digest" in then and "digest" in now and then["digest"] != now["digest"]:
+        return f"digest {then['digest']}", f"digest {now['digest']}"
+    old, new = then.get("settings", {}), now.get("settings", {})
+    changed = [key for key in new if key in old and old[key] != new[key]][:_SHOWN]
+    said = lambda values: ", ".join(f"{key}={values[key]}" for key in changed)
+    return (said(old), said(new)) if changed else None
+
+
+def _summary(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """All of it but the places, which may differ from host to host."""
+    facts = {name: [network.get("digest", ""), network.get("settings", {})] for name, network in found.items()}
+    digests = ", ".join(f"{name} {network['digest']}" for name, network in found.items() if "digest" in network)
+    return f"frozen networks {digests or 'none'} (with their files {files.of_text(json.dumps(facts, sort_keys=True))})"

@@ -298,9 +298,17 @@ def _condition(
     if config.model.backbone == "sd":
         with _naming("model.pretrained", config.model.pretrained):
             folder = hub.local(config.model.pretrained)
-            tokenizer = single_file.tokenizer_folder(folder) if folder.is_file() else folder / "tokenizer"
-            return TextCondition(load(folder / "text_encoder", tokenizer_dir=tokenizer))
+            return TextCondition(load(folder / "text_encoder", tokenizer_dir=tokenizer_of(folder)))
     return TextCondition(clip)
+
+
+def tokenizer_of(pipeline: Path) -> Path:
+    """The folder of the tokenizer of a Stable Diffusion folder or file.
+
+    Raises:
+        UserError: a file, whose tokenizer is nowhere.
+    """
+    return single_file.tokenizer_folder(pipeline) if pipeline.is_file() else pipeline / "tokenizer"
 
 
 def _space(config: ConfigDict, runtime: Runtime | None, weights: bool, places: Places | None) -> Pixels | Latents:

@@ -46,13 +46,13 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
     """
     config, workdir = task.config, local_path(workdir)
     num_steps, every = config.train.num_steps, config.train
-    changes = check_workdir(workdir, config, allow_config_change=allow_config_change)
-    if hasattr(task, "check_start") and not steps_in(folder_of(workdir)):
-        task.check_start()
-
     with contextlib.ExitStack() as stack:
-        if distributed.is_primary():
-            stack.enter_context(exclusive(workdir))
+        with distributed.together():
+            changes = check_workdir(workdir, config, allow_config_change=allow_config_change)
+            if hasattr(task, "check_start") and not steps_in(folder_of(workdir)):
+                task.check_start()
+            if distributed.is_primary():
+                stack.enter_context(exclusive(workdir))
         stop = stack.enter_context(StopRequest())
 
         # Shapes first: whatever does not fit is said before anything is allocated or compiled.
@@ -67,12 +67,13 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
         state = checkpoints.restore(setup.abstract, batches, any_records=allow_config_change)
         first = 0 if state is None else int(state.step)
         state = setup.init_state() if state is None else state
-        if distributed.is_primary():
-            _write_config(config, workdir / "config.json")
-            if first < num_steps:
-                note_start(workdir, setup.runtime, str(batches.get_state().get("records", "")), first)
-            if hasattr(task, "keep"):
-                task.keep(workdir)
+        with distributed.together():
+            if distributed.is_primary():
+                _write_config(config, workdir / "config.json")
+                if first < num_steps:
+                    note_start(workdir, setup.runtime, str(batches.get_state().get("records", "")), first)
+        if hasattr(task, "keep"):
+            task.keep(workdir)
         checkpoints.open()
         metrics = Metrics(workdir, first, num_steps, config.data.batch_size)
         stack.callback(metrics.close)

@@ -120,9 +120,15 @@ class Setup:
         Raises:
             UserError: the processes do not see the same records.
         """
-        shard = sharding.data_shard(self.mesh, self.task.config.data.batch_size)
-        make = lambda: self.task.train_iterator(*shard)
-        return distributed.the_same(make, lambda batches: str(batches.get_state().get("records", "")))
+        return distributed.the_same(lambda: self.task.train_iterator(*self._shard), _records)
+
+    def held_out_batches(self) -> tuple[str, Iterator[dict[str, np.ndarray]]]:
+        """(split, the same of the held-out records), of a task that has some; errors as `train_iterator`."""
+        return distributed.the_same(lambda: self.task.held_out_batches(*self._shard), lambda found: _records(found[1]))
+
+    @property
+    def _shard(self) -> tuple[int, int]:
+        return sharding.data_shard(self.mesh, self.task.config.data.batch_size)
 
     def put(self, batch: dict[str, np.ndarray]) -> Batch:
         """The global batch on the devices, from every process's own rows."""
@@ -149,6 +155,11 @@ class Setup:
     def compile(self, batch: Batch) -> jax.stages.Compiled:
         """The training step for batches of this shape."""
         return self.lower(batch, self.frozen).compile()
+
+
+def _records(batches: Any) -> str:
+    """The identity of the records behind an iterator."""
+    return str(batches.get_state().get("records", ""))
 
 
 def spec_of(tree: Any, places: Any) -> Any:

@@ -35,7 +35,7 @@ class Validation:
                 f"config.train.validate_every={config.train.validate_every}: the task {config.task!r} has no held-out "
                 "records; set it to 0"
             )
-        split, batches = setup.task.held_out_batches(*sharding.data_shard(setup.mesh, config.data.batch_size))
+        split, batches = setup.held_out_batches()
         self._name = "training_records" if split == "train" else "validation"
         count = config.train.validate_batches * config.data.batch_size
         self.about = f"{self._name}_loss is of {count} records of the split {split!r}" + (

@@ -1,9 +1,11 @@
 """Stored latents: what is written is read, and what does not fit or is damaged is refused by name."""
 
 import concurrent.futures
+import errno
 import json
 import os
 import resource
+import shutil
 import types
 
 import jax
@@ -304,9 +306,45 @@ def test_every_process_shows_its_own_share(tmp_path, monkeypatch, bars):
     monkeypatch.setattr(latents, "SHARD_SIZE", 4)
     monkeypatch.setattr(precompute.jax, "process_index", lambda: 1)
     monkeypatch.setattr(precompute.jax, "process_count", lambda: 2)
-    precompute._encode_split(lambda source, rows: map(record, rows), range(14), 14, tmp_path, "train")
+    precompute._encode_split(lambda source, rows: map(record, rows), range(14), range(14), tmp_path, "train")
     assert sorted(path.name[:5] for path in (tmp_path / "train").iterdir()) == ["00001", "00003"]
     assert bars[0].total == bars[0].now == 4 + 2
+
+
+def test_a_part_of_the_images_is_spread_and_stays_the_same_images(pictures, tmp_path):
+    config, folder = config_of(path=str(pictures)), tmp_path / "latents"
+    config.space.max_latents = 5
+    precompute.encode(config, Averages(), folder)
+    images, source = data.source(config.data, "train"), open_source(folder)
+    rows = data.chosen(len(images), 5, config.data.seed)
+    assert [source[i]["caption"] for i in range(5)] == [images[i]["caption"] for i in rows] and rows != list(range(5))
+    assert source.identity.endswith(f"({images.identity})")
+    # As an earlier version left it, half done: it goes on with the first ones.
+    contents = json.loads((folder / "latents.json").read_text())
+    del contents["records"]
+    (folder / "latents.json").write_text(json.dumps(contents))
+    latents.shard_path(folder, "train", 0).unlink()
+    precompute.encode(config, Averages(), folder)
+    assert [open_source(folder)[i]["caption"] for i in range(5)] == [images[i]["caption"] for i in range(5)]
+
+
+def test_other_images_are_not_put_behind_those_that_are_stored(pictures, tmp_path):
+    config = config_of(path=str(shutil.copytree(pictures, tmp_path / "pictures")))
+    precompute.encode(config, Averages(), tmp_path / "latents")
+    first = data.source(config.data, "train").names[0]
+    (tmp_path / "pictures" / first).with_suffix(".txt").write_text("another")
+    with pytest.raises(UserError, match=r"holds other latents \(records: there .*train: .*, now "):
+        precompute.encode(config, Averages(), tmp_path / "latents")
+
+
+@pytest.mark.parametrize("place", ["write_contents", "write_shard"])
+def test_a_disk_that_is_full_is_one_line(pictures, tmp_path, monkeypatch, place):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(latents, place, full)
+    with pytest.raises(UserError, match="config.space.latents: .* cannot be written .No space left on device.; make"):
+        precompute.encode(config_of(path=str(pictures)), Averages(), tmp_path / "latents")
 
 
 def test_encoding_refuses_before_any_work(pictures, tmp_path):

@@ -5,7 +5,9 @@ import threading
 import pytest
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.training import distributed
+from contextdiff_jax.tasks import identity
+from contextdiff_jax.training import distributed, loop, workdir
+from tests.training.toy_task import ToyTask, toy_config
 
 
 class _Cluster:
@@ -68,6 +70,20 @@ def test_a_failure_of_one_ends_all(monkeypatch, bad):
     results = _Cluster(2, monkeypatch).run(lambda i: distributed.the_same(lambda: make(i), str))
     for error in results:
         assert isinstance(error, UserError) and f"process {bad}: data.path: pictures does not exist" in str(error)
+
+
+def test_frozen_networks_are_compared_across_processes(monkeypatch, tmp_path):
+    of = lambda index: {"vae": dict(path=f"host {index}", digest="ab", settings={"scaling_factor": str(index)})}
+    monkeypatch.setattr(identity, "_compared", lambda place, index: of(index))
+    assert _Cluster(2, monkeypatch).run(lambda i: identity.check(tmp_path, 0)) == [None, None]
+    for error in _Cluster(2, monkeypatch).run(lambda i: identity.check(tmp_path, i)):
+        assert "process 0: frozen networks vae ab" in str(error) and "process 1: frozen networks vae ab" in str(error)
+
+
+def test_what_process_0_alone_finds_out_ends_all(monkeypatch, tmp_path):
+    with workdir.exclusive(tmp_path):
+        results = _Cluster(2, monkeypatch).run(lambda i: loop.train(ToyTask(toy_config()), tmp_path))
+    assert all(isinstance(error, UserError) and "is in use by process" in str(error) for error in results)
 
 
 def test_one_process_asks_nobody():
