@@ -1,6 +1,7 @@
 """One clip as a data source: what one-shot tuning trains on and what is edited."""
 
 import dataclasses
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def read_flow(path: str | Path, clip: Clip) -> Motion:
     """
     try:
         flow = np.load(Path(path).expanduser(), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"data.flow_path={str(path)!r} cannot be read ({error}); give a .npy file") from error
     if not isinstance(flow, np.ndarray) or flow.dtype.kind not in "fiu":
         raise UserError(f"data.flow_path={str(path)!r} is no array of numbers; give a .npy file of (dx, dy)")

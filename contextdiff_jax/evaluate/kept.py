@@ -1,6 +1,5 @@
 """What an evaluation keeps for the pages and for comparisons: pictures, and what was said of every one."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.groups import Seen
+from contextdiff_jax.evaluate.picture_sets import DAMAGED
 from contextdiff_jax.files import atomic, read_object, write_json
 
 INDEX, PICTURES = "marks.json", "pictures.npz"
@@ -65,5 +65,5 @@ def read_kept(folder: str | Path) -> tuple[list[Seen], dict[str, np.ndarray], di
             ]
         bits = {setting: column(values) for setting, values in index["bits_per_dim"].items()}
         return seen, bits, {"step": index["step"], "seed": index["seed"]}
-    except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (*DAMAGED, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder} is damaged ({error}); evaluate the run again") from error

@@ -2,7 +2,6 @@
 
 import io
 import time
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -10,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from absl import logging
 
+from contextdiff_jax.evaluate.picture_sets import DAMAGED
 from contextdiff_jax.files import atomic
 from contextdiff_jax.training.distributed import broadcast_bytes, is_primary
 
@@ -61,7 +61,7 @@ class Journal:
                 for name in set(file.files) - {IDENTITY}:
                     part, _, key = name.rpartition("|")
                     found.setdefault(part, {})[key] = file[name]
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile):  # damaged: all is measured anew
+        except (*DAMAGED, KeyError):  # damaged: all is measured anew
             return {}
         return found
 
