@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from contextdiff_jax import config as config_lib
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import check_writable, local_path, read_text, text_lines
+from contextdiff_jax.files import atomic, check_writable, local_path, read_text, refusals_in_words, text_lines
 from contextdiff_jax.options import Options, checked
 
 SHIPPED = "builtin:demo"  # what draws without a config and a workdir
@@ -21,6 +21,7 @@ def fail(error: Exception) -> NoReturn:
     sys.exit(2)
 
 
+@refusals_in_words()
 def run(mode: str, config: ConfigDict | None, options: Options) -> None:
     """Checks flags and config, and dispatches on the mode; to sample, a model's own config will do."""
     from contextdiff_jax import training
@@ -93,16 +94,18 @@ def _prepared(config: ConfigDict, options: Options) -> Any:
 
 
 def write_page(folder: Path) -> None:
-    """report.html of a run; a training does not end for a page."""
+    """report.html of a run; a training does not end for a page, whatever fails there."""
     from contextdiff_jax.evaluate.pages import write_report_page
+    from contextdiff_jax.training.checkpoint_format import brief
     from contextdiff_jax.training.distributed import is_primary
 
     if not is_primary():
         return
     try:
         print(f"written: {write_report_page(folder)}")
-    except (OSError, UserError) as error:
-        print(f"NOT WRITTEN: {folder / 'report.html'} ({error})")
+    except Exception as error:
+        why = str(error) if isinstance(error, OSError | UserError) else brief(error)
+        print(f"NOT WRITTEN: {folder / 'report.html'} ({why})")
 
 
 def _pipeline(config: ConfigDict | None, options: Options):
@@ -129,8 +132,8 @@ def edit(config: ConfigDict | None, options: Options) -> None:
     controls_of(pipeline.task, pipeline.config, clip, targets)  # whatever is wrong with them leaves no folder
     out = make_folder(Path(options.out) if options.out else unused(Path(options.workdir) / "edit"))
     edited = editor.run(targets)
-    edited.write(out)
     print(edited.table())
+    edited.write(out)
     print(f"figures: {out / 'edit.json'}   picture: {out / 'edit.png'}   side by side: {out / 'edit.mp4'}")
 
 
@@ -166,7 +169,8 @@ def sample(config: ConfigDict | None, options: Options) -> None:
     if out is None:
         return
     for i, image in enumerate(pipeline.to_images(arrays)):
-        image.save(out / f"{i:04d}.png")
+        with atomic(out / f"{i:04d}.png") as temporary:
+            image.save(temporary)
     if config.condition.kind == "layout":
         from contextdiff_jax.evaluate.conditions import with_boxes
         from contextdiff_jax.pictures import to_uint8

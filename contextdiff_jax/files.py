@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import errno
 import json
 import os
 import re
@@ -14,6 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from contextdiff_jax.errors import UserError
+
+_ROOM, _RIGHTS = "make room", "make it readable and writable, or take another place"
+_REFUSALS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _ROOM) | dict.fromkeys(
+    (errno.EACCES, errno.EPERM, errno.EROFS), _RIGHTS
+)
 
 
 @contextlib.contextmanager
@@ -30,8 +36,31 @@ def atomic(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):  # a full disk does not say for which file
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def refusals_in_words() -> Iterator[None]:
+    """What a disk refuses meanwhile, in one line: it is full, or this user may not read or write there.
+
+    Raises:
+        UserError: names the file, where that is known.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        raise UserError(
+            f"a file cannot be read or written ({error.strerror}{where}); {_REFUSALS[error.errno]}, and run the same "
+            "command again"
+        ) from error
 
 
 def is_remote(path: str | Path) -> bool:

@@ -1,5 +1,6 @@
 """What users can get wrong on the command line ends in one line and exit status 2, before anything is compiled."""
 
+import errno
 import subprocess
 import sys
 
@@ -173,6 +174,17 @@ def test_a_user_error_reaches_the_shell_as_one_line_and_status_2(tmp_path):
     assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_full_disk_is_one_line_in_every_mode(monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.ENOSPC, "No space left on device", "0003.png")
+
+    monkeypatch.setitem(command_line.MODES, "sample", refuse)
+    monkeypatch.setitem(command_line.WITHOUT_CONFIG, "study", refuse)
+    for mode in ("sample", "study"):
+        with pytest.raises(UserError, match="No space left on device: 0003.png.; make room"):
+            command_line.run(mode, None, command_line.Options("runs/none"))
 
 
 SD = {"model.backbone": "sd", "model.pretrained": "sd", "space.kind": "latents", "sample.threshold": "none"}

@@ -1,11 +1,13 @@
 """Files that are whole or absent."""
 
+import errno
 import os
 import socket
 
 import pytest
 
 from contextdiff_jax import files
+from contextdiff_jax.errors import UserError
 
 
 def test_two_writers_of_one_number_do_not_share_a_temporary_file(tmp_path, monkeypatch):
@@ -27,3 +29,12 @@ def test_what_fails_leaves_nothing_behind(tmp_path):
         temporary.write_text("half")
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_disk_refuses_is_one_line_that_names_the_file(tmp_path):
+    words = rf"No space left on device: {tmp_path / 'a.txt'}\); make room"
+    with pytest.raises(UserError, match=words), files.refusals_in_words(), files.atomic(tmp_path / "a.txt"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConnectionResetError), files.refusals_in_words():
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")

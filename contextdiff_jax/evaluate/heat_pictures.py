@@ -1,6 +1,7 @@
 """`--mode=heatmaps`: heatmaps of words drawn over the pictures, with the adapter on and off under one colour scale."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import heatmaps
 from contextdiff_jax.evaluate.groups import settings_of
 from contextdiff_jax.evaluate.metrics.base import mean
+from contextdiff_jax.evaluate.suite import keep
 from contextdiff_jax.files import atomic, write_json
 from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.pipeline import Pipeline
@@ -105,7 +107,7 @@ def write_heatmaps(pipeline: Pipeline, prompts: Sequence[str], out: Path, key: i
         raise UserError(f"prompt {empty[0]!r} has no word to show; name an object")
     found = _of_clip(pipeline, settings, out) if of_clip else _of_prompts(pipeline, settings, prompts, out, key)
     about = {"step": pipeline.step, "seed": key, "pictures": found, "shares": shares(pipeline, settings)}
-    write_json(about, out / "heatmaps.json")
+    keep(out / "heatmaps.json", partial(write_json, about))
     return about
 
 

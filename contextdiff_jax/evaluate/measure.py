@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -246,7 +247,7 @@ def measure_on_command(
         pictures, (space,) = PictureSet(images, crop), [open_space(spec) for spec in features]
         (found,) = observe(pictures, [space], keep=False)
         if is_primary():
-            statistics.write(out, space.described, found.moments, found.about)
+            _keep_statistics(out, space, found)
             print(f"statistics of {pictures.n} pictures in {space.described.name}: {out}")
         return
     if not reference and not captions and not any(spec.startswith("inception:") for spec in features):
@@ -255,11 +256,31 @@ def measure_on_command(
     if not is_primary():
         return
     report(result)
-    if out:
-        write_json(result, out)
-        print(f"figures with their protocol: {out}")
-    else:
+    if not out:
         print(json.dumps(result, indent=2))
+        return
+    try:
+        write_json(result, out)
+    except OSError as error:
+        print(json.dumps(result, indent=2))
+        raise UserError(f"{out} cannot be written ({error.strerror or error}); it is printed instead") from error
+    print(f"figures with their protocol: {out}")
+
+
+def _keep_statistics(out: str, space: FeatureSpace, found: Reference) -> None:
+    """Writes statistics; where that fails after all, they go into a folder for temporary files, and are not lost.
+
+    Raises:
+        UserError: they are there.
+    """
+    try:
+        statistics.write(out, space.described, found.moments, found.about)
+    except OSError as error:
+        elsewhere = Path(tempfile.mkdtemp(prefix="statistics-")) / Path(out).name
+        statistics.write(elsewhere, space.described, found.moments, found.about)
+        raise UserError(
+            f"{out} cannot be written ({error.strerror or error}); the statistics are in {elsewhere}: move them"
+        ) from error
 
 
 def report(result: dict[str, Any]) -> None:

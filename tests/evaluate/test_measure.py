@@ -1,11 +1,14 @@
 """Two sets of pictures against each other: files in, figures with their protocol out, bad input in one line."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -399,3 +402,27 @@ def test_statistics_from_the_command_line(tmp_path):
     with open(tmp_path / "o.json") as file:
         figures = json.load(file)["spaces"]["clip clip_mini"]["figures"]
     assert figures == {"frechet_distance": {"frechet": pytest.approx(0.0, abs=1e-5), "n": 200}}
+
+
+def test_what_was_computed_is_not_lost_with_its_file(tmp_path, monkeypatch, capsys):
+    a, write = folder(tmp_path / "a", pictures(20, 0)), statistics.write
+    monkeypatch.setattr(measure_module, "open_space", lambda spec: colours())
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+
+    def refuse(path, *args):
+        if Path(path).parent == tmp_path:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, *args)
+
+    options = command_line.Options("", images=str(a), features=("efficientnet",), out=str(tmp_path / "s.npz"))
+    monkeypatch.setattr(statistics, "write", refuse)
+    with pytest.raises(UserError, match=r"s.npz cannot be written \(No space left.*are in .*s.npz") as caught:
+        command_line.run("metrics", None, options)
+    kept = re.search(r"are in (\S+):", str(caught.value))[1]
+    assert statistics.read(kept, colours().described, "none").about["n"] == 20
+    monkeypatch.setattr(measure_module, "write_json", lambda value, path: refuse(path))
+    options = dataclasses.replace(options, reference=str(a), out=str(tmp_path / "m.json"))
+    with pytest.raises(UserError, match="m.json cannot be written .*printed instead"):
+        command_line.run("metrics", None, options)
+    assert json.loads(capsys.readouterr().out)["images"]["n"] == 20

@@ -1,7 +1,9 @@
 """What the pages say: paired differences against closed forms, charts, escaped texts, runs that lack something."""
 
+import errno
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,9 +56,36 @@ def test_what_an_evaluation_keeps_is_read_back(tmp_path):
     np.testing.assert_array_equal(again.images, images)
     np.testing.assert_array_equal(again.marks["iou"], seen.marks["iou"])
     assert bits["adapter on"] == [1.5] and about == {"step": 7, "seed": 3}
-    (tmp_path / "pictures.npz").write_bytes(b"cut")
+    whole = (tmp_path / "pictures.npz").read_bytes()
+    spoilt = bytearray(whole)
+    spoilt[len(whole) // 3 : len(whole) // 2] = bytes(len(whole) // 2 - len(whole) // 3)
+    for damaged in (b"cut", whole[: len(whole) // 2], bytes(spoilt)):
+        (tmp_path / "pictures.npz").write_bytes(damaged)
+        with pytest.raises(UserError, match="is damaged"):
+            read_kept(tmp_path)
+    (tmp_path / "pictures.npz").write_bytes(whole)
+    index = json.loads((tmp_path / "marks.json").read_text())
+    (tmp_path / "marks.json").write_text(json.dumps(index | {"bits_per_dim": [1]}))
     with pytest.raises(UserError, match="is damaged"):
         read_kept(tmp_path)
+
+
+def test_a_page_that_fails_ends_nothing_and_differences_come_before_theirs(tmp_path, monkeypatch, capsys):
+    a, b = (make_run(tmp_path / name, i, shown=2) for i, name in enumerate("ab"))
+    (a / "eval" / "pictures.npz").write_bytes(b"PK" + bytes(40))
+    command_line.write_page(a)
+    assert re.search(r"NOT WRITTEN: .*report.html \(.*eval is damaged", capsys.readouterr().out)
+    with pytest.raises(UserError, match="eval is damaged"):
+        command_line.run("compare", None, command_line.Options("", runs=(str(a), str(b)), out=str(tmp_path / "c.html")))
+
+    def refuse(*args, **how):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    c = make_run(tmp_path / "c", 2, shown=2)
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(UserError, match="No space left on device: .*c.html.; make room"):
+        command_line.run("compare", None, command_line.Options("", runs=(str(b), str(c)), out=str(tmp_path / "c.html")))
+    assert "c - b " in capsys.readouterr().out
 
 
 def test_a_chart_maps_values_to_pixels():

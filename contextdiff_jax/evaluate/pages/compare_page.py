@@ -33,10 +33,10 @@ def compare_on_command(runs: Sequence[str], out: str) -> None:
     Raises:
         UserError: fewer than two runs, one twice, or a folder that holds none.
     """
-    path = write_compare(runs, out or FILE)
-    for line in differences_in_words([Run.read(run) for run in runs]):
+    path, found = _page(out or FILE), _read(runs)
+    for line in differences_in_words(found):
         print(line)
-    print(f"written: {path}")
+    print(f"written: {write_compare(runs, path)}")
 
 
 def write_compare(folders: Sequence[str | Path], path: str | Path) -> Path:
@@ -49,13 +49,7 @@ def write_compare(folders: Sequence[str | Path], path: str | Path) -> Path:
     Raises:
         UserError: fewer than two runs, one twice, or a folder that holds none.
     """
-    if len({Path(folder).resolve() for folder in folders}) < max(2, len(folders)):
-        raise UserError(
-            f"{len(folders)} runs ({', '.join(map(str, folders))}): --mode=compare needs two or more different ones"
-        )
-    runs = [Run.read(folder) for folder in folders]
-    path = Path(path) / FILE if Path(path).is_dir() or not Path(path).suffix else Path(path)
-    check_file(path)
+    runs, path = _read(folders), _page(path)
     names = names_of(runs)
     sections = [
         ("differences", "Paired differences", differences(runs)),
@@ -68,6 +62,21 @@ def write_compare(folders: Sequence[str | Path], path: str | Path) -> Path:
     foot = f"<p>{text('; '.join(str(run.folder) for run in runs))}. Nothing on this page is loaded from elsewhere.</p>"
     with atomic(path) as temporary:
         temporary.write_text(page(" / ".join(names), head, sections, foot), encoding="utf-8")
+    return path
+
+
+def _read(folders: Sequence[str | Path]) -> list[Run]:
+    if len({Path(folder).resolve() for folder in folders}) < max(2, len(folders)):
+        raise UserError(
+            f"{len(folders)} runs ({', '.join(map(str, folders))}): --mode=compare needs two or more different ones"
+        )
+    return [Run.read(folder) for folder in folders]
+
+
+def _page(path: str | Path) -> Path:
+    """Where the page goes; it can be written there."""
+    path = Path(path) / FILE if Path(path).is_dir() or not Path(path).suffix else Path(path)
+    check_file(path)
     return path
 
 
