@@ -74,7 +74,7 @@ _SMALL = {
 _PATCHES = {
     "data.num_threads": 4,
     "data.prefetch": 4,
-    "data.batch_size": 64,
+    "data.batch_size": 128,
     "model.backbone": "unet",
     "model.patch_size": 2,
     "model.channels": 64,
@@ -88,10 +88,10 @@ _PATCHES = {
     "adapter.num_heads": 4,
     "adapter.width": 64,
     "adapter.patch_size": 4,
-    "optim.lr": 1e-3,
-    "optim.warmup_steps": 100,
-    "ema.decay": 0.995,
-    "train.num_steps": 2000,
+    "optim.lr": 2e-3,
+    "optim.warmup_steps": 50,
+    "ema.decay": 0.99,
+    "train.num_steps": 800,
 }
 FASHION = os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist")  # the folder of its four files
 SIZES = {
