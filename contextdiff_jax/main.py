@@ -40,7 +40,7 @@ FEATURES = flags.DEFINE_multi_string(
     "clip:builtin:clip_mini, dinov2:FOLDER, judge:demo.",
 )
 CAPTIONS = flags.DEFINE_string(
-    "captions", "", "metrics: text file with a caption a line, a metadata.jsonl, or the folder that has both."
+    "captions", "", "metrics: text file with a caption a line, a table (.jsonl, .csv), or the folder that has both."
 )
 SETS = flags.DEFINE_multi_string("set", [], "study: NAME=FOLDER of results, ours first; repeatable.")
 MODEL = flags.DEFINE_string("model", "", "app: a run or an export; default the model that ships.")

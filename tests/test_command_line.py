@@ -1,6 +1,7 @@
 """What users can get wrong on the command line ends in one line and exit status 2, before anything is compiled."""
 
 import errno
+import re
 import subprocess
 import sys
 
@@ -8,9 +9,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import class2img, clip_mini, layout2img, t2i
-from contextdiff_jax import command_line, config, config_files, export, options, task
+from contextdiff_jax import command_line, config, config_files, data, export, keys, options, task
 from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import write_json
 from contextdiff_jax.training import workdir
 
 
@@ -185,6 +187,30 @@ def test_a_full_disk_is_one_line_in_every_mode(monkeypatch):
     for mode in ("sample", "study"):
         with pytest.raises(UserError, match="No space left on device: 0003.png.; make room"):
             command_line.run(mode, None, command_line.Options("runs/none"))
+
+
+def test_a_run_goes_on_with_its_own_order_of_classes(tmp_path, monkeypatch):
+    """Copied to a system that decomposes names, its folders sort otherwise."""
+    recipe = class2img.get_config("folder")
+    recipe.data.path, recipe.data.class_names = str(tmp_path / "pictures"), ("cafz", "caf\u00e9")
+    for name in ("cafz", "cafe\u0301"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+    write_json(recipe.to_dict(), tmp_path / "run" / "config.json")
+    recipe.data.class_names = ()
+
+    def build(config, **how):
+        raise UserError(repr(data.settled(config).data.class_names))
+
+    monkeypatch.setattr(task, "build", build)
+    with pytest.raises(UserError, match=re.escape(repr(("cafz", "caf\u00e9")))):
+        command_line.run("train", recipe, command_line.Options(str(tmp_path / "run")))
+    assert not workdir.check_workdir(tmp_path / "run", recipe)
+
+
+def test_a_dropout_that_an_old_run_never_had_is_forgotten():
+    old = t2i.get_config("sd")
+    old.model.dropout = 0.1
+    assert keys.complete(old).model.dropout == 0.0 and old.model.dropout == 0.1
 
 
 SD = {"model.backbone": "sd", "model.pretrained": "sd", "space.kind": "latents", "sample.threshold": "none"}
