@@ -18,18 +18,69 @@ from contextdiff_jax.data.clips import LEAST, RATE, Clip
 from contextdiff_jax.data.images import square
 from contextdiff_jax.data.moving import moving
 from contextdiff_jax.data.one_clip import check_identity, clip_of
-from contextdiff_jax.editing.editor import Editor, controls_of
+from contextdiff_jax.editing.editor import PROGRAMS, Editor, controls_of
+from contextdiff_jax.editing.kept import Kept
 from contextdiff_jax.editing.methods import DEMO, METHODS, OF_THE_MODEL, RECIPES, values_of
 from contextdiff_jax.editing.plan import needs_words
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.runtime import here
 from contextdiff_jax.samplers.settings import put_at_rest
+from contextdiff_jax.training import sharding
 from contextdiff_jax.training.state import initial_params, stream
 from contextdiff_jax.types import Params
 
 Frames = str | Path | Sequence[Image.Image] | np.ndarray
 OF_FILES = ("length", "start", "sampling_rate", "crop", "mask_path", "flow_path")  # how a clip is read from a path
+OF_THE_TASK = ("data.num_frames", "data.image_size", "sample.sampler", "sample.spacing")  # of what an editor is told
+MODELS = 4  # of clips, that a pipeline keeps
 GIVEN = "given frames"  # the path of a clip that has none: it is the caller's, not an embedded one
+
+
+class ClipModel:
+    """A model of clips.
+
+    Attributes:
+        task: its networks; what surrounds them is the pipeline's.
+        kept: what its editors have compiled and read.
+    """
+
+    def __init__(self, task: Any):
+        self.task, self.kept = task, Kept(PROGRAMS)
+        self._given = self._grown = None
+
+    def params_of(self, pipeline: Any) -> Params:
+        """The pipeline's parameters with those of the layers that join frames; made anew where a LoRA has changed
+        them."""
+        if self._given is not pipeline.params:
+            self._given, self._grown = pipeline.params, _grown(self.task, pipeline)
+        return self._grown
+
+
+class ClipModels:
+    """The models of clips that a pipeline has been: itself, where it was tuned on one, or grown by layers over time."""
+
+    def __init__(self):
+        self._models = Kept(MODELS)
+
+    def of(self, pipeline: Any, config: ConfigDict) -> ClipModel:
+        """That of a config; one that has been is neither built nor read again."""
+        own = pipeline.config.data
+        if own.source == "clip" and config.data.num_frames == own.num_frames:
+            return self._models.of("itself", lambda: ClipModel(pipeline.task))
+        key = tuple((name, repr(value)) for name, value in config_lib.leaves(config).items() if _of_the_task(name))
+        return self._models.of(key, lambda: ClipModel(_task(config)))
+
+
+def _of_the_task(key: str) -> bool:
+    """Whether a key of a config decides over the task; the others say what its editor does."""
+    return key in OF_THE_TASK or not key.startswith(("data.", "sample.", "edit.", "eval."))
+
+
+def _task(config: ConfigDict) -> Any:
+    """The task of a config; the editor itself takes care of a ControlNet, and the pipeline of all that is frozen."""
+    config = config.copy_and_resolve_references()
+    config.edit.control = ""
+    return task_lib.build(config, weights=False)
 
 
 def editor_of(
@@ -57,10 +108,9 @@ def editor_of(
     config.data.num_frames = config.data.num_frames if tuned else min(config.data.num_frames, len(clip.frames))
     put_at_rest(config.sample, [name for name, value in options.items() if value is not None])
     config_lib.check(config)
-    if tuned and config.data.num_frames == pipeline.config.data.num_frames:
-        return Editor(pipeline.task, pipeline.params, pipeline.frozen, clip, config, progress=progress)
-    task = task_lib.build(config)
-    return Editor(task, _grown(task, pipeline.params), jax.device_put(task.frozen), clip, config, progress=progress)
+    model = pipeline.clip_models.of(pipeline, config)
+    how = dict(progress=progress, kept=model.kept)
+    return Editor(model.task, model.params_of(pipeline), pipeline.frozen, clip, config, **how)
 
 
 def _set(config: ConfigDict, options: dict[str, Any], of_a_path: bool) -> None:
@@ -159,14 +209,17 @@ def _picture(frame: Image.Image | np.ndarray) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _grown(task: Any, params: Params) -> Params:
-    """A network's parameters with those of the layers that join frames beside them, as they start."""
+def _grown(task: Any, pipeline: Any) -> Params:
+    """A pipeline's parameters with those of the layers that join frames beside them, as they start."""
     expected = jax.eval_shape(task.init, stream(task.config.seed, "init"))
-    kept = trees.select(params, set(trees.names(expected)).__contains__)
+    kept = trees.select(pipeline.params, set(trees.names(expected)).__contains__)
     have = set(trees.names(kept))
     place = jax.sharding.SingleDeviceSharding(here().local[0])
     places = jax.tree.map(lambda _: place, trees.select(expected, lambda name: name not in have))
-    return trees.merge(initial_params(task, places, task.config.seed) if places else {}, kept)
+    if not places:
+        return kept
+    new = initial_params(task, places, task.config.seed)
+    return trees.merge(sharding.place(new, task.config.sharding.rules, pipeline.mesh), kept)
 
 
 def targets_of(config: ConfigDict, prompts: Sequence[str]) -> list[str]:

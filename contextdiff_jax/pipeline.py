@@ -46,6 +46,7 @@ class Pipeline:
         params: {"denoiser", "adapter"}, the averaged ones unless asked otherwise.
         frozen: the encoders' parameters.
         step: the training step they come from.
+        clip_models: what edits clips, of earlier calls of `edit`.
     """
 
     def __init__(self, task: DiffusionTask, params: Params, step: int):
@@ -60,6 +61,7 @@ class Pipeline:
         encode, read = jax.jit(task.encode, out_shardings=self._rows), task.parts.condition.read
         self._contexts = Contexts(lambda prompts: encode(self.params, self.frozen, self.put(read(prompts))))
         self._watcher: Callable[[Any, Any], None] | None = None
+        self.clip_models = edits.ClipModels()
 
     @classmethod
     def load(

@@ -20,13 +20,16 @@ from contextdiff_jax.editing import measures, memory
 from contextdiff_jax.editing.control import Control
 from contextdiff_jax.editing.edit import edit, given_mask
 from contextdiff_jax.editing.inversion import Inverted, invert
+from contextdiff_jax.editing.kept import Kept, shape_of
 from contextdiff_jax.editing.plan import EditPlan, control_of, needs_words, plan_of
 from contextdiff_jax.editing.result import AUTOENCODER, INVERSION, SOURCE, Edit
 from contextdiff_jax.editing.words import Prompt
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.models.controlnet import load_controlnet
+from contextdiff_jax.models.controlnet import ControlNet, load_controlnet
 from contextdiff_jax.runtime import here
 from contextdiff_jax.types import Array, Params
+
+PROGRAMS = 16  # compiled stages, with what else is kept of a model
 
 
 def controls_of(model: Any, config: ConfigDict, clip: Clip, targets: Sequence[str]) -> list[Control]:
@@ -51,13 +54,22 @@ class Editor:
         clip: what is edited; its caption is the source prompt.
         config: `sample` (steps, guidance, adapter) and `edit` (the method) count.
         progress: whether to show a bar.
+        kept: what other editors of the same model have compiled and read; None begins anew.
 
     Raises:
         UserError: a method that does not fit the clip or the network.
     """
 
     def __init__(
-        self, model: Any, params: Params, frozen: Params, clip: Clip, config: ConfigDict, *, progress: bool = True
+        self,
+        model: Any,
+        params: Params,
+        frozen: Params,
+        clip: Clip,
+        config: ConfigDict,
+        *,
+        progress: bool = True,
+        kept: Kept | None = None,
     ):
         if config.sample.sampler != "ddim" or config.sample.eta:
             raise UserError(
@@ -65,14 +77,16 @@ class Editor:
                 "sampled by ddim with eta=0"
             )
         self.model, self.params, self.frozen, self.clip, self.config = model, params, frozen, clip, config
+        self._kept = Kept(PROGRAMS) if kept is None else kept
         frames = config.data.num_frames, config.data.overlap
         plan = plan_of(config.edit, sampling.Plan.of(model, config.sample), clip, *frames)
         if config.edit.control:
             if model.edges is not None and model.edges.folder == config.edit.control:
                 net = model.edges.net  # the one that guided the tuning
             else:
-                net, weights = load_controlnet(config.edit.control, model.parts.dtype)
-                self.frozen = frozen | {"control": jax.device_put(weights)}
+                read = lambda: load_controlnet(config.edit.control, model.parts.dtype)
+                net, weights = self._kept.of(("control", config.edit.control), lambda: _on_devices(*read()))
+                self.frozen = frozen | {"control": weights}
             plan = dataclasses.replace(plan, controlnet=net)
         self.plan, self.num_steps = plan, len(plan.sampling.moves)
         # Sampling what was inverted as it was: no guidance, no control.
@@ -81,7 +95,6 @@ class Editor:
         self.numbers = sampling.Numbers.of(config.sample)
         self.seconds: dict[str, float] = {}
         self.memory: dict[str, dict[str, int]] = {}
-        self._programs: dict[str, jax.stages.Compiled] = {}
         self._progress = progress
 
     def trace(self, targets: Sequence[str]) -> dict[str, jax.stages.Traced]:
@@ -132,16 +145,16 @@ class Editor:
             source, start = self._prompt(self.clip.caption), self._inversion_prompt()
             common = self.params, self.frozen
             drawn = self._edges()
-            inverted = self._call("invert", partial(self._invert, plan=self.plan), *common, start, x0, drawn)
+            inverted = self._call("invert", self._invert, *common, start, x0, drawn, plan=self.plan)
             stage(2)
             given = jnp.asarray(given_mask(self.clip.masks, self.plan.mask, len(x0), x0.shape[1:3]))
             arguments = start, start, inverted, given, drawn, self._no_control(), self.numbers
-            again = self._call("reconstruct", partial(self._edit, plan=self._alone), *common, *arguments)
+            again = self._call("reconstruct", self._edit, *common, *arguments, plan=self._alone)
             latents, regions = {AUTOENCODER: x0, INVERSION: again.x0}, {}
             for i, (target, control) in enumerate(zip(targets, controls, strict=True)):
                 stage(3 + i)
                 arguments = source, self._prompt(target), inverted, given, drawn, control, self.numbers
-                edited = self._call("edit", partial(self._edit, plan=self.plan), *common, *arguments)
+                edited = self._call("edit", self._edit, *common, *arguments, plan=self.plan)
                 latents[target], regions[target] = edited.x0, np.asarray(edited.mask)
             stage(len(stages))
         return latents, regions, inverted
@@ -187,16 +200,19 @@ class Editor:
         caption = self.clip.caption
         return control_of(nothing, self.num_steps, caption, caption, self.model.parts.condition.read)
 
-    def _call(self, name: str, function: Callable, *args: Any) -> Any:
+    def _call(self, name: str, function: Callable, *args: Any, **plan: EditPlan) -> Any:
         """Runs a compiled function, which must fit the device, and remembers its seconds without compilation."""
         what, remedy = f"{name} of {self.plan.window} frames", "take fewer (data.num_frames) or smaller ones"
+
+        def compiled() -> tuple[jax.stages.Compiled, dict[str, int]]:
+            program = jax.jit(partial(function, **plan)).lower(*args).compile()
+            return program, memory.check(program, name, self.plan.window)
+
         with compilation.fitting(what, remedy):
-            if name not in self._programs:
-                compiled = jax.jit(function).lower(*args).compile()
-                self.memory[name] = memory.check(compiled, name, self.plan.window)
-                self._programs[name] = compiled
+            key = name, plan.get("plan"), shape_of(args)
+            program, self.memory[name] = self._kept.of(key, compiled)
             start = time.perf_counter()
-            result = jax.block_until_ready(self._programs[name](*args))
+            result = jax.block_until_ready(program(*args))
             self.seconds[name] = time.perf_counter() - start
         return result
 
@@ -218,7 +234,9 @@ class Editor:
     def _figures(self, arrays: dict, regions: dict, heatmaps: dict) -> dict[str, Any]:
         """Rows of figures, what was left out, how long it took and what it needed."""
         count, device = len(self.clip.frames), here().local[0]
-        rows, left_out = measures.rows(self.model, self.frozen, self.config, self.clip, arrays, regions)
+        read = lambda: measures.Embed(self.model, self.frozen, self.config)
+        embed = self._kept.of(("clip", self.config.encoder.clip), read) if self.config.encoder.clip else None
+        rows, left_out = measures.rows(embed, self.config, self.clip, arrays, regions)
         per_frame = {name: seconds / count for name, seconds in self.seconds.items()}
         trajectory = (self.num_steps + 1) * count * int(np.prod(self.model.sample_shape)) * 4
         return dict(
@@ -233,6 +251,10 @@ class Editor:
             memory_measured=memory.peak_measured(device),
             trajectory_bytes=trajectory,
         )
+
+
+def _on_devices(net: ControlNet, weights: Params) -> tuple[ControlNet, Params]:
+    return net, jax.device_put(weights)
 
 
 def _shapes(tree: Any) -> Any:

@@ -14,22 +14,19 @@ from contextdiff_jax.models.recogniser import load_recogniser
 
 
 def rows(
-    model: Any, frozen: Any, config: Any, clip: Clip, arrays: dict[str, np.ndarray], regions: dict[str, np.ndarray]
+    embed: "Embed | None", config: Any, clip: Clip, arrays: dict[str, np.ndarray], regions: dict[str, np.ndarray]
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
     """{row: {figure: value}} and what was left out and why.
 
     Args:
-        model: `parts.clip` is the CLIP of the figures, where there is one.
-        frozen: its parameters.
-        config: `encoder.clip` is the CLIP otherwise; `data` says whether the clip is embedded.
+        embed: the CLIP of the figures; None leaves them out.
+        config: its `data` says whether the clip is embedded.
         clip: its masks and motion are used where it has them.
         arrays: frames of every row.
         regions: where each edit acted, [F, h, w]: the background of a clip without masks.
     """
-    left_out, embed = [], None
-    if config.encoder.clip:
-        embed = _Embed(model, frozen, config)
-    else:
+    left_out = []
+    if embed is None:
         left_out.append("CLIP figures: config.encoder.clip names no CLIP")
     if clip.motion is None:
         left_out.append("warp error: no flow; give one by data.flow_path")
@@ -70,8 +67,14 @@ def _against_source(frames: np.ndarray, source: np.ndarray, outside: np.ndarray 
     return row
 
 
-class _Embed:
-    """CLIP's figures of a row."""
+class Embed:
+    """CLIP's figures of a row.
+
+    Args:
+        model: `parts.clip` is the CLIP, where there is one.
+        frozen: its parameters.
+        config: `encoder.clip` is the CLIP otherwise.
+    """
 
     def __init__(self, model: Any, frozen: Any, config: Any):
         self.clip = model.parts.clip or load_clip(config.encoder.clip)

@@ -140,7 +140,9 @@ def _compared(place: str | Path, config: ConfigDict) -> dict[str, dict[str, Any]
                 f"holds another ({differing[1]}); put that back, or take another place for another model"
             )
     whole = {name: recorded.get(name, {}) | found for name, found in now.items()}
-    if distributed.is_primary() and any(recorded.get(name, {}).keys() != found.keys() for name, found in whole.items()):
+    news = any(recorded.get(name, {}).keys() != found.keys() for name, found in whole.items())
+    of_the_package = path.resolve().is_relative_to(encoders.ASSETS.resolve())
+    if news and distributed.is_primary() and not of_the_package:
         try:
             write_json(recorded | whole, path)
         except OSError as error:

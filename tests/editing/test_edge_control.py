@@ -65,7 +65,7 @@ def test_every_stage_is_shown_the_edges(folders, monkeypatch):
     assert rows == [FRAMES, FRAMES, 2 * FRAMES]  # the edit: without and with its prompt
     # Another method from Python keeps what guided the tuning and how this network's attention becomes a mask.
     config.data.mask_path = "of-the-run-s-own-clip"
-    tuned = SimpleNamespace(config=config, task=task, params=params, frozen=task.frozen)
+    tuned = SimpleNamespace(config=config, task=task, params=params, frozen=task.frozen, clip_models=edits.ClipModels())
     editor = edits.editor_of(tuned, clip.frames, clip.caption, "fatezero", {}, progress=False)
     assert editor.config.edit.cross_replace_steps == 0.8
     assert editor.plan.controlnet is task.edges.net and editor.plan.mask_scale == "range"

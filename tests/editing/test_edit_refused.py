@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -15,6 +16,7 @@ from contextdiff_jax import task as task_lib
 from contextdiff_jax.data.one_clip import clip_of, keep_identity
 from contextdiff_jax.editing import memory
 from contextdiff_jax.editing.editor import Editor
+from contextdiff_jax.editing.kept import Kept, shape_of
 from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.tasks.parts import read_adapter
@@ -146,9 +148,10 @@ def test_an_edit_that_finds_the_device_full_is_one_line(monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nBufferAssignment ...")
 
     editor = Editor.__new__(Editor)  # what it would hold does not matter
-    editor.plan, editor.memory, editor._programs = SimpleNamespace(window=24), {}, {"edit": full}
+    editor.plan, editor.memory, editor._kept = SimpleNamespace(window=24), {}, Kept(1)
+    editor._kept.of(("edit", None, shape_of((np.zeros(3),))), lambda: (full, {}))
     with pytest.raises(UserError, match="edit of 24 frames does not fit the device .*take fewer") as caught:
-        editor._call("edit", None)
+        editor._call("edit", None, np.zeros(3))
     assert "\n" not in str(caught.value)
 
 

@@ -13,6 +13,7 @@ from stable_diffusion_helpers import UNET, save_pipeline
 import contextdiff_jax as cdx
 from contextdiff_jax import edits, saved
 from contextdiff_jax.data.clips import write_clip
+from contextdiff_jax.editing import editor as editor_lib
 from contextdiff_jax.editing.result import AUTOENCODER
 from contextdiff_jax.errors import UserError
 
@@ -33,7 +34,7 @@ def pipe(tmp_path_factory):
     return pipe
 
 
-def test_windows_masks_edges_and_several_prompts_at_once(pipe, tmp_path):
+def test_windows_masks_edges_and_several_prompts_at_once(pipe, tmp_path, monkeypatch):
     frames = np.random.default_rng(0).integers(0, 256, (FRAMES, SIZE, SIZE, 3)).astype(np.uint8)
     masks = np.zeros((FRAMES, SIZE, SIZE), bool)
     masks[:, 4:9, 5:12] = True
@@ -48,9 +49,12 @@ def test_windows_masks_edges_and_several_prompts_at_once(pipe, tmp_path):
     kept = masks.reshape(FRAMES, 8, 2, 8, 2).any(axis=(2, 4))
     for target in TARGETS:
         np.testing.assert_array_equal(edited.masks[target], 1.0 - kept)
-    # The same again, as latents: to the last step the object's are the clip's own, all others have moved.
-    given = how | dict(num_steps=how["steps"])
+    # The same again with more guidance, for which nothing is built or compiled, as latents: to the last step the
+    # object's are the clip's own, all others have moved.
+    given = how | dict(num_steps=how["steps"], guidance=4.0)
     del given["steps"], given["progress"], given["method"]
+    for where, name in ((editor_lib.memory, "check"), (edits.task_lib, "build"), (edits, "initial_params")):
+        monkeypatch.setattr(where, name, None)
     editor = edits.editor_of(pipe, frames, SOURCE, "controlvideo", given, progress=False)
     assert editor.plan.controlnet is not None and editor.plan.window == WINDOW
     latents = jax.device_get(editor.latents(TARGETS)[0])
@@ -100,7 +104,8 @@ def test_what_frames_of_one_s_own_cannot_be(pipe):
 def test_the_model_that_ships_makes_its_masks_as_its_recipe_does(monkeypatch):
     built = []
     shipped = SimpleNamespace(config=saved.find("builtin:demo", step=None, ema=True, config=None).config)
-    monkeypatch.setattr(edits.task_lib, "build", built.append)
+    shipped.clip_models = edits.ClipModels()
+    monkeypatch.setattr(edits.task_lib, "build", lambda config, **how: built.append(config))
     frames = np.zeros((3, 64, 64, 3), np.uint8)
     with pytest.raises(AttributeError):  # what is built is no task
         edits.editor_of(shipped, frames, SOURCE, "fatezero", {}, progress=False)
