@@ -1,10 +1,14 @@
 """The flags beside the config, and which modes take which."""
 
 import dataclasses
+import os
 from typing import Any
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import local_path
+
+WRITTEN = ("workdir", "out")  # fields that are paths
+READ = ("prompts_file", "layout", "image", "images", "reference", "captions", "runs", "model", "source", "answers")
 
 
 def _of(modes: str, default: Any = "", flag: str = "") -> Any:
@@ -50,15 +54,21 @@ class Options:
 
 
 def checked(options: Options, mode: str) -> Options:
-    """The options with ~ in the paths that are written to as the home folder.
+    """The options with ~ in their paths as the home folder.
 
     Raises:
-        UserError: a flag that this mode does not look at, or a path on a remote store.
+        UserError: a flag that this mode does not look at, or a path on a remote store that is to be written to.
     """
     for field in dataclasses.fields(options):
         modes = field.metadata.get("modes", (mode,))
         if mode not in modes and getattr(options, field.name) != field.default:
             flag = field.metadata["flag"] or field.name
             raise UserError(f"--{flag} cannot act in --mode={mode}; it is for {', '.join(modes)}")
-    written = {name: getattr(options, name) for name in ("workdir", "out")}
-    return dataclasses.replace(options, **{name: str(local_path(path)) for name, path in written.items() if path})
+    paths = {name: getattr(options, name) for name in (*WRITTEN, *READ)}
+    paths |= {name: str(local_path(paths[name])) for name in WRITTEN if paths[name]}
+    return dataclasses.replace(options, **{name: _at_home(path) for name, path in paths.items()})
+
+
+def _at_home(path: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """A path, or each of several, with ~ as the home folder."""
+    return os.path.expanduser(path) if isinstance(path, str) else tuple(map(os.path.expanduser, path))

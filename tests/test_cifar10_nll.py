@@ -94,9 +94,9 @@ def test_a_learned_process_of_three_steps_trains_is_measured_drawn_and_kept(tmp_
         "sample.num_steps": 3,
     }
     config.update_from_flattened_dict(changes)
-    options = command_line.Options(workdir=str(tmp_path / "run"), prompts=("7", "the digit 3"))
-    for mode in ("train", "sample"):  # training ends in the evaluation
-        command_line.run(mode, config, options)
+    options = command_line.Options(workdir=str(tmp_path / "run"))
+    command_line.run("train", config, options)  # which ends in the evaluation
+    command_line.run("sample", config, dataclasses.replace(options, prompts=("7", "the digit 3")))
     bits = json.loads((tmp_path / "run" / "eval.json").read_text())["bits_per_dim"]
     for row in ("adapter on", "adapter off"):
         assert bits[row]["images"] == 16 and np.isfinite([bits[row]["mean"], bits[row]["stderr"]]).all()

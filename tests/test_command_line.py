@@ -95,8 +95,9 @@ def test_flags_that_a_mode_would_not_look_at_are_refused(told):
 
 def test_what_is_written_goes_where_it_is_read_from(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    found = options.checked(options.Options("~/run", out="~/out"), "sample")
-    assert (found.workdir, found.out) == (str(tmp_path / "run"), str(tmp_path / "out"))
+    found = options.checked(options.Options("~/run", out="~/out", image="~/a.png"), "sample")
+    assert (found.workdir, found.out, found.image) == tuple(str(tmp_path / name) for name in ("run", "out", "a.png"))
+    assert options.checked(options.Options("", runs=("~/a", "b")), "compare").runs == (str(tmp_path / "a"), "b")
     assert workdir.folder_of("~/run") == tmp_path / "run" / "checkpoints"
     for call in (
         lambda: options.checked(options.Options("runs/a", out="gs://bucket/x"), "export"),

@@ -214,7 +214,8 @@ def draw(
         journal.follow(f"{setting}/{i}", part)
     for course in courses:
         group, count = course.group, len(course.group.records)
-        with Progress(f"{group.name} {setting}".strip(), count, "img", done=course.done) as progress:
+        how = dict(done=course.done, before="compiling")
+        with Progress(f"{group.name} {setting}".strip(), count, "img", **how) as progress:
             for images in clock.timed(pipeline.stream(group.asked, key=seed, first=course.done, **options)):
                 course.update(images, metrics, before)
                 progress.update(len(images))

@@ -24,6 +24,7 @@ from contextdiff_jax.editing.words import Prompt
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.layers import Attention
 from contextdiff_jax.pipeline import Pipeline
+from contextdiff_jax.progress import Progress
 from contextdiff_jax.types import Array
 
 SIDE = 16  # of the maps that the paper shows; the nearest that the network has is taken
@@ -149,14 +150,16 @@ def _attended(
     run, recorder = _program(pipeline, way, plan)
     fields, size = pipeline.task.parts.condition.read(list(prompts)), min(section.batch_size, len(prompts))
     parts, maps = [], []
-    for start in range(0, len(prompts), size):
-        rows = np.minimum(np.arange(start, start + size), len(prompts) - 1)
-        taken = {name: field[rows] for name, field in fields.items()}
-        given = None if images is None else jnp.asarray(images[rows])
-        drawn = run(pipeline.params, pipeline.frozen, taken, np.int32(key), rows, numbers, given)
-        count = min(size, len(prompts) - start)
-        maps.append(recorder.maps()[:count])
-        parts.append(np.asarray(drawn)[:count])
+    with Progress("heatmaps", len(prompts), "img", before="compiling") as progress:
+        for start in range(0, len(prompts), size):
+            rows = np.minimum(np.arange(start, start + size), len(prompts) - 1)
+            taken = {name: field[rows] for name, field in fields.items()}
+            given = None if images is None else jnp.asarray(images[rows])
+            drawn = run(pipeline.params, pipeline.frozen, taken, np.int32(key), rows, numbers, given)
+            count = min(size, len(prompts) - start)
+            maps.append(recorder.maps()[:count])
+            parts.append(np.asarray(drawn)[:count])
+            progress.update(count)
     return Attended(np.concatenate(parts), np.concatenate(maps))
 
 

@@ -104,7 +104,7 @@ def _named(text: str) -> tuple[str, Path]:
     name, equals, folder = text.partition("=")
     if not (name and equals and folder):
         raise UserError(f"set {text!r} has no name or no folder; give NAME=FOLDER, e.g. --set=ours=runs/a/samples")
-    return name, Path(folder)
+    return name, Path(folder).expanduser()
 
 
 def _items(folder: str | Path) -> dict[str, Path]:
