@@ -44,7 +44,7 @@ def sections() -> ConfigDict:
         dict(
             kind="pixels",  # pixels | latents (of the autoencoder in model.pretrained)
             latents="",  # folder that --mode=encode fills
-            max_latents=0,  # images of each split that --mode=encode takes; 0: all
+            max_latents=0,  # images of each split that --mode=encode takes, spread over it; 0: all
             precomputed=True,  # train on its latents; False encodes the images in every step
             rgb_map="",  # folder of the map from latents to colours; empty: `latents`
             rgb="linear",  # what the adapter's CLIP sees of latents: linear (map fitted by --mode=encode) | decode

@@ -2,6 +2,7 @@
 
 import collections
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -15,6 +16,7 @@ from contextdiff_jax import data
 from contextdiff_jax import saved as saved_model
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.tasks import warm_start
+from contextdiff_jax.tasks.autoencoder import AutoencoderTask
 from contextdiff_jax.training import workdir
 
 
@@ -124,3 +126,21 @@ def test_the_classes_of_a_folder_go_into_the_run(tmp_path):
     renamed = data.settled(run)
     renamed.data.class_names = ("cat", "horse")
     assert workdir._another_model(workdir._changes(settled.to_dict(), renamed))
+
+
+def test_an_autoencoder_is_scaled_and_shown_by_pictures_of_the_whole_set(monkeypatch):
+    records = Records({"image": np.full((8, 8, 3), i // 3, np.uint8)} for i in range(768))
+    monkeypatch.setattr(data, "held_out", lambda section: ("test", records))
+    task = AutoencoderTask.__new__(AutoencoderTask)
+    same = lambda params, images: images
+    task.config, task.vae = t2i.get_config("tiny"), SimpleNamespace(encode=same, decode=same)
+    level = lambda images: (images[:, 0, 0, 0] + 1) * 127.5
+    assert (np.diff(level(task._held_out)) > 0).all() and len(task._held_out) == 256
+    shown = level(task.preview({}, {}, None)[0])
+    assert shown[0] < 40 and shown[7] > 215 and len(shown) == 16
+
+
+class Records(list):
+    """Pictures that come level by level."""
+
+    levels = 256
