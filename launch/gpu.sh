@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# The measurements that need a GPU, one program after another: on one card several starve each other. Logs and results go
+# to runs/gpu; what has ended there is not run again.
+#   bash launch/gpu.sh                    everything
+#   bash launch/gpu.sh unet small         some of it, in this order:
+#     unet       Stable Diffusion's U-Net in bfloat16 against compiled PyTorch (requirements-test.txt)
+#     small      the step of configs/t2i.py:small
+#     imagenet   the step of configs/class2img.py:imagenet, batch 64 (IMAGENET_BATCH)
+#     edit       Stable Diffusion 1.5's shapes on 8 frames of 512 x 512: tuning, inversion, edit (requirements-test.txt)
+#     few_steps  docs/study: emoji at 32 x 32 and Fashion-MNIST (FASHION_MNIST) at T = 4, 8, 16
+#     fashion    configs/class2img.py:fashion with and without the adapter, three seeds, FASHION_STEPS each
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/environment.sh
+prepare_environment requirements.txt
+
+root=runs/gpu
+export FASHION_MNIST=${FASHION_MNIST:-/usr/share/datasets/fashion-mnist}
+mkdir -p "$root"
+main=("$python" -m contextdiff_jax.main)
+
+once() { # once NAME COMMAND...: its output is shown and kept; a name that has ended is passed over
+    local log="$root/$1.log"
+    if [[ -f $log ]]; then say "$1: $log is there"; return; fi
+    say "$1"
+    "${@:2}" 2>&1 | tee "$log.part"
+    mv "$log.part" "$log"
+}
+
+random_models() { # full size, random weights
+    [[ -d $root/random/clip ]] || "$python" -m docs.random_sd "--out=$root/random"
+}
+
+run() {
+    case $1 in
+        unet) once unet "$python" tests/models/bench_sd_unet.py --device=gpu --dtype=bfloat16 --shape=sd15 --batch=8 ;;
+        small) once small "$python" -m docs.step_time --config=configs/t2i.py:small ;;
+        imagenet)
+            random_models
+            once imagenet "$python" -m docs.step_time --config=configs/class2img.py:imagenet \
+                "--config.data.batch_size=${IMAGENET_BATCH:-64}" "--config.model.pretrained=$root/random/vq" \
+                "--config.space.rgb_map=$root/random/vq" "--config.encoder.clip=$root/random/clip" --config.data.path=. \
+                "--config.data.class_names=$("$python" -c 'print(tuple(f"n{i:08d}" for i in range(1000)))')"
+            ;;
+        edit)
+            random_models
+            once edit "${main[@]}" --config=configs/video_edit.py:contextdiff "--workdir=$root/edit" \
+                "--config.model.pretrained=$root/random/sd15" "--config.encoder.clip=$root/random/clip" \
+                --config.train.num_steps=20 --config.train.log_every=5
+            ;;
+        few_steps)
+            for set in emoji32 fashion; do
+                once "few_steps-$set" "$python" -m docs.study.steps "--data=$set" --T=4,8,16 --arms=plain,free "--results=$root"
+            done
+            ;;
+        fashion)
+            for seed in 0 1 2; do
+                for adapter in True False; do
+                    once "fashion-$adapter-$seed" "${main[@]}" --config=configs/class2img.py:fashion \
+                        "--workdir=$root/fashion-$adapter-$seed" "--config.data.path=$FASHION_MNIST" "--config.seed=$seed" \
+                        "--config.adapter.enabled=$adapter" "--config.train.num_steps=${FASHION_STEPS:-5000}" \
+                        --config.data.batch_size=256 --config.model.channels=64
+                done
+            done
+            ;;
+        *) say "error: $1 is unknown; accepted: ${all[*]}"; exit 2 ;;
+    esac
+}
+
+all=(unet small imagenet edit few_steps fashion)
+for name in "${@:-${all[@]}}"; do run "$name"; done
