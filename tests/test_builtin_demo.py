@@ -92,6 +92,7 @@ def test_only_so_many_latents_are_encoded(start, trained):
     assert contents["splits"] == {"train": 16, "test": 16}
 
 
+@pytest.mark.slow
 def test_a_random_start_reads_no_weights_and_an_export_of_it_does(start, trained):
     """The folder has none to read; what was exported is what was trained, in half precision."""
     assert not list((start / "start" / "unet").glob("*.safetensors"))

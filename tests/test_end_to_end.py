@@ -148,7 +148,8 @@ def test_training_starts_exactly_at_plain_diffusion():
     assert moved > 0, "the adapter must receive a gradient from the first step on"
 
 
-@pytest.mark.parametrize("objective", [pytest.param("posterior", marks=pytest.mark.slow), "nelbo"])
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["posterior", "nelbo"])
 def test_other_objectives_train(objective, tmp_path):
     config = smallest(2)
     config.loss.objective = objective

@@ -103,6 +103,7 @@ def test_fashion_mnist_is_judged_by_a_classifier_of_its_own(tmp_path, monkeypatc
         class_judge.judge_of(config, tmp_path / "run" / "judge")
 
 
+@pytest.mark.slow
 def test_fashion_mnist_has_bits_per_dimension(tmp_path, monkeypatch):
     write_fashion(tmp_path, monkeypatch)
     changes = ONE_LEVEL | {"eval.judge_steps": 0, "process.num_timesteps": 2}  # as many as sampling steps

@@ -210,6 +210,7 @@ def test_sampling_from_the_command_line(trained, tmp_path):
     assert Image.open(tmp_path / "out" / "0000.png").size == (16, 16)
 
 
+@pytest.mark.slow
 def test_training_from_images_instead_of_stored_latents(folder, tmp_path):
     config = config_of(folder[0])
     config.space.precomputed, config.space.rgb, config.model.remat = False, "decode", False

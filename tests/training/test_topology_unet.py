@@ -67,7 +67,8 @@ def two_processes(workdir: Path) -> list[subprocess.Popen]:
     return [start(workdir, 2, *cluster, f"--process_id={i}") for i in range(2)]
 
 
-@pytest.mark.parametrize("others", [pytest.param(eight_devices, marks=pytest.mark.slow), two_processes])
+@pytest.mark.slow
+@pytest.mark.parametrize("others", [eight_devices, two_processes])
 def test_the_topology_makes_no_difference_but_rounding(one, others, tmp_path):
     finished(*others(tmp_path))
     losses = [
