@@ -18,6 +18,7 @@ from contextdiff_jax.data.clips import LEAST, RATE, Clip
 from contextdiff_jax.data.images import square
 from contextdiff_jax.data.moving import moving
 from contextdiff_jax.data.one_clip import check_identity, clip_of
+from contextdiff_jax.editing import memory
 from contextdiff_jax.editing.editor import PROGRAMS, Editor, controls_of
 from contextdiff_jax.editing.kept import Kept
 from contextdiff_jax.editing.methods import DEMO, METHODS, OF_THE_MODEL, RECIPES, values_of
@@ -244,13 +245,19 @@ def targets_of(config: ConfigDict, prompts: Sequence[str]) -> list[str]:
 def check(task: Any, config: ConfigDict, prompts: Sequence[str]) -> None:
     """Refuses what cannot be edited before anything is tuned: the stages are traced, nothing is computed.
 
+    On an accelerator the edit itself is compiled, which needs the most of all, so that what does not fit is said before
+    minutes of tuning; the program is kept for when its turn comes. A CPU has the machine's memory.
+
     Raises:
-        UserError: prompts, words or masks that do not fit the method or the clip; a method that does not fit the model.
+        UserError: prompts, words or masks that do not fit the method or the clip; a method that does not fit the model;
+            too many frames for the device.
     """
     targets, clip = targets_of(config, prompts), clip_of(config.data)
     controls_of(task, config, clip, targets)
     params = jax.eval_shape(task.init, stream(config.seed, "init"))
-    Editor(task, params, task.frozen, clip, config, progress=False).trace(targets)
+    stages = Editor(task, params, task.frozen, clip, config, progress=False).trace(targets)
+    if here().platform != "cpu":
+        memory.check(stages["edit"].lower().compile(), "edit", config.data.num_frames)
 
 
 def check_clip(config: ConfigDict, workdir: str | Path) -> None:

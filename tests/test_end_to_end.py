@@ -162,6 +162,7 @@ def test_other_objectives_train(objective, tmp_path):
         assert last["prior"] + last["reconstruction"] + last["diffusion"] == pytest.approx(last["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_folder_of_captioned_images_trains_and_samples(tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -178,6 +179,7 @@ def test_a_folder_of_captioned_images_trains_and_samples(tmp_path):
     assert (tmp_path / "run" / "report.png").exists()
 
 
+@pytest.mark.slow
 def test_bench_compares_with_and_without_adapter(tmp_path):
     command_line.run("bench", smallest(), command_line.Options(workdir=str(tmp_path)))
     figures = json.loads((tmp_path / "bench.json").read_text())

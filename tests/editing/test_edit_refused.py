@@ -143,6 +143,15 @@ def test_frames_that_do_not_fit_the_device_are_counted():
         memory.check(program, "edit", 8, limit=needed["peak"] - 1)
 
 
+def test_an_accelerator_is_asked_before_the_tuning(recipe, tmp_path, monkeypatch):
+    program = jax.jit(lambda x: jnp.sin(x)).lower(jnp.zeros(1000)).compile()
+    edit = SimpleNamespace(lower=lambda: SimpleNamespace(compile=lambda: program))
+    monkeypatch.setattr(Editor, "trace", lambda *args: {"edit": edit})
+    monkeypatch.setattr(edits, "here", lambda: SimpleNamespace(platform="gpu"))
+    monkeypatch.setattr(memory, "available", lambda device: 100)
+    refused(recipe, tmp_path, "edit of 3 frames needs .*; take smaller frames", "a frog on a green background")
+
+
 def test_an_edit_that_finds_the_device_full_is_one_line(monkeypatch):
     def full(*args):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nBufferAssignment ...")

@@ -25,11 +25,12 @@ def paired(bound, exact):
     return gap.mean(), gap.std(ddof=1) / np.sqrt(len(gap))
 
 
-@pytest.mark.parametrize(
-    "build", [schedule.cosine, pytest.param(schedule.scaled_linear, marks=pytest.mark.slow)]
-)
-def test_tight_without_adapter_and_with_the_optimal_denoiser_at_T_1000(x64, build):
-    s = build(1000)
+_LONG = [pytest.param(build, 1000, marks=pytest.mark.slow) for build in (schedule.cosine, schedule.scaled_linear)]
+
+
+@pytest.mark.parametrize("build, num_timesteps", [(schedule.cosine, 400), *_LONG])
+def test_tight_without_adapter_and_with_the_optimal_denoiser_in_many_steps(x64, build, num_timesteps):
+    s = build(num_timesteps)
     model = toy(s).with_optimal_denoiser()
     x0 = gaussian_data(model, 4096, 32)
     bound = bits_per_dim(functions(model)[0], None, s, x0, jax.random.key(0), bins=None)

@@ -42,7 +42,8 @@ def read_some(folder: Path, **how):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's count of resident memory")
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_host_memory_is_bounded_by_a_shard(tmp_path, dtype):
     """On a CPU the arrays are host memory too, so they are subtracted. Reading all at once would take six shards."""
     script = Path(__file__).with_name("measure_memory.py")

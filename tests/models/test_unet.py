@@ -92,6 +92,7 @@ def test_examples_are_independent():
     chex.assert_trees_all_close(run(net, params, xt, t, context)[:1], alone, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_remat_changes_neither_value_nor_gradient():
     xt, t, context = inputs()
     net, thrifty = make(), make(remat=True)

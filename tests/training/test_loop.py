@@ -329,7 +329,7 @@ def test_a_workdir_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch
 @pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run"])
 def test_a_remote_workdir_is_refused_and_no_local_folder_takes_its_name(address, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="remote store .* mount it"):
+    with pytest.raises(UserError, match="remote store.* mount it"):
         train(ToyTask(toy_config()), address)
     assert not list(tmp_path.iterdir())
 
