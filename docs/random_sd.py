@@ -17,6 +17,7 @@ import transformers
 
 from contextdiff_jax.conditions.spaces import RGB_MAP
 from contextdiff_jax.encoders import ASSETS
+from contextdiff_jax.formats.single_file import SCHEDULER
 from docs import scripts
 
 UNET = dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
@@ -43,17 +44,9 @@ VQ = dict(
     sample_size=256,
     scaling_factor=1.0,
 )
-SCHEDULER = dict(
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule="scaled_linear",
-    clip_sample=False,
-    set_alpha_to_one=False,
-    steps_offset=1,
-)
 
 
-def tokenizer() -> transformers.PreTrainedTokenizerFast:
+def tokenizer(max_length: int = 77) -> transformers.PreTrainedTokenizerFast:
     """The one that ships: what the words are makes no difference here."""
     return transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(ASSETS / "clip_mini" / "tokenizer.json"),
@@ -61,7 +54,7 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
         eos_token="<|endoftext|>",
         pad_token="<|endoftext|>",
         unk_token="<|endoftext|>",
-        model_max_length=77,
+        model_max_length=max_length,
     )
 
 
@@ -78,7 +71,7 @@ def save(out: Path) -> None:
         )
         clip = transformers.CLIPModel(transformers.CLIPConfig(text_config=special, projection_dim=512))
     none = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-    scheduler = diffusers.DDIMScheduler(**SCHEDULER)
+    scheduler = diffusers.DDIMScheduler.from_config(SCHEDULER)
     pipeline = diffusers.StableDiffusionPipeline(**parts, tokenizer=words, scheduler=scheduler, **none)
     pipeline.to(torch.float16).save_pretrained(out / "sd15")
     diffusers.VQModel(**VQ).save_config(out / "vq" / "vqvae")

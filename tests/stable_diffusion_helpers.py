@@ -11,7 +11,7 @@ from diffusers_helpers import randomised
 from PIL import Image
 
 from contextdiff_jax import data
-from contextdiff_jax.encoders import ASSETS
+from docs import random_sd
 
 UNET = dict(
     sample_size=8,
@@ -61,15 +61,7 @@ def save_pipeline(
     folder: Path, unet: dict = UNET, vae: dict = VAE, text: dict = TEXT, max_length: int = 16, randomise: bool = True
 ) -> diffusers.StableDiffusionPipeline:
     """Writes a pipeline, by default of 16 x 16 pictures (8 x 8 latents), in the hub's layout, and returns it."""
-    shipped = ASSETS / "clip_mini"
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(shipped / "tokenizer.json"),
-        bos_token="<|startoftext|>",
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        unk_token="<|endoftext|>",
-        model_max_length=max_length,
-    )
+    tokenizer = random_sd.tokenizer(max_length)
     special = dict(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )

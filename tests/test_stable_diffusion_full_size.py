@@ -13,21 +13,9 @@ import pytest
 import torch
 import transformers
 
+from docs import random_sd
 from tests import stable_diffusion_helpers as helpers
 
-UNET = dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-VAE = dict(
-    down_block_types=("DownEncoderBlock2D",) * 4,
-    up_block_types=("UpDecoderBlock2D",) * 4,
-    block_out_channels=(128, 256, 512, 512),
-    layers_per_block=2,
-    latent_channels=4,
-    sample_size=512,
-)
-TEXT = dict(
-    vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-    max_position_embeddings=77, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-)  # fmt: skip
 SCRIPT = """
 import resource, sys, time
 import numpy as np
@@ -56,7 +44,8 @@ done("exported")
 def test_full_size_folder(tmp_path):
     folder = tmp_path / "sd15"
     start = time.time()
-    helpers.save_pipeline(folder, UNET, VAE, TEXT, max_length=77, randomise=False)
+    parts = random_sd.UNET, random_sd.VAE, random_sd.TEXT
+    helpers.save_pipeline(folder, *parts, max_length=77, randomise=False)
     print(f"\nwrote the folder: {time.time() - start:.0f} s")
     optimised = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # as users run it
     command = [sys.executable, "-c", SCRIPT, str(folder), str(tmp_path / "export")]
