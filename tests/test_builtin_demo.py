@@ -87,6 +87,7 @@ def test_the_autoencoder_refuses_a_size_that_it_cannot_halve():
         task_lib.build(config)
 
 
+@pytest.mark.slow
 def test_only_so_many_latents_are_encoded(start, trained):
     contents = json.loads((start / "latents" / "latents.json").read_text())
     assert contents["splits"] == {"train": 16, "test": 16}
@@ -111,6 +112,7 @@ def test_a_random_start_reads_no_weights_and_an_export_of_it_does(start, trained
     assert trajectory.shape == (3, 1, *read.task.sample_shape) and np.isfinite(trajectory).all()
 
 
+@pytest.mark.slow
 def test_without_a_config_a_models_own_counts(start, trained, tmp_path, capsys):
     out = tmp_path / "out"
     run("sample", None, start / "export", prompts=("a frog on a red background",), out=str(out))

@@ -48,6 +48,7 @@ def test_the_digits_are_the_default():
     assert config_lib.leaves(default) == config_lib.leaves(digits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset, kind", [("ddpm", "none"), ("vdm", "class")])
 def test_the_training_step_traces(preset, kind):
     config = embedded(preset)
@@ -74,6 +75,7 @@ def test_the_cost_that_the_recipe_states_is_that_of_its_step():
     assert config.train.num_steps == int(stated[2].replace(",", ""))
 
 
+@pytest.mark.slow
 def test_sizes_are_those_of_the_papers():
     """Ho et al. 2020 give 35.7 million; the other network has 67 blocks of 128 channels, 33 of them on 256 inputs."""
     assert 30e6 < size("ddpm") < 45e6

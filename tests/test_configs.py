@@ -24,7 +24,10 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+FULL_SIZE = {"t2i:small": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=FULL_SIZE.get(name, ())) for name in CONFIGS])
 def test_the_training_step_traces(name, tmp_path, monkeypatch):
     config = CONFIGS[name]()
     config.data.batch_size = 8

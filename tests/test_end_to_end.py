@@ -8,21 +8,19 @@ import pytest
 from PIL import Image
 
 import contextdiff_jax as cdx
-from configs import t2i
 from contextdiff_jax import command_line, data
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.errors import UserError
+from tests import small_models
 
 
 def smallest(num_steps=4):
-    """The tiny preset with one level: half as much to compile."""
-    config = t2i.get_config("tiny")
+    """The shared model, for a few steps."""
+    config = small_models.text_to_image()
     config.train.num_steps = num_steps
     config.train.checkpoint_every = 2
     config.optim.schedule = "constant"
     config.eval.bpd_always = True
-    config.model.multipliers = (1,)
-    config.model.self_attention_levels = config.model.cross_attention_levels = (0,)
     return config
 
 
@@ -96,8 +94,7 @@ def test_pipeline_in_python(run):
     assert np.abs(together).max() <= 1
     chunked = pipe.sample_arrays(prompts, key=7, steps=3, batch_size=2)
     np.testing.assert_allclose(together, chunked, atol=1e-4)
-    for name in ("ddpm", "heun"):
-        assert np.isfinite(pipe.sample_arrays(prompts[:1], steps=2, sampler=name)).all()
+    assert np.isfinite(pipe.sample_arrays(prompts[:1], steps=2, sampler="ddpm")).all()
 
 
 @pytest.mark.parametrize(

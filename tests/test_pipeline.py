@@ -8,18 +8,15 @@ import pytest
 from test_stored_figures import PROMPTS, shaken
 
 import contextdiff_jax as cdx
-from configs import t2i
 from contextdiff_jax import asked
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.errors import UserError
+from tests import small_models
 
 
 @pytest.fixture(scope="module")
 def pipe():
-    config = t2i.get_config("tiny")
-    config.model.multipliers = (1,)  # half as much to compile
-    config.model.self_attention_levels = config.model.cross_attention_levels = (0,)
-    task = task_lib.build(config)
+    task = task_lib.build(small_models.text_to_image())
     return cdx.Pipeline(task, shaken(task), 0)
 
 

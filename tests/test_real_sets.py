@@ -69,6 +69,7 @@ def autoencoder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_imagenet_from_class_subfolders(autoencoder, tmp_path):
     write_imagenet(tmp_path / "train")
     latent = LATENT | {"model.pretrained": str(autoencoder), "space.latents": str(tmp_path / "latents")}

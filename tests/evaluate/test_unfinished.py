@@ -8,20 +8,17 @@ import numpy as np
 import pytest
 
 import contextdiff_jax as cdx
-from configs import t2i
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.evaluate import suite, unfinished
 from contextdiff_jax.evaluate.metrics import Moments
 from contextdiff_jax.evaluate.unfinished import Batches, Journal
+from tests import small_models
 
 
 @pytest.fixture
 def pipe():
-    config = t2i.get_config("tiny")
-    config.model.multipliers = (1,)  # half as much to compile
-    config.model.self_attention_levels = config.model.cross_attention_levels = (0,)
-    config.sample.update(num_steps=1, batch_size=4)
-    config.eval.update(num_samples=8, bpd_images=8, bpd_always=True, bpd_timesteps=2)
+    config = small_models.text_to_image()
+    config.eval.update(num_samples=8, bpd_images=8, bpd_always=True)
     task = task_lib.build(config)
     return cdx.Pipeline(task, task.init(jax.random.key(0)), 0)
 
