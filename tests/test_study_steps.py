@@ -1,6 +1,7 @@
 """The second part of the study: its runner with a handful of steps, its page from the stored results."""
 
 import dataclasses
+import os
 import shutil
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from contextdiff_jax import config as config_lib
-from docs.study import plots, run, steps, steps_plots, toy
+from docs.study import plots, run, side_by_side, steps, steps_images, steps_plots, toy
 
 
 @pytest.mark.parametrize("T", [1, 2, 4, 64, 1000])
@@ -37,6 +38,22 @@ def test_a_run_is_stored_with_all_its_figures_and_not_run_again(tmp_path, monkey
 
     monkeypatch.setattr(steps, "run", trained_again)
     steps.study("mixture", [2], ["free"], [0], tmp_path, size)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system says nothing about cores")
+def test_trainings_side_by_side_have_a_core_each_and_their_errors_are_raised():
+    found = dict(side_by_side.results(os.sched_getaffinity, [(0,)] * 2, 2))
+    assert [len(cores) for cores in found.values()] == [1]
+    with pytest.raises(ZeroDivisionError):
+        dict(side_by_side.results(divmod, [(7, 2), (1, 0)], 1))
+
+
+def test_every_run_that_is_missing_is_a_job_and_the_arms_take_turns(monkeypatch):
+    handed = []
+    monkeypatch.setattr(side_by_side, "results", lambda work, jobs, processes: handed.extend(jobs) or iter(()))
+    missing = [(4, "plain", [0, 1]), (4, "free", [2]), (8, "free", [])]
+    assert list(steps_images.runs("digits", missing, 2)) == []
+    assert handed == [(4, "plain", 0), (4, "free", 2), (4, "plain", 1)]
 
 
 def test_plots_and_tables_are_those_of_the_stored_results(tmp_path):

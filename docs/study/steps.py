@@ -26,7 +26,7 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.training.state import stream
 from contextdiff_jax.types import Batch, Params
 from docs import scripts
-from docs.study import measure, toy
+from docs.study import measure, side_by_side, toy
 from docs.study.run import RESULTS, load, save
 
 TIMES = (2, 4, 8, 16)  # what is run unless asked otherwise
@@ -48,17 +48,19 @@ class Arm:
         overrides: what it changes in a config.
         colour: in plots.
         width: of the mixture's denoiser.
+        num_blocks: of the pictures' denoiser, at each level.
     """
 
     label: str
     overrides: dict[str, object]
     colour: str
     width: int = 64
+    num_blocks: int = 1
 
 
 ARMS = {
     "plain": Arm("plain", {"adapter.enabled": False}, "#52606d"),
-    "plain_wide": Arm("plain, more parameters", {"adapter.enabled": False}, "#9aa5b1", width=100),
+    "plain_wide": Arm("plain, more parameters", {"adapter.enabled": False}, "#9aa5b1", width=100, num_blocks=2),
     "bounded": Arm("contextual, r bounded", {"adapter.enabled": True, "adapter.bound": 1.0}, "#ee964b"),
     "free": Arm("contextual, r free", {"adapter.enabled": True, "adapter.bound": 0.0}, "#d1495b"),
     "head": Arm(
@@ -162,29 +164,40 @@ def energies(task: Any, params: Params, size: toy.Size) -> dict[str, float | Non
 
 
 def study(
-    name: str, times: list[int], arms: list[str], seeds: list[int], results: Path = RESULTS, size: toy.Size = SIZE
+    name: str,
+    times: list[int],
+    arms: list[str],
+    seeds: list[int],
+    results: Path = RESULTS,
+    size: toy.Size = SIZE,
+    processes: int = 1,
 ) -> None:
-    """Runs whatever of these is not in results/steps-NAME.json yet."""
+    """Runs whatever of these is not in results/steps-NAME.json yet, and stores it run by run."""
     path = results / f"steps-{name}.json"
     stored = load(path)
+    missing = [
+        (T, arm, [seed for seed in seeds if str(seed) not in stored["runs"].get(str(T), {}).get(arm, {})])
+        for T in times
+        for arm in arms
+    ]
     if name in RATE:
         stored["reference"] = stored["reference"] or reference(size)
-        run_arm = partial(run, size=size, rate=RATE[name])
+        done = (
+            ((T, arm, seed), figures)
+            for T, arm, some in missing
+            if some
+            for seed, figures in run(T, ARMS[arm], some, size, RATE[name])
+        )
     else:
         from docs.study import steps_images  # scikit-learn and the judges, which points can do without
 
         stored["reference"] = stored["reference"] or steps_images.reference(name)
-        run_arm = partial(steps_images.run, name)
-    for T in times:
-        for arm in arms:
-            of_arm = stored["runs"].setdefault(str(T), {}).setdefault(arm, {})
-            if not (missing := [seed for seed in seeds if str(seed) not in of_arm]):
-                continue
-            for seed, figures in run_arm(T, ARMS[arm], missing):
-                of_arm[str(seed)] = figures
-                save(stored, path)
-                shown = ("above", "bound", "energy", "quality", "parameters", "seconds")
-                print(f"{name} T={T} {arm} seed {seed}:", {k: figures[k] for k in shown if k in figures}, flush=True)
+        done = steps_images.runs(name, missing, processes)
+    for (T, arm, seed), figures in done:
+        stored["runs"].setdefault(str(T), {}).setdefault(arm, {})[str(seed)] = figures
+        save(stored, path)
+        shown = ("above", "bound", "energy", "quality", "parameters", "seconds")
+        print(f"{name} T={T} {arm} seed {seed}:", {k: figures[k] for k in shown if k in figures}, flush=True)
 
 
 def reference(size: toy.Size) -> dict[str, float]:
@@ -202,6 +215,7 @@ def main() -> None:
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--results", default=str(RESULTS), help="folder of the stored figures")
     parser.add_argument("--cache", default="runs/study-compiled", help="folder of compiled programs")
+    parser.add_argument("--processes", type=int, default=0, help="trainings on pictures at once; 0: one a core")
     args = parser.parse_args()
     jax.config.update("jax_compilation_cache_dir", str(Path(args.cache).absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -211,7 +225,8 @@ def main() -> None:
     if args.data not in SETS:
         raise UserError(f"--data={args.data} is unknown; accepted: {', '.join(SETS)}")
     numbers = lambda text: [int(number) for number in text.split(",")]
-    study(args.data, numbers(args.T), arms, numbers(args.seeds), Path(args.results))
+    processes = args.processes or side_by_side.sensible()
+    study(args.data, numbers(args.T), arms, numbers(args.seeds), Path(args.results), processes=processes)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The second part of the study on small pictures: digits, drawn scenes and clothes, each model trained at its own T."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -12,8 +12,8 @@ from configs import cifar10_nll
 from contextdiff_jax import sampling
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.training.state import stream
-from docs.study import images, measure
-from docs.study.steps import Arm, process_of
+from docs.study import images, measure, side_by_side
+from docs.study.steps import ARMS, Arm, process_of
 
 SIZES = {
     "digits": replace(images.SIZES["digits"], num_samples=200),
@@ -30,13 +30,41 @@ def config_of(name: str, T: int, arm: Arm) -> ConfigDict:
     config = images.config_of(name, SIZES[name])
     cifar10_nll.few_steps(config, T)
     config.loss.num_times = NUM_TIMES.get(name, config.loss.num_times)
-    config.update_from_flattened_dict(arm.overrides)
+    config.update_from_flattened_dict(arm.overrides | {"model.num_blocks": arm.num_blocks})
     return config
 
 
 def reference(name: str) -> dict[str, Any]:
     """What real held-out pictures score."""
     return images.floor(name, SIZES[name])
+
+
+def runs(
+    name: str, missing: list[tuple[int, str, list[int]]], processes: int
+) -> Iterator[tuple[tuple[int, str, int], dict[str, Any]]]:
+    """((T, arm, seed), figures) of all that is missing: of each T and arm its seeds.
+
+    One process compiles once for all seeds of an arm. Of several each trains one seed at a time, the first of every arm
+    before the others, so that later ones find its programs compiled.
+    """
+    if processes == 1:
+        for T, arm, seeds in missing:
+            for seed, figures in run(name, T, ARMS[arm], seeds) if seeds else ():
+                yield (T, arm, seed), figures
+        return
+    jobs = [(i, (T, arm, seed)) for T, arm, seeds in missing for i, seed in enumerate(seeds)]
+    yield from side_by_side.results(_Of(name), [job for _, job in sorted(jobs, key=lambda job: job[0])], processes)
+
+
+@dataclass(frozen=True)
+class _Of:
+    """(T, arm, seed) -> figures, of one set: something that another process can be sent."""
+
+    name: str
+
+    def __call__(self, T: int, arm: str, seed: int) -> dict[str, Any]:
+        ((_, figures),) = run(self.name, T, ARMS[arm], [seed])
+        return figures
 
 
 def run(name: str, T: int, arm: Arm, seeds: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
