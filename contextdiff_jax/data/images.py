@@ -72,7 +72,15 @@ def upright(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Any mode to 8-bit RGB: 16-bit greys are scaled (not clipped), transparency is laid on white."""
+    """Any mode to 8-bit RGB: 16-bit greys are scaled (not clipped), transparency is laid on white.
+
+    Raises:
+        ValueError: a mode whose white is not known.
+    """
+    # Pillow's mode "I" has 32 bits; of a PNG, which has none of 32, it holds 16.
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        kind = "floating-point numbers" if image.mode == "F" else "integers of 32 bits"
+        raise ValueError(f"its pixels are {kind}, which do not say what white is; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         levels = np.asarray(image).astype(np.float64) / 257.0
         return PIL.Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8)).convert("RGB")

@@ -119,9 +119,12 @@ def classes(pipeline: Pipeline, named: Named, real: tuple[str, int]) -> Judging:
     words = [names[i] for i in asked]
     what, limit = real
     split, source = agreed.held_out(config.data)
-    records = [source[i] for i in data.chosen(len(source), limit, config.data.seed)]
-    images = class_judge.as_float(np.stack([r["image"] for r in records]), source.levels)
-    right = named(images, np.array([r["label"] for r in records]))
+    rows, right = data.chosen(len(source), limit, config.data.seed), []
+    for start in range(0, len(rows), class_judge.CHUNK):  # large pictures do not fit into memory all at once
+        records = [source[i] for i in rows[start : start + class_judge.CHUNK]]
+        images = class_judge.as_float(np.stack([r["image"] for r in records]), source.levels)
+        right.append(named(images, np.array([r["label"] for r in records])))
+    right = np.concatenate(right)
     return Judging(
         [Group.of("classes", words, words, object=asked.tolist())],
         lambda images, records: {"object": named(images, np.array([r["object"] for r in records]))},

@@ -164,8 +164,8 @@ def measure(
         captions: of the pictures, as `PictureSet` takes them.
 
     Returns:
-        {"images", "reference": what was measured; "spaces": {name: {"digest", "resize", "width", "figures": {metric:
-        result}, "refused": {metric: why}}}}.
+        {"images", "reference": what was measured; "spaces": {name: {"digest", "resize", "width", "reference": this
+        space's, "figures": {metric: result}, "refused": {metric: why}}}}.
 
     Raises:
         UserError: bad input of any kind, in one line.
@@ -191,8 +191,14 @@ def measure(
     result: dict[str, Any] = {"images": pictures.described(), "reference": None, "spaces": {}}
     for space, ref, group in zip(spaces, found, metrics, strict=True):
         figures, refused = results(group)
-        result["spaces"][space.described.name] = space.about() | {"figures": figures, "refused": refused}
-        result["reference"] = ref.about if ref is not None else None
+        about = ref.about if ref is not None else None
+        result["spaces"][space.described.name] = space.about() | {
+            "reference": about,
+            "figures": figures,
+            "refused": refused,
+        }
+    abouts = [space["reference"] for space in result["spaces"].values()]
+    result["reference"] = abouts[0] if all(about == abouts[0] for about in abouts) else "one for each space"
     if not any(space["figures"] for space in result["spaces"].values()):
         refused = next(iter(result["spaces"].values()))["refused"]
         raise UserError("nothing can be measured: " + "; ".join(f"{name}: {why}" for name, why in refused.items()))
@@ -241,7 +247,13 @@ def measure_on_command(
         raise UserError("--images is missing; give a folder or npz of pictures: --images=A --reference=B")
     if out:
         check_file(out)
-    if not reference and out.endswith(".npz"):
+    if out.endswith(".npz") and (reference or captions):
+        given = "--reference" if reference else "--captions"
+        raise UserError(
+            f"--out={out} with {given}: an npz takes the statistics of --images alone; name a .json for figures, or "
+            f"leave {given} out"
+        )
+    if out.endswith(".npz"):
         if len(features) != 1:
             raise UserError(f"{len(features)} feature spaces for one file of statistics; give one --features")
         pictures, (space,) = PictureSet(images, crop), [open_space(spec) for spec in features]
@@ -295,7 +307,15 @@ def report(result: dict[str, Any]) -> None:
                 print(f"{name + ', ' + key:50s} {value:.6g}{error}  (n = {n})", file=sys.stderr)
         for metric, why in space["refused"].items():
             print(f"{name}, {metric} refused: {why}", file=sys.stderr)
-    for side in (result["images"], result["reference"] or {}):
+    references = [space["reference"] for space in result["spaces"].values() if space["reference"]]
+    unknown = [about["path"] for about in references if about.get("resize") == statistics.UNKNOWN]
+    if unknown:
+        print(
+            f"{unknown[0]} does not say how its pictures were resized and cropped; here they are resized as TensorFlow "
+            "1 does it, and another resize moves the FID",
+            file=sys.stderr,
+        )
+    for side in (result["images"], *(about for i, about in enumerate(references) if about not in references[:i])):
         if "grids_left_out" in side:
             grids = ", ".join(side["grids_left_out"])
             print(f"left out of {side['path']}: {grids}, which shows other pictures together", file=sys.stderr)

@@ -4,6 +4,7 @@ Ours say besides in which space they were taken ("contextdiff", a JSON text that
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from contextdiff_jax.evaluate.picture_sets import DAMAGED
 from contextdiff_jax.files import atomic
 
 ABOUT = "contextdiff"
+UNKNOWN = "unknown"  # what others' files do not say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Statistics:
     Attributes:
         pooled: of the features.
         spatial: of sFID's, where there are any.
-        about: what was measured: n, digest, crop and the space; of others' files only the path.
+        about: what was measured: n, digest, crop and the space; of others' files the path and its SHA-256.
     """
 
     pooled: Moments
@@ -80,6 +82,8 @@ def read(path: str | Path, space: Described, crop_rule: str) -> Statistics:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("mu", "sigma", "mu_s", "sigma_s", ABOUT) if name in file.files}
         about = _checked(json.loads(str(arrays.pop(ABOUT)))) if ABOUT in arrays else {"n": None}
+        if unreal := [name for name, value in arrays.items() if value.dtype.kind not in "fiu"]:
+            raise ValueError(f"{unreal[0]} is of type {arrays[unreal[0]].dtype}, and statistics are real numbers")
         arrays = {name: value.astype(np.float64) for name, value in arrays.items()}
         if arrays["mu"].ndim != 1:
             raise ValueError(f"the mean has shape {arrays['mu'].shape}")
@@ -87,6 +91,8 @@ def read(path: str | Path, space: Described, crop_rule: str) -> Statistics:
         raise UserError(f"statistics {str(path)!r} cannot be read ({error}); write them again") from error
     _check_space(path, arrays["mu"], about, space, crop_rule)
     n = about["n"]
+    if "space" not in about:
+        about |= {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "resize": UNKNOWN, "crop": UNKNOWN}
     pair = lambda mu, sigma: Moments.from_statistics(arrays[mu], arrays[sigma], n)
     spatial = pair("mu_s", "sigma_s") if {"mu_s", "sigma_s"} <= arrays.keys() else None
     return Statistics(pair("mu", "sigma"), spatial, {"path": str(path)} | about)

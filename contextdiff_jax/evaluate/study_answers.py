@@ -14,6 +14,7 @@ from contextdiff_jax.files import read_text, text_lines
 
 Z = 1.959963984540054  # of a 95 % interval
 DRAWS = 10_000  # of the bootstrap and of the sign flips
+FEWEST = 10  # subjects of a bootstrap: of one it has no width, of a few too little
 FIELDS = ("study", "subject", "trial", "item", "question", "ours", "baseline", "left", "right", "kind", "answer")
 KINDS, CHOICES = ("trial", "repeat", "catch"), ("left", "right", "tie")
 
@@ -87,13 +88,18 @@ def _parse(line: str, where: str) -> Answer:
         for field in dataclasses.fields(Answer):
             if not isinstance(value := getattr(answer, field.name), field.type):
                 raise TypeError(f"{field.name} is {value!r}")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{where} is damaged or cut short ({error}); ask for the file again") from error
     if answer.kind not in KINDS or answer.answer not in CHOICES:
         raise UserError(f"{where}: kind {answer.kind!r}, answer {answer.answer!r}; accepted: {KINDS}, {CHOICES}")
     if not {answer.left, answer.right} <= {answer.ours, answer.baseline}:
         shown, compared = f"{answer.left!r} and {answer.right!r}", f"{answer.ours!r} and {answer.baseline!r}"
         raise UserError(f"{where}: {shown} were shown where {compared} are compared; ask for the file again")
+    if answer.ours == answer.baseline or (answer.left == answer.right) != (answer.kind == "catch"):
+        raise UserError(
+            f"{where}: a {answer.kind} of {answer.ours!r} against {answer.baseline!r} with {answer.left!r} and "
+            f"{answer.right!r} shown; only a catch shows one set twice; ask for the file again"
+        )
     return answer
 
 
@@ -120,7 +126,8 @@ def preference(answers: Sequence[Answer], seed: int = 0) -> dict[str, Any]:
 
     Returns:
         "rate" (wins over wins and losses) with Wilson's interval, which takes answers for independent; "bootstrap": the
-        interval from drawing whole subjects; "p": of flipping the sign of whole subjects' net votes; the counts.
+        interval from drawing whole subjects, too narrow below `FEWEST` of them; "p": of flipping the sign of whole
+        subjects' net votes; the counts.
     """
     values = np.array([answer.value for answer in answers])
     wins, losses, ties = (int((values == v).sum()) for v in (1, -1, 0))
@@ -201,9 +208,11 @@ def report(result: Mapping[str, Any]) -> None:
     for question, rows in result["everyone"].items():
         for baseline, row in rows.items():
             rate = "no decided answer" if row["rate"] is None else f"{100 * row['rate']:.1f} %"
-            low, high = (100 * bound for bound in row["bootstrap"])
+            drawn = f"subjects drawn{', too few of them' if row['subjects'] < FEWEST else ''}"
+            spans = {"Wilson": row["wilson"], drawn: row["bootstrap"]}
+            spans = "; ".join(f"{name} [{100 * low:.1f}, {100 * high:.1f}]" for name, (low, high) in spans.items())
             counts = f"{row['wins']} : {row['losses']}, {row['ties']} ties, {row['subjects']} subjects"
-            print(f"{question}, against {baseline}: {rate} [{low:.1f}, {high:.1f}], p {row['p_holm']:.3g}  ({counts})")
+            print(f"{question}, against {baseline}: {rate} ({spans}), p {row['p_holm']:.3g}  ({counts})")
     share = lambda value: "none asked" if value is None else f"{100 * value:.0f} %"
     print(f"repeats answered alike: {share(result['repeats'])}; catches seen: {share(result['catches'])}")
     if result["flagged"]:

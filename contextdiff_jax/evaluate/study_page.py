@@ -200,12 +200,12 @@ def study_on_command(
 
 
 def _read_captions(path: str, sets: Sequence[str]) -> dict[str, str] | None:
-    """Item -> text of a metadata.jsonl, or of a text file with one line an item in their order."""
+    """Item -> text of a metadata.jsonl, or of a text file with one line an item in the order of the files' names."""
     if not path:
         return None
     from contextdiff_jax.evaluate.picture_sets import captions_of
 
-    items = sorted(_items(_named(sets[0])[1]).items()) if sets else []
     folder = _named(sets[0])[1] if sets else Path()
-    names = [file.relative_to(folder).as_posix() for _, file in items]
-    return dict(zip([item for item, _ in items], captions_of(Path(path), names, len(names)), strict=True))
+    found = [(file.relative_to(folder).as_posix(), item) for item, file in _items(folder).items()] if sets else []
+    names, items = [name for name, _ in sorted(found)], [item for _, item in sorted(found)]
+    return dict(zip(items, captions_of(Path(path), names, len(names)), strict=True))

@@ -241,6 +241,8 @@ def _bits_per_dim(pipeline: Pipeline, seed: int, journal: Journal) -> tuple[dict
     batches = list(itertools.islice(batches, max(1, count // config.sample.batch_size)))
 
     num_t, levels, dequantize = config.eval.bpd_timesteps or None, task.parts.levels, config.eval.bpd_dequantize
+    batch_size = min(config.sample.batch_size, count)  # each batch has a key of its own
+    protocol = {"chosen": count, "batch_size": batch_size, "timesteps": num_t or "all", "dequantize": dequantize}
 
     def bound(params: Params, frozen: Params, batch: dict, key: jax.Array, with_adapter: bool):
         context, key = task.encode(params, frozen, batch), jax.random.wrap_key_data(key)
@@ -266,7 +268,7 @@ def _bits_per_dim(pipeline: Pipeline, seed: int, journal: Journal) -> tuple[dict
         joined = join([BitsPerDim(**{"monte_carlo": None, **part}) for part in measured.kept])
         terms = ("mean", "stderr", "prior", "reconstruction", "diffusion")
         rows[label] = {name: float(getattr(joined, name)) for name in terms}
-        rows[label] |= {"split": split, "images": len(joined.per_image)}
+        rows[label] |= {"split": split, "images": len(joined.per_image), "protocol": protocol}
         per_image[label] = np.asarray(joined.per_image)
     return rows, per_image
 
@@ -288,7 +290,8 @@ def _print(figures: Mapping[str, Any]) -> None:
             for metric, why in space[setting]["refused"].items():
                 print(f"{name}, {setting}, {metric} refused: {why}")
             for row in space[setting]["figures"].values():
-                cells = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "n" and not k.endswith("_stderr"))
+                shown = {k: v for k, v in row.items() if k not in ("n", "splits") and not k.endswith("_stderr")}
+                cells = "  ".join(f"{k} {v:.4g}" for k, v in shown.items())
                 print(f"{name + ', ' + setting:40s} {cells}  (n = {row['n']})")
     for name, row in figures.get("bits_per_dim", {}).items():
         measured = f"{row['mean']:.3f} +- {row['stderr']:.3f}  ({row['images']} of {row['split']})"

@@ -222,6 +222,13 @@ def test_modes(tmp_path, mode, colour, expected):
     np.testing.assert_array_equal(read_image(path, 16), np.broadcast_to(np.uint8(expected), (16, 16, 3)))
 
 
+@pytest.mark.parametrize("pixels, words", [(np.float32(0.5), "floating-point"), (np.int32(200), "32 bits")])
+def test_pixels_whose_white_is_not_known_are_refused(tmp_path, pixels, words):
+    PIL.Image.fromarray(np.full((24, 24), pixels)).save(tmp_path / "a.tiff")
+    with pytest.raises(ValueError, match=words):
+        read_image(tmp_path / "a.tiff", 16)
+
+
 def test_palette_with_transparency_and_cmyk(tmp_path):
     image = PIL.Image.new("P", (24, 24), 0)
     image.putpalette([10, 20, 30, 200, 100, 50])

@@ -133,6 +133,7 @@ def test_damaged_statistics_are_one_line(tmp_path):
     (tmp_path / "short.npz").write_bytes((tmp_path / "short.npz").read_bytes()[:-200])
     (tmp_path / "nothing.npz").write_bytes(b"")
     np.savez(tmp_path / "texts.npz", mu=np.array(["a"] * 6), sigma=np.eye(6))
+    np.savez(tmp_path / "complex.npz", mu=np.zeros(6), sigma=np.eye(6) + 1e-3j)
     for name, words in {
         "n": "n 0 and size",
         "size": "'large' are no numbers",
@@ -141,6 +142,7 @@ def test_damaged_statistics_are_one_line(tmp_path):
         "short": "no npz file",
         "nothing": "no npz file",
         "texts": "cannot be read",
+        "complex": "sigma is of type complex128",
     }.items():
         with pytest.raises(UserError, match=words) as caught:
             measure(a, tmp_path / f"{name}.npz", [own])
@@ -298,6 +300,13 @@ def test_an_npz_of_statistics_and_pictures_gives_both(tmp_path):
     assert both["kid"] == own["kid"] and both["precision_recall"] == own["precision_recall"]
     assert both["fid"]["frechet"] == pytest.approx(metrics.frechet(fid.features(pictures(40, 0))["pooled"], wider))
     assert measure(a, tmp_path / "both.npz", [fid])["reference"]["pictures"]["n"] == 50
+    plain = colours(name="plain")
+    for spaces in ([fid, plain], [plain, fid]):  # each has its own
+        result = measure(a, tmp_path / "both.npz", spaces)
+        assert result["spaces"]["plain"]["reference"]["n"] == 50 and result["reference"] == "one for each space"
+        about = result["spaces"]["colours"]["reference"]
+        assert about["sha256"] == hashlib.sha256((tmp_path / "both.npz").read_bytes()).hexdigest()
+        assert (about["n"], about["resize"], about["crop"]) == (None, "unknown", "unknown")
 
 
 def test_grids_of_samples_are_left_out_and_named(tmp_path, capsys):
@@ -387,6 +396,8 @@ def test_command_line_says_what_is_missing(tmp_path):
         (dict(images=a, reference=a, out=f"{a}/000.png/o.json"), "folder of results .* cannot be written"),
         (dict(images=a, reference=a, out=a), "--out=.* is a folder"),
         (dict(images=a, num_processes=2), "need a coordinator"),
+        (dict(images=a, reference=a, out=f"{a}/s.npz"), "s.npz with --reference: an npz takes the statistics"),
+        (dict(images=a, captions=a, out=f"{a}/s.npz"), "s.npz with --captions: an npz takes the statistics"),
     ):
         with pytest.raises(UserError, match=words):
             command_line.run("metrics", None, command_line.Options("", **options))

@@ -14,11 +14,11 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.groups import Seen
 from contextdiff_jax.evaluate.kept import read_kept, write_kept
 from contextdiff_jax.evaluate.metrics.marks import Marks
-from contextdiff_jax.evaluate.pages import write_compare, write_report_page
+from contextdiff_jax.evaluate.pages import compare_page, write_compare, write_report_page
 from contextdiff_jax.evaluate.pages.charts import Curve, chart
 from contextdiff_jax.evaluate.pages.compare_page import measured
 from contextdiff_jax.evaluate.pages.run import Run
-from contextdiff_jax.evaluate.paired import paired
+from contextdiff_jax.evaluate.paired import Difference, paired
 
 
 def test_a_paired_difference_forgets_what_both_share():
@@ -176,7 +176,36 @@ def test_bits_are_paired_on_the_same_images_alone(tmp_path):
     assert "bits per dimension, adapter on: 16 images against 5" in measured(Run.read(a), Run.read(b))[1]
     rewrite(b / "config.json", data__seed=7)
     assert not of_bits(a, b)
-    assert any("held-out images differ (data.seed)" in line for line in measured(Run.read(a), Run.read(b))[1])
+    assert any("or the bound differ (data.seed)" in line for line in measured(Run.read(a), Run.read(b))[1])
+
+
+def test_bits_of_other_images_or_another_bound_are_no_pairs(tmp_path):
+    """As many of both, and yet others: 64 of 64 chosen are not the first 64 of 100."""
+    a, b = make_run(tmp_path / "a", 0, shown=2), make_run(tmp_path / "b", 1, shown=2)
+    protocol = {"chosen": 16, "batch_size": 16, "timesteps": 4, "dequantize": False}
+    for change in ({}, {"chosen": 20}, {"batch_size": 8}, {"timesteps": "all"}, {"dequantize": True}):
+        for run, own in ((a, protocol), (b, protocol | change)):
+            bits = json.loads((run / "eval.json").read_text())["bits_per_dim"]
+            rewrite(run / "eval.json", bits_per_dim={name: row | {"protocol": own} for name, row in bits.items()})
+        rows, left_out = measured(Run.read(a), Run.read(b))
+        assert any("bits" in name for _, name, _ in rows) == (not change)
+        assert all(f"the bound's {key}" in " ".join(left_out) for key in change)
+
+
+def test_every_run_has_a_name_and_bounds_of_its_own(tmp_path):
+    runs = [make_run(tmp_path / experiment / "seed0" / "run", i, shown=2) for i, experiment in enumerate("xy")]
+    assert compare_page.names_of(list(map(Run.read, runs))) == ["x/seed0/run", "y/seed0/run"]
+    bound = "ceiling: real renders, seen"
+    page = compare_page.figures(list(map(Run.read, runs)))
+    assert f"x/seed0/run: {bound}" not in page
+    rows = json.loads((runs[0] / "eval.json").read_text())["alignment"]
+    rewrite(runs[0] / "eval.json", alignment=rows | {bound: rows[bound] | {"both": 0.5}})
+    page = compare_page.figures(list(map(Run.read, runs)))
+    assert f"x/seed0/run: {bound}" in page and f"y/seed0/run: {bound}" in page
+
+
+def test_one_pair_finds_nothing():
+    assert "one pair" in compare_page._cells("bits per dimension", Difference(0.1, float("nan"), 1))[1]
 
 
 def test_groups_with_other_prompts_are_named(tmp_path):

@@ -115,6 +115,8 @@ def test_bad_answers_are_one_line(tmp_path):
         ([written(tmp_path / "k.jsonl", [answer(answer="up")])], "k.jsonl line 1: .*'up'"),
         ([written(tmp_path / "e.jsonl", [])], "no answers"),
         ([written(tmp_path / "l.jsonl", [dataclasses.replace(answer(), left="x")])], "l.jsonl line 1: 'x' and 'b' "),
+        ([written(tmp_path / "t.jsonl", [dataclasses.replace(answer(), right="ours")])], "only a catch shows one set"),
+        ([written(tmp_path / "c.jsonl", [answer(kind="catch")])], "only a catch shows one set"),
         ([written(tmp_path / "n.jsonl", [dataclasses.replace(answer(), trial="1")])], "n.jsonl line 1 .*trial is '1'"),
     ]
     for paths, words in cases:

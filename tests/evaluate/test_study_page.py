@@ -11,7 +11,7 @@ import quickjs
 from contextdiff_jax import command_line
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.study_answers import read_answers, statistics
-from contextdiff_jax.evaluate.study_page import ASSETS, page, write_study
+from contextdiff_jax.evaluate.study_page import ASSETS, _read_captions, page, write_study
 
 BROWSER = """
 const elements = {}, stored = {}, saved = [];
@@ -79,6 +79,16 @@ def test_page_is_self_contained_and_blind(tmp_path, sets):
     media = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out" / "media").iterdir()}
     assert len(media) == 80 and set(re.findall(r"media/\w+\.png", text)) == media
     assert not any(re.search(r"ours|source|/b|/c/", name.removeprefix("media/")) for name in media)
+
+
+def test_a_text_file_names_pictures_in_the_order_of_their_files(tmp_path):
+    """In which "frog 2.png" comes before "frog.png", unlike their names without the ending."""
+    (tmp_path / "a").mkdir()
+    for name in ("frog.png", "frog 2.png", "frog-1.png"):
+        PIL.Image.new("RGB", (4, 4)).save(tmp_path / "a" / name)
+    (tmp_path / "captions.txt").write_text("two\none\nnone\n")
+    found = _read_captions(str(tmp_path / "captions.txt"), [f"a={tmp_path / 'a'}"])
+    assert found == {"frog 2": "two", "frog-1": "one", "frog": "none"}
 
 
 def test_captions_cannot_break_the_page(tmp_path):

@@ -25,6 +25,7 @@ TABLES = {
     "samples_per_second": tables.speeds,
 }
 SAME_IMAGES = ("data.source", "data.preset", "data.seed", "data.image_size")  # keys that say which held-out images
+BOUND = ("chosen", "batch_size", "timesteps", "dequantize")  # and what of them was measured how
 
 
 def compare_on_command(runs: Sequence[str], out: str) -> None:
@@ -81,9 +82,13 @@ def _page(path: str | Path) -> Path:
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:
-    """The folders' names; with the folder above where two are alike."""
-    short = [run.name for run in runs]
-    return short if len(set(short)) == len(short) else ["/".join(run.folder.resolve().parts[-2:]) for run in runs]
+    """The folders' names; with as many of the folders above as tell them apart."""
+    parts = [run.folder.resolve().parts for run in runs]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(of[-depth:]) for of in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def same_questions(first: Run, other: Run) -> tuple[list[tuple[Seen, Seen]], list[str]]:
@@ -117,10 +122,12 @@ def same_images(first: Run, other: Run) -> tuple[dict[str, tuple[np.ndarray, np.
         return {}, []
     settings, flat = first.bits if len(first.bits) > 1 else other.bits, [run.flat_config() for run in (first, other)]
     differ = [key for key in SAME_IMAGES if flat[0].get(key) != flat[1].get(key)]
+    asked = [next(iter(run.figures.get("bits_per_dim", {}).values()), {}).get("protocol", {}) for run in (first, other)]
+    differ += [f"the bound's {key}" for key in BOUND if asked[0].get(key) != asked[1].get(key)]
     if first.records != other.records:
         differ.append("the records")
     if differ:
-        return {}, [f"bits per dimension: the held-out images differ ({', '.join(differ)})"]
+        return {}, [f"bits per dimension: the held-out images or the bound differ ({', '.join(differ)})"]
     if first.seed != other.seed:
         return {}, [f"bits per dimension: {_other_noise(first, other)}"]
     of = lambda run, setting: next(iter(run.bits.values())) if len(run.bits) == 1 else run.bits.get(setting, ())
@@ -171,8 +178,8 @@ def _cells(measure: str, d: Difference) -> list[str]:
     higher_is_better = measure in tables.SHARES
     factor, unit = (100.0, " %") if higher_is_better else (1.0, "")
     error = "" if np.isnan(d.stderr) else f" ± {factor * d.stderr:.2g}"
-    clear = abs(d.mean) > 2 * d.stderr if d.stderr > 0 else d.mean != 0
-    verdict = ("better" if (d.mean > 0) == higher_is_better else "worse") if clear else "none found"
+    better = "better" if (d.mean > 0) == higher_is_better else "worse"
+    verdict = "one pair" if d.n == 1 else better if abs(d.mean) > 2 * d.stderr else "none found"
     return [cell(text(f"{factor * d.mean:+.3g}{error}{unit}")), cell(text(verdict)), cell(number(d.n))]
 
 
@@ -192,8 +199,9 @@ def figures(runs: Sequence[Run]) -> str:
     for name, run in zip(names_of(runs), runs, strict=True):
         for kind, rows in merged.items():
             for row, value in run.figures.get(kind, {}).items():
-                bound = row.startswith(tables.BOUNDS)
-                rows[row if bound else f"{name}: {row}"] = value
+                everywhere = [other.figures.get(kind, {}).get(row, value) == value for other in runs]
+                shared = row.startswith(tables.BOUNDS) and all(everywhere)
+                rows[row if shared else f"{name}: {row}"] = value
     return "".join(TABLES[kind](rows) for kind, rows in merged.items() if rows)
 
 

@@ -96,7 +96,7 @@ def spaces(found: Mapping[str, Mapping[str, Any]]) -> str:
         for setting in settings_in(space):
             for figures in space[setting]["figures"].values():
                 for key, value in figures.items():
-                    if key != "n" and not key.endswith("_stderr"):
+                    if key not in ("n", "splits") and not key.endswith("_stderr"):
                         shown = number(value, figures.get(f"{key}_stderr"))
                         body.append(
                             (
