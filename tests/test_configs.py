@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import class2img, clip_mini, layout2img, recogniser, t2i, video_edit
+from configs import cifar10_nll, class2img, clip_mini, layout2img, recogniser, t2i, video_edit
 from contextdiff_jax import task as task_lib
+from contextdiff_jax.errors import UserError
 from contextdiff_jax.models import backbones
 from contextdiff_jax.models.adapter import Adapter
 from contextdiff_jax.training import Setup
+from contextdiff_jax.training.optimizer import make_optimizer
 from contextdiff_jax.training.step import make_step
 from contextdiff_jax.types import Context
 
@@ -66,3 +68,21 @@ def test_the_paper_s_sizes():
     assert 0.98 < count(jax.eval_shape(init, shape(1, 49, 768), t, context)) / 188e6 < 1.02
     unet = backbones.build(config, jnp.float32)
     assert 0.95 < count(jax.eval_shape(unet.init, jax.random.key(0), shape(1, *x), t, context)) / 2.0e9 < 1.05
+
+
+@pytest.mark.parametrize(
+    "recipe, left_out",
+    [(recipe, {"adapter.enabled": False}) for recipe in (t2i, class2img, layout2img)]
+    + [(cifar10_nll, {"adapter.enabled": False, "process.schedule": "cosine", "process.variance": "beta"})],
+)
+def test_a_recipe_trains_without_what_may_be_left_out(recipe, left_out):
+    """Its rates speak of the adapter or the process; where it is there, a rule that finds nothing is an error."""
+    config = recipe.get_config("fast" if recipe is cifar10_nll else None)
+    assert config.optim.lr_multipliers
+    config.update_from_flattened_dict(left_out)
+    params = {"denoiser": {"down_0": {"kernel": jnp.zeros((2, 2))}}}
+    make_optimizer(config, params)
+    config.optim.lr_multipliers = (("^adapter/quer", 0.5),)
+    make_optimizer(config, params)
+    with pytest.raises(UserError, match="adapter/quer' matches no parameter"):
+        make_optimizer(config, params | {"adapter": {"out": {"kernel": jnp.zeros((2, 2))}}})

@@ -14,6 +14,8 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.training.sharding import leaf_name
 from contextdiff_jax.types import Array, Params
 
+OPTIONAL = ("adapter/", "process/")  # parts that a config may leave out, whatever its recipe says of their rates
+
 
 def learning_rate(config: ConfigDict, step: Array | int) -> Array:
     """The learning rate of the update that follows `step` finished ones.
@@ -39,7 +41,7 @@ def make_optimizer(config: ConfigDict, params: Params) -> optax.GradientTransfor
             ...) of which the first that is found in a name counts, and by `optim.muon`.
 
     Raises:
-        UserError: a regex matches no parameter.
+        UserError: a regex matches no parameter, and does not speak of a part that this config leaves out.
     """
     optim = config.optim
     multipliers = _multipliers(optim.lr_multipliers, params)
@@ -98,8 +100,10 @@ def _multipliers(rules: Any, params: Params) -> Params:
     except (re.error, TypeError, ValueError) as error:
         raise UserError(f"config.optim.lr_multipliers={rules!r} must be (regex, factor) pairs: {error}") from error
     names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    absent = tuple(part for part in OPTIONAL if not any(name.startswith(part) for name in names))
     for pattern, _ in rules:
-        _check_found("lr_multipliers", pattern, names)
+        if not pattern.lstrip("^").startswith(absent):
+            _check_found("lr_multipliers", pattern, names)
 
     def factor_of(path: tuple, _: Any) -> float:
         return next((f for pattern, f in rules if re.search(pattern, leaf_name(path))), 1.0)
