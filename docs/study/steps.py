@@ -68,6 +68,9 @@ ARMS = {
     ),
     "scale": Arm("r free, scale", {"adapter.enabled": True, "adapter.bound": 0.0, "adapter.scale": 0.9}, "#2e9e5b"),
 }
+# What one would do otherwise, at T = 1000 alone, beside the plain arm
+_SIMPLE = {"adapter.enabled": False, "loss.objective": "simple", "loss.num_times": 0}
+USERS = {"plain_simple": Arm("plain, Eq. 6", _SIMPLE, "#8e5ea2")}
 SIZE = toy.Size(num_steps=3000, batch_size=256, num_test=4096, num_samples=2000)
 
 
@@ -75,12 +78,12 @@ def config_of(T: int, arm: Arm, size: toy.Size, rate: float = 20.0) -> ConfigDic
     """The mixture's config at T steps; the process learns at `rate` times the learning rate."""
     config = toy.config_of(size)
     cifar10_nll.few_steps(config, T, rate)
-    changes = arm.overrides | {"loss.num_times": 1, "sample.last_noise": True, "process.variance_per_channel": True}
+    changes = {"loss.num_times": 1, "sample.last_noise": True, "process.variance_per_channel": True}
     changes |= {"optim.lr": 2e-3, "optim.b2": 0.999, "optim.warmup_steps": 0, "optim.weight_decay": 0.0}
     if T == MANY:  # what a user has: the cosine schedule, fixed
         changes |= {"process.schedule": "cosine", "process.variance": "beta", "process.variance_per_channel": False}
         changes |= {"sample.last_noise": False, "optim.lr_multipliers": ()}
-    config.update_from_flattened_dict(changes | {"ema.decay": 0.99})
+    config.update_from_flattened_dict(changes | {"ema.decay": 0.99} | arm.overrides)
     return config
 
 
@@ -186,7 +189,7 @@ def study(
             ((T, arm, seed), figures)
             for T, arm, some in missing
             if some
-            for seed, figures in run(T, ARMS[arm], some, size, RATE[name])
+            for seed, figures in run(T, (ARMS | USERS)[arm], some, size, RATE[name])
         )
     else:
         from docs.study import steps_images  # scikit-learn and the judges, which points can do without
@@ -220,8 +223,10 @@ def main() -> None:
     jax.config.update("jax_compilation_cache_dir", str(Path(args.cache).absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     arms = args.arms.split(",")
-    if unknown := set(arms) - set(ARMS):
-        raise UserError(f"--arms={','.join(sorted(unknown))} is unknown; accepted: {', '.join(ARMS)}")
+    if unknown := set(arms) - set(ARMS | USERS):
+        raise UserError(f"--arms={','.join(sorted(unknown))} is unknown; accepted: {', '.join(ARMS | USERS)}")
+    if set(arms) & set(USERS) and (args.data not in RATE or str(MANY) != args.T):
+        raise UserError(f"--arms={args.arms}: {', '.join(USERS)} is for points and --T={MANY} alone")
     if args.data not in SETS:
         raise UserError(f"--data={args.data} is unknown; accepted: {', '.join(SETS)}")
     numbers = lambda text: [int(number) for number in text.split(",")]

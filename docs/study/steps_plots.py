@@ -3,6 +3,7 @@
     python -m docs.study.steps_plots
 """
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy as np
 
 from docs.study.plots import CLASS_COLOURS, PAGE, figure, replace_table, write
 from docs.study.run import RESULTS, load
-from docs.study.steps import ARMS, MANY, RATE, SETS
+from docs.study.steps import ARMS, MANY, RATE, SETS, USERS
 
-USER = {"dpmpp_2m": "plain, T = 1000, DPM-Solver++(2M)", "ddim": "plain, T = 1000, DDIM"}
+SOLVERS = {"dpmpp_2m": "DPM-Solver++(2M)", "ddim": "DDIM"}
+MANY_ARMS = {"plain": "plain, T = 1000"} | {arm: f"{of.label}, T = 1000" for arm, of in USERS.items()}
 DRAW = "decoder's draw"
 
 
@@ -57,14 +59,13 @@ def table(name: str, stored: dict[str, Any]) -> str:
         for arm in ARMS:
             if runs := stored["runs"][str(T)].get(arm):
                 rows.append(_row(stored, T, arm, runs, toy))
-    many = stored["runs"].get(str(MANY), {}).get("plain")
-    if many and toy:
-        above = values(stored, MANY, "plain", lambda run: run["above"])
-        for sampler, label in USER.items():
-            for steps in sorted({int(k.split()[1]) for k in next(iter(many.values()))["energy"]}):
-                energy = values(stored, MANY, "plain", lambda run, k=f"{sampler} {steps}": 1000 * run["energy"][k])
-                cells = [f"{steps} of {MANY}", label, "", str(len(energy)), spread(above, 3), "", spread(energy, 1)]
-                rows.append([*cells, "-"])
+    for arm, sampler in itertools.product(MANY_ARMS, SOLVERS) if toy else ():
+        above = values(stored, MANY, arm, lambda run: run["above"])
+        for steps in _steps_of(stored, arm):
+            energy = values(stored, MANY, arm, lambda run, k=f"{sampler} {steps}": 1000 * run["energy"][k])
+            label = f"{MANY_ARMS[arm]}, {SOLVERS[sampler]}"
+            cells = [f"{steps} of {MANY}", label, "", str(len(energy)), spread(above, 3), "", spread(energy, 1)]
+            rows.append([*cells, "-"])
     if not toy and "floor" in stored["reference"]:
         real = stored["reference"]["floor"]
         cells = ["", "*real test images*", "", "", "", "", f"{100 * real['accuracy']:.1f}", f"{real['frechet']:.2f}"]
@@ -75,6 +76,12 @@ def table(name: str, stored: dict[str, Any]) -> str:
         rows.append([*cells, ""])
     rows.insert(1, ["-"] * len(rows[0]))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _steps_of(stored: dict[str, Any], arm: str) -> list[int]:
+    """In how many steps an arm of T = 1000 was sampled."""
+    runs = stored["runs"].get(str(MANY), {}).get(arm, {}).values()
+    return sorted({int(key.split()[1]) for run in runs for key in run["energy"]})
 
 
 def _row(stored: dict[str, Any], T: int, arm: str, runs: dict[str, Any], toy: bool) -> list[str]:
@@ -113,12 +120,15 @@ def plot_curves(stored: dict[str, Any], path: Path) -> None:
         ax.xaxis.set_major_formatter("{x:g}")
         ax.set_title(title, fontsize=9)
         ax.set_xlabel("T", fontsize=8)
-    for (sampler, label), style in zip(USER.items(), ("--", ":"), strict=True):
-        many = stored["runs"].get(str(MANY), {}).get("plain", {})
-        if many:
-            steps = sorted({int(k.split()[1]) for k in next(iter(many.values()))["energy"]})
-            means = [np.mean([1000 * run["energy"][f"{sampler} {n}"] for run in many.values()]) for n in steps]
-            axes[0, 2].plot(steps, means, style, color="black", label=label)
+    for (arm, colour), (sampler, style) in itertools.product(
+        zip(MANY_ARMS, ("black", "#8e5ea2"), strict=True), {"dpmpp_2m": "--", "ddim": ":"}.items()
+    ):
+        if steps := _steps_of(stored, arm):
+            get = lambda n, arm=arm, sampler=sampler: values(
+                stored, MANY, arm, lambda run: 1000 * run["energy"][f"{sampler} {n}"]
+            )
+            label = f"{MANY_ARMS[arm]}, {SOLVERS[sampler]}"
+            axes[0, 2].plot(steps, [get(n).mean() for n in steps], style, color=colour, label=label)
     axes[0, 0].set_ylim(bottom=0)
     axes[0, 2].set_yscale("symlog", linthresh=1)  # held-out points are at 0, give or take
     axes[0, 2].yaxis.set_major_formatter("{x:g}")
