@@ -4,10 +4,13 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import os
 import re
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -21,6 +24,8 @@ ANIMATIONS = (".gif", ".webp")
 WRITTEN = (".mp4", ".gif")
 RATE = 8.0  # frames per second of a source that names none: a folder
 LEAST = 2  # frames that make a clip
+_LONGEST_GIF = 65535  # hundredths of a second that a gif holds
+_SLOWEST_MP4 = Fraction(1, 1001)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +75,7 @@ def read_clip(
     start: int = 0,
     sampling_rate: int = 1,
     crop: Sequence[int] = (0, 0, 0, 0),
+    count_key: str = "num_frames",
 ) -> Clip:
     """Reads frames start, start + sampling_rate, ...; nothing behind the last of them is decoded.
 
@@ -80,19 +86,20 @@ def read_clip(
         start: the first frame, from 0.
         sampling_rate: 1 takes every frame, 2 every other one.
         crop: pixels cut off first: left, top, right, bottom.
+        count_key: of `data`, which says how many frames; for messages.
 
     Raises:
         UserError: no such file, no frames, fewer than asked for, frames of several sizes, a crop that leaves nothing, a
             file without pictures or that cannot be decoded.
     """
-    path = Path(path).expanduser()
-    asked = ("num_frames", num_frames, LEAST), ("start", start, 0), ("sampling_rate", sampling_rate, 1)
+    path = place_of(path)
+    asked = (count_key, num_frames, LEAST), ("start", start, 0), ("sampling_rate", sampling_rate, 1)
     for name, value, least in asked:
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise UserError(f"data.{name}={value!r} is refused; give a whole number from {least}")
     if not path.exists():
         raise UserError(f"clip {str(path)!r} does not exist; give a folder of frames, or an mp4, gif or webp file")
-    frames, rate = _open(path)
+    frames, rate_of = _open(path)
     last = start + (num_frames - 1) * sampling_rate
     pictures, sizes, seen = [], set(), 0
     for i, picture in enumerate(itertools.islice(frames, last + 1)):
@@ -101,15 +108,22 @@ def read_clip(
             sizes.add(picture.size)
             _check_sizes(path, sizes)
             pictures.append(square(_cropped(path, picture, crop), image_size))
-    _check_count(path, seen, num_frames, start, sampling_rate)
-    return Clip(np.stack(pictures), rate / sampling_rate, size=sizes.pop())
+    _check_count(path, seen, f"{count_key}={num_frames}", start, sampling_rate, num_frames)
+    return Clip(np.stack(pictures), rate_of() / sampling_rate, size=sizes.pop())
 
 
-def _open(path: Path) -> tuple[Iterator[PIL.Image.Image], float]:
-    """The frames of a source, decoded as they are asked for, and its rate."""
+def place_of(path: str | Path) -> Path:
+    """A user's path from the root: FFmpeg takes a relative one with a colon for an address. A name that begins with a
+    tilde but with no user's name stays one."""
+    return Path(os.path.expanduser(path)).absolute()
+
+
+def _open(path: Path) -> tuple[Iterator[PIL.Image.Image], Callable[[], float]]:
+    """The frames of a source, decoded as they are asked for, and its rate once they have been."""
     if path.is_dir():
-        names = sorted((p for p in path.iterdir() if p.suffix.lower() in SUFFIXES), key=_number)
-        return _pictures(path, names), RATE
+        # Other systems keep a file ._name beside a picture.
+        shown = (p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        return _pictures(path, sorted(shown, key=_number)), lambda: RATE
     if path.suffix.lower() in ANIMATIONS:
         return _animation(path)
     return _video(path)
@@ -137,27 +151,30 @@ def _as_shown(picture: PIL.Image.Image) -> PIL.Image.Image:
     return PIL.Image.fromarray(np.asarray(to_rgb(upright(picture))))
 
 
-def _animation(path: Path) -> tuple[Iterator[PIL.Image.Image], float]:
-    """gif and webp; the rate is that of the first frame's duration."""
+def _animation(path: Path) -> tuple[Iterator[PIL.Image.Image], Callable[[], float]]:
+    """gif and webp; the rate is that of the median of the frames' durations: a title may stand for long."""
     damaged = lambda error: UserError(f"clip {str(path)!r} cannot be decoded ({reason(error)}); give an intact file")
     try:
         image = PIL.Image.open(path)
         image.load()
     except Exception as error:
         raise damaged(error) from error
-    duration = image.info.get("duration") or 1000.0 / RATE
+    durations = []  # milliseconds
 
     def frames() -> Iterator[PIL.Image.Image]:
         try:
             with image:
-                yield from map(_as_shown, PIL.ImageSequence.Iterator(image))
+                for frame in PIL.ImageSequence.Iterator(image):
+                    shown = _as_shown(frame)
+                    durations.append(frame.info.get("duration") or 1000.0 / RATE)
+                    yield shown
         except Exception as error:
             raise damaged(error) from error
 
-    return frames(), 1000.0 / duration
+    return frames(), lambda: 1000.0 / statistics.median(durations)
 
 
-def _video(path: Path) -> tuple[Iterator[PIL.Image.Image], float]:
+def _video(path: Path) -> tuple[Iterator[PIL.Image.Image], Callable[[], float]]:
     """Whatever FFmpeg decodes."""
     import av
 
@@ -174,17 +191,31 @@ def _video(path: Path) -> tuple[Iterator[PIL.Image.Image], float]:
             raise damaged("it is cut off or no video")
         raise UserError(f"clip {str(path)!r} has sound but no pictures; give a video")
     stream = container.streams.video[0]
-    rate = stream.average_rate or stream.guessed_rate
+    rate = float(stream.average_rate or stream.guessed_rate or RATE)
+    ratio = stream.sample_aspect_ratio or 1
 
     def frames() -> Iterator[PIL.Image.Image]:
         with container:
             try:
                 for frame in container.decode(stream):
-                    yield _turned(frame.to_image(), frame.rotation)
+                    yield _turned(_widened(_shown(frame), ratio), frame.rotation)
             except av.FFmpegError as error:
                 raise damaged(error) from error
 
-    return frames(), float(rate) if rate else RATE
+    return frames(), lambda: rate
+
+
+def _shown(frame: Any) -> PIL.Image.Image:
+    """A decoded frame; one with transparency on white, as everywhere."""
+    if not any(component.is_alpha for component in frame.format.components):
+        return frame.to_image()
+    return to_rgb(PIL.Image.fromarray(frame.to_ndarray(format="rgba")))
+
+
+def _widened(picture: PIL.Image.Image, ratio: Fraction | int) -> PIL.Image.Image:
+    """A frame as wide as players show it, whose pixels are `ratio` times as wide as high (DV, anamorphic discs)."""
+    width = max(1, round(picture.width * ratio))
+    return picture if width == picture.width else picture.resize((width, picture.height), PIL.Image.Resampling.LANCZOS)
 
 
 def _turned(picture: PIL.Image.Image, degrees: int) -> PIL.Image.Image:
@@ -199,16 +230,16 @@ def _check_sizes(path: Path, sizes: set[tuple[int, int]]) -> None:
         raise UserError(f"clip {str(path)!r} has frames of several sizes ({words}); give frames of one size")
 
 
-def _check_count(path: Path, seen: int, num_frames: int, start: int, sampling_rate: int) -> None:
-    """Refuses a clip that ends before the last frame that was asked for."""
+def _check_count(path: Path, seen: int, asked: str, start: int, sampling_rate: int, num_frames: int) -> None:
+    """Refuses a clip that ends before the last frame that was asked for; `asked` is the key and its value."""
     if seen > start + (num_frames - 1) * sampling_rate:
         return
     if seen < LEAST:
         raise UserError(f"clip {str(path)!r} has {seen} frame{'s' * (seen != 1)}; a clip needs {LEAST} or more")
     fits = max(0, (seen - 1 - start) // sampling_rate + 1)
-    remedy = f"at most num_frames={fits} fit" if fits >= LEAST else "start earlier or sample more densely"
+    remedy = f"at most {asked.split('=')[0]}={fits} fit" if fits >= LEAST else "start earlier or sample more densely"
     raise UserError(
-        f"clip {str(path)!r} has {seen} frames, too few for num_frames={num_frames} from start={start} at "
+        f"clip {str(path)!r} has {seen} frames, too few for {asked} from start={start} at "
         f"sampling_rate={sampling_rate}; {remedy}"
     )
 
@@ -246,7 +277,7 @@ def write_clip(path: str | Path, frames: np.ndarray, rate: float = RATE) -> None
 def _write_gif(path: Path, frames: np.ndarray, rate: float) -> None:
     first, *rest = (PIL.Image.fromarray(frame) for frame in frames)
     # Gifs count in hundredths of a second; disposal 2 keeps pictures that repeat apart.
-    duration = max(2, round(100.0 / rate)) * 10
+    duration = min(max(2, round(100.0 / rate)), _LONGEST_GIF // len(frames)) * 10
     first.save(path, save_all=True, append_images=rest, duration=duration, loop=0, disposal=2)
 
 
@@ -256,7 +287,7 @@ def _write_mp4(path: Path, frames: np.ndarray, rate: float) -> None:
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001))
+        stream = container.add_stream("libx264", rate=max(Fraction(rate).limit_denominator(1001), _SLOWEST_MP4))
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         stream.options = {"crf": "12"}
         for frame in frames:

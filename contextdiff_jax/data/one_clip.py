@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from contextdiff_jax.data.base import ImageSource
-from contextdiff_jax.data.clips import Clip, Motion, read_clip
+from contextdiff_jax.data.clips import Clip, Motion, place_of, read_clip
 from contextdiff_jax.data.moving import moving
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_object, write_json
@@ -23,11 +23,16 @@ def window_starts(length: int, window: int, overlap: int) -> np.ndarray:
         UserError: a clip shorter than a window; of a longer one, an overlap that is no smaller than a window.
     """
     if length < window:
-        raise UserError(f"a clip of {length} frames is shorter than a window of num_frames={window}")
+        raise UserError(
+            f"a clip of {length} frames is shorter than a window of data.num_frames={window}; give {window} frames or "
+            "more, or a model of shorter windows"
+        )
     if length == window:
         return np.zeros(1, np.int32)
     if not 0 <= overlap < window:
-        raise UserError(f"an overlap of {overlap} frames does not fit windows of {window}; accepted: 0 to {window - 1}")
+        raise UserError(
+            f"data.overlap={overlap} does not fit windows of data.num_frames={window}; accepted: 0 to {window - 1}"
+        )
     count = -(-(length - overlap) // (window - overlap))
     return np.rint(np.linspace(0, length - window, max(1, count))).astype(np.int32)
 
@@ -82,6 +87,7 @@ def clip_of(cfg_data: Any) -> Clip:
             f"data.caption is empty; say what {cfg_data.path} shows, e.g. --config.data.caption='a jeep on a road'"
         )
     where = dict(start=cfg_data.start, sampling_rate=cfg_data.sampling_rate, crop=tuple(cfg_data.crop))
+    where["count_key"] = "length" if cfg_data.length else "num_frames"
     clip = read_clip(cfg_data.path, size, count, **where)
     masks = None
     if cfg_data.mask_path:
@@ -139,13 +145,14 @@ def keep_identity(clip: Clip, folder: str | Path) -> None:
 def read_flow(path: str | Path, clip: Clip) -> Motion:
     """A user's optical flow: a .npy of (dx, dy), float [F - 1, H, W, 2] in pixels of the frames as they are edited.
 
-    Pixel (x, y) of frame f + 1 was at (x + dx, y + dy) in frame f; NaN where it was nowhere.
+    Pixel (x, y) of frame f + 1 was at (x + dx, y + dy) in frame f; NaN, or a place outside the frame, where it was
+    nowhere.
 
     Raises:
         UserError: a file that cannot be read, or another shape.
     """
     try:
-        flow = np.load(Path(path).expanduser(), allow_pickle=False)
+        flow = np.load(place_of(path), allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"data.flow_path={str(path)!r} cannot be read ({error}); give a .npy file") from error
     if not isinstance(flow, np.ndarray) or flow.dtype.kind not in "fiu":
@@ -153,5 +160,8 @@ def read_flow(path: str | Path, clip: Clip) -> Motion:
     expected = (len(clip.frames) - 1, *clip.frames.shape[1:3], 2)
     if flow.shape != expected:
         raise UserError(f"data.flow_path={str(path)!r} has the shape {flow.shape}; this clip needs {expected}")
-    valid = np.isfinite(flow).all(axis=-1)
+    height, width = clip.frames.shape[1:3]
+    ys, xs = np.mgrid[:height, :width]
+    from_x, from_y = xs + flow[..., 0], ys + flow[..., 1]
+    valid = (from_x >= 0) & (from_x <= width - 1) & (from_y >= 0) & (from_y <= height - 1)  # NaN is neither
     return Motion(np.where(valid[..., None], flow, 0.0).astype(np.float32), valid)

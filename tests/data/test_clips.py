@@ -48,6 +48,55 @@ def test_frames_come_back_in_order_and_at_their_rate(kind, tmp_path):
     assert clip.rate == pytest.approx((8.0 if kind == "folder" else 10.0) / 3)
 
 
+@pytest.mark.parametrize("kind", [".gif", ".webp"])
+def test_a_title_that_stands_long_is_not_the_rate(kind, tmp_path):
+    first, *rest = (Image.fromarray(f) for f in frames(5))
+    first.save(tmp_path / f"title{kind}", save_all=True, append_images=rest, duration=[2000, 40, 40, 40, 40])
+    assert read_clip(tmp_path / f"title{kind}", SIZE, 4).rate == pytest.approx(25.0)
+
+
+@pytest.mark.parametrize("kind", [".gif", ".mp4"])
+def test_a_clip_of_hours_is_written(kind, tmp_path):
+    """As slow as the format can say."""
+    write_clip(tmp_path / f"slow{kind}", frames(3), 1e-5)
+    assert read_clip(tmp_path / f"slow{kind}", SIZE, 3).rate < 0.01
+
+
+def test_names_that_mean_something_elsewhere(tmp_path, monkeypatch):
+    """A tilde without a user, and what FFmpeg takes for an address; and what other systems keep beside a picture."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("~clip.mp4", "12:30.mp4"):
+        write_clip("plain.mp4", frames(2), 8.0)
+        (tmp_path / "plain.mp4").rename(tmp_path / name)
+        assert len(read_clip(name, SIZE, 2).frames) == 2
+    np.save("~flow.npy", np.zeros((1, SIZE, SIZE, 2)))
+    assert read_flow("~flow.npy", read_clip("~clip.mp4", SIZE, 2)).valid.all()
+    folder = write_folder(tmp_path / "frames", frames(2))
+    (tmp_path / "frames" / "._frame0.png").write_bytes(b"\x00\x05\x16\x07")
+    assert len(read_clip(folder, SIZE, 2).frames) == 2
+
+
+def test_frames_are_as_wide_as_they_are_shown_and_on_white(tmp_path):
+    """Anamorphic video, and one with transparency: what is shown is a square on white."""
+    kinds = ("dv.mp4", "mpeg4", "yuv420p", 2, 16), ("clear.mov", "qtrle", "argb", 1, 32)
+    for name, codec, form, ratio, width in kinds:
+        with av.open(str(tmp_path / name), "w") as container:
+            stream = container.add_stream(codec, rate=8)
+            stream.width, stream.height, stream.pix_fmt = width, 32, form
+            stream.codec_context.sample_aspect_ratio = Fraction(ratio)
+            pixels = np.zeros((32, width, 4), np.uint8)
+            pixels[8:24, width // 4 : 3 * width // 4] = 0, 0, 0, 255
+            pixels = pixels if ratio == 1 else np.repeat(255 - pixels[..., 3:], 3, axis=-1)
+            picture = av.VideoFrame.from_ndarray(pixels, format="rgba" if ratio == 1 else "rgb24")
+            for _ in range(3):
+                container.mux(stream.encode(picture.reformat(format=form)))
+            container.mux(stream.encode(None))
+        clip = read_clip(tmp_path / name, SIZE, 2)
+        assert clip.size == (32, 32)
+        assert clip.frames[:, 11:21, 11:21].max() < 40 and clip.frames[:, :5].min() > 200
+        assert clip.frames[:, :, :5].min() > 200 and clip.frames[:, :, 27:].min() > 200
+
+
 def test_an_odd_side_is_filled_up_and_a_crop_is_cut_off(tmp_path):
     made = frames(3, 31, 33)
     made[:, :, :5] = 255
@@ -137,6 +186,7 @@ def test_bad_clips_are_refused_in_one_line(tmp_path):
         ("cannot be decoded", tmp_path / "corrupt.gif", (), {}),
         ("has sound but no pictures", tmp_path / "sound.mp4", (), {}),
         ("at most num_frames=3 fit", folder, (4,), {"sampling_rate": 2}),
+        ("too few for length=7 .* at most length=6 fit", folder, (7,), {"count_key": "length"}),
         ("start earlier", folder, (4,), {"start": 5}),
         ("num_frames=1 is refused", folder, (1,), {}),
         ("leaves nothing", folder, (4,), {"crop": (16, 0, 16, 0)}),
@@ -179,12 +229,13 @@ def test_a_users_clip_has_a_caption_masks_and_flow(tmp_path):
     masks = write_folder(tmp_path / "masks", painted)
     flow = np.zeros((3, SIZE, SIZE, 2), np.float32)
     flow[0, 0, 0] = np.nan
+    flow[1, 5, SIZE - 1], flow[2, 0, 5] = (0.5, 0), (0, -1)  # to where there are no pixels
     np.save(tmp_path / "flow.npy", flow)
     given = dict(path=path, caption=" a square ", mask_path=masks, flow_path=str(tmp_path / "flow.npy"))
     clip = clip_of(section(**given))
     assert clip.caption == "a square"
     assert clip.masks[:, :10].all() and not clip.masks[:, 10:].any()
-    assert not clip.motion.valid[0, 0, 0] and clip.motion.valid.sum() == 3 * SIZE * SIZE - 1
+    assert np.argwhere(~clip.motion.valid).tolist() == [[0, 0, 0], [1, 5, SIZE - 1], [2, 0, 5]]
     with pytest.raises(UserError, match="data.caption is empty"):
         clip_of(section(path=path))
     for drawn, message in ((0 * painted, "marks nothing"), (painted[:, :30], "32 x 30 and the clip of 32 x 32")):
