@@ -1,7 +1,7 @@
 """A trained model as an editor of clips: of the run that was tuned on one, or of any Stable Diffusion as it is."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ def _config(own: ConfigDict, method: str | None) -> ConfigDict:
     tuned = "edit" in config
     if tuned and method is None:
         return config
-    names, values = (method or "contextdiff").split("+"), {}
+    names, values = str(method or "contextdiff").split("+"), {}
     if not tuned and not set(names) & set(METHODS):
         names = ["contextdiff", *names]
     for name in names:
@@ -187,6 +187,8 @@ def _clip(frames: Frames, source: str, config: ConfigDict, masks: np.ndarray | N
         clip = clip_of(config.data)
     else:
         config.data.path = GIVEN
+        if not isinstance(frames, Iterable):
+            raise UserError(f"frames={frames!r} are no clip; give pictures, an array uint8 [F, H, W, 3], or a path")
         pictures = [_picture(frame) for frame in frames]
         if len(pictures) < LEAST or len({p.size for p in pictures}) > 1:
             sizes = sorted({p.size for p in pictures})

@@ -18,6 +18,7 @@ from contextdiff_jax import task as task_lib
 from contextdiff_jax.asked import Picture, Prompts
 from contextdiff_jax.conditions import LayoutCondition, TextCondition
 from contextdiff_jax.conditions.layout import Layout
+from contextdiff_jax.editing.editor import check_targets
 from contextdiff_jax.editing.result import Edit
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import diffusers_format, lora
@@ -170,8 +171,9 @@ class Pipeline:
             UserError: frames that are no clip, prompts that the method cannot align, unknown options.
         """
         given = {k: v for k, v in dict(num_steps=steps, guidance=guidance).items() if v is not None} | options
-        editor = edits.editor_of(self, frames, source, method, given, progress=progress)
-        return editor.run([targets] if isinstance(targets, str) else list(targets))
+        targets = [targets] if isinstance(targets, str) else asked.listed(targets)
+        check_targets(targets)
+        return edits.editor_of(self, frames, source, method, given, progress=progress).run(targets)
 
     @staticmethod
     def to_images(arrays: np.ndarray) -> list[Image.Image]:

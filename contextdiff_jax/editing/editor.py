@@ -25,6 +25,7 @@ from contextdiff_jax.editing.plan import EditPlan, control_of, needs_words, plan
 from contextdiff_jax.editing.result import AUTOENCODER, INVERSION, SOURCE, Edit
 from contextdiff_jax.editing.words import Prompt
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.keys import are
 from contextdiff_jax.models.controlnet import ControlNet, load_controlnet
 from contextdiff_jax.runtime import here
 from contextdiff_jax.types import Array, Params
@@ -32,14 +33,21 @@ from contextdiff_jax.types import Array, Params
 PROGRAMS = 16  # compiled stages, with what else is kept of a model
 
 
+def check_targets(targets: Sequence[str]) -> None:
+    """Raises UserError where edited prompts are no list of texts, one of them twice, or named as a row of the table."""
+    if not isinstance(targets, list | tuple) or not are(targets, str) or len(set(targets)) != len(targets):
+        raise UserError(f"edited prompts {targets!r}: give a list of different ones")
+    if taken := [target for target in targets if target in (SOURCE, AUTOENCODER, INVERSION)]:
+        raise UserError(f"edited prompt {taken[0]!r} is the name of a row of the table; say what the clip is to show")
+
+
 def controls_of(model: Any, config: ConfigDict, clip: Clip, targets: Sequence[str]) -> list[Control]:
     """The control of each edited prompt; nothing is computed.
 
     Raises:
-        UserError: prompts that the method cannot align, words that are not in them, one prompt twice.
+        UserError: what `check_targets` raises, prompts that the method cannot align, words that are not in them.
     """
-    if isinstance(targets, str) or len(set(targets)) != len(targets):
-        raise UserError(f"edited prompts {targets!r}: give a list of different ones")
+    check_targets(targets)
     read, steps = model.parts.condition.read, config.sample.num_steps
     return [control_of(config.edit, steps, clip.caption, target, read) for target in targets]
 
@@ -194,7 +202,7 @@ class Editor:
     def _no_control(self) -> Control:
         """The arrays of a control that does nothing."""
         nothing = ConfigDict(self.config.edit.to_dict())
-        nothing.alignment, nothing.self_blend, nothing.latent_blend = "none", False, ()
+        nothing.alignment, nothing.self_blend, nothing.latent_blend, nothing.blend_words = "none", False, (), ()
         nothing.equalizer, nothing.equalize_added, nothing.cross_replace_words = (), 1.0, ()
         nothing.cross_replace_steps = nothing.self_replace_steps = 0.0
         caption = self.clip.caption

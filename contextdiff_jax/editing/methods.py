@@ -103,6 +103,7 @@ RECIPES: dict[str, Values] = {
         "edit.equalize_added": 10.0,
         "edit.self_blend": False,
         "edit.latent_blend": (),
+        "edit.blend_words": (),
     },
     "attribute": {
         "model.video.key_frames": ("mid",),
@@ -123,6 +124,7 @@ RECIPES: dict[str, Values] = {
         "edit.self_replace_steps": 0.5,
         "edit.self_blend": False,
         "edit.latent_blend": (),
+        "edit.blend_words": (),
     },
 }
 

@@ -72,14 +72,16 @@ def control_of(edit: Any, num_steps: int, source: str, target: str, read: Read) 
         read: texts to token fields.
 
     Raises:
-        UserError: prompts that cannot be aligned, words that are not in them, a mask without words, factors or shares
-            of words that would do nothing.
+        UserError: prompts that cannot be aligned, words that are not in them, a mask without words, factors, shares or
+            words that would do nothing.
     """
     old, new = Prompt.read(source, read), Prompt.read(target, read)
     found = alignment.align(edit.alignment, old, new)
     steps, length = np.arange(num_steps), len(new.ids)
     first, last = edit.latent_blend or (0.0, 0.0)
     words = np.zeros((2, length), np.float32)
+    for word in edit.blend_words:
+        old.positions(word)  # one that is not there is refused, whether or not there is a mask
     if needs_words(edit):
         words[0, _words_of_mask(edit, old, new)] = 1.0
         words[1, _new_tokens(old, new)] = 1.0
@@ -92,7 +94,7 @@ def control_of(edit: Any, num_steps: int, source: str, target: str, read: Read) 
         equalizer=factors,
         cross=cross,
         self_attention=(steps < np.floor(edit.self_replace_steps * num_steps + 1e-9)).astype(np.float32),
-        blend=((first * num_steps <= steps) & (steps < last * num_steps)).astype(np.float32),
+        blend=((first * num_steps - 1e-9 <= steps) & (steps < last * num_steps - 1e-9)).astype(np.float32),
         source_words=words[0],
         target_words=words[1],
         threshold=np.float32(edit.mask_threshold),
@@ -100,7 +102,17 @@ def control_of(edit: Any, num_steps: int, source: str, target: str, read: Read) 
 
 
 def _check_words(edit: Any, factors: np.ndarray, cross: np.ndarray) -> None:
-    """Refuses what is asked of single words where the method does not do it."""
+    """Refuses what is asked of words where the method does not do it."""
+    if edit.blend_words and not needs_words(edit):
+        raise UserError(
+            f"edit.blend_words={tuple(edit.blend_words)} cannot act: with edit.mask={edit.mask!r}, edit.self_blend="
+            f"{edit.self_blend} and edit.latent_blend={tuple(edit.latent_blend)} no mask is made of words; leave it out"
+        )
+    if edit.cross_replace_steps and edit.alignment == "none" and not _equalized(edit):
+        raise UserError(
+            f"edit.cross_replace_steps={edit.cross_replace_steps:g} cannot act: with edit.alignment='none' no word "
+            "takes the source's attention; take 'refine' or 'replace' (as contextdiff and fatezero do), or 0"
+        )
     if edit.cross_replace_words and edit.alignment == "none" and (factors == 1.0).all():
         raise UserError(
             "edit.cross_replace_words says how long words take the source's attention, but with edit.alignment='none' "
@@ -113,6 +125,11 @@ def _check_words(edit: Any, factors: np.ndarray, cross: np.ndarray) -> None:
         )
 
 
+def _equalized(edit: Any) -> bool:
+    """Whether any word has a factor."""
+    return bool(edit.equalizer) or edit.equalize_added != 1.0
+
+
 def needs_words(edit: Any) -> bool:
     """Whether a mask is made of attention to words."""
     return edit.mask in OF_WORDS and (edit.self_blend or bool(edit.latent_blend))
@@ -120,6 +137,12 @@ def needs_words(edit: Any) -> bool:
 
 def _words_of_mask(edit: Any, old: Prompt, new: Prompt) -> list[int]:
     """Source tokens of the mask: those of the words that were named, or else of those that the edit takes away."""
+    if edit.inversion_prompt == "empty":
+        raise UserError(
+            f"edit.inversion_prompt='empty' with edit.mask={edit.mask!r}: that mask is made of the inversion's "
+            "attention to the source prompt; take edit.inversion_prompt='source', or the recipe background, which has "
+            "no mask"
+        )
     if edit.blend_words:
         return [p for word in edit.blend_words for p in old.positions(word)]
     if edit.mask == "outside":
@@ -137,9 +160,9 @@ def _words_of_mask(edit: Any, old: Prompt, new: Prompt) -> list[int]:
 
 
 def _new_tokens(old: Prompt, new: Prompt) -> list[int]:
-    """Positions of the words of `new` that `old` has not."""
+    """Positions of the words of `new` that `old` has not; punctuation makes no word another one."""
     partner = alignment.longest_alignment(old.ids[: old.real], new.ids[: new.real])
-    return [p for places in new.places if any(partner[p] < 0 for p in places) for p in places]
+    return [p for core in new.cores if any(partner[p] < 0 for p in core) for p in core]
 
 
 def plan_of(edit: Any, sampling: Plan, clip: Clip, window: int, overlap: int) -> EditPlan:
@@ -152,10 +175,9 @@ def plan_of(edit: Any, sampling: Plan, clip: Clip, window: int, overlap: int) ->
     if masked and edit.mask not in OF_WORDS and clip.masks is None:
         accepted = " or ".join(map(repr, OF_WORDS))
         raise UserError(f"edit.mask={edit.mask!r}: this clip has no masks; give data.mask_path, or take {accepted}")
-    equalized = bool(edit.equalizer) or edit.equalize_added != 1.0
     return EditPlan(
         sampling=sampling,
-        fused=edit.alignment != "none" or edit.self_replace_steps > 0 or equalized,
+        fused=edit.alignment != "none" or edit.self_replace_steps > 0 or _equalized(edit),
         self_blend=edit.self_blend,
         latent_blend=bool(edit.latent_blend),
         mask=edit.mask,

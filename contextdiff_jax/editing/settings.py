@@ -5,7 +5,7 @@ import math
 from ml_collections import ConfigDict
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.keys import Values
+from contextdiff_jax.keys import Values, are
 
 VALUES = Values(
     choices={
@@ -35,17 +35,40 @@ def check(config: ConfigDict) -> None:
     for key in ("mask_resolution", "max_tokens"):
         if config.edit[key] < 1:
             raise UserError(f"config.edit.{key}={config.edit[key]} must be 1 or more")
+    _check_clip(config.data)
+    for key in {"prompts", "blend_words"} & set(config.edit):  # a caller's prompts are no setting
+        if isinstance(config.edit[key], str) or not are(config.edit[key], str):
+            raise UserError(f"config.edit.{key}={config.edit[key]!r} must hold texts, e.g. ('a frog',)")
     blend = tuple(config.edit.latent_blend)
-    if blend and (len(blend) != 2 or not 0 <= blend[0] <= blend[1] <= 1):
+    if blend and (len(blend) != 2 or not are(blend, int | float) or not 0 <= blend[0] <= blend[1] <= 1):
         raise UserError(f"config.edit.latent_blend={blend} is not (from, to) with 0 <= from <= to <= 1, or () for none")
     for key, largest in (("equalizer", math.inf), ("cross_replace_words", 1.0)):
         for pair in config.edit[key]:
-            if isinstance(pair, str) or len(pair) != 2 or not _are_word_and_number(*pair):
+            if not _is_word_and_number(pair):
                 raise UserError(f"config.edit.{key}={config.edit[key]!r} must hold pairs (word, number)")
             if not (math.isfinite(pair[1]) and 0 <= pair[1] <= largest):
                 accepted = "0 to 1" if largest == 1 else "0 or more, and finite"
                 raise UserError(f"config.edit.{key}: {pair[1]} for the word {pair[0]!r}; accepted: {accepted}")
 
 
-def _are_word_and_number(word: object, number: object) -> bool:
-    return isinstance(word, str) and isinstance(number, int | float)
+def _check_clip(data: ConfigDict) -> None:
+    """What is said of a clip's files and length."""
+    if data.length and data.length < data.num_frames:
+        raise UserError(
+            f"config.data.length={data.length} is less than the config.data.num_frames={data.num_frames} that the "
+            "network takes at once; accepted: 0 for as many, or more"
+        )
+    of_files = dict(mask_path="", flow_path="", start=0, crop=(0, 0, 0, 0))
+    for key, at_rest in of_files.items():
+        given = tuple(data[key]) if key == "crop" else data[key]
+        if given != at_rest and not data.path:
+            raise UserError(
+                f"config.data.{key}={given!r} cannot act: without config.data.path the clip is an embedded one, with "
+                "its own masks and motion; leave it out, or give a path"
+            )
+
+
+def _is_word_and_number(pair: object) -> bool:
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        return False
+    return isinstance(pair[0], str) and are(pair[1:], int | float)

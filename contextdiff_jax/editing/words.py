@@ -9,6 +9,7 @@ import numpy as np
 from contextdiff_jax.errors import UserError
 
 Read = Callable[[Sequence[str]], dict[str, np.ndarray]]  # texts -> {"tokens", "token_mask"}, as a text condition reads
+MARKS = ".,;:!?\"'"  # around a word, but no part of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Prompt:
         real: how many of them are start, words and end.
         words: its words, as spaces divide them.
         places: the token positions of each word.
+        cores: those of them that are no punctuation around it.
     """
 
     text: str
@@ -28,6 +30,7 @@ class Prompt:
     real: int
     words: tuple[str, ...]
     places: tuple[tuple[int, ...], ...]
+    cores: tuple[tuple[int, ...], ...]
 
     @classmethod
     def read(cls, text: str, read: Read) -> "Prompt":
@@ -41,16 +44,18 @@ class Prompt:
         words = tuple(text.split())
         if not words:
             raise UserError("an empty prompt cannot be aligned; say what the clip shows")
-        fields = read([text, "", *words])
+        fields = read([text, "", *words, *(w.rstrip(MARKS) for w in words), *(w.lstrip(MARKS) for w in words)])
         counts = fields["token_mask"].sum(axis=1)
         special, length = int(counts[1]), fields["tokens"].shape[1]
-        lengths = counts[2:] - special
+        lengths, without_end, without_start = np.split(counts[2:] - special, 3)
         if (needed := int(lengths.sum()) + special) > length:
             short = textwrap.shorten(text, 60, placeholder=" ...")
             raise UserError(f"prompt {short!r} has {needed} tokens; the text encoder has room for {length}: shorten it")
         starts = np.cumsum([special - 1, *lengths[:-1]])  # all but the end come before the first word
         places = tuple(tuple(range(a, a + n)) for a, n in zip(starts, lengths, strict=True))
-        return cls(text, fields["tokens"][0], int(counts[0]), words, places)
+        sides = zip(places, lengths - without_start, without_end, strict=True)
+        cores = tuple(spots[before:stop] for spots, before, stop in sides)
+        return cls(text, fields["tokens"][0], int(counts[0]), words, places, cores)
 
     def positions(self, word: str) -> list[int]:
         """Token positions of a word, or of several divided by spaces, wherever it occurs; case does not count.
@@ -58,7 +63,7 @@ class Prompt:
         Raises:
             UserError: the prompt has no such word; it names those that it has.
         """
-        plain = lambda w: w.lower().strip(".,;:!?\"'")
+        plain = lambda w: w.lower().strip(MARKS)
         wanted, have = [plain(w) for w in word.split()], [plain(w) for w in self.words]
         found = [i for i in range(len(have)) if wanted and have[i : i + len(wanted)] == wanted]
         if not found:

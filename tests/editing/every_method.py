@@ -22,6 +22,7 @@ from diffusers_helpers import randomised  # noqa: E402
 
 from contextdiff_jax import command_line  # noqa: E402
 from contextdiff_jax.editing.methods import METHODS  # noqa: E402
+from contextdiff_jax.editing.plan import needs_words  # noqa: E402
 
 CASES = (*METHODS, "controlvideo with edges", "contextdiff+style", "contextdiff+background")
 
@@ -43,7 +44,7 @@ def run(case: str, adapter: bool, args: argparse.Namespace, models: tuple[Path, 
     config.adapter.enabled, config.data.num_frames, config.data.sampling_rate = adapter, args.frames, 1
     config.edit.control = str(models[1]) if edges else ""
     with config.edit.ignore_type():
-        config.edit.blend_words = tuple(args.blend)
+        config.edit.blend_words = tuple(args.blend) if needs_words(config.edit) else ()
     options = command_line.Options(str(workdir), tuple(args.targets), compilation_cache="auto")
     command_line.run("train", config, options)
 

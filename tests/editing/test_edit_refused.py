@@ -70,7 +70,13 @@ def test_clips_that_are_none(recipe, tmp_path):
     ):
         recipe.data.path = str(tmp_path / path)
         refused(recipe, tmp_path / "run", message, "a circle")
-    recipe.data.path, recipe.data.sampling_rate = str(folder_of(tmp_path / "four", 4)), 2
+    recipe.data.path, recipe.data.mask_path = "", "masks"
+    refused(recipe, tmp_path / "run", "data.mask_path='masks' cannot act: without config.data.path", "a circle")
+    recipe.data.mask_path, recipe.data.length = "", 2
+    refused(recipe, tmp_path / "run", "data.length=2 is less than the config.data.num_frames=3", "a circle")
+    recipe.data.path, recipe.data.length = str(folder_of(tmp_path / "four", 4)), 100
+    refused(recipe, tmp_path / "run", "too few for length=100 .* at most length=4 fit", "a circle")
+    recipe.data.length, recipe.data.sampling_rate = 0, 2
     refused(recipe, tmp_path / "run", "at most num_frames=2 fit", "a circle")
     recipe.data.sampling_rate = 1
     refused(recipe, tmp_path / "run", "no edited prompt")
@@ -86,12 +92,21 @@ def test_prompts_that_cannot_be_edited(recipe, tmp_path):
         ("equalizer", ("frog", -1.0), "0 or more, and finite"),
         ("equalizer", ("frog", float("nan")), "0 or more, and finite"),
         ("equalizer", ("frog", "x"), "must hold pairs"),
+        ("equalizer", 10, "must hold pairs"),
+        ("cross_replace_words", 10, "must hold pairs"),
+        ("blend_words", 5, r"edit.blend_words=\(5,\) must hold texts"),
+        ("prompts", 5, r"edit.prompts=\(5,\) must hold texts"),
+        ("latent_blend", "0.2", r"is not \(from, to\)"),
         ("cross_replace_words", ("frog", 2.0), "accepted: 0 to 1"),
     ):
         recipe.edit[key] = (pair,)
         refused(recipe, tmp_path, message, "a frog on a red background")
         recipe.edit[key] = ()
+    recipe.edit.latent_blend = ("0.2", "0.8")
+    refused(recipe, tmp_path, r"is not \(from, to\)")
+    recipe.edit.latent_blend = (0.2, 0.8)
     refused(recipe, tmp_path, "empty prompt", " ")
+    refused(recipe, tmp_path, "'source' is the name of a row", "source")
     recipe.edit.blend_words = ("horse",)
     refused(recipe, tmp_path, "'horse' is not in the prompt .*its words are: a", "a frog on a red background")
     recipe.edit.alignment, recipe.edit.blend_words = "replace", ()

@@ -84,6 +84,46 @@ def test_factors_without_alignment_and_those_that_would_do_nothing():
         control_of(edit, STEPS, SOURCE, TARGET, read)
 
 
+def test_punctuation_makes_no_word_another_one():
+    edit, tokens = settings("fatezero+style"), lambda row: np.flatnonzero(row).tolist()
+    edit.self_blend = True
+    for old, new, gone, added in (
+        ("a red frog on a green hill.", "a bear on a green hill", [2, 3], [2]),
+        ("a bear on a green hill", "a red frog on a green hill.", [2], [2, 3]),
+        ("a frog, on grass", "a bear on grass", [2], [2]),
+        ("a frog.", "a bear.", [2], [2]),
+    ):
+        control = control_of(edit, STEPS, old, new, read)
+        assert (tokens(control.source_words), tokens(control.target_words)) == (gone, added)
+        assert tokens(control.equalizer != 1.0) == added
+    with pytest.raises(UserError, match="keeps all"):
+        control_of(edit, STEPS, "a frog, on grass", "a frog on grass", read)
+
+
+def test_shares_of_the_steps_are_those_that_are_meant():
+    """0.14 * 50 is a little more than 7, 0.28 * 50 than 14."""
+    edit = settings("fatezero")
+    edit.latent_blend, edit.cross_replace_steps, edit.self_replace_steps = (0.14, 0.28), 0.58, 0.58
+    control = control_of(edit, 50, SOURCE, TARGET, read)
+    assert np.flatnonzero(control.blend).tolist() == list(range(7, 14))
+    assert control.self_attention.sum() == control.cross[:, 1].sum() == 29  # 0.58 * 50 is a little less
+
+
+def test_what_is_asked_of_words_and_could_not_act_is_refused():
+    for way, changed, message in (
+        ("ddim", dict(blend_words=("jeepp",)), "'jeepp' is not in the prompt"),
+        ("ddim", dict(blend_words=("jeep",)), "blend_words=.* cannot act"),
+        ("ddim+attribute", {}, "edit.cross_replace_steps=0.7 cannot act"),
+        ("tune_a_video+attribute", {}, "edit.cross_replace_steps=0.7 cannot act"),
+        ("tune_a_video+shape", {}, "edit.inversion_prompt='empty' with edit.mask='attention'"),
+    ):
+        edit = settings(way)
+        with edit.ignore_type():
+            edit.update(changed)
+        with pytest.raises(UserError, match=message):
+            control_of(edit, STEPS, SOURCE, TARGET, read)
+
+
 def test_large_maps_are_left_alone_and_maps_of_one_resolution_remembered():
     control = control_of(settings("fatezero"), STEPS, SOURCE, TARGET, read)
     fusion = Fusion(SIDE, SIDE**2 - 1, control, control.cross[0], control.self_attention[0], None, num_frames=1)

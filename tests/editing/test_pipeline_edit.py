@@ -83,7 +83,7 @@ def test_a_file_is_read_as_the_options_say(pipe, tmp_path):
     assert editor.clip.motion.valid.all() and editor.config.data.path == str(tmp_path / "long.gif")
     edit = editor.config.edit
     assert (edit.alignment, edit.cross_replace_steps, edit.equalize_added, edit.latent_blend) == ("refine", 0.8, 10, ())
-    with pytest.raises(UserError, match="at most num_frames=6 fit"):
+    with pytest.raises(UserError, match="at most length=6 fit"):
         pipe.edit(tmp_path / "long.gif", SOURCE, TARGETS, method="ddim", length=7, sampling_rate=2)
 
 
@@ -96,9 +96,13 @@ def test_what_frames_of_one_s_own_cannot_be(pipe):
         (frames, dict(strenght=1), "option strenght=1 is unknown"),
         (frames, dict(masks=np.zeros((2, SIZE, SIZE))), "masks of shape"),
         (frames[:1], {}, "give 2 or more"),
+        (5, {}, "frames=5 are no clip"),
+        (frames, dict(method=5), "method '5' is unknown"),
+        (frames, dict(targets=[5]), "give a list of different ones"),
+        (frames, dict(targets=5), "give a list of different ones"),
     ):
         with pytest.raises(UserError, match=message):
-            pipe.edit(given, SOURCE, TARGETS, **options)
+            pipe.edit(given, SOURCE, **dict(targets=TARGETS) | options)
 
 
 def test_the_model_that_ships_makes_its_masks_as_its_recipe_does(monkeypatch):

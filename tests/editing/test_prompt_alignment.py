@@ -33,6 +33,9 @@ def test_words_know_their_tokens():
     assert found.positions("Jeep") == [4]
     assert found.positions("a") == [1, 8]
     assert found.positions("silver jeep") == [2, 3, 4]
+    marked = prompt("jeep, a silver: 'home.' ..")
+    assert marked.places == ((1, 2), (3,), (4, 5), (6, 7), (8,))
+    assert marked.cores[:3] == ((1,), (3,), (4, 5)) and marked.cores[4] == ()
     with pytest.raises(UserError, match="its words are: a, silver, jeep"):
         found.positions("horse")
     with pytest.raises(UserError, match="has 18 tokens; the text encoder has room for 16"):
