@@ -52,7 +52,7 @@ def train(config: ConfigDict, options: Options) -> None:
     finished = int(state.step) == config.train.num_steps
     del state, task  # what follows reads the model again, and has the device to itself
     if "edit" in config and config.edit.after_training and finished:
-        edit(config, options)
+        edit(config, options, True)
     if config.task == "diffusion" and config.eval.after_training and finished:
         import jax
 
@@ -77,8 +77,9 @@ def _prepared(config: ConfigDict, options: Options) -> Any:
         from contextdiff_jax import edits
 
         edits.check_clip(config, options.workdir)
+    if edits_after := tunes and config.edit.after_training:
+        _check_alone("config.edit.after_training=True", "set it to False, and edit by --mode=edit in one process")
     task = task_lib.build(config, mesh=make_mesh(config.mesh))
-    edits_after = tunes and config.edit.after_training
     if (options.prompts or options.out) and not edits_after:
         raise UserError("--prompt and --out cannot act: nothing is edited after this training; leave them out")
     if edits_after:
@@ -115,21 +116,37 @@ def _pipeline(config: ConfigDict | None, options: Options):
     return Pipeline.load(options.workdir, step=options.step, config=config)
 
 
-def edit(config: ConfigDict | None, options: Options) -> None:
-    """Edits the clip that a run was tuned on, under any prompts, and writes pictures, videos and figures."""
+def _check_alone(what: str, remedy: str) -> None:
+    """Raises UserError where there are several processes, of which each would write the same files."""
+    import jax
+
+    if jax.process_count() > 1:
+        raise UserError(f"{what} needs no other process, and there are {jax.process_count()}; {remedy}")
+
+
+def edit(config: ConfigDict | None, options: Options, checked_before: bool = False) -> None:
+    """Edits the clip that a run was tuned on, under any prompts, and writes pictures, videos and figures.
+
+    Args:
+        config: None takes the run's own.
+        options: of the command line.
+        checked_before: whether `edits.check` has said already what cannot be edited.
+    """
+    _check_alone("--mode=edit", "run it in one")
     pipeline = _pipeline(None, options) if config is None else None
     config = pipeline.config if config is None else config
     if "edit" not in config:
         raise UserError("--mode=edit is for runs that were tuned on a clip: --config=configs/video_edit.py")
     from contextdiff_jax import edits
     from contextdiff_jax.data.one_clip import clip_of, keep_identity
-    from contextdiff_jax.editing.editor import Editor, controls_of
+    from contextdiff_jax.editing.editor import Editor
 
     targets, clip = edits.targets_of(config, options.prompts), clip_of(config.data)
     pipeline = pipeline or _pipeline(config, options)
     keep_identity(clip, options.workdir)
     editor = Editor(pipeline.task, pipeline.params, pipeline.frozen, clip, pipeline.config)
-    controls_of(pipeline.task, pipeline.config, clip, targets)  # whatever is wrong with them leaves no folder
+    if not checked_before:  # whatever is wrong leaves no folder
+        edits.check_stages(editor, targets)
     out = make_folder(Path(options.out) if options.out else unused(Path(options.workdir) / "edit"))
     edited = editor.run(targets)
     print(edited.table())
@@ -256,12 +273,9 @@ def export(config: ConfigDict, options: Options) -> None:
     out = options.out or str(Path(options.workdir) / "export")
     check_writable(Path(out), "output folder", "give another --out")
     if config.task == "diffusion":
-        import jax
-
         from contextdiff_jax import export as export_lib
 
-        if jax.process_count() > 1:
-            raise UserError("--mode=export writes one model and needs no other process; run it in one")
+        _check_alone("--mode=export", "run it in one")
         pipeline = _pipeline(config, options)
         export_lib.write(pipeline.task, pipeline.params, pipeline.step, out, options.half)
         print(f"step {pipeline.step} exported to {out}; read it with contextdiff_jax.Pipeline.load({out!r})")

@@ -1,6 +1,7 @@
 """A trained model as an editor of clips: of the run that was tuned on one, or of any Stable Diffusion as it is."""
 
 import dataclasses
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ class ClipModels:
     def of(self, pipeline: Any, config: ConfigDict) -> ClipModel:
         """That of a config; one that has been is neither built nor read again."""
         own = pipeline.config.data
-        if own.source == "clip" and config.data.num_frames == own.num_frames:
+        fits = (config.data.num_frames, config.data.image_size) == (own.num_frames, own.image_size)
+        if own.source == "clip" and fits:
             return self._models.of("itself", lambda: ClipModel(pipeline.task))
         key = tuple((name, repr(value)) for name, value in config_lib.leaves(config).items() if _of_the_task(name))
         return self._models.of(key, lambda: ClipModel(_task(config)))
@@ -103,6 +105,8 @@ def editor_of(
     """
     masks = options.pop("masks", None)
     config = _config(pipeline.config, method)
+    if pipeline.config.data.source == "clip" and not _is_own(frames, pipeline.config.data):
+        _read_whole(config.data)
     _set(config, options, isinstance(frames, str | Path))
     clip = _clip(frames, source, config, masks)
     tuned = pipeline.config.data.source == "clip"
@@ -161,7 +165,7 @@ def _config(own: ConfigDict, method: str | None) -> ConfigDict:
         # The clip is the caller's; a model of single pictures could not be asked for several frames of its own data.
         config.data.source, config.data.preset = "clip", "demo"
         config.data.num_frames, config.data.overlap = 8, 4
-        config.data.length, config.data.start, config.data.sampling_rate, config.data.crop = 0, 0, 1, (0, 0, 0, 0)
+        _read_whole(config.data)
     for key, value in values.items():
         *sections, name = key.split(".")
         node = config
@@ -170,6 +174,18 @@ def _config(own: ConfigDict, method: str | None) -> ConfigDict:
         with node.ignore_type():
             node[name] = value
     return config
+
+
+def _is_own(frames: Frames, own: ConfigDict) -> bool:
+    """Whether a caller's frames are the path of the clip that a run was tuned on."""
+    real = lambda path: os.path.realpath(os.path.expanduser(path))
+    return isinstance(frames, str | Path) and bool(own.path) and real(frames) == real(own.path)
+
+
+def _read_whole(data: ConfigDict) -> None:
+    """Of another clip nothing is cut off or left out: how a run's own was read says nothing of it."""
+    with data.ignore_type():
+        data.length, data.start, data.sampling_rate, data.crop = 0, 0, 1, (0, 0, 0, 0)
 
 
 def _is_demo(config: ConfigDict) -> bool:
@@ -257,9 +273,14 @@ def check(task: Any, config: ConfigDict, prompts: Sequence[str]) -> None:
     targets, clip = targets_of(config, prompts), clip_of(config.data)
     controls_of(task, config, clip, targets)
     params = jax.eval_shape(task.init, stream(config.seed, "init"))
-    stages = Editor(task, params, task.frozen, clip, config, progress=False).trace(targets)
+    check_stages(Editor(task, params, task.frozen, clip, config, progress=False), targets)
+
+
+def check_stages(editor: Editor, targets: Sequence[str]) -> None:
+    """The part of `check` for an editor that is there."""
+    stages = editor.trace(targets)
     if here().platform != "cpu":
-        memory.check(stages["edit"].lower().compile(), "edit", config.data.num_frames)
+        memory.check(stages["edit"].lower().compile(), "edit", editor.plan.window)
 
 
 def check_clip(config: ConfigDict, workdir: str | Path) -> None:

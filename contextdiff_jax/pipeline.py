@@ -173,7 +173,9 @@ class Pipeline:
         given = {k: v for k, v in dict(num_steps=steps, guidance=guidance).items() if v is not None} | options
         targets = [targets] if isinstance(targets, str) else asked.listed(targets)
         check_targets(targets)
-        return edits.editor_of(self, frames, source, method, given, progress=progress).run(targets)
+        editor = edits.editor_of(self, frames, source, method, given, progress=progress)
+        editor.check(targets)
+        return editor.run(targets)
 
     @staticmethod
     def to_images(arrays: np.ndarray) -> list[Image.Image]:

@@ -2,8 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+import weakref
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -103,7 +103,8 @@ class Editor:
         self.numbers = sampling.Numbers.of(config.sample)
         self.seconds: dict[str, float] = {}
         self.memory: dict[str, dict[str, int]] = {}
-        self._progress = progress
+        self._progress, self._peak_before = progress, memory.peak_measured(here().local[0])
+        self._functions: dict[Hashable, Callable] = {}
 
     def trace(self, targets: Sequence[str]) -> dict[str, jax.stages.Traced]:
         """The stages of an edit, traced: what would go wrong in them is raised, and nothing is computed or compiled.
@@ -113,15 +114,20 @@ class Editor:
         controls = controls_of(self.model, self.config, self.clip, targets) or [self._no_control()]
         drawn, start, common = self._edges(), self._inversion_prompt(), (self.params, self.frozen)
         x0 = jax.ShapeDtypeStruct((len(self.clip.frames), *self.model.sample_shape), jnp.float32)
-        invert = jax.jit(partial(self._invert, plan=self.plan)).trace(*common, start, x0, drawn)
+        invert = self._jitted(self._invert, plan=self.plan).trace(*common, start, x0, drawn)
         given = jax.ShapeDtypeStruct(x0.shape[:3], jnp.float32)
         arguments = start, start, _shapes(invert.out_info), given, drawn, controls[0], self.numbers
         return {
-            "encode": jax.jit(self._encode).trace(self.frozen, _shapes(self._frames())),
+            "encode": self._jitted(self._encode).trace(self.frozen, _shapes(self._frames())),
             "invert": invert,
-            "edit": jax.jit(partial(self._edit, plan=self.plan)).trace(*common, *arguments),
-            "decode": jax.jit(self._decode).trace(self.frozen, x0),
+            "edit": self._jitted(self._edit, plan=self.plan).trace(*common, *arguments),
+            "decode": self._jitted(self._decode).trace(self.frozen, x0),
         }
+
+    def check(self, targets: Sequence[str]) -> None:
+        """Raises what `trace` does; what has been traced for another edit of the same model and plan is not again."""
+        controls_of(self.model, self.config, self.clip, targets)
+        self._kept.of(("traced", self.plan), lambda: bool(self.trace(targets)))
 
     def run(self, targets: Sequence[str]) -> Edit:
         """The clip under each prompt.
@@ -213,7 +219,7 @@ class Editor:
         what, remedy = f"{name} of {self.plan.window} frames", "take fewer (data.num_frames) or smaller ones"
 
         def compiled() -> tuple[jax.stages.Compiled, dict[str, int]]:
-            program = jax.jit(partial(function, **plan)).lower(*args).compile()
+            program = self._jitted(function, **plan).lower(*args).compile()
             return program, memory.check(program, name, self.plan.window)
 
         with compilation.fitting(what, remedy):
@@ -223,6 +229,14 @@ class Editor:
             result = jax.block_until_ready(program(*args))
             self.seconds[name] = time.perf_counter() - start
         return result
+
+    def _jitted(self, function: Callable, **plan: EditPlan) -> Callable:
+        """One function for each stage and plan, so that what has been traced is not traced again."""
+        key = function.__name__, plan.get("plan")
+        if key not in self._functions:
+            bound = weakref.WeakMethod(function)  # or else the model would stay as long as the garbage
+            self._functions[key] = jax.jit(lambda *args: bound()(*args, **plan))
+        return self._functions[key]
 
     # What is said of the result.
 
@@ -245,6 +259,10 @@ class Editor:
         read = lambda: measures.Embed(self.model, self.frozen, self.config)
         embed = self._kept.of(("clip", self.config.encoder.clip), read) if self.config.encoder.clip else None
         rows, left_out = measures.rows(embed, self.config, self.clip, arrays, regions)
+        peak = memory.peak_measured(device)
+        if peak is not None and peak == self._peak_before:
+            peak, why = None, "memory measured: this process had as much in use before the edit; run it by itself"
+            left_out.append(why)
         per_frame = {name: seconds / count for name, seconds in self.seconds.items()}
         trajectory = (self.num_steps + 1) * count * int(np.prod(self.model.sample_shape)) * 4
         return dict(
@@ -256,7 +274,7 @@ class Editor:
             seconds_per_frame=per_frame,
             device=str(device.device_kind),
             memory_estimated=self.memory,
-            memory_measured=memory.peak_measured(device),
+            memory_measured=peak,
             trajectory_bytes=trajectory,
         )
 

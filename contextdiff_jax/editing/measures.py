@@ -23,21 +23,25 @@ def rows(
         config: its `data` says whether the clip is embedded.
         clip: its masks and motion are used where it has them.
         arrays: frames of every row.
-        regions: where each edit acted, [F, h, w]: the background of a clip without masks.
+        regions: where each edit acted, [F, h, w]: what is outside is the background of a clip without masks.
     """
     left_out = []
     if embed is None:
         left_out.append("CLIP figures: config.encoder.clip names no CLIP")
     if clip.motion is None:
         left_out.append("warp error: no flow; give one by data.flow_path")
+    # No edit can beat the rows that bound them: those are measured where all edits left the clip alone.
+    everywhere = np.max(list(regions.values()), axis=0) if regions else None
     if clip.masks is None:
-        left_out.append("background by true masks: none (data.mask_path); outside the edit's own mask instead")
+        masked = any(not region.all() for region in regions.values())
+        instead = "outside the edits' own masks instead" if masked else "and the edits have no mask"
+        left_out.append(f"background by true masks: none (data.mask_path), {instead}")
     table = {}
     for name, frames in arrays.items():
         prompt = clip.caption if name in (SOURCE, AUTOENCODER, INVERSION) else name
         row = {} if embed is None else embed.row(frames, prompt, clip.caption)
         if name != SOURCE:
-            outside = _background(clip, regions.get(name), frames.shape[1:3])
+            outside = _background(clip, regions.get(name, everywhere), frames.shape[1:3])
             row |= _against_source(frames, arrays[SOURCE], outside)
             if clip.masks is not None:
                 row["object_psnr"] = figures.psnr(frames, arrays[SOURCE], clip.masks)

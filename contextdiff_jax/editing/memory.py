@@ -34,5 +34,5 @@ def check(compiled: jax.stages.Compiled, what: str, window: int, limit: int | No
 
 
 def peak_measured(device: Any) -> int | None:
-    """The most bytes that were in use on the device so far, or None where it does not say (CPUs)."""
+    """The most bytes that were in use on the device since the process began, or None where it does not say (CPUs)."""
     return (device.memory_stats() or {}).get("peak_bytes_in_use")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from contextdiff_jax.data.clips import Clip
+from contextdiff_jax.data.one_clip import window_starts
 from contextdiff_jax.editing import alignment
 from contextdiff_jax.editing.control import Control
 from contextdiff_jax.editing.words import Prompt, Read
@@ -169,8 +170,9 @@ def plan_of(edit: Any, sampling: Plan, clip: Clip, window: int, overlap: int) ->
     """The static part of a method for a clip.
 
     Raises:
-        UserError: a mask of the clip's own that it has not.
+        UserError: a mask of the clip's own that it has not; windows that do not fit it.
     """
+    window_starts(len(clip.frames), window, overlap)
     masked = edit.self_blend or bool(edit.latent_blend)
     if masked and edit.mask not in OF_WORDS and clip.masks is None:
         accepted = " or ".join(map(repr, OF_WORDS))

@@ -1,5 +1,6 @@
 """What can be wrong with a clip, its prompts or its model is one line, before anything is compiled or written."""
 
+import contextlib
 import json
 import weakref
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from contextdiff_jax.editing.kept import Kept, shape_of
 from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.tasks.parts import read_adapter
+from contextdiff_jax.training import distributed
 from contextdiff_jax.training.workdir import check_workdir
 
 SHIPPED = {}
@@ -111,6 +113,28 @@ def test_prompts_that_cannot_be_edited(recipe, tmp_path):
     refused(recipe, tmp_path, "'horse' is not in the prompt .*its words are: a", "a frog on a red background")
     recipe.edit.alignment, recipe.edit.blend_words = "replace", ()
     refused(recipe, tmp_path, "needs as many words", "a frog")
+
+
+def test_an_edit_of_what_the_network_has_not_leaves_no_folder(recipe, tmp_path, monkeypatch):
+    task = task_lib.build(recipe)
+    pipeline = SimpleNamespace(task=task, params=None, frozen=None, config=recipe)
+    monkeypatch.setattr(command_line, "_pipeline", lambda *args: pipeline)
+    monkeypatch.setattr(Editor, "run", lambda *args: pytest.fail("run"))
+
+    def trace(self, targets):
+        raise UserError("the network attends to the text at other sides")
+
+    monkeypatch.setattr(Editor, "trace", trace)
+    keep_identity(clip_of(recipe.data), tmp_path)
+    options = command_line.Options(str(tmp_path), compilation_cache="off")
+    with pytest.raises(UserError, match="the network attends"):
+        command_line.run("edit", recipe, options)
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.json"]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "together", contextlib.nullcontext)
+    for mode, message in (("edit", "--mode=edit needs no other process"), ("train", "edit.after_training=True needs")):
+        with pytest.raises(UserError, match=message):
+            command_line.run(mode, recipe, options)
 
 
 def test_a_clip_that_changed(recipe, tmp_path):

@@ -1,13 +1,15 @@
 """Figures of an edit against loops and closed forms."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.data.moving import moving
 from contextdiff_jax.data.vocabulary import vocabulary
-from contextdiff_jax.editing import figures, judge
+from contextdiff_jax.editing import figures, judge, measures
 
 
 def as_floats(frames: np.ndarray) -> np.ndarray:
@@ -66,6 +68,20 @@ def test_reading_between_pixels_is_bilinear():
     image = np.arange(12.0).reshape(3, 4, 1)
     found = figures.bilinear(image, np.array([0.5, 1.25, -3.0, 9.0]), np.array([0.0, 1.5, 0.0, 9.0]))
     np.testing.assert_allclose(found[:, 0], [0.5, 1.25 + 6.0, 0.0, 11.0])
+
+
+def test_the_bounds_are_measured_where_all_edits_left_the_clip_alone():
+    frames, regions = np.zeros((2, 8, 8, 3)), np.zeros((2, 2, 4, 4))
+    regions[0, :, :2], regions[1, :, :, :2] = 1, 1
+    arrays = {"source": frames, "autoencoder alone": frames.copy(), "a": frames, "b": frames}
+    arrays["autoencoder alone"][:, :4], arrays["autoencoder alone"][:, 4:, 4:] = 1.0, 0.2
+    config, clip = SimpleNamespace(data=SimpleNamespace(source="clip", path="x.mp4")), Clip(np.uint8(frames))
+    table, left_out = measures.rows(None, config, clip, arrays, dict(zip("ab", regions, strict=True)))
+    assert table["autoencoder alone"]["background_psnr"] == pytest.approx(20.0)  # 0.1 of the range
+    assert any("outside the edits' own masks" in line for line in left_out)
+    table, left_out = measures.rows(None, config, clip, arrays, {"a": np.ones((2, 4, 4))})
+    assert not any("background_psnr" in row for row in table.values())
+    assert any("the edits have no mask" in line for line in left_out)
 
 
 def test_heat_is_counted_where_the_object_is():

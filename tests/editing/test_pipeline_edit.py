@@ -8,12 +8,15 @@ import jax
 import numpy as np
 import pytest
 from diffusers_helpers import randomised
+from ml_collections import ConfigDict
 from stable_diffusion_helpers import UNET, save_pipeline
 
 import contextdiff_jax as cdx
+from configs import video_edit
 from contextdiff_jax import edits, saved
 from contextdiff_jax.data.clips import write_clip
 from contextdiff_jax.editing import editor as editor_lib
+from contextdiff_jax.editing.editor import Editor
 from contextdiff_jax.editing.result import AUTOENCODER
 from contextdiff_jax.errors import UserError
 
@@ -40,7 +43,9 @@ def test_windows_masks_edges_and_several_prompts_at_once(pipe, tmp_path, monkeyp
     masks[:, 4:9, 5:12] = True
     how = dict(method="controlvideo", steps=2, guidance=3.0, num_frames=WINDOW, overlap=1, control=pipe.control)
     how |= dict(masks=masks, mask="around", latent_blend=(0.0, 1.0), progress=False)
+    monkeypatch.setattr(editor_lib.memory, "peak_measured", lambda device: 7)
     edited = pipe.edit(frames, SOURCE, TARGETS, **how)
+    assert edited.figures["memory_measured"] is None and "in use before" in " ".join(edited.figures["left_out"])
     np.testing.assert_array_equal(np.stack(edited.source), frames)
     assert [len(edited.frames[target]) for target in TARGETS] == [FRAMES] * 2
     with av.open(str(edited.save(tmp_path / "x.mp4"))) as video:
@@ -56,6 +61,8 @@ def test_windows_masks_edges_and_several_prompts_at_once(pipe, tmp_path, monkeyp
     for where, name in ((editor_lib.memory, "check"), (edits.task_lib, "build"), (edits, "initial_params")):
         monkeypatch.setattr(where, name, None)
     editor = edits.editor_of(pipe, frames, SOURCE, "controlvideo", given, progress=False)
+    monkeypatch.setattr(editor_lib.memory, "peak_measured", lambda device: 9)
+    assert editor._figures(edited.arrays, edited.masks, {})["memory_measured"] == 9
     assert editor.plan.controlnet is not None and editor.plan.window == WINDOW
     latents = jax.device_get(editor.latents(TARGETS)[0])
     own, (one, two) = latents[AUTOENCODER], (latents[target] for target in TARGETS)
@@ -63,6 +70,15 @@ def test_windows_masks_edges_and_several_prompts_at_once(pipe, tmp_path, monkeyp
         np.testing.assert_array_equal(found[kept], own[kept])
         assert (np.abs(found - own)[~kept].max(axis=-1) > 1e-4).all()
     assert np.abs(one - two)[~kept].max() > 1e-4
+    # What the network has not is said before anything of it runs.
+    monkeypatch.setattr(Editor, "run", lambda *args: pytest.fail("run"))
+    words = dict(mask="attention", blend_words=("star",))
+    for changed, message in (
+        (dict(mask_resolution=7, **words), "edit.mask_resolution=7: the network attends to the text at the sides 4, 8"),
+        (dict(overlap=WINDOW), "data.overlap=3 does not fit windows of data.num_frames=3; accepted: 0 to 2"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pipe.edit(frames, SOURCE, TARGETS, **how | changed)
 
 
 def test_a_file_is_read_as_the_options_say(pipe, tmp_path):
@@ -103,6 +119,31 @@ def test_what_frames_of_one_s_own_cannot_be(pipe):
     ):
         with pytest.raises(UserError, match=message):
             pipe.edit(given, SOURCE, **dict(targets=TARGETS) | options)
+
+
+def test_how_a_run_s_own_clip_was_read_says_nothing_of_another(monkeypatch, tmp_path):
+    config, read = video_edit.get_config("tiny"), []
+    own = dict(path=str(tmp_path / "own.mp4"), length=9, start=3, sampling_rate=2, crop=(1, 2, 3, 4))
+    config.data.update(own)
+    tuned = SimpleNamespace(config=config, task="own", clip_models=edits.ClipModels())
+
+    def clip_of(data):
+        read.append({key: data[key] for key in own})
+        raise UserError("read")
+
+    monkeypatch.setattr(edits, "clip_of", clip_of)
+    monkeypatch.chdir(tmp_path)
+    for path, options in (("own.mp4", {}), ("other.mp4", {}), ("other.mp4", dict(start=1))):
+        with pytest.raises(UserError, match="read"):
+            edits.editor_of(tuned, path, SOURCE, None, options)
+    whole = dict(path="other.mp4", length=0, start=0, sampling_rate=1, crop=(0, 0, 0, 0))
+    assert read == [own | dict(path="own.mp4"), whole, whole | dict(start=1)]
+    # Pictures of another size are another model's.
+    monkeypatch.setattr(edits.task_lib, "build", lambda config, **how: config.data.image_size)
+    assert tuned.clip_models.of(tuned, config).task == "own"
+    config = ConfigDict(config.to_dict())
+    config.data.image_size = 32
+    assert tuned.clip_models.of(tuned, config).task == 32
 
 
 def test_the_model_that_ships_makes_its_masks_as_its_recipe_does(monkeypatch):
