@@ -37,6 +37,11 @@ def test_what_is_stored_is_not_run_again(tmp_path, monkeypatch):
         "background": "a pumpkin on a green background",
         "both": "a frog on a green background",
     }
+    for method, share in (("contextdiff", 0.5), ("fatezero", 0.8)):  # both, without a mask: the method's own shares
+        preset, changed, kinds = run.recipes_of(method, 9)[-1]
+        edit = run.config_of(preset, True, 9, 0, **changed).edit
+        assert kinds == ("both",) and not edit.self_blend and not edit.latent_blend
+        assert edit.cross_replace_steps == edit.self_replace_steps == share
     with pytest.raises(UserError, match="--methods=dream is unknown"):
         run.chosen("methods", "ddim,dream", ["ddim"])
 

@@ -57,7 +57,8 @@ class VideoConfig:
         temporal_attention: attention over time at every position: none; after the MLP of each transformer block (Tune-
             A-Video, FateZero); or parallel to the self-attention on the way down and up (ControlVideo).
         key_frames: frames whose positions are keys and values of self-attention: whole numbers count from the frame
-            itself and stop at the ends of the clip; first, mid, last. () is the frame itself. FateZero: (-1, "first").
+            itself and stop at the ends of the clip; first, last, mid (the earlier of two
+            middle ones, as FateZero has it). () is the frame itself. FateZero: (-1, "first").
         key_frames_min_channels: narrower feature maps attend to their own frame alone.
     """
 
@@ -88,7 +89,7 @@ class VideoConfig:
         """The frames that each frame attends to, int [F, K]; None where that is itself alone."""
         if not self.key_frames or num_frames == 1 or channels < self.key_frames_min_channels:
             return None
-        named = {"first": 0, "mid": num_frames // 2, "last": num_frames - 1}
+        named = {"first": 0, "mid": (num_frames - 1) // 2, "last": num_frames - 1}
         own = np.arange(num_frames)
         seen = [np.full(num_frames, named[k]) if isinstance(k, str) else own + k for k in self.key_frames]
         return np.clip(np.stack(seen, axis=1), 0, num_frames - 1)

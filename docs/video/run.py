@@ -56,12 +56,13 @@ def targets_of(index: int) -> dict[str, str]:
 
 def recipes_of(method: str, index: int) -> list[tuple[str, dict[str, Any], tuple[str, ...]]]:
     """(preset, what else is set, kinds of edit). Where a method has a mask of words, another background is asked for
-    outside the object's words, and another of both without a mask."""
+    outside the object's words, and both of them without a mask, where the shares of the steps stay the method's."""
     if not needs_words(video_edit.get_config(method).edit):
         return [(method, {}, ("object", "background", "both"))]
     scene, vocab = moving("demo", index).scene, moving("demo", index).vocab
     outside = {"edit.mask": "outside", "edit.blend_words": (vocab.objects[scene.objects[0]],)}
-    return [(method, {}, ("object",)), (method, outside, ("background",)), (f"{method}+background", {}, ("both",))]
+    unmasked = {"edit.self_blend": False, "edit.latent_blend": ()}
+    return [(method, {}, ("object",)), (method, outside, ("background",)), (method, unmasked, ("both",))]
 
 
 def config_of(preset: str, adapter: bool, index: int, seed: int, **changed: Any) -> ConfigDict:

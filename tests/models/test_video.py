@@ -111,6 +111,7 @@ def test_key_frames_are_what_self_attention_looks_at():
     seen = VideoConfig(key_frames=(-1, 0, 2, "first", "mid", "last")).frames_seen(5, 8)
     np.testing.assert_array_equal(seen[0], [0, 0, 2, 0, 2, 4])
     np.testing.assert_array_equal(seen[4], [3, 4, 4, 0, 2, 4])
+    np.testing.assert_array_equal(VideoConfig(key_frames=("mid",)).frames_seen(8, 8), np.full((8, 1), 3))
     narrow = VideoConfig(key_frames=("mid",), key_frames_min_channels=16)
     assert narrow.frames_seen(5, 8) is None and narrow.frames_seen(5, 16) is not None
 
