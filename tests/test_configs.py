@@ -86,3 +86,9 @@ def test_a_recipe_trains_without_what_may_be_left_out(recipe, left_out):
     make_optimizer(config, params)
     with pytest.raises(UserError, match="adapter/quer' matches no parameter"):
         make_optimizer(config, params | {"adapter": {"out": {"kernel": jnp.zeros((2, 2))}}})
+
+
+def test_a_recipe_trains_the_adapter_alone():
+    config = t2i.get_config()
+    assert config.optim.muon
+    make_optimizer(config, {"adapter": {"out": {"kernel": jnp.zeros((2, 2))}}})

@@ -14,7 +14,8 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.training.sharding import leaf_name
 from contextdiff_jax.types import Array, Params
 
-OPTIONAL = ("adapter/", "process/")  # parts that a config may leave out, whatever its recipe says of their rates
+# Parts that a config may leave out or not train, whatever its recipe says of how they learn
+PARTS = ("adapter/", "denoiser/", "process/")
 
 
 def learning_rate(config: ConfigDict, step: Array | int) -> Array:
@@ -100,10 +101,8 @@ def _multipliers(rules: Any, params: Params) -> Params:
     except (re.error, TypeError, ValueError) as error:
         raise UserError(f"config.optim.lr_multipliers={rules!r} must be (regex, factor) pairs: {error}") from error
     names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    absent = tuple(part for part in OPTIONAL if not any(name.startswith(part) for name in names))
     for pattern, _ in rules:
-        if not pattern.lstrip("^").startswith(absent):
-            _check_found("lr_multipliers", pattern, names)
+        _check_found("lr_multipliers", pattern, names)
 
     def factor_of(path: tuple, _: Any) -> float:
         return next((f for pattern, f in rules if re.search(pattern, leaf_name(path))), 1.0)
@@ -112,7 +111,8 @@ def _multipliers(rules: Any, params: Params) -> Params:
 
 
 def _check_found(key: str, pattern: str, names: list[str]) -> None:
-    if not any(re.search(pattern, name) for name in names):
+    absent = tuple(part for part in PARTS if not any(name.startswith(part) for name in names))
+    if not pattern.lstrip("^").startswith(absent) and not any(re.search(pattern, name) for name in names):
         raise UserError(
             f"config.optim.{key}: {pattern!r} matches no parameter; names are like {names[0]} and {names[-1]}"
         )
