@@ -5,6 +5,7 @@ It shares nothing with the model it judges but that data; how often it is right 
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from contextdiff_jax.data.base import ImageSource
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import atomic, composed, read_json, write_json
 from contextdiff_jax.progress import Progress
+from contextdiff_jax.training import distributed
 from contextdiff_jax.types import Array, Params
 
 SEED = 20_231  # not the seed of any model that it judges
@@ -111,11 +113,21 @@ def train(source: ImageSource, steps: int) -> ClassJudge:
 
 
 def judge_of(config: ConfigDict, folder: Path) -> ClassJudge:
-    """The judge that `eval.recogniser` names, else the one in `folder`, which is trained where there is none yet.
+    """The judge that `eval.recogniser` names, else the one in `folder`, which is trained where there is none yet: of
+    several processes by the first, and by others that do not see its folder.
 
     Raises:
-        UserError: a judge of other classes or images, or one that is damaged.
+        UserError: a judge of other classes or images, one that is damaged, or another one in another process.
     """
+    return distributed.the_same(lambda: _judge_of(config, folder), _described)
+
+
+def _described(judge: ClassJudge) -> str:
+    values = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(judge.params))
+    return f"judge of {len(judge.names)} classes, digest {hashlib.sha256(values).hexdigest()[:16]}"
+
+
+def _judge_of(config: ConfigDict, folder: Path) -> ClassJudge:
     if config.eval.recogniser and not (Path(config.eval.recogniser) / "config.json").is_file():
         raise UserError(
             f"config.eval.recogniser={config.eval.recogniser!r} holds no judge; give the folder `judge` of another "

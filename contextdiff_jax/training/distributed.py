@@ -146,7 +146,7 @@ def the_same(make: Callable[[], T], describe: Callable[[T], str]) -> T:
     if len(set(found)) > 1:
         hosts = gather_texts(socket.gethostname())
         listed = _by_process([f"{text} ({host})" for text, host in zip(found, hosts, strict=True)])
-        raise UserError(f"the processes do not see the same data: {listed}; give all of them the same readable files")
+        raise UserError(f"the processes do not see the same: {listed}; give all of them the same readable files")
     return result
 
 
