@@ -93,9 +93,11 @@ METHODS: dict[str, Values] = {
     "ddim": {**_NETWORK, "sample.num_steps": 20, "sample.guidance": 7.5},
 }
 
-# What FateZero's configs choose by the kind of edit; on top of a method that fuses attention.
+# What FateZero's configs choose by the kind of edit. A method that fuses no attention does with a recipe.
+_FUSED: Values = {"edit.alignment": "refine", "edit.inversion_prompt": "source"}
 RECIPES: dict[str, Values] = {
     "style": {
+        **_FUSED,
         "model.video.key_frames": ("mid",),
         "model.video.key_frames_min_channels": 641,
         "edit.cross_replace_steps": 0.8,
@@ -106,12 +108,14 @@ RECIPES: dict[str, Values] = {
         "edit.blend_words": (),
     },
     "attribute": {
+        **_FUSED,
         "model.video.key_frames": ("mid",),
         "model.video.key_frames_min_channels": 641,
         "edit.cross_replace_steps": 0.7,
         "edit.self_replace_steps": 0.5,
     },
     "shape": {
+        **_FUSED,
         "edit.alignment": "replace",
         "edit.cross_replace_steps": 0.5,
         "edit.self_replace_steps": 0.5,
@@ -120,6 +124,7 @@ RECIPES: dict[str, Values] = {
     },
     # Ours: attention to the words of a background does not mark it, so nothing is kept apart by a mask.
     "background": {
+        **_FUSED,
         "edit.cross_replace_steps": 0.5,
         "edit.self_replace_steps": 0.5,
         "edit.self_blend": False,

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.editing.control import Fusion, Recorder
-from contextdiff_jax.editing.methods import METHODS, values_of
+from contextdiff_jax.editing.methods import METHODS, RECIPES, values_of
 from contextdiff_jax.editing.plan import control_of, plan_of
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.models.video import Site
@@ -59,6 +59,15 @@ def test_fusion_in_the_batch_is_that_of_stored_maps(way):
             np.testing.assert_allclose(found[1], expected, rtol=1e-6)
             np.testing.assert_array_equal(found[0], null)
             np.testing.assert_array_equal(found[2], stored)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_recipe_acts_on_every_method(method, recipe):
+    edit = settings(f"{method}+{recipe}")
+    control = control_of(edit, STEPS, SOURCE, TARGET, read)
+    plan = plan_of(edit, None, Clip(np.zeros((2, 4, 4, 3), np.uint8)), 2, 0)
+    assert (plan.fused or edit.reconstruct) and control.cross[0].all() and control.self_attention[0]
 
 
 def test_factors_without_alignment_and_those_that_would_do_nothing():
@@ -113,9 +122,8 @@ def test_what_is_asked_of_words_and_could_not_act_is_refused():
     for way, changed, message in (
         ("ddim", dict(blend_words=("jeepp",)), "'jeepp' is not in the prompt"),
         ("ddim", dict(blend_words=("jeep",)), "blend_words=.* cannot act"),
-        ("ddim+attribute", {}, "edit.cross_replace_steps=0.7 cannot act"),
-        ("tune_a_video+attribute", {}, "edit.cross_replace_steps=0.7 cannot act"),
-        ("tune_a_video+shape", {}, "edit.inversion_prompt='empty' with edit.mask='attention'"),
+        ("ddim", dict(cross_replace_steps=0.7), "edit.cross_replace_steps=0.7 cannot act"),
+        ("fatezero+shape", dict(inversion_prompt="empty"), "edit.inversion_prompt='empty' with edit.mask='attention'"),
     ):
         edit = settings(way)
         with edit.ignore_type():
