@@ -62,6 +62,7 @@ def test_the_training_step_traces(preset, kind):
     assert jax.tree.map(lambda v: v.shape, state.params) == jax.tree.map(lambda v: v.shape, setup.abstract.params)
 
 
+@pytest.mark.slow
 def test_the_cost_that_the_recipe_states_is_that_of_its_step():
     stated = re.search(r"digits +([\d.]+) M +([\d.]+) +([\d,]+) ", cifar10_nll.__doc__).groups()
     config = cifar10_nll.get_config("digits")

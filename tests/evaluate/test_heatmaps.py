@@ -69,7 +69,7 @@ def pipe():
     config = t2i.get_config("tiny")
     config.sample.num_steps, config.sample.batch_size = 2, 4
     task = task_lib.build(config)
-    return cdx.Pipeline(task, task.init(jax.random.key(0)), 0)
+    return cdx.Pipeline(task, jax.jit(task.init)(jax.random.key(0)), 0)
 
 
 PROMPTS = ("a frog on a red background", "a soccer ball on a blue background")  # as many as renders: fewer programs

@@ -20,7 +20,7 @@ def pipe():
     config = small_models.text_to_image()
     config.eval.update(num_samples=8, bpd_images=8, bpd_always=True)
     task = task_lib.build(config)
-    return cdx.Pipeline(task, task.init(jax.random.key(0)), 0)
+    return cdx.Pipeline(task, jax.jit(task.init)(jax.random.key(0)), 0)
 
 
 def evaluated(pipe, out, after):
