@@ -3,6 +3,7 @@
     python -m docs.study.steps                                     # the mixture, what is missing of it
     python -m docs.study.steps --T=4 --arms=plain,plain_wide,free,bounded
     python -m docs.study.steps --data=digits --T=8 --arms=plain,free
+    python -m docs.study.steps --data=digits --T=8 --arms=plain,free --num_steps=400 --results=runs/steps   # 10 minutes
     python -m docs.study.steps --data=emoji32 --T=4,8,16 --arms=plain,free      # and fashion: for a GPU
 
 Schedule and reverse variance are learned in every arm, from the same start; the arms differ in the shift alone.
@@ -174,6 +175,7 @@ def study(
     results: Path = RESULTS,
     size: toy.Size = SIZE,
     processes: int = 1,
+    num_steps: int = 0,
 ) -> None:
     """Runs whatever of these is not in results/steps-NAME.json yet, and stores it run by run."""
     path = results / f"steps-{name}.json"
@@ -195,7 +197,7 @@ def study(
         from docs.study import steps_images  # scikit-learn and the judges, which points can do without
 
         stored["reference"] = stored["reference"] or steps_images.reference(name)
-        done = steps_images.runs(name, missing, processes)
+        done = steps_images.runs(name, missing, processes, num_steps)
     for (T, arm, seed), figures in done:
         stored["runs"].setdefault(str(T), {}).setdefault(arm, {})[str(seed)] = figures
         save(stored, path)
@@ -219,7 +221,12 @@ def main() -> None:
     parser.add_argument("--results", default=str(RESULTS), help="folder of the stored figures")
     parser.add_argument("--cache", default="runs/study-compiled", help="folder of compiled programs")
     parser.add_argument("--processes", type=int, default=0, help="trainings on pictures at once; 0: one a core")
+    parser.add_argument("--num_steps", type=int, default=0, help="of training on pictures; 0: the study's own")
     args = parser.parse_args()
+    if args.num_steps and (args.data in RATE or Path(args.results).resolve() == RESULTS.resolve()):
+        raise UserError(
+            f"--num_steps={args.num_steps} is for pictures, and no part of the study: add --results=FOLDER"
+        )
     jax.config.update("jax_compilation_cache_dir", str(Path(args.cache).absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     arms = args.arms.split(",")
@@ -231,7 +238,10 @@ def main() -> None:
         raise UserError(f"--data={args.data} is unknown; accepted: {', '.join(SETS)}")
     numbers = lambda text: [int(number) for number in text.split(",")]
     processes = args.processes or side_by_side.sensible()
-    study(args.data, numbers(args.T), arms, numbers(args.seeds), Path(args.results), processes=processes)
+    from docs.study import steps_plots  # which reads the arms from here
+
+    study(args.data, numbers(args.T), arms, numbers(args.seeds), Path(args.results), SIZE, processes, args.num_steps)
+    print(steps_plots.table(args.data, load(Path(args.results) / f"steps-{args.data}.json")))
 
 
 if __name__ == "__main__":

@@ -25,9 +25,10 @@ NUM_TIMES = {"emoji32": 1, "fashion": 1}  # noise levels of an image in a step, 
 REPEATS = 4  # of the full bound
 
 
-def config_of(name: str, T: int, arm: Arm) -> ConfigDict:
-    """The preset at the study's size and T steps of a learned process."""
+def config_of(name: str, T: int, arm: Arm, num_steps: int = 0) -> ConfigDict:
+    """The preset at the study's size and T steps of a learned process; `num_steps` of training, 0: the study's."""
     config = images.config_of(name, SIZES[name])
+    config.train.num_steps = num_steps or config.train.num_steps
     cifar10_nll.few_steps(config, T)
     config.loss.num_times = NUM_TIMES.get(name, config.loss.num_times)
     config.update_from_flattened_dict(arm.overrides | {"model.num_blocks": arm.num_blocks})
@@ -40,7 +41,7 @@ def reference(name: str) -> dict[str, Any]:
 
 
 def runs(
-    name: str, missing: list[tuple[int, str, list[int]]], processes: int
+    name: str, missing: list[tuple[int, str, list[int]]], processes: int, num_steps: int = 0
 ) -> Iterator[tuple[tuple[int, str, int], dict[str, Any]]]:
     """((T, arm, seed), figures) of all that is missing: of each T and arm its seeds.
 
@@ -49,11 +50,12 @@ def runs(
     """
     if processes == 1:
         for T, arm, seeds in missing:
-            for seed, figures in run(name, T, ARMS[arm], seeds) if seeds else ():
+            for seed, figures in run(name, T, ARMS[arm], seeds, num_steps) if seeds else ():
                 yield (T, arm, seed), figures
         return
     jobs = [(i, (T, arm, seed)) for T, arm, seeds in missing for i, seed in enumerate(seeds)]
-    yield from side_by_side.results(_Of(name), [job for _, job in sorted(jobs, key=lambda job: job[0])], processes)
+    jobs = [job for _, job in sorted(jobs, key=lambda job: job[0])]
+    yield from side_by_side.results(_Of(name, num_steps), jobs, processes)
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,18 @@ class _Of:
     """(T, arm, seed) -> figures, of one set: something that another process can be sent."""
 
     name: str
+    num_steps: int
 
     def __call__(self, T: int, arm: str, seed: int) -> dict[str, Any]:
-        ((_, figures),) = run(self.name, T, ARMS[arm], [seed])
+        ((_, figures),) = run(self.name, T, ARMS[arm], [seed], self.num_steps)
         return figures
 
 
-def run(name: str, T: int, arm: Arm, seeds: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+def run(
+    name: str, T: int, arm: Arm, seeds: list[int], num_steps: int = 0
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Trains and measures one arm at one T under each seed."""
-    config, size = config_of(name, T, arm), SIZES[name]
+    config, size = config_of(name, T, arm, num_steps), SIZES[name]
     task, test, label = task_lib.build(config), images.held_out(name, size), images.asked(name, size.num_samples)
     plan, numbers = sampling.Plan.of(task, config.sample), sampling.Numbers.of(config.sample)
     keys = jax.random.split(stream(0, "sample"), len(label))
