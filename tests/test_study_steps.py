@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from contextdiff_jax import config as config_lib
+from contextdiff_jax.errors import UserError
 from docs.study import plots, run, side_by_side, steps, steps_images, steps_plots, toy
 
 
@@ -55,6 +56,15 @@ def test_every_run_that_is_missing_is_a_job_and_the_arms_take_turns(monkeypatch)
     missing = [(4, "plain", [0, 1]), (4, "free", [2]), (8, "free", [])]
     assert list(steps_images.runs("digits", missing, 2)) == []
     assert handed == [(4, "plain", 0), (4, "free", 2), (4, "plain", 1)]
+
+
+def test_a_shorter_training_is_no_part_of_the_study(monkeypatch, tmp_path):
+    of = lambda num_steps: steps_images.config_of("digits", 8, steps.ARMS["plain"], num_steps).train.num_steps
+    assert (of(0), of(40)) == (600, 40)
+    for flags in (["--data=digits"], ["--data=mixture", f"--results={tmp_path}"]):
+        monkeypatch.setattr("sys.argv", ["steps", "--num_steps=40", *flags])
+        with pytest.raises(UserError, match="num_steps=40 is for pictures"):
+            steps.main()
 
 
 def test_plots_and_tables_are_those_of_the_stored_results(tmp_path):
