@@ -52,7 +52,7 @@ def train(config: ConfigDict, options: Options) -> None:
     finished = int(state.step) == config.train.num_steps
     del state, task  # what follows reads the model again, and has the device to itself
     if "edit" in config and config.edit.after_training and finished:
-        edit(config, options, True)
+        edit(config, options, checked_before=True)
     if config.task == "diffusion" and config.eval.after_training and finished:
         import jax
 

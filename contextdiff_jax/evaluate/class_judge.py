@@ -5,7 +5,6 @@ It shares nothing with the model it judges but that data; how often it is right 
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save
 
-from contextdiff_jax import data
+from contextdiff_jax import data, trees
 from contextdiff_jax.data.base import ImageSource
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import atomic, composed, read_json, write_json
@@ -123,8 +122,7 @@ def judge_of(config: ConfigDict, folder: Path) -> ClassJudge:
 
 
 def _described(judge: ClassJudge) -> str:
-    values = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(judge.params))
-    return f"judge of {len(judge.names)} classes, digest {hashlib.sha256(values).hexdigest()[:16]}"
+    return f"judge of {len(judge.names)} classes, digest {trees.digest(judge.params)}"
 
 
 def _judge_of(config: ConfigDict, folder: Path) -> ClassJudge:

@@ -28,7 +28,7 @@ from contextdiff_jax.evaluate.metrics import (
     PrecisionAndRecall,
     across_processes,
 )
-from contextdiff_jax.evaluate.metrics.base import Records, Rows, check, indices
+from contextdiff_jax.evaluate.metrics.base import Records, Rows, check, indices, shown
 from contextdiff_jax.evaluate.metrics.distributed import joined
 from contextdiff_jax.evaluate.picture_sets import Batch, PictureSet, has_pictures
 from contextdiff_jax.files import check_file, write_json
@@ -300,9 +300,7 @@ def report(result: dict[str, Any]) -> None:
     for name, space in result["spaces"].items():
         for figures in space["figures"].values():
             n = figures["n"]
-            for key, value in figures.items():
-                if key in ("n", "splits") or key.endswith("_stderr"):
-                    continue
+            for key, value in shown(figures).items():
                 error = f" +- {figures[key + '_stderr']:.2g}" if f"{key}_stderr" in figures else ""
                 print(f"{name + ', ' + key:50s} {value:.6g}{error}  (n = {n})", file=sys.stderr)
         for metric, why in space["refused"].items():

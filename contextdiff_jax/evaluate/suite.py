@@ -24,6 +24,7 @@ from contextdiff_jax.evaluate.groups import Seen, draw, settings_of
 from contextdiff_jax.evaluate.kept import write_kept
 from contextdiff_jax.evaluate.measure import Reference, check_names, metrics_of, observe_batches, results
 from contextdiff_jax.evaluate.metrics import Metric
+from contextdiff_jax.evaluate.metrics.base import shown
 from contextdiff_jax.evaluate.picture_sets import Batch
 from contextdiff_jax.evaluate.report import counted, write_report
 from contextdiff_jax.evaluate.unfinished import Batches, Journal
@@ -225,10 +226,11 @@ def _bits_per_dim(pipeline: Pipeline, seed: int, journal: Journal) -> tuple[dict
     task, config = pipeline.task, pipeline.config
     split, source = agreed.held_out(config.data)
     count = min(config.eval.bpd_images, len(source))
+    batch_size = min(config.sample.batch_size, count)  # each batch has a key of its own
     batches = data.build(
         config.data,
         split,
-        batch_size=min(config.sample.batch_size, count),
+        batch_size=batch_size,
         seed=seed,
         process_index=0,
         process_count=1,
@@ -238,10 +240,9 @@ def _bits_per_dim(pipeline: Pipeline, seed: int, journal: Journal) -> tuple[dict
         indices=data.chosen(len(source), count, config.data.seed),
     )
     # Whole batches only: one compilation, and no image twice.
-    batches = list(itertools.islice(batches, max(1, count // config.sample.batch_size)))
+    batches = list(itertools.islice(batches, count // batch_size))
 
     num_t, levels, dequantize = config.eval.bpd_timesteps or None, task.parts.levels, config.eval.bpd_dequantize
-    batch_size = min(config.sample.batch_size, count)  # each batch has a key of its own
     protocol = {"chosen": count, "batch_size": batch_size, "timesteps": num_t or "all", "dequantize": dequantize}
 
     def bound(params: Params, frozen: Params, batch: dict, key: jax.Array, with_adapter: bool):
@@ -290,8 +291,7 @@ def _print(figures: Mapping[str, Any]) -> None:
             for metric, why in space[setting]["refused"].items():
                 print(f"{name}, {setting}, {metric} refused: {why}")
             for row in space[setting]["figures"].values():
-                shown = {k: v for k, v in row.items() if k not in ("n", "splits") and not k.endswith("_stderr")}
-                cells = "  ".join(f"{k} {v:.4g}" for k, v in shown.items())
+                cells = "  ".join(f"{k} {v:.4g}" for k, v in shown(row).items())
                 print(f"{name + ', ' + setting:40s} {cells}  (n = {row['n']})")
     for name, row in figures.get("bits_per_dim", {}).items():
         measured = f"{row['mean']:.3f} +- {row['stderr']:.3f}  ({row['images']} of {row['split']})"

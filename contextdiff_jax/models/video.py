@@ -57,8 +57,8 @@ class VideoConfig:
         temporal_attention: attention over time at every position: none; after the MLP of each transformer block (Tune-
             A-Video, FateZero); or parallel to the self-attention on the way down and up (ControlVideo).
         key_frames: frames whose positions are keys and values of self-attention: whole numbers count from the frame
-            itself and stop at the ends of the clip; first, last, mid (the earlier of two
-            middle ones, as FateZero has it). () is the frame itself. FateZero: (-1, "first").
+            itself and stop at the ends of the clip; first, last, mid (the earlier of two middle ones, as FateZero has
+            it). () is the frame itself. FateZero: (-1, "first").
         key_frames_min_channels: narrower feature maps attend to their own frame alone.
     """
 

@@ -71,7 +71,7 @@ ARMS = {
 }
 # What one would do otherwise, at T = 1000 alone, beside the plain arm
 _SIMPLE = {"adapter.enabled": False, "loss.objective": "simple", "loss.num_times": 0}
-USERS = {"plain_simple": Arm("plain, Eq. 6", _SIMPLE, "#8e5ea2")}
+USERS = {"plain_simple": Arm("plain, Eq. 6", _SIMPLE, "#b08968")}
 SIZE = toy.Size(num_steps=3000, batch_size=256, num_test=4096, num_samples=2000)
 
 
@@ -180,17 +180,13 @@ def study(
     """Runs whatever of these is not in results/steps-NAME.json yet, and stores it run by run."""
     path = results / f"steps-{name}.json"
     stored = load(path)
-    missing = [
-        (T, arm, [seed for seed in seeds if str(seed) not in stored["runs"].get(str(T), {}).get(arm, {})])
-        for T in times
-        for arm in arms
-    ]
+    seeds_of = lambda T, arm: [s for s in seeds if str(s) not in stored["runs"].get(str(T), {}).get(arm, {})]
+    missing = [(T, arm, some) for T in times for arm in arms if (some := seeds_of(T, arm))]
     if name in RATE:
         stored["reference"] = stored["reference"] or reference(size)
         done = (
             ((T, arm, seed), figures)
             for T, arm, some in missing
-            if some
             for seed, figures in run(T, (ARMS | USERS)[arm], some, size, RATE[name])
         )
     else:

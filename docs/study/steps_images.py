@@ -50,7 +50,7 @@ def runs(
     """
     if processes == 1:
         for T, arm, seeds in missing:
-            for seed, figures in run(name, T, ARMS[arm], seeds, num_steps) if seeds else ():
+            for seed, figures in run(name, T, ARMS[arm], seeds, num_steps):
                 yield (T, arm, seed), figures
         return
     jobs = [(i, (T, arm, seed)) for T, arm, seeds in missing for i, seed in enumerate(seeds)]

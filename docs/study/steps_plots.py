@@ -14,7 +14,8 @@ from docs.study.run import RESULTS, load
 from docs.study.steps import ARMS, MANY, RATE, SETS, USERS
 
 SOLVERS = {"dpmpp_2m": "DPM-Solver++(2M)", "ddim": "DDIM"}
-MANY_ARMS = {"plain": "plain, T = 1000"} | {arm: f"{of.label}, T = 1000" for arm, of in USERS.items()}
+MANY_ARMS = {"plain": ("plain, T = 1000", "black")}
+MANY_ARMS |= {arm: (f"{of.label}, T = 1000", of.colour) for arm, of in USERS.items()}
 DRAW = "decoder's draw"
 
 
@@ -63,7 +64,7 @@ def table(name: str, stored: dict[str, Any]) -> str:
         above = values(stored, MANY, arm, lambda run: run["above"])
         for steps in _steps_of(stored, arm):
             energy = values(stored, MANY, arm, lambda run, k=f"{sampler} {steps}": 1000 * run["energy"][k])
-            label = f"{MANY_ARMS[arm]}, {SOLVERS[sampler]}"
+            label = f"{MANY_ARMS[arm][0]}, {SOLVERS[sampler]}"
             cells = [f"{steps} of {MANY}", label, "", str(len(energy)), spread(above, 3), "", spread(energy, 1)]
             rows.append([*cells, "-"])
     if not toy and "floor" in stored["reference"]:
@@ -120,14 +121,14 @@ def plot_curves(stored: dict[str, Any], path: Path) -> None:
         ax.xaxis.set_major_formatter("{x:g}")
         ax.set_title(title, fontsize=9)
         ax.set_xlabel("T", fontsize=8)
-    for (arm, colour), (sampler, style) in itertools.product(
-        zip(MANY_ARMS, ("black", "#8e5ea2"), strict=True), {"dpmpp_2m": "--", "ddim": ":"}.items()
+    for (arm, (name, colour)), (sampler, style) in itertools.product(
+        MANY_ARMS.items(), zip(SOLVERS, ("--", ":"), strict=True)
     ):
         if steps := _steps_of(stored, arm):
             get = lambda n, arm=arm, sampler=sampler: values(
                 stored, MANY, arm, lambda run: 1000 * run["energy"][f"{sampler} {n}"]
             )
-            label = f"{MANY_ARMS[arm]}, {SOLVERS[sampler]}"
+            label = f"{name}, {SOLVERS[sampler]}"
             axes[0, 2].plot(steps, [get(n).mean() for n in steps], style, color=colour, label=label)
     axes[0, 0].set_ylim(bottom=0)
     axes[0, 2].set_yscale("symlog", linthresh=1)  # held-out points are at 0, give or take

@@ -34,6 +34,11 @@ class Figure(float):
         return float(self), self.stderr
 
 
+def shown(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Of a metric's result the figures themselves: without counts and standard errors."""
+    return {key: v for key, v in figures.items() if key not in ("n", "splits") and not key.endswith("_stderr")}
+
+
 def share(hits: np.ndarray) -> Figure:
     """The mean of booleans [N] with its binomial standard error sqrt(p (1 - p) / N)."""
     p = float(np.mean(hits))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from contextdiff_jax.evaluate.metrics.base import shown
 from contextdiff_jax.evaluate.pages.html import cell, number, table, text
 
 SHARES = ("object", "background", "both", "iou", "precision", "recall")
@@ -95,15 +96,9 @@ def spaces(found: Mapping[str, Mapping[str, Any]]) -> str:
         body = []
         for setting in settings_in(space):
             for figures in space[setting]["figures"].values():
-                for key, value in figures.items():
-                    if key not in ("n", "splits") and not key.endswith("_stderr"):
-                        shown = number(value, figures.get(f"{key}_stderr"))
-                        body.append(
-                            (
-                                kind_of(setting),
-                                [text(f"{key}, {setting}"), cell(text(shown)), cell(number(figures["n"]))],
-                            )
-                        )
+                for key, value in shown(figures).items():
+                    cells = cell(text(number(value, figures.get(f"{key}_stderr")))), cell(number(figures["n"]))
+                    body.append((kind_of(setting), [text(f"{key}, {setting}"), *cells]))
             for metric, why in space[setting]["refused"].items():
                 body.append(
                     (kind_of(setting), [text(f"{metric}, {setting}"), cell(f"refused: {text(why)}", "text"), cell()])
