@@ -169,7 +169,7 @@ def test_the_edit_has_the_device_to_itself(recipe, tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "train", tuned)
     monkeypatch.setattr(edits, "check", lambda *args: None)
-    monkeypatch.setattr(command_line, "edit", lambda *args: seen.append(states[0]()))
+    monkeypatch.setattr(command_line, "edit", lambda *args, **how: seen.append(states[0]()))
     monkeypatch.setattr(command_line, "write_page", lambda *args: None)
     command_line.run("train", recipe, command_line.Options(str(tmp_path), compilation_cache="off"))
     assert seen == [None]
