@@ -3,7 +3,8 @@
 Peers store every map of the inversion (28 GiB for 8 frames and 20 steps). Here the rows of a network call are [null,
 edit, source], each a clip of F frames, and the source row is the inversion's latent of the time at hand under the
 source prompt: its weights are the stored ones, computed again at the moment of use. A mask is needed before the layers
-that it is made of have run, so its maps are taken in the inversion, averaged over steps, heads and layers: kilobytes.
+that it is made of have run, so its maps are those of the inversion's step of the same time, averaged over heads and
+layers and summed over the words that are asked for: kilobytes.
 """
 
 from collections.abc import Callable

@@ -54,7 +54,7 @@ def edit(
         params, frozen: its parameters.
         source: the prompt of the source row, [1].
         target: the edited prompt, [1].
-        inverted: of the clip.
+        inverted: of the clip, with the maps of the words that make the mask, `Inverted.of_words`.
         given: the clip's own mask at latent size, [F, h, w]; looked at where the plan says so.
         edges: what a ControlNet is shown, [F, H, W, 3].
         control: how attention is edited.
@@ -69,7 +69,11 @@ def edit(
     start = inverted.trajectory[-1], jnp.zeros_like(inverted.maps[..., 0])
     (x0, target_maps), _ = jax.lax.scan(loop.step, start, steps)
     size = x0.shape[1:3]
-    return Edited(x0, loop.union(target_maps, size) if plan.masked else jnp.ones((plan.length, *size)))
+    if not plan.masked:
+        return Edited(x0, jnp.ones((plan.length, *size)))
+    # Each step has a mask of its own; one region of them all is that of the mean map.
+    mean = inverted.word_maps.mean(axis=0) if plan.attention_mask else None
+    return Edited(x0, loop.union(mean, target_maps, size))
 
 
 class _Loop:
@@ -85,21 +89,21 @@ class _Loop:
         self.contexts = jax.tree.map(lambda *v: jnp.concatenate(v), *(repeated(c, window) for c in contexts))
         self.b = shift_of(model, params, frozen, target, plan)
         self.given, self.trajectory = given, inverted.trajectory
-        self.source_maps = inverted.maps @ control.source_words if plan.attention_mask else None
+        self.word_maps = inverted.word_maps if plan.attention_mask else None
 
     def step(self, carry, inputs):
         """From t to s: x [F, h, w, C] and the sum of the edited row's maps so far [F, r, r]."""
         (x, total), (times, k, gates), plan = carry, inputs, self.plan
         t, s = (jnp.full(plan.length, time) for time in times)
         clip = over_windows(lambda part: self.predict(part, gates), plan.length, plan.window, plan.overlap)
-        maps = total if self.source_maps is None else self.source_maps
+        maps = total if self.word_maps is None else self.word_maps[k - 1]  # of the same time, as the latents of k are
         x0_hat, seen = clip((x, t, self.trajectory[k], maps, self.given, self.edges))
         total = total + seen
         schedule = self.model.schedule_of(self.params)
         update = lambda y: ddim_posterior(schedule, y, x0_hat, 0.0, 0.0, t, s, 0.0).mean
         new = charts.Chart(None, self.b).carry(x, x0_hat, t, s, update)
         if plan.latent_blend:
-            inside = jnp.maximum(self.union(total, x.shape[1:3]), 1.0 - gates[2])[..., None]
+            inside = jnp.maximum(self.union(maps, total, x.shape[1:3]), 1.0 - gates[2])[..., None]
             new = inside * new + (1.0 - inside) * self.trajectory[k - 1]
         return (new.astype(x.dtype), total), None
 
@@ -118,7 +122,7 @@ class _Loop:
         scale = self.numbers.guidance if edited else 1.0
         f = guidance.classifier_free(lambda x, t: (rows[edited], rows[0]), self.model.schedule, scale, **how)
         seen = jnp.zeros((window, 1, 1))
-        if self.source_maps is not None:
+        if self.word_maps is not None:
             recorded = fusion.maps()[edited * window : (edited + 1) * window]
             seen = recorded @ self.control.target_words
         return f(x, t), seen.astype(jnp.float32)
@@ -127,7 +131,7 @@ class _Loop:
         """What happens to attention in this step; None for nothing."""
         plan, (cross, self_attention, _) = self.plan, gates
         if not plan.fused:
-            return None if self.source_maps is None else Recorder(plan.resolution)
+            return None if self.word_maps is None else Recorder(plan.resolution)
         region = (lambda size: self.region(maps, given, size)) if plan.self_blend else None
         return Fusion(
             plan.resolution, plan.max_tokens, self.control, cross, self_attention, region, num_frames=plan.window
@@ -140,9 +144,9 @@ class _Loop:
         found = masks.mask(maps, size, self.control.threshold, self.plan.mask_scale)
         return 1.0 - found if self.plan.mask == "outside" else found
 
-    def union(self, target_maps: Array, size: tuple[int, int]) -> Array:
+    def union(self, source_maps: Array | None, target_maps: Array, size: tuple[int, int]) -> Array:
         """The masks of source and edit together, [F, *size]."""
-        source = self.region(self.source_maps, self.given, size)
+        source = self.region(source_maps, self.given, size)
         if self.plan.mask != "attention":
             return source
         return jnp.maximum(source, masks.mask(target_maps, size, self.control.threshold, self.plan.mask_scale))

@@ -114,9 +114,10 @@ class Editor:
         controls = controls_of(self.model, self.config, self.clip, targets) or [self._no_control()]
         drawn, start, common = self._edges(), self._inversion_prompt(), (self.params, self.frozen)
         x0 = jax.ShapeDtypeStruct((len(self.clip.frames), *self.model.sample_shape), jnp.float32)
-        invert = self._jitted(self._invert, plan=self.plan).trace(*common, start, x0, drawn)
+        invert = self._jitted(self._invert, plan=self.plan).trace(*common, start, x0, drawn, self._words(controls))
         given = jax.ShapeDtypeStruct(x0.shape[:3], jnp.float32)
-        arguments = start, start, _shapes(invert.out_info), given, drawn, controls[0], self.numbers
+        inverted = jax.eval_shape(lambda whole: whole.of_words(0), _shapes(invert.out_info))
+        arguments = start, start, inverted, given, drawn, controls[0], self.numbers
         return {
             "encode": self._jitted(self._encode).trace(self.frozen, _shapes(self._frames())),
             "invert": invert,
@@ -159,15 +160,17 @@ class Editor:
             source, start = self._prompt(self.clip.caption), self._inversion_prompt()
             common = self.params, self.frozen
             drawn = self._edges()
-            inverted = self._call("invert", self._invert, *common, start, x0, drawn, plan=self.plan)
+            arguments = start, x0, drawn, self._words(controls)
+            inverted = self._call("invert", self._invert, *common, *arguments, plan=self.plan)
             stage(2)
             given = jnp.asarray(given_mask(self.clip.masks, self.plan.mask, len(x0), x0.shape[1:3]))
-            arguments = start, start, inverted, given, drawn, self._no_control(), self.numbers
+            alone = inverted.replace(word_maps=None)
+            arguments = start, start, alone, given, drawn, self._no_control(), self.numbers
             again = self._call("reconstruct", self._edit, *common, *arguments, plan=self._alone)
             latents, regions = {AUTOENCODER: x0, INVERSION: again.x0}, {}
             for i, (target, control) in enumerate(zip(targets, controls, strict=True)):
                 stage(3 + i)
-                arguments = source, self._prompt(target), inverted, given, drawn, control, self.numbers
+                arguments = source, self._prompt(target), inverted.of_words(i), given, drawn, control, self.numbers
                 edited = self._call("edit", self._edit, *common, *arguments, plan=self.plan)
                 latents[target], regions[target] = edited.x0, np.asarray(edited.mask)
             stage(len(stages))
@@ -191,12 +194,18 @@ class Editor:
     def _decode(self, frozen: Params, latents: Array) -> Array:
         return jax.lax.map(lambda x0: sampling.decode(self.model, frozen, x0[None])[0], latents)
 
-    def _invert(self, params: Params, frozen: Params, prompt: dict, x0: Array, drawn: Array, *, plan: EditPlan):
-        return invert(self.model, params, frozen, self.model.encode(params, frozen, prompt), x0, drawn, plan)
+    def _invert(self, params, frozen, prompt, x0, drawn, words, *, plan: EditPlan):
+        return invert(self.model, params, frozen, self.model.encode(params, frozen, prompt), x0, drawn, words, plan)
 
     def _edit(self, params, frozen, source, target, inverted, given, drawn, control, numbers, *, plan: EditPlan):
         contexts = (self.model.encode(params, frozen, prompt) for prompt in (source, target))
         return edit(self.model, params, frozen, *contexts, inverted, given, drawn, control, numbers, plan=plan)
+
+    def _words(self, controls: Sequence[Control]) -> np.ndarray | None:
+        """Those whose maps the masks of the prompts are made of, [L, W]; None where no mask is."""
+        if not (self.plan.attention_mask and controls):
+            return None
+        return np.stack([control.source_words for control in controls], axis=1)
 
     def _prompt(self, text: str) -> dict[str, np.ndarray]:
         return self.model.parts.condition.read([text])

@@ -21,10 +21,17 @@ class Inverted:
     Attributes:
         trajectory: the latents, the clip's own first, [K + 1, F, h, w, C].
         maps: cross-attention to each token of the source prompt, averaged over steps, layers and heads, [F, r, r, L].
+        word_maps: that of each step, from the clip on, summed over the words that were asked for, [K, F, r, r, W];
+            None where none were.
     """
 
     trajectory: Array
     maps: Array
+    word_maps: Array | None
+
+    def of_words(self, index: int) -> "Inverted":
+        """With the maps of one set of words alone, [K, F, r, r]; nothing else is copied."""
+        return self if self.word_maps is None else self.replace(word_maps=self.word_maps[..., index])
 
 
 def repeated(context: Context, num_frames: int) -> Context:
@@ -74,7 +81,14 @@ def shift_of(model: Model, params: Params, frozen: Params, context: Context, pla
 
 
 def invert(
-    model: Model, params: Params, frozen: Params, context: Context, x0: Array, edges: Array, plan: EditPlan
+    model: Model,
+    params: Params,
+    frozen: Params,
+    context: Context,
+    x0: Array,
+    edges: Array,
+    words: Array | None,
+    plan: EditPlan,
 ) -> Inverted:
     """The deterministic trajectory of a clip up to the first time of the plan, without guidance; jittable.
 
@@ -85,6 +99,7 @@ def invert(
         context: the inversion's prompt, [1].
         x0: the clip's latents [F, h, w, C].
         edges: what a ControlNet is shown, [F, H, W, 3].
+        words: 1 for the tokens of each set of words whose maps are kept, [L, W]; None keeps none.
         plan: steps, windows, resolution of the maps.
     """
     b, prompt = shift_of(model, params, frozen, context, plan), repeated(context, plan.window)
@@ -99,14 +114,15 @@ def invert(
 
     clip = over_windows(predict, plan.length, plan.window, plan.overlap)
 
-    def step(carry: tuple[Array, Array], times: Array) -> tuple[tuple[Array, Array], Array]:
+    def step(carry: tuple[Array, Array], times: Array) -> tuple[tuple[Array, Array], tuple[Array, Array | None]]:
         x, total = carry
         t, s = (jnp.full(plan.length, time) for time in times)
         x0_hat, maps = clip((x, t, edges))
         x = ascend(charts.Chart(None, b), model.schedule_of(params), x, x0_hat, s, t).astype(x.dtype)
-        return (x, total + maps), x
+        return (x, total + maps), (x, None if words is None else maps @ words)
 
     rows = jnp.asarray(plan.sampling.moves[::-1], jnp.int32)
-    side, words = (plan.resolution, context.tokens.shape[1]) if plan.attention_mask else (1, 1)
-    (_, total), trajectory = jax.lax.scan(step, (x0, jnp.zeros((plan.length, side, side, words))), rows)
-    return Inverted(jnp.concatenate([x0[None], trajectory]), total / len(rows))
+    side, length = (plan.resolution, context.tokens.shape[1]) if plan.attention_mask else (1, 1)
+    start = x0, jnp.zeros((plan.length, side, side, length))
+    (_, total), (trajectory, word_maps) = jax.lax.scan(step, start, rows)
+    return Inverted(jnp.concatenate([x0[None], trajectory]), total / len(rows), word_maps)

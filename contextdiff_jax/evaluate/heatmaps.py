@@ -230,6 +230,6 @@ def of_clip(model: Any, params: Any, frozen: Any, clip: Clip, config: ConfigDict
     def run(params, frozen, prompt, frames):
         x0 = jax.lax.map(lambda f: model.parts.space.encode(frozen["space"], {"image": f[None]})[0], frames)
         context = model.encode(params, frozen, prompt)
-        return invert(model, params, frozen, context, x0, jnp.zeros((len(frames), 1)), edit_plan).maps
+        return invert(model, params, frozen, context, x0, jnp.zeros((len(frames), 1)), None, edit_plan).maps
 
     return np.asarray(run(params, frozen, prompt, jnp.asarray(clip.frames.astype(np.float32) / 127.5 - 1.0)))

@@ -92,12 +92,12 @@ class Peers:
 
 @pytest.fixture(scope="module")
 def peers(editor):
-    """With the inversion's latents, its mean map, and every map of the source's latents, stored before any edit."""
+    """With the inversion's latents, its map of every step, and all maps of the source's latents, before any edit."""
     peers, clip = Peers(editor), editor.clip
     source, ab = peers.prompt(clip.caption), peers.ab
     encode = jax.jit(lambda frozen, images: peers.model.parts.space.encode(frozen, {"image": images}))
     x = np.asarray(encode(peers.frozen["space"], np.float32(clip.frames / 127.5 - 1.0)), np.float64)
-    peers.latents, peers.maps = [x], 0.0
+    peers.latents, peers.maps = [x], []
     for t, s in peers.moves[::-1]:
         x0_hat, maps = peers.look(x, t, source)
         y = x - peers.b(x0_hat, s, source)
@@ -105,7 +105,7 @@ def peers(editor):
         clean = (y - np.sqrt(1 - ab[s]) * eps) / np.sqrt(ab[s])
         x = np.sqrt(ab[t]) * clean + np.sqrt(1 - ab[t]) * eps + peers.b(x0_hat, t, source)
         peers.latents.append(x)
-        peers.maps = peers.maps + peers.heat(maps) / len(peers.moves)
+        peers.maps.insert(0, peers.heat(maps))
     peers.stored = [peers.look(x, t, source)[1] for x, (t, _) in zip(peers.latents[:0:-1], peers.moves, strict=True)]
     return peers
 
@@ -114,11 +114,13 @@ def peers_edit(peers, config, control, target):
     """The edit with stored maps, and how near any map came to the threshold of its mask."""
     wanted, ab, steps = peers.prompt(target), peers.ab, len(peers.moves)
     null = peers.model.null_context(peers.params, peers.frozen, wanted)
-    heat, new_heat, x, nearest = peers.maps @ control.source_words, 0.0, peers.latents[-1], np.inf
+    new_heat, x, nearest = 0.0, peers.latents[-1], np.inf
     sides = {site.height for site in peers.sites.values()}
     blends, outside = float(config.edit.self_blend), config.edit.mask == "outside"
-    inside = {side: blends * abs(outside - numpy_mask(heat, side, THRESHOLD)[0]) for side in sides}
     for k, (t, s) in enumerate(peers.moves):
+        heat = peers.maps[k] @ control.source_words  # of the inversion's step from s to t
+        inside = {side: blends * abs(outside - numpy_mask(heat, side, THRESHOLD)[0]) for side in sides}
+        nearest = min(nearest, *(numpy_mask(heat, side, THRESHOLD)[1] for side in sides))
         cond, maps = peers.change(x, t, wanted, peers.stored[k], control, k, inside)
         x0_hat = cond + (config.sample.guidance - 1.0) * (cond - peers.look(x, t, null)[0])
         y = x - peers.b(x0_hat, t, wanted)
@@ -155,8 +157,10 @@ def edited(editor):
     def run(params, frozen, x0, source, target, control, numbers, plan):
         contexts = [model.encode(params, frozen, prompt) for prompt in (source, target)]
         edges = jnp.zeros((FRAMES, 1))
-        inverted = invert(model, params, frozen, contexts[0], x0, edges, plan)
-        return inverted, edit(model, params, frozen, *contexts, inverted, given, edges, control, numbers, plan=plan).x0
+        words = control.source_words[:, None] if plan.attention_mask else None
+        inverted = invert(model, params, frozen, contexts[0], x0, edges, words, plan)
+        arguments = *contexts, inverted.of_words(0), given, edges, control, numbers
+        return inverted, edit(model, params, frozen, *arguments, plan=plan).x0
 
     return partial(run, editor.params, editor.frozen)
 
@@ -212,5 +216,6 @@ def test_memory_does_not_grow_with_the_steps_but_for_the_latents(editor):
     for steps in (20, 50):
         grown = {name: found[steps][name] - found[10][name] for name in found[10]}
         assert abs(grown["temporaries"]) < latents and grown["results"] == 0
-        # The trajectory, and of each step's gates a number a token.
-        assert (steps - 10) * latents <= grown["arguments"] <= (steps - 10) * (latents + 1024)
+        # The trajectory, the words' maps, and of each step's gates a number a token.
+        maps = 4 * FRAMES * SIDE**2
+        assert (steps - 10) * (latents + maps) <= grown["arguments"] <= (steps - 10) * (latents + maps + 1024)
