@@ -83,7 +83,8 @@ def test_imagenet_from_class_subfolders(autoencoder, tmp_path):
 def test_coco_from_its_annotations(autoencoder, tmp_path):
     write_coco(tmp_path, whole=(7, 10, 11, 12))
     latent = LATENT | {"model.pretrained": str(autoencoder), "space.latents": str(tmp_path / "latents")}
-    changes = latent | {"condition.token_grid": 4, "condition.map_channels": 4}
+    # The adapter under layouts is tested on embedded pairs
+    changes = latent | {"condition.token_grid": 4, "condition.map_channels": 4, "adapter.enabled": False}
     config = short(layout2img.get_config("coco"), tmp_path, changes)
     figures = run(config, tmp_path / "run", "encode", "train")
     assert figures["asked_for"] == {"split": "val", "n": 4, "of": 4} and figures["step"] == 2
