@@ -28,6 +28,10 @@ def run(mode: str, config: ConfigDict | None, options: Options) -> None:
     from contextdiff_jax.compilation import keep_programs
 
     options = checked(options, mode)
+    if mode in WITHOUT_CONFIG and (config is not None or options.workdir):
+        flag = "--workdir" if config is None else "--config"
+        remedy = "name the model by --model=RUN" if mode == "app" else "leave it out"
+        raise UserError(f"{flag} cannot act in --mode={mode}, which is of no single training run; {remedy}")
     keep_programs(options.compilation_cache)
     if mode in WITHOUT_CONFIG:
         WITHOUT_CONFIG[mode](options)

@@ -2,67 +2,94 @@
 
     python -m contextdiff_jax.main --config=configs/t2i.py[:preset] --workdir=DIR --mode=MODE
 
-with MODE one of train, sample, edit, heatmaps, eval, export, bench, encode, plan; metrics, study and compare need no
-config. To sample and for heatmaps, a trained model's own config will do, and without a workdir the model that ships
-with the package draws:
+with MODE one of train, sample, edit, heatmaps, eval, export, bench, encode, plan; metrics, study, compare and app take
+no config. To sample, to edit and for heatmaps, a trained model's own config will do. To sample and for heatmaps,
+without a workdir the model that ships with the package draws:
 
     python -m contextdiff_jax.main --mode=sample --prompt="a frog on a purple background"
 """
 
 import sys
 
+if sys.platform == "win32":  # before what cannot be imported there: file locks, the memory of a process
+    sys.exit("error: contextdiff_jax needs Linux or macOS; on Windows use WSL")
+
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from contextdiff_jax import command_line, config_files
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.options import modes_of
+
+
+def _of(field: str, text: str) -> str:
+    """The help of a flag, behind the modes that take it."""
+    return f"{', '.join(modes_of(field))}: {text}"
+
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file with optional preset, FILE.py[:PRESET].")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config>-<preset>.")
-MODE = flags.DEFINE_enum(
-    "mode", "train", sorted(command_line.MODES | command_line.WITHOUT_CONFIG), "What to do."
+MODE = flags.DEFINE_enum("mode", "train", sorted(command_line.MODES | command_line.WITHOUT_CONFIG), "What to do.")
+PROMPTS = flags.DEFINE_multi_string("prompt", [], _of("prompts", "what to draw, or to make of a clip; repeatable."))
+PROMPTS_FILE = flags.DEFINE_string("prompts_file", "", _of("prompts_file", "file with one prompt per line."))
+LAYOUT = flags.DEFINE_string("layout", "", _of("layout", "JSON file with layouts, [[class, [x0, y0, x1, y1]], ...]."))
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", 0, _of("num_samples", "pictures of each prompt, or in all."))
+SEED = flags.DEFINE_integer("seed", 0, _of("seed", "seed of the pictures; that of a training is --config.seed."))
+STEP = flags.DEFINE_integer("step", None, _of("step", "checkpoint step; default the newest."))
+OUT = flags.DEFINE_string(
+    "out",
+    "",
+    _of(
+        "out",
+        "where results go; default inside the workdir, of compare compare.html; metrics, and study with answers, print "
+        "them; a study's page needs it.",
+    ),
 )
-PROMPTS = flags.DEFINE_multi_string("prompt", [], "sample, edit, heatmaps: what to draw; repeatable.")
-PROMPTS_FILE = flags.DEFINE_string("prompts_file", "", "sample, heatmaps: file with one prompt per line.")
-LAYOUT = flags.DEFINE_string("layout", "", "sample: JSON file with layouts, [[class, [x0, y0, x1, y1]], ...].")
-NUM_SAMPLES = flags.DEFINE_integer("num_samples", 0, "sample, heatmaps: pictures of each prompt, or in all.")
-SEED = flags.DEFINE_integer("seed", 0, "sample, heatmaps, eval: seed of the pictures.")
-STEP = flags.DEFINE_integer("step", None, "sample, edit, heatmaps, eval, export: checkpoint step; default the newest.")
-OUT = flags.DEFINE_string("out", "", "Where results go; default inside the workdir.")
-IMAGE = flags.DEFINE_string("image", "", "sample: picture to start from.")
-IMAGES = flags.DEFINE_string("images", "", "metrics: folder or npz of pictures to measure.")
-REFERENCE = flags.DEFINE_string("reference", "", "metrics: folder or npz of pictures, or npz of statistics.")
+IMAGE = flags.DEFINE_string("image", "", _of("image", "picture to start from."))
+IMAGES = flags.DEFINE_string("images", "", _of("images", "folder or npz of pictures to measure."))
+REFERENCE = flags.DEFINE_string("reference", "", _of("reference", "folder or npz of pictures, or npz of statistics."))
 FEATURES = flags.DEFINE_multi_string(
     "features",
     [],
-    "metrics: feature space; repeatable; default efficientnet. Others: inception:FILE.safetensors, clip:FOLDER, "
-    "clip:builtin:clip_mini, dinov2:FOLDER, judge:demo.",
+    _of(
+        "features",
+        "feature space; repeatable; default efficientnet. Others: inception:FILE.safetensors, clip:FOLDER, "
+        "clip:builtin:clip_mini, dinov2:FOLDER, judge:demo.",
+    ),
 )
 CAPTIONS = flags.DEFINE_string(
-    "captions", "", "metrics: text file with a caption a line, a table (.jsonl, .csv), or the folder that has both."
+    "captions",
+    "",
+    _of("captions", "text file with a caption a line, a table (.jsonl, .csv), or the folder that has both."),
 )
-SETS = flags.DEFINE_multi_string("set", [], "study: NAME=FOLDER of results, ours first; repeatable.")
-MODEL = flags.DEFINE_string("model", "", "app: a run or an export; default the model that ships.")
-HOST = flags.DEFINE_string("host", "127.0.0.1", "app: address to listen on; others open the page to the network.")
-PORT = flags.DEFINE_integer("port", 7860, "app: port to listen on; 0 takes a free one.")
-SOURCE = flags.DEFINE_string("source", "", "study: folder of what was edited.")
-ANSWERS = flags.DEFINE_multi_string("answers", [], "study: JSON lines files that the page saved, or their folder.")
-CROP = flags.DEFINE_integer("crop", None, "metrics: crop pictures to squares of this side; default as they are.")
-HALF = flags.DEFINE_bool("half", False, "export: float16 and no Orbax copy, the smallest folder.")
-STRENGTH = flags.DEFINE_float("strength", None, "sample: how far --image is noised first, above 0 to 1; default 0.8.")
-NEGATIVE = flags.DEFINE_string("negative", "", "sample: what to stay away from; needs guidance above 1.")
-SIZE = flags.DEFINE_string("size", "", "sample: HEIGHTxWIDTH in pixels, e.g. 32x48; default that of the training.")
+SETS = flags.DEFINE_multi_string("set", [], _of("sets", "NAME=FOLDER of results, ours first; repeatable."))
+MODEL = flags.DEFINE_string("model", "", _of("model", "a run or an export; default the model that ships."))
+HOST = flags.DEFINE_string(
+    "host", "127.0.0.1", _of("host", "address to listen on; others open the page to the network.")
+)
+PORT = flags.DEFINE_integer("port", 7860, _of("port", "port to listen on; 0 takes a free one."))
+SOURCE = flags.DEFINE_string("source", "", _of("source", "folder of what was edited."))
+ANSWERS = flags.DEFINE_multi_string(
+    "answers", [], _of("answers", "JSON lines files that the page saved, or their folder.")
+)
+CROP = flags.DEFINE_integer("crop", None, _of("crop", "crop pictures to squares of this side; default as they are."))
+HALF = flags.DEFINE_bool("half", False, _of("half", "float16 and no Orbax copy, the smallest folder."))
+STRENGTH = flags.DEFINE_float(
+    "strength", None, _of("strength", "how far --image is noised first, above 0 to 1; default 0.8.")
+)
+NEGATIVE = flags.DEFINE_string("negative", "", _of("negative", "what to stay away from; needs guidance above 1."))
+SIZE = flags.DEFINE_string("size", "", _of("size", "HEIGHTxWIDTH in pixels, e.g. 32x48; default that of the training."))
 COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache",
     "auto",
     "Folder of compiled programs; 'auto': JAX_COMPILATION_CACHE_DIR, or in the user's cache directory; 'off': none.",
 )
 TOPOLOGY = flags.DEFINE_string(
-    "topology", "", "plan: a TPU topology such as v5e:16x16, which needs libtpu; default this machine."
+    "topology", "", _of("topology", "a TPU topology such as v5e:16x16, which needs libtpu; default this machine.")
 )
 ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
-    "allow_config_change", False, "train: continue a run although its saved config differs."
+    "allow_config_change", False, _of("allow_config_change", "continue a run although its saved config differs.")
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "Several processes: host:port of process 0; 'auto' on TPU pods and SLURM."

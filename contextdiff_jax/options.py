@@ -11,9 +11,10 @@ WRITTEN = ("workdir", "out")  # fields that are paths
 READ = ("prompts_file", "layout", "image", "images", "reference", "captions", "runs", "model", "source", "answers")
 
 
-def _of(modes: str, default: Any = "", flag: str = "") -> Any:
-    """A flag of these modes alone, where it has another name than its field."""
-    return dataclasses.field(default=default, metadata={"modes": tuple(modes.split()), "flag": flag})
+def _of(modes: str, default: Any = "", flag: str = "", elsewhere: str = "") -> Any:
+    """A flag of these modes alone: its name where its field has another, and what to use in other modes."""
+    of = {"modes": tuple(modes.split()), "flag": flag, "elsewhere": elsewhere}
+    return dataclasses.field(default=default, metadata=of)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Options:
     num_samples: int = _of("sample heatmaps", 0)
     prompts_file: str = _of("sample heatmaps")
     layout: str = _of("sample")
-    seed: int = _of("train sample heatmaps eval", 0)
+    seed: int = _of("sample heatmaps eval", 0, elsewhere="the seed of a training is --config.seed")
     step: int | None = _of("sample edit heatmaps eval export", None)
     out: str = _of("train sample edit heatmaps export metrics study compare")
     image: str = _of("sample")
@@ -47,10 +48,15 @@ class Options:
     sets: tuple[str, ...] = _of("study", (), "set")
     source: str = _of("study")
     answers: tuple[str, ...] = _of("study", ())
-    allow_config_change: bool = False
+    allow_config_change: bool = _of("train", False)
     coordinator: str = ""
     num_processes: int | None = None
     process_id: int | None = None
+
+
+def modes_of(field: str) -> tuple[str, ...]:
+    """Which modes take a flag of modes of its own."""
+    return Options.__dataclass_fields__[field].metadata["modes"]
 
 
 def checked(options: Options, mode: str) -> Options:
@@ -63,7 +69,8 @@ def checked(options: Options, mode: str) -> Options:
         modes = field.metadata.get("modes", (mode,))
         if mode not in modes and getattr(options, field.name) != field.default:
             flag = field.metadata["flag"] or field.name
-            raise UserError(f"--{flag} cannot act in --mode={mode}; it is for {', '.join(modes)}")
+            elsewhere = "; " * bool(field.metadata["elsewhere"]) + field.metadata["elsewhere"]
+            raise UserError(f"--{flag} cannot act in --mode={mode}; it is for {', '.join(modes)}{elsewhere}")
     paths = {name: getattr(options, name) for name in (*WRITTEN, *READ)}
     paths |= {name: str(local_path(paths[name])) for name in WRITTEN if paths[name]}
     return dataclasses.replace(options, **{name: _at_home(path) for name, path in paths.items()})
