@@ -29,6 +29,7 @@ from contextdiff_jax.runtime import here
 from contextdiff_jax.samplers.settings import put_at_rest
 from contextdiff_jax.training import sharding
 from contextdiff_jax.training.state import initial_params, stream
+from contextdiff_jax.training.workdir import has_trained
 from contextdiff_jax.types import Params
 
 Frames = str | Path | Sequence[Image.Image] | np.ndarray
@@ -284,9 +285,11 @@ def check_stages(editor: Editor, targets: Sequence[str]) -> None:
 
 
 def check_clip(config: ConfigDict, workdir: str | Path) -> None:
-    """Refuses a clip that cannot be read, or another one than the folder was tuned on.
+    """Refuses a clip that cannot be read, or another one than the folder was tuned on, once that has saved anything.
 
     Raises:
         UserError: what `clip_of` and `check_identity` raise.
     """
-    check_identity(clip_of(config.data), workdir)
+    clip = clip_of(config.data)
+    if has_trained(workdir):
+        check_identity(clip, workdir)

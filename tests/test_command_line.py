@@ -230,6 +230,7 @@ def test_a_run_goes_on_with_its_own_order_of_classes(tmp_path, monkeypatch):
     for name in ("cafz", "cafe\u0301"):
         (tmp_path / "pictures" / name).mkdir(parents=True)
     write_json(recipe.to_dict(), tmp_path / "run" / "config.json")
+    (tmp_path / "run" / "checkpoints" / "1").mkdir(parents=True)
     recipe.data.class_names = ()
 
     def build(config, **how):

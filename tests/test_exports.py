@@ -20,6 +20,7 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import digests as files
 from contextdiff_jax.formats import pretrained
 from contextdiff_jax.tasks import identity
+from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.training.state import initial_params
 from tests import stable_diffusion_helpers as helpers
 from tests import stored_helpers
@@ -177,6 +178,14 @@ def test_what_the_files_of_frozen_networks_say_belongs_to_the_model(tmp_path):
     (tmp_path / identity.FILE).write_text(json.dumps(older))
     identity.check(tmp_path, config)
     assert json.loads((tmp_path / identity.FILE).read_text()) == recorded
+    # What a start has recorded binds once there is a checkpoint.
+    run = types.SimpleNamespace(config=config, _keep=lambda folder: None)
+    file.write_text(json.dumps(json.loads(before) | change))
+    DiffusionTask.keep(run, tmp_path)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    file.write_text(before)
+    with pytest.raises(UserError, match="padding_side=left.*padding_side=right"):
+        DiffusionTask.keep(run, tmp_path)
 
 
 @pytest.fixture(scope="module")

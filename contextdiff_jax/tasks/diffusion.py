@@ -35,6 +35,7 @@ from contextdiff_jax.tasks.kept_texts import TABLE
 from contextdiff_jax.tasks.parts import Parts, held_out, read_adapter, with_located_models
 from contextdiff_jax.training import distributed
 from contextdiff_jax.training.sharding import put_tree, tree_shardings
+from contextdiff_jax.training.workdir import has_trained
 from contextdiff_jax.types import Array, Batch, Context, Params
 
 
@@ -390,11 +391,16 @@ class DiffusionTask:
 
     def keep(self, workdir: Path) -> None:
         """Puts what a checkpoint lacks into the run's folder: digests of what is frozen, the adapter's map from latents
-        to colours, and which clip was tuned on. All processes call it, and compare what is frozen.
+        to colours, and which clip was tuned on. All processes call it, and compare what is frozen. What an earlier
+        start has put there counts once there is a checkpoint.
 
         Raises:
             UserError: the run was started with others.
         """
+        with distributed.together():
+            if distributed.is_primary() and not has_trained(workdir) and not (workdir / warm_start.EXPORT).is_file():
+                for name in (identity.FILE, one_clip.CLIP, RGB_MAP):
+                    (workdir / name).unlink(missing_ok=True)
         identity.check(workdir, self.config)
         with distributed.together():
             if distributed.is_primary():

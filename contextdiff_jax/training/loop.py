@@ -25,7 +25,7 @@ from contextdiff_jax.training.setup import Setup
 from contextdiff_jax.training.state import stream
 from contextdiff_jax.training.validation import Validation
 from contextdiff_jax.training.watch import Watch
-from contextdiff_jax.training.workdir import check_workdir, exclusive, folder_of, steps_in
+from contextdiff_jax.training.workdir import check_workdir, exclusive, folder_of, has_trained, steps_in
 from contextdiff_jax.types import Batch, TrainState
 
 _SMALLER = "take smaller batches or pictures, of clips fewer frames, or config.model.remat=True"
@@ -49,6 +49,7 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
     with contextlib.ExitStack() as stack:
         with distributed.together():
             changes = check_workdir(workdir, config, allow_config_change=allow_config_change)
+            allowed = "by --allow_config_change" if has_trained(workdir) else "before the first checkpoint"
             if hasattr(task, "check_start") and not steps_in(folder_of(workdir)):
                 task.check_start()
             if distributed.is_primary():
@@ -79,7 +80,7 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
         stack.callback(metrics.close)
         metrics.say(_greeting(setup, first, num_steps))
         for change in changes:
-            metrics.say(f"changed by --allow_config_change: {change}")
+            metrics.say(f"changed {allowed}: {change}")
 
         validation = Validation(setup) if every.validate_every else None
         if validation:

@@ -87,11 +87,24 @@ def steps_in(folder: Path) -> list[int]:
     Raises:
         UserError: the folder cannot be read.
     """
+    return sorted((int(name) for name in _names_in(folder) if re.fullmatch(r"\d+", name)), reverse=True)
+
+
+def _names_in(folder: Path) -> list[str]:
     try:
-        names = os.listdir(folder) if folder.is_dir() else []
+        return os.listdir(folder) if folder.is_dir() else []
     except OSError as error:
         raise UserError(f"{folder} cannot be read ({error.strerror or error}); make it readable") from error
-    return sorted((int(name) for name in names if re.fullmatch(r"\d+", name)), reverse=True)
+
+
+def has_trained(workdir: str | Path) -> bool:
+    """Whether a run has saved anything in a folder, be it damaged or set aside: then it is what it is. Before that a
+    start that failed binds nobody.
+
+    Raises:
+        UserError: the folder of checkpoints cannot be read.
+    """
+    return any(".orbax-checkpoint-tmp" not in name for name in _names_in(folder_of(workdir)))
 
 
 def check_same_model(saved: Any, now: ConfigDict, where: str | Path) -> None:
@@ -104,7 +117,8 @@ def check_workdir(workdir: str | Path, config: ConfigDict, *, allow_config_chang
     """Whether a run may start, or continue, in a folder; leaves nothing there.
 
     Returns:
-        "key: saved X, now Y" for every change that `allow_config_change` allows.
+        "key: saved X, now Y" for every change that `allow_config_change` allows, or that is free because nothing has
+        been saved yet.
 
     Raises:
         UserError: the folder cannot be written, or holds a run with another config.
@@ -117,7 +131,11 @@ def check_workdir(workdir: str | Path, config: ConfigDict, *, allow_config_chang
     check_writable(folder_of(workdir), "folder of checkpoints", "make it writable, or take another --workdir")
     if not path.exists():
         return []
-    changes = _changes(_saved_config(path), config, trained=bool(steps_in(folder_of(workdir))))
+    saved = _saved_config(path)
+    changes = _changes(saved, config, trained=bool(steps_in(folder_of(workdir))))
+    # A config.json without these is not a run's: the folder of a model from elsewhere has one too.
+    if not has_trained(workdir) and all(name in saved for name in ("task", "data", "optim", "train")):
+        return changes
     if lines := _another_model(changes):
         raise UserError(
             f"{workdir} holds a run with another config ({'; '.join(lines)}), which is another model; "
@@ -147,13 +165,14 @@ def _saved_config(path: Path) -> ConfigDict:
 
 
 def known_classes(workdir: str | Path) -> tuple[str, ...]:
-    """The classes of the run that a folder holds, in its order; () where it holds none, or one without classes.
+    """The classes of the run that a folder holds, in its order; () where it holds none, one without classes, or one
+    that has saved nothing yet.
 
     Raises:
         UserError: the run's config cannot be read.
     """
     path = local_path(workdir) / "config.json"
-    if not path.is_file():
+    if not path.is_file() or not has_trained(workdir):
         return ()
     return keys.leaves(_saved_config(path)).get("data.class_names", ())
 

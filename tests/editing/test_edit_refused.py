@@ -140,6 +140,8 @@ def test_an_edit_of_what_the_network_has_not_leaves_no_folder(recipe, tmp_path, 
 def test_a_clip_that_changed(recipe, tmp_path):
     keep_identity(clip_of(recipe.data), tmp_path)
     recipe.data.index = 1
+    edits.check_clip(recipe, tmp_path)  # nothing has been tuned yet
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     refused(recipe, tmp_path, "was tuned on other frames")
     (tmp_path / "clip.json").write_text("{}")
     refused(recipe, tmp_path, "clip.json is damaged")
@@ -149,6 +151,7 @@ def test_what_guided_the_tuning_does_not_change_under_it(recipe, tmp_path):
     """A killed tuning does not go on without its ControlNet; masks, which only an edit looks at, may come later."""
     save_config = lambda: (tmp_path / "config.json").write_text(json.dumps(recipe.to_dict()))
     recipe.edit.control = "control"
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     save_config()
     recipe.edit.control = ""
     refused(recipe, tmp_path, "edit.control: saved 'control', now ''")

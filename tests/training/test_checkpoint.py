@@ -339,6 +339,7 @@ def test_what_is_allowed_by_the_flag_is_listed(run, capfd):
     [("model.channels", 32), ("adapter.bound", 0.0), ("process.schedule", "linear"), ("train.lora.scale", 2.0)],
 )
 def test_no_flag_allows_another_model(tmp_path, key, value):
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     write_json(t2i.get_config("tiny").to_dict(), tmp_path / "config.json")
     other = t2i.get_config("tiny")
     other.update_from_flattened_dict({key: value})

@@ -316,6 +316,29 @@ def test_a_step_that_does_not_fit_the_device_is_one_line(tmp_path, monkeypatch):
         raise jax.errors.JaxRuntimeError("INTERNAL: a fault of another kind")
 
 
+def test_a_start_that_failed_binds_nobody_before_the_first_checkpoint(tmp_path, whole, monkeypatch, capfd):
+    monkeypatch.setattr(loop.compilation, "available", lambda device: 1000)
+    with pytest.raises(UserError, match="take smaller batches"):
+        train(ToyTask(toy_config(**{"data.image_size": 64, "data.batch_size": 32})), tmp_path)
+    (tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir()
+    monkeypatch.undo()
+    state = train(ToyTask(toy_config()), tmp_path)
+    chex.assert_trees_all_equal(jax.device_get(state), whole[1])
+    assert "changed before the first checkpoint: data.batch_size: saved 32, now 16" in capfd.readouterr().err
+    assert json.loads((tmp_path / "config.json").read_text())["data"]["batch_size"] == 16
+    for folder in (tmp_path / "checkpoints").iterdir():  # set aside, they are a run's still
+        folder.rename(folder.with_name(f"{folder.name}.damaged-0"))
+    with pytest.raises(UserError, match="data.batch_size: saved 16, now 32"):
+        train(ToyTask(toy_config(**{"data.batch_size": 32})), tmp_path)
+
+
+def test_a_config_of_a_model_from_elsewhere_is_never_replaced(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="task: saved 'absent', now 'toy'"):
+        train(ToyTask(toy_config()), tmp_path)
+    assert (tmp_path / "config.json").read_text() == '{"model_type": "bert"}'
+
+
 def test_a_workdir_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch):
     def refuse(**where):
         raise PermissionError(13, "Permission denied")
