@@ -43,7 +43,8 @@ install_once() {
     say "installing $file into $venv (once, takes minutes)"
     local options=()
     if [[ $file == *-no-deps.txt ]]; then options=(--no-deps); fi
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${options[@]}" -r "$file" || return 1
+    # The long form, since an empty array counts as unset before bash 4.4, as macOS has it.
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check ${options[@]+"${options[@]}"} -r "$file" || return 1
     cp "$file" "$stamp"
 }
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The paper's figures at embedded scale, with and without the adapter: guidance, convergence, cost, heatmaps; pictures
-# and numbers go to docs/figures.
+# and numbers go to docs/figures. Guidance and heatmaps are of runs/demo, which bash launch/demo.sh trains.
 #   bash launch/figures.sh                  everything: an hour or two on two CPU cores
-#   bash launch/figures.sh --quick          small settings, minutes; results go to runs/figures
+#   bash launch/figures.sh --quick          small settings, minutes, the model that ships; results go to runs/figures
 #   bash launch/figures.sh guidance --seeds=5       one of them; arguments go to docs/figures/NAME.py
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

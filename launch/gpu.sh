@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The measurements that need a GPU, one program after another: on one card several starve each other. Logs and results go
-# to runs/gpu; what has ended there is not run again.
+# to runs/gpu; what has ended there is not run again. .venv must have a jax for the GPU.
 #   bash launch/gpu.sh                    everything
 #   bash launch/gpu.sh unet small         some of it, in this order:
 #     unet       Stable Diffusion's U-Net in bfloat16 against compiled PyTorch (requirements-test.txt)
 #     small      the step of configs/t2i.py:small
-#     imagenet   the step of configs/class2img.py:imagenet, batch 64 (IMAGENET_BATCH)
+#     imagenet   the step of configs/class2img.py:imagenet, batch 64 (IMAGENET_BATCH; requirements-test.txt)
 #     edit       Stable Diffusion 1.5's shapes on 8 frames of 512 x 512: tuning, inversion, edit (requirements-test.txt)
 #     few_steps  docs/study: emoji at 32 x 32 and Fashion-MNIST (FASHION_MNIST) at T = 4, 8, 16
 #     fashion    configs/class2img.py:fashion with and without the adapter, three seeds, FASHION_STEPS each
@@ -13,6 +13,13 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
 prepare_environment requirements.txt
+
+backend=$("$python" -c 'import jax; print(jax.default_backend())' 2>/dev/null) || backend=none
+if [[ $backend != gpu ]]; then
+    say "error: jax finds no GPU here (its platform is $backend); install its own for yours, e.g." \
+        "$python -m pip install -U 'jax[cuda13]'"
+    exit 2
+fi
 
 root=runs/gpu
 export FASHION_MNIST=${FASHION_MNIST:-/usr/share/datasets/fashion-mnist}
@@ -27,13 +34,21 @@ once() { # once NAME COMMAND...: its output is shown and kept; a name that has e
     mv "$log.part" "$log"
 }
 
+pytorch() { # the originals, unless they are there
+    "$python" -c 'import diffusers, torch' 2>/dev/null || prepare_environment requirements-test.txt
+}
+
 random_models() { # full size, random weights
+    pytorch
     [[ -d $root/random/clip ]] || "$python" -m docs.random_sd "--out=$root/random"
 }
 
 run() {
     case $1 in
-        unet) once unet "$python" tests/models/bench_sd_unet.py --device=gpu --dtype=bfloat16 --shape=sd15 --batch=8 ;;
+        unet)
+            pytorch
+            once unet "$python" tests/models/bench_sd_unet.py --device=gpu --dtype=bfloat16 --shape=sd15 --batch=8
+            ;;
         small) once small "$python" -m docs.step_time --config=configs/t2i.py:small ;;
         imagenet)
             random_models

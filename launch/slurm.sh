@@ -6,5 +6,10 @@
 #SBATCH --requeue
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
+python=${VENV:-.venv}/bin/python
+if [[ ! -x $python ]]; then
+    echo "error: $PWD has no $python; set it up there, or name its folder: VENV=DIR sbatch ..." >&2
+    exit 2
+fi
 # SIGTERM comes two minutes before the time limit: the run saves and exits 0, and continues when it is started again.
-exec srun --kill-on-bad-exit=1 .venv/bin/python -m contextdiff_jax.main --coordinator=auto "$@"
+exec srun --kill-on-bad-exit=1 "$python" -m contextdiff_jax.main --coordinator=auto "$@"

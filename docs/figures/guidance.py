@@ -1,6 +1,6 @@
 """Guidance against distance, recognition and CLIPScore (Fig. 10), with the adapter on and off, from the same noise.
 
-    python -m docs.figures.guidance [--model=builtin:demo] [--seeds=3] [--pictures=36] [--steps=10] [--quick]
+    python -m docs.figures.guidance [--model=runs/demo] [--seeds=3] [--pictures=36] [--steps=10] [--quick]
 
 The six weights are the paper's. A seed is that of the pictures' noise: the model is one. CLIPScore is the embedded
 CLIP's, through which the shipped model reads its texts and its adapter sees; the judge, in whose features the distance
@@ -20,7 +20,7 @@ from contextdiff_jax.evaluate.fidelity import REFERENCE, renders
 from contextdiff_jax.evaluate.groups import Clock, settings_of
 from contextdiff_jax.evaluate.metrics import clip_score, frechet
 from docs import scripts
-from docs.figures.store import keep, say, shown
+from docs.figures.store import MODEL_HELP, keep, model_of, say, shown
 
 WEIGHTS = (1.5, 3.0, 4.5, 6.0, 7.5, 9.0)
 COLUMNS = {"aligned": "recognised", "frechet": "Frechet", "clip": "CLIPScore"}
@@ -58,16 +58,17 @@ def sweep(pipeline: Pipeline, weights: tuple[float, ...], seeds: int, count: int
 def main() -> None:
     """Measures, stores and draws."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="builtin:demo")
+    parser.add_argument("--model", default="", help=MODEL_HELP)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=36)
     parser.add_argument("--steps", type=int, default=10, help="of sampling")
     parser.add_argument("--quick", action="store_true", help="one seed, three weights")
     args = parser.parse_args()
     weights, seeds, count = (WEIGHTS[::2], 1, args.pictures) if args.quick else (WEIGHTS, args.seeds, args.pictures)
-    pipeline = Pipeline.load(args.model)
+    model = model_of(args.model, args.quick)
+    pipeline = Pipeline.load(model)
     arms = sweep(pipeline, weights, seeds, count, args.steps)
-    keep("guidance", args.quick, dict(model=args.model, pictures=count, steps=args.steps, weights=weights, arms=arms))
+    keep("guidance", args.quick, dict(model=model, pictures=count, steps=args.steps, weights=weights, arms=arms))
     figures.guidance(weights, arms, shown("guidance", args.quick))
     table(weights, arms)
 

@@ -4,16 +4,31 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.suite import hardware
 from contextdiff_jax.files import write_json
 
 FOLDER = Path(__file__).parent
 QUICK = Path("runs/figures")  # what a quick setting gives is no result to keep
+MODEL_HELP = "default runs/demo, of bash launch/demo.sh; with --quick the model that ships"
 
 
 def place(quick: bool) -> Path:
     """The folder of the results."""
     return QUICK if quick else FOLDER
+
+
+def model_of(asked: str, quick: bool) -> str:
+    """The model whose figures are drawn; those that are kept are the demo's.
+
+    Raises:
+        UserError: it has not been trained.
+    """
+    if asked or quick:
+        return asked or "builtin:demo"
+    if not Path("runs/demo").is_dir():
+        raise UserError("runs/demo is missing, whose figures these are; bash launch/demo.sh trains it")
+    return "runs/demo"
 
 
 def keep(name: str, quick: bool, values: dict[str, Any]) -> None:
