@@ -102,7 +102,7 @@ class OpenMojiSource(ImageSource):
             "background": scene.background,
             "label": self._label(scene),
             "objects": objects,
-            "boxes": scene.boxes(self.vocabulary),
+            "boxes": scene.boxes(self.vocabulary, self.image_size),
             "relation": scene.relation,
         }
 

@@ -63,12 +63,22 @@ class Scene:
             return vocab.caption(self.objects[0], self.background)
         return vocab.relation_caption(self.objects[0], self.relation, self.objects[1], self.background)
 
-    def boxes(self, vocab: Vocabulary) -> np.ndarray:
-        """Tight boxes of the objects, float32 [MAX_OBJECTS, 4] xyxy in 0..1; zero rows where none is."""
+    def pixels(self, image_size: int) -> list[tuple[int, int, int]]:
+        """(left, top, side) of each object's square in whole pixels of a picture of that side."""
+        found = []
+        for x, y, size in self.places:
+            side = _to_pixels(size, image_size)
+            left, top = (min(_to_pixels(start, image_size), image_size - side) for start in (x, y))
+            found.append((left, top, side))
+        return found
+
+    def boxes(self, vocab: Vocabulary, image_size: int) -> np.ndarray:
+        """Tight boxes of the objects as they are drawn at that size, float32 [MAX_OBJECTS, 4] xyxy in 0..1; zero rows
+        where none is. The same at all multiples of 32 pixels; at others, places and sizes are rounded to pixels."""
         boxes = np.zeros((MAX_OBJECTS, 4), np.float32)
-        for row, (o, (x, y, size)) in enumerate(zip(self.objects, self.places, strict=True)):
+        for row, (o, (left, top, side)) in enumerate(zip(self.objects, self.pixels(image_size), strict=True)):
             tight = np.array(raster.tight_box(vocab.codes[o]))
-            boxes[row] = (np.array([x, y, x, y]) + size * tight) / GRID
+            boxes[row] = (np.array([left, top, left, top]) + side * tight) / image_size
         return boxes
 
     def draw(self, vocab: Vocabulary, image_size: int) -> np.ndarray:
@@ -76,11 +86,8 @@ class Scene:
         colour = _BASE_COLOURS[self.background] + (self.shade - _SHADES // 2) * _SHADE_STEP
         image = np.empty((image_size, image_size, 3), np.uint8)
         image[...] = colour
-        for o, (x, y, size) in zip(self.objects, self.places, strict=True):
-            pixels = _to_pixels(size, image_size)
-            left = min(_to_pixels(x, image_size), image_size - pixels)
-            top = min(_to_pixels(y, image_size), image_size - pixels)
-            raster.paste(image, vocab.codes[o], left, top, pixels)
+        for o, (left, top, side) in zip(self.objects, self.pixels(image_size), strict=True):
+            raster.paste(image, vocab.codes[o], left, top, side)
         return image
 
 
