@@ -69,13 +69,13 @@ def train(config: ConfigDict, options: Options) -> None:
 
 def _prepared(config: ConfigDict, options: Options) -> Any:
     """The task to be trained; whatever is wrong with it, or with what is to follow its training, is said here."""
+    from contextdiff_jax import data, training
     from contextdiff_jax import task as task_lib
-    from contextdiff_jax import training
     from contextdiff_jax.training.sharding import make_mesh
 
     training.check_workdir(options.workdir, config, allow_config_change=options.allow_config_change)
-    if "labels" in config.data and config.data.labels != "none" and not config.data.class_names:
-        # Another system may spell the folders' names otherwise, and so sort them otherwise.
+    if data.classes_are_read(config.data) and not config.data.class_names:
+        # Another system may spell the folders' names otherwise, and so sort them otherwise; and lists may change.
         config.data.class_names = training.known_classes(options.workdir)
     if tunes := "edit" in config:
         from contextdiff_jax import edits

@@ -107,8 +107,28 @@ _LATER = {
 }
 
 
+# Keys of `data` that only some sources read, and what leaves them out.
+_OF_SOURCES = {
+    "path": (("folder", "cifar10", "fashion", "coco", "clip"), ""),
+    "labels": (("folder", "imagenet2012"), "none"),
+    "class_names": (("folder", "imagenet2012", "coco"), ()),
+}
+
+
+def unread(section: ConfigDict) -> dict[str, Any]:
+    """{key: what leaves it out} of the keys of `data` that are set and that its source does not read."""
+    found = {}
+    for key, (sources, empty) in _OF_SOURCES.items():
+        acts = section.source in sources
+        if key == "class_names" and section.source == "folder":
+            acts = "labels" in section and section.labels != "none"
+        if key in section and not acts and _frozen(section[key]) != empty:
+            found[key] = empty
+    return found
+
+
 def complete(saved: ConfigDict) -> ConfigDict:
-    """A saved config with the keys that an older version did not have.
+    """A saved config with the keys that an older version did not have, and without what its source never read.
 
     Raises:
         UserError: a section that is none.
@@ -125,6 +145,8 @@ def complete(saved: ConfigDict) -> ConfigDict:
     # A dropout that the backbone never had was taken once, and changed nothing.
     if "model" in result and result.model.backbone == "sd" and "dropout" in result.model:
         result.model.dropout = 0.0
+    if "data" in result and "source" in result.data:
+        result.data.update(unread(result.data))
     return result
 
 

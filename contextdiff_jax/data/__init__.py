@@ -6,6 +6,7 @@ from contextdiff_jax.data.digits import DigitsSource
 from contextdiff_jax.data.folder import ImageFolderSource
 from contextdiff_jax.data.openmoji import OpenMojiSource
 from contextdiff_jax.data.pipeline import build, in_threads
+from contextdiff_jax.data.settings import classes_are_read
 from contextdiff_jax.data.sources import chosen, describe, held_out, settled, source
 from contextdiff_jax.data.vocabulary import OF_THE_DEMO, Vocabulary, captions, vocabulary
 
@@ -21,6 +22,7 @@ __all__ = [
     "build",
     "captions",
     "chosen",
+    "classes_are_read",
     "describe",
     "held_out",
     "in_threads",

@@ -8,7 +8,7 @@ the middle square. Stuff (sky, grass) counts as an object; its collective class 
 """
 
 import pathlib
-import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,10 @@ import numpy as np
 from contextdiff_jax.data import checks, images
 from contextdiff_jax.data.augment import boxes_in, central_window
 from contextdiff_jax.data.base import Description, ImageSource, digest
-from contextdiff_jax.data.listing import listed
+from contextdiff_jax.data.listing import differing, left_out, listed
 from contextdiff_jax.data.scan import Seen, scan
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import read_json
+from contextdiff_jax.files import composed, read_json
 
 SPLITS = ("train", "val")
 MAX_OBJECTS = 8
@@ -38,39 +38,68 @@ class CocoSource(ImageSource):
         path: folder of the pictures' folders and of annotations.
         split: train or val.
         image_size: side in pixels, 8 at least.
-        max_bad_fraction: share of pictures that are missing or cannot be read, and of wrong annotations, from which on
-            to stop.
+        max_bad_fraction: share of pictures that are missing, cannot be read or have other sides than annotated, and of
+            wrong annotations, from which on to stop.
+        class_names: the classes that a run knows, whose numbers they give; () takes those of val.
 
     Raises:
-        UserError: unknown split, missing or damaged annotation files, too many bad pictures or wrong annotations.
+        UserError: unknown split, missing or damaged annotation files, other classes than those known, too many bad
+            pictures or wrong annotations.
     """
 
-    def __init__(self, path: str, split: str, image_size: int, *, max_bad_fraction: float = 0.01):
+    def __init__(
+        self,
+        path: str,
+        split: str,
+        image_size: int,
+        *,
+        max_bad_fraction: float = 0.01,
+        class_names: Sequence[str] = (),
+    ):
         self.split = checks.split(split, SPLITS, "coco")
         self.image_size = checks.image_size(image_size)
         self.path = _existing(path)
         tables = [_table(self.path, kind, split) for kind in _KINDS]
-        classes = _classes(tables)
-        self.description = describe(tuple(c["name"] for c in classes))
+        classes = _classes(tables, self.path)
+        known = tuple(class_names) or (object_names_of(path) if split != "val" else tuple(classes.values()))
+        self.description = describe(known)
         pictures = {p["id"]: p for table in tables for p in table["images"]}
-        objects, wrong = _objects(tables, pictures, {c["id"]: i for i, c in enumerate(classes)})
-        _report(wrong, sum(len(table["annotations"]) for table in tables), "annotations", max_bad_fraction, self.path)
+        numbers = self._numbers(classes, "data.class_names" if class_names else "val")
+        objects, wrong = _objects(tables, pictures, numbers)
+        total = sum(len(table["annotations"]) for table in tables)
+        left_out(wrong, total, f"annotations of {self.path} are wrong", max_bad_fraction, _AGAIN)
         names = {key: pictures[key]["file_name"] for key in sorted(objects)}
         kept = {key: own for key, own in objects.items() if _MIN_OBJECTS <= len(own) <= MAX_OBJECTS}
-        seen = self._seen([names[key] for key in sorted(kept)], max_bad_fraction)
-        self._records = [(names[key], kept[key]) for key in sorted(kept) if not seen[names[key]].reason]
+        seen = self._seen({names[key]: kept[key][0] for key in sorted(kept)}, max_bad_fraction)
+        self._records = [(names[key], kept[key]) for key in sorted(kept) if names[key] in seen]
         self._digest = digest((name, seen[name].size, own) for name, own in self._records)
         if not self._records:
             few = f"no picture of {split} has {_MIN_OBJECTS} to {MAX_OBJECTS} objects"
             raise UserError(f"data.path: {self.path}: {few} that cover more than {_MIN_AREA:.0%}; {_AGAIN}")
 
-    def _seen(self, names: list[str], max_bad_fraction: float) -> dict[str, Seen]:
-        """What is known of each picture's file; those that cannot be read are named."""
+    def _numbers(self, classes: dict[int, str], whose: str) -> dict[int, int]:
+        """{category: its number among the known classes}, by the name."""
+        number = {composed(name): i for i, name in enumerate(self.description.object_names)}
+        if problem := differing(self.description.object_names, tuple(classes.values())):
+            place = f"{self.split} of {self.path}"
+            raise UserError(f"data.path: {place} has other classes than {whose} ({problem}); {_AGAIN}")
+        return {key: number[composed(name)] for key, name in classes.items()}
+
+    def _seen(self, annotated: dict[str, dict[str, Any]], max_bad_fraction: float) -> dict[str, Seen]:
+        """What is known of the files of pictures, from {name: one of its objects}; those that cannot be read, or have
+        other sides than annotated, are named and left out."""
         folder = self.path / f"{self.split}{_YEAR}"
-        seen = scan(folder, names)
-        bad = [f"{name} ({now.reason})" for name, now in sorted(seen.items()) if now.reason]
-        _report(bad, len(names), f"pictures ({folder})", max_bad_fraction, self.path)
-        return seen
+        seen, bad = scan(folder, list(annotated), sides=True), {}
+        for name, now in seen.items():
+            (width, height), own = now.sides, annotated[name]
+            # A picture made smaller has rounded sides.
+            if not now.reason and abs(width * own["height"] - height * own["width"]) > max(own["width"], own["height"]):
+                bad[name] = f"is {width} x {height}, annotated as {own['width']} x {own['height']}"
+            elif now.reason:
+                bad[name] = now.reason
+        reasons = [f"{name} ({why})" for name, why in sorted(bad.items())]
+        left_out(reasons, len(seen), f"pictures in {folder} are missing or wrong", max_bad_fraction, _AGAIN)
+        return {name: now for name, now in seen.items() if name not in bad}
 
     def __len__(self) -> int:
         return len(self._records)
@@ -123,7 +152,7 @@ class CocoSource(ImageSource):
     def _read(self, name: str, read: Any) -> np.ndarray:
         path = self.path / f"{self.split}{_YEAR}" / name
         try:
-            return read(path, self.image_size)
+            return read(path, self.image_size, turned=False)  # boxes count the pixels as they are stored
         except Exception as error:
             raise UserError(f"{path}: cannot be read: {images.reason(error)}; download it again") from error
 
@@ -163,10 +192,13 @@ def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _classes(tables: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The classes of things and stuff in the order of their numbers."""
-    found = {c["id"]: c for table in tables for c in table["categories"] if c["name"] != _OTHER}
-    return [found[key] for key in sorted(found)]
+def _classes(tables: list[dict[str, Any]], folder: pathlib.Path) -> dict[int, str]:
+    """{category: name} of things and stuff in the order of their numbers."""
+    found = {c["id"]: c["name"] for table in tables for c in table["categories"] if c["name"] != _OTHER}
+    names = [composed(name) for name in found.values()]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"data.path: the annotations of {folder} have two categories called {listed(twice)}; {_AGAIN}")
+    return {key: found[key] for key in sorted(found)}
 
 
 def _objects(
@@ -208,17 +240,6 @@ def _object(entry: Any, pictures: dict, ids: dict, other: set) -> tuple[str, dic
     return "", {"box": (x, y, x + w, y + h), "label": ids[category], "height": height, "width": width}
 
 
-def _report(bad: list[str], total: int, what: str, max_bad_fraction: float, folder: pathlib.Path) -> None:
-    """Says what is left out; UserError where that is too much."""
-    if not bad:
-        return
-    count = f"{len(bad)} of {total} {what} of {folder} are missing or wrong"
-    if len(bad) > max_bad_fraction * total:
-        limit = f"more than data.max_bad_fraction={max_bad_fraction} allows"
-        raise UserError(f"data.path: {count}, {limit}: {listed(bad)}; {_AGAIN}")
-    warnings.warn(f"{count} and are skipped: {listed(bad)}", stacklevel=3)
-
-
 def describe(names: tuple[str, ...]) -> Description:
     """What the pictures are, whose objects have these classes. A picture as a whole has none."""
     return Description(object_names=names, max_objects=MAX_OBJECTS)
@@ -230,4 +251,5 @@ def object_names_of(path: str) -> tuple[str, ...]:
     Raises:
         UserError: as the source.
     """
-    return tuple(c["name"] for c in _classes([_table(_existing(path), kind, "val") for kind in _KINDS]))
+    folder = _existing(path)
+    return tuple(_classes([_table(folder, kind, "val") for kind in _KINDS], folder).values())

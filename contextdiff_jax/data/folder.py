@@ -13,7 +13,7 @@ from typing import Any
 
 from contextdiff_jax.data import captions_on_disk, checks, class_words, images
 from contextdiff_jax.data.base import Description, ImageSource, digest
-from contextdiff_jax.data.listing import files_below, listed
+from contextdiff_jax.data.listing import differing, files_below, is_folder, left_out, listed
 from contextdiff_jax.data.scan import scan
 from contextdiff_jax.data.vocabulary import noun_phrase
 from contextdiff_jax.errors import UserError
@@ -77,11 +77,15 @@ class ImageFolderSource(ImageSource):
         names = sorted((name for name in captions if _split_of(name, len(captions)) == split), key=composed)
         if not names:
             few = f"its {len(captions)} images give an empty {split} split"
-            raise TooFewImages(f"data.path: {self.path}: {few}; add images ({_MIN_FOR_VAL} at least for val)")
+            small = len(captions) < _MIN_FOR_VAL
+            remedy = f"{_MIN_FOR_VAL} at least for val" if small else "about 1 in 20 is for val, by its name"
+            raise TooFewImages(f"data.path: {self.path}: {few}; add images ({remedy})")
         seen = scan(self.path, names)
         self.skipped = tuple((name, seen[name].reason) for name in names if seen[name].reason)
-        self._check_skipped(len(names), max_bad_fraction)
+        reasons, what = [f"{name} ({why})" for name, why in self.skipped], f"{split} images in {self.path}"
+        left_out(reasons, len(names), f"{what} cannot be read", max_bad_fraction, "save them again, or remove them")
         self.names = tuple(name for name in names if not seen[name].reason)
+        self._check_trained()
         self._captions = tuple(captions[name] for name in self.names)
         self._digest = digest((composed(name), seen[name].size, composed(captions[name])) for name in self.names)
 
@@ -149,17 +153,15 @@ class ImageFolderSource(ImageSource):
                 f"data.path: the class subfolder {listed(empty)} of {self.path} holds no images; add some, or remove it"
             )
 
-    def _check_skipped(self, total: int, max_bad_fraction: float) -> None:
-        """Says what is left out; UserError where that is too much."""
-        if not self.skipped:
-            return
-        bad = len(self.skipped)
-        count = f"{bad} of {total} {self.split} images in {self.path} cannot be read"
-        reasons = listed([f"{name} ({reason})" for name, reason in self.skipped])
-        if bad == total or bad > max_bad_fraction * total:
-            limit = f"more than data.max_bad_fraction={max_bad_fraction} allows"
-            raise UserError(f"data.path: {count}, {limit}: {reasons}")
-        warnings.warn(f"{count} and are skipped: {reasons}", stacklevel=3)
+    def _check_trained(self) -> None:
+        """Says which classes have no image to train on."""
+        absent = sorted(self._labels.keys() - {_class_of(name) for name in self.names})
+        if self.split == "train" and absent:
+            why = f"about 1 image in {round(1 / _VAL_SHARE)} is held out by its name"
+            warnings.warn(
+                f"{self.path} has no image to train on in the class subfolder {listed(absent)} ({why}); add some",
+                stacklevel=3,
+            )
 
 
 def existing_folder(path: str) -> pathlib.Path:
@@ -202,21 +204,17 @@ def classes_of(path: str, labels: str, known: Sequence[str] = (), words: str = "
     names = class_words.named(folders, words)
     if not known:
         return dict(zip(folders, names, strict=True))
-    then = {composed(name): name for name in known}
-    found = {composed(name): (folder, name) for folder, name in zip(folders, names, strict=True)}
-    if then.keys() != found.keys():
-        gone = sorted(name for key, name in then.items() if key not in found)
-        new = sorted(name for key, (_, name) in found.items() if key not in then)
-        differing = "; ".join(f"{word} {listed(some)}" for word, some in (("without", gone), ("with", new)) if some)
-        raise UserError(f"data.path: {folder} has other classes than data.class_names ({differing}); put them back")
-    return {found[key][0]: name for key, name in then.items()}
+    if problem := differing(known, names):
+        raise UserError(f"data.path: {folder} has other classes than data.class_names ({problem}); put them back")
+    found = {composed(name): folder for folder, name in zip(folders, names, strict=True)}
+    return {found[composed(name)]: name for name in known}
 
 
 def _class_folders(folder: pathlib.Path) -> tuple[str, ...]:
     """The names of the first subfolders, sorted."""
     try:
         with os.scandir(folder) as entries:
-            names = tuple(sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir()))
+            names = tuple(sorted(e.name for e in entries if not e.name.startswith(".") and is_folder(e)))
     except OSError as error:
         raise UserError(f"data.path: {folder} cannot be read ({error.strerror}); make it readable") from error
     if not names:

@@ -12,9 +12,11 @@ import PIL.Image
 from contextdiff_jax.data import checks, class_words, images, tfds
 from contextdiff_jax.data.base import Description, ImageSource
 from contextdiff_jax.data.vocabulary import noun_phrase
+from contextdiff_jax.errors import UserError
 
 NAME = "imagenet2012"
 SPLITS = {"train": "train", "val": "validation"}  # its test split has no labels
+_CLASSES = 1000
 _INSTEAD = "take data.source='folder' with data.labels='subfolders' and its train folder as data.path"
 
 
@@ -27,7 +29,8 @@ class ImagenetSource(ImageSource):
         class_names: as `describe` gives them.
 
     Raises:
-        UserError: unknown split, tensorflow_datasets missing, or the set not prepared as ArrayRecord.
+        UserError: unknown split, tensorflow_datasets missing, the set not prepared as ArrayRecord, or another number
+            of names than its 1000 classes.
     """
 
     def __init__(self, split: str, image_size: int, class_names: Sequence[str]):
@@ -35,6 +38,11 @@ class ImagenetSource(ImageSource):
         self.image_size = checks.image_size(image_size)
         self.description = Description(class_names=tuple(class_names))
         self._read, self._length = tfds.reader(NAME, SPLITS[split], _INSTEAD, in_memory=False)
+        if len(class_names) != _CLASSES:
+            raise UserError(
+                f"data.class_names: {len(class_names)} names for the {_CLASSES} classes of {NAME}; leave them empty, "
+                "and they are read with the data"
+            )
 
     def __len__(self) -> int:
         return self._length

@@ -21,8 +21,13 @@ _TURNS = {
 }
 
 
-def read_image(path: pathlib.Path, image_size: int) -> np.ndarray:
+def read_image(path: pathlib.Path, image_size: int, *, turned: bool = True) -> np.ndarray:
     """One image file as uint8 [image_size, image_size, 3]: upright, flattened on white, center-cropped.
+
+    Args:
+        path: the file.
+        image_size: side in pixels.
+        turned: whether to turn it as its EXIF orientation says.
 
     Raises:
         Exception: whatever Pillow's decoders raise, which is almost anything.
@@ -30,22 +35,23 @@ def read_image(path: pathlib.Path, image_size: int) -> np.ndarray:
     with PIL.Image.open(path) as image:
         # JPEG only: decode at a fraction of the size where that still leaves twice the pixels needed.
         image.draft("RGB", (2 * image_size, 2 * image_size))
-        return square(image, image_size)
+        return fitted(image, (image_size, image_size), turned=turned)
 
 
-def read_whole(path: pathlib.Path, image_size: int) -> np.ndarray:
+def read_whole(path: pathlib.Path, image_size: int, *, turned: bool = True) -> np.ndarray:
     """One image file as uint8 [H, W, 3], not cropped; far larger ones come at a fraction of their size.
 
     Args:
         path: the file.
         image_size: what the shorter side must keep.
+        turned: whether to turn it as its EXIF orientation says.
 
     Raises:
         Exception: as `read_image`.
     """
     with PIL.Image.open(path) as image:
         image.draft("RGB", (2 * image_size, 2 * image_size))
-        whole = to_rgb(upright(image))
+        whole = to_rgb(upright(image) if turned else image)
         return np.asarray(whole.reduce(max(1, min(whole.size) // (2 * image_size))))
 
 
@@ -54,9 +60,20 @@ def square(image: PIL.Image.Image, image_size: int) -> np.ndarray:
     return fitted(image, (image_size, image_size))
 
 
-def fitted(image: PIL.Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """An image as uint8 [height, width, 3]: upright, flattened on white, center-cropped."""
-    return np.asarray(PIL.ImageOps.fit(to_rgb(upright(image)), size[::-1], PIL.Image.Resampling.LANCZOS))
+def fitted(image: PIL.Image.Image, size: tuple[int, int], *, turned: bool = True) -> np.ndarray:
+    """An image as uint8 [height, width, 3]: upright unless not to be turned, flattened on white, center-cropped."""
+    shown = to_rgb(upright(image) if turned else image)
+    return np.asarray(PIL.ImageOps.fit(shown, size[::-1], PIL.Image.Resampling.LANCZOS))
+
+
+def stored_sides(path: pathlib.Path) -> tuple[int, int]:
+    """(width, height) of an image file in pixels, before any turning.
+
+    Raises:
+        Exception: as `read_image`.
+    """
+    with PIL.Image.open(path) as image:
+        return image.size
 
 
 def upright(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -1,9 +1,12 @@
-"""The files below a folder."""
+"""The files below a folder, and what is said of some of many."""
 
 import os
 import pathlib
+import warnings
+from collections.abc import Sequence
 
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import composed
 
 
 def files_below(root: pathlib.Path) -> list[str]:
@@ -30,7 +33,7 @@ def files_below(root: pathlib.Path) -> list[str]:
                     if entry.name.startswith("."):
                         continue
                     name = f"{here}/{entry.name}" if here else entry.name
-                    if not _is_folder(entry):
+                    if not is_folder(entry):
                         names.append(name)
                     else:
                         (linked if entry.is_symlink() else todo).append(name)
@@ -40,7 +43,8 @@ def files_below(root: pathlib.Path) -> list[str]:
     return sorted(names)
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder, or leads to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
@@ -51,3 +55,34 @@ def listed(names: list[str], most: int = 10) -> str:
     """Names in a message: the first few, and how many more there are."""
     more = f", and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def differing(known: Sequence[str], found: Sequence[str]) -> str:
+    """How the classes that were found differ from those known, "without ...; with ..."; "" where they are the same,
+    however they are spelled and in whatever order."""
+    then, now = ({composed(name): name for name in names} for names in (known, found))
+    gone = sorted(name for key, name in then.items() if key not in now)
+    new = sorted(name for key, name in now.items() if key not in then)
+    return "; ".join(f"{word} {listed(some)}" for word, some in (("without", gone), ("with", new)) if some)
+
+
+def left_out(bad: Sequence[str], total: int, what: str, max_bad_fraction: float, remedy: str) -> None:
+    """Warns of what is left out.
+
+    Args:
+        bad: names and reasons.
+        total: how many there are, the bad ones among them.
+        what: they are, and what is wrong with them: "pictures in FOLDER cannot be read".
+        max_bad_fraction: the share of them from which on it is an error, as it is where all are bad.
+        remedy: what to do.
+
+    Raises:
+        UserError: too many.
+    """
+    if not bad:
+        return
+    count, named = f"{len(bad)} of {total} {what}", listed(list(bad))
+    if len(bad) == total or len(bad) > max_bad_fraction * total:
+        limit = f"more than data.max_bad_fraction={max_bad_fraction} allows"
+        raise UserError(f"data.path: {count}, {limit}: {named}; {remedy}")
+    warnings.warn(f"{count} and are skipped: {named}", stacklevel=4)

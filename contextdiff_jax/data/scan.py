@@ -34,25 +34,28 @@ class Seen(NamedTuple):
         size: in bytes; -1 where there is no file.
         changed: time of change in nanoseconds.
         reason: why it cannot be decoded; empty if it can.
+        sides: (width, height) in pixels as stored; (0, 0) where nobody asked.
     """
 
     size: int
     changed: int
     reason: str = ""
+    sides: tuple[int, int] = (0, 0)
 
 
-def scan(folder: pathlib.Path, names: Sequence[str]) -> dict[str, Seen]:
+def scan(folder: pathlib.Path, names: Sequence[str], *, sides: bool = False) -> dict[str, Seen]:
     """{name: what is known of it}, in the order of the names; files that have not changed are not opened again.
 
     Args:
         folder: where the names start.
         names: of the images, relative.
+        sides: whether to tell how many pixels each has.
     """
     cache = _cache_file(folder)
     known, stale = _remembered(cache)
     found: dict[str, Seen] = {}
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        look = lambda name: _look(folder / name, known.get(name))
+        look = lambda name: _look(folder / name, known.get(name), sides)
         # Shown only where there is a terminal, and something to wait for.
         bar = tqdm(names, desc="looking at the images", unit="img", disable=None, delay=3, leave=False)
         for some in _pieces(bar):
@@ -69,14 +72,18 @@ def _pieces(names: Iterator[str]) -> Iterator[list[str]]:
     return iter(lambda: list(itertools.islice(names, _AT_A_TIME)), [])
 
 
-def _look(path: pathlib.Path, known: Seen | None) -> Seen:
+def _look(path: pathlib.Path, known: Seen | None, sides: bool) -> Seen:
     """What is known of a file still holds unless size or time have changed, or it may not be read any more."""
     try:
         status = os.stat(path)
     except OSError as error:
         return Seen(-1, 0, images.reason(error))
     now = Seen(status.st_size, status.st_mtime_ns)
-    return now if known == now and os.access(path, os.R_OK) else now._replace(reason=why_unreadable(path))
+    holds = known is not None and known[:2] == now[:2] and os.access(path, os.R_OK)
+    if holds and (not sides or any(known.sides)):
+        return known
+    reason = "" if holds else why_unreadable(path)
+    return now._replace(reason=reason, sides=images.stored_sides(path) if sides and not reason else now.sides)
 
 
 def why_unreadable(path: pathlib.Path) -> str:
@@ -105,8 +112,8 @@ def _remembered(cache: pathlib.Path) -> tuple[dict[str, Seen], int]:
     for line in lines[1:]:
         # A kill may have cut a line.
         with contextlib.suppress(ValueError, TypeError):
-            name, size, changed = json.loads(line)
-            known[name] = Seen(size, changed)
+            name, size, changed, *sides = json.loads(line)
+            known[name] = Seen(size, changed, sides=tuple(sides) if sides else (0, 0))
     return known, len(lines) - 1 - len(known)
 
 
@@ -116,7 +123,7 @@ def _remember(cache: pathlib.Path, found: dict[str, Seen]) -> None:
         return
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(_line([name, *seen[:2]]) for name, seen in found.items())
+        text = "".join(_entry(name, seen) for name, seen in found.items())
         with cache.open("a", encoding="ascii") as file:
             file.write(text if file.tell() else _line(_HEADER) + text)
     except OSError as error:
@@ -127,10 +134,14 @@ def _rewrite(cache: pathlib.Path, known: dict[str, Seen]) -> None:
     """Writes the file anew, without what is out of date."""
     try:
         with atomic(cache) as temporary:
-            lines = (_line([name, *seen[:2]]) for name, seen in known.items() if not seen.reason)
+            lines = (_entry(name, seen) for name, seen in known.items() if not seen.reason)
             temporary.write_text(_line(_HEADER) + "".join(lines), encoding="ascii")
     except OSError as error:
         _cannot_keep(cache, error)
+
+
+def _entry(name: str, seen: Seen) -> str:
+    return _line([name, seen.size, seen.changed, *(seen.sides if any(seen.sides) else ())])
 
 
 def _line(values: list) -> str:

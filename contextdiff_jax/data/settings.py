@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.keys import Values
+from contextdiff_jax.keys import Values, unread
 
 VALUES = Values(
     choices={
@@ -18,7 +18,7 @@ VALUES = Values(
 
 def check(config: ConfigDict) -> None:
     """A batch must divide into the parts that gradients are accumulated over; only clips have several frames, and only
-    classes words.
+    classes words; and no source is given what it does not read.
 
     Raises:
         UserError: names the keys, their values and the remedy.
@@ -28,6 +28,7 @@ def check(config: ConfigDict) -> None:
             f"config.data.batch_size={config.data.batch_size} is not divisible by "
             f"config.optim.accum_steps={config.optim.accum_steps}; choose a multiple"
         )
+    _check_read(config.data)
     if "class_words" in config.data and config.data.class_words and not _has_codes(config.data):
         raise UserError(
             f"config.data.class_words={config.data.class_words!r} cannot act: it is for classes of folders or of "
@@ -40,5 +41,28 @@ def check(config: ConfigDict) -> None:
         )
 
 
+_NOT_READ = {
+    "path": "which has pictures of its own: set config.data.source='folder' for yours",
+    "labels": "which has no subfolders: set config.data.source='folder'",
+    "class_names": "whose classes have names: set config.data.source='folder' and config.data.labels='subfolders'",
+}
+
+
+def _check_read(section: ConfigDict) -> None:
+    """Raises UserError for a key that the source does not read: what was meant by it would not be had."""
+    for key, empty in unread(section).items():
+        raise UserError(
+            f"config.data.{key}={section[key]!r} cannot act with config.data.source={section.source!r}, "
+            f"{_NOT_READ[key]}, or leave it at {empty!r}"
+        )
+
+
+def classes_are_read(section: ConfigDict) -> bool:
+    """Whether the names of the classes are read with the data: of a folder, of COCO or of ImageNet."""
+    return section.source == "coco" or _has_codes(section)
+
+
 def _has_codes(section: ConfigDict) -> bool:
-    return section.source == "imagenet2012" or (section.source == "folder" and section.labels != "none")
+    """Whether classes have codes for names, of a folder's subfolders or of ImageNet."""
+    labels = "labels" in section and section.labels != "none"
+    return section.source == "imagenet2012" or (section.source == "folder" and labels)

@@ -18,6 +18,7 @@ from contextdiff_jax.data.imagenet import ImagenetSource
 from contextdiff_jax.data.one_clip import ClipSource, clip_of
 from contextdiff_jax.data.openmoji import OpenMojiSource
 from contextdiff_jax.data.openmoji import describe as describe_scenes
+from contextdiff_jax.data.settings import classes_are_read
 from contextdiff_jax.errors import UserError
 
 SOURCES = {
@@ -53,7 +54,8 @@ def source(cfg_data: Any, split: str) -> ImageSource:
             classes = dict(labels=cfg_data.labels, class_names=cfg_data.class_names, words=cfg_data.class_words)
             return ImageFolderSource(path, split, size, max_bad_fraction=cfg_data.max_bad_fraction, **classes)
         case "coco":
-            return CocoSource(path, split, size, max_bad_fraction=cfg_data.max_bad_fraction)
+            known = dict(class_names=cfg_data.class_names)
+            return CocoSource(path, split, size, max_bad_fraction=cfg_data.max_bad_fraction, **known)
         case imagenet.NAME:
             return ImagenetSource(split, size, describe(cfg_data).class_names)
         case "clip":
@@ -133,9 +135,7 @@ def settled(config: ConfigDict) -> ConfigDict:
         UserError: a folder's classes cannot be taken.
     """
     config = keys.whole_paths(config)
-    elsewhere = config.data.source in ("coco", imagenet.NAME)  # where the names of the classes stand
-    on_disk = "labels" in config.data and config.data.labels != "none"
-    if (elsewhere or on_disk) and not config.data.class_names:
+    if classes_are_read(config.data) and not config.data.class_names:
         config = config.copy_and_resolve_references()
         found = describe(config.data)
         config.data.class_names = found.class_names or found.object_names

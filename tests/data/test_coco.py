@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import PIL.Image
 import pytest
 from data_helpers import config
 
@@ -37,6 +38,35 @@ def test_the_usual_choice(written):
     assert data.held_out(_section(written))[0] == "val"
     assert data.describe(_section(written)) == source.description
     assert data.describe(_section("gone", class_names=("a", "b"))).object_names == ("a", "b")
+
+
+def test_classes_have_the_numbers_that_are_known(written):
+    known = ("sky-other", "person", "car")
+    source = data.source(_section(written, class_names=known), "train")
+    assert source.description.object_names == known and source[0]["objects"][:3].tolist() == [1, 2, 0]
+    assert source[0]["caption"] == "person, car, sky-other"
+    with pytest.raises(UserError, match=r"other classes than data.class_names \(without cat; with car, sky-other\)"):
+        data.source(_section(written, class_names=("person", "cat")), "train")
+    _change(written, lambda t: t["categories"].append({"id": 2, "name": "bicycle"}))
+    with pytest.raises(UserError, match=r"train of .* has other classes than val \(with bicycle\)"):
+        data.source(_section(written), "train")
+    _change(written, lambda t: t["categories"][2].update(name="car"))
+    with pytest.raises(UserError, match="two categories called car"):
+        data.source(_section(written), "train")
+
+
+def test_boxes_count_the_pixels_as_they_are_stored(written):
+    turned, picture = PIL.Image.Exif(), written / "train2017" / f"{7:012}.jpg"
+    as_it_was = data.source(_section(written), "train")
+    expected, whole = as_it_was[0]["image"].astype(int), as_it_was.whole(0)["image"].astype(int)
+    turned[0x0112] = 6
+    PIL.Image.open(picture).save(picture, quality=95, exif=turned)
+    source = data.source(_section(written), "train")
+    np.testing.assert_allclose(source[0]["image"], expected, atol=5)
+    np.testing.assert_allclose(source.whole(0)["image"], whole, atol=5)
+    PIL.Image.open(picture).crop((0, 0, 60, 60)).save(picture)
+    with pytest.raises(UserError, match=r"0007.jpg \(is 60 x 60, annotated as 80 x 60\)"):
+        data.source(_section(written), "train")
 
 
 def test_crops_and_mirrors_take_the_boxes_along(written):

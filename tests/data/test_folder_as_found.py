@@ -15,6 +15,7 @@ from contextdiff_jax import data, keys
 from contextdiff_jax.conditions import ClassCondition
 from contextdiff_jax.data import ImageFolderSource, images, scan
 from contextdiff_jax.data.augment import Augmentation
+from contextdiff_jax.data.folder import _split_of
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_text, text_lines
 
@@ -227,6 +228,7 @@ def test_classes_that_cannot_be(classes):
     (classes / "empty").mkdir()
     _refused(classes, "class subfolder empty of .* holds no images", labels="subfolders")
     (classes / "empty").rmdir()
+    (classes / "loop").symlink_to("loop")  # no folder
     others = r"has other classes than data.class_names \(without bird; with big_cat\)"
     _refused(classes, others, labels="subfolders", class_names=("bird", "dog"))
     _save(classes / "loose.png")
@@ -235,6 +237,22 @@ def test_classes_that_cannot_be(classes):
     _refused(classes, "data.labels: 'folders' is unknown", labels="folders")
     os.mkdir(os.fsencode(classes) + b"/caf\xe9")
     _refused(classes, r"class subfolder b'caf.xe9' of .* is not UTF-8; rename it", labels="subfolders")
+
+
+def test_a_class_that_is_held_out_whole_is_said(tmp_path):
+    for i in range(24):
+        _save(tmp_path / "cat" / f"{i:02}.png")
+    held_out = _source(tmp_path, "val", labels="subfolders").names[0]
+    (tmp_path / "dog").mkdir()
+    number = next(i for i in range(100) if _split_of(f"dog/{i}.png", 25) == "val")
+    _save(tmp_path / "dog" / f"{number}.png")
+    with pytest.warns(UserWarning, match="no image to train on in the class subfolder dog .about 1 image in 20"):
+        _source(tmp_path, labels="subfolders")
+    (tmp_path / "dog" / f"{number}.png").unlink()
+    (tmp_path / held_out).unlink()
+    (tmp_path / "dog").rmdir()
+    empty = r"23 images give an empty val split; add images \(about 1 in 20"
+    _refused(tmp_path, empty, split="val", labels="subfolders")
 
 
 def test_classes_are_the_same_however_a_system_spells_them(tmp_path):

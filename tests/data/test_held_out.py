@@ -1,6 +1,7 @@
 """What is held out, and which of it is looked at."""
 
 import collections
+import json
 import os
 from types import SimpleNamespace
 
@@ -38,6 +39,23 @@ def test_only_too_small_a_folder_and_a_clip_fall_back_to_training(tmp_path):
     with pytest.raises(UserError, match="1 of .* val images in .* cannot be read"):
         data.held_out(section)
     assert data.held_out(video_edit.get_config("tiny").data)[0] == "train", "the clip itself"
+
+
+@pytest.mark.parametrize(
+    "source, key, value",
+    [(source, "path", "pictures") for source in ("openmoji", "digits", "imagenet2012")]
+    + [(source, "labels", "subfolders") for source in ("openmoji", "digits", "cifar10", "fashion", "coco", "clip")]
+    + [(source, "class_names", ("a",)) for source in ("openmoji", "digits", "cifar10", "fashion", "clip", "folder")],
+)
+def test_what_a_source_does_not_read_is_refused_and_old_runs_are_read(source, key, value):
+    run = t2i.get_config("tiny")
+    run.data.source = source
+    config_lib.check(run)
+    without = run.copy_and_resolve_references()
+    run.data[key] = value
+    with pytest.raises(UserError, match=f"config.data.{key}=.* cannot act with config.data.source='{source}', wh"):
+        config_lib.check(run)
+    assert not config_lib.differences(config_lib.complete(ConfigDict(json.loads(run.to_json()))), without)
 
 
 @pytest.mark.parametrize("length, count", [(1000, 16), (17, 16), (16, 16), (5, 16), (1, 1), (60_000, 1024)])

@@ -22,6 +22,8 @@ def test_records_are_squares_of_named_classes(tmp_path):
     (tmp_path / "words.txt").write_text("\n".join(f"{number} thing {i}" for i, number in enumerate(numbers)))
     section.class_words = str(tmp_path / "words.txt")
     with tfds.testing.mock_data(num_examples=3):
+        with pytest.raises(UserError, match="data.class_names: 2 names for the 1000 classes of imagenet2012"):
+            data.source(_section(class_names=("a", "b")), "val")
         split, source = data.held_out(section)
         record, whole = source[2], source.whole(2)
     assert split == "val" and len(source) == 3 and source.class_names[7] == "thing 7"
