@@ -6,7 +6,7 @@
     python -m contextdiff_jax.main --config=configs/class2img.py --mode=sample --prompt=frog --prompt=3
 
 Fashion-MNIST, from its four idx files (Debian's package dataset-fashion-mnist puts them into the folder named here);
-the samples are judged by a classifier that is trained on the training set, minutes on two CPU cores:
+the samples are judged by a classifier that is trained on the training set, minutes on two CPU cores by estimate:
 
     python -m contextdiff_jax.main --config=configs/class2img.py:fashion \\
         --config.data.path=/usr/share/datasets/fashion-mnist

@@ -2,7 +2,7 @@
 
     python -m contextdiff_jax.main --config=configs/t2i.py            # the demo: 12 objects x 6 colours, 32 x 32, CPU
     python -m contextdiff_jax.main --config=configs/t2i.py:tiny       # seconds: for tests
-    python -m contextdiff_jax.main --config=configs/t2i.py:small      # 64 x 64, every named emoji, one GPU, an hour
+    python -m contextdiff_jax.main --config=configs/t2i.py:small      # every emoji, 64 x 64; a GPU, an hour (estimate)
     python -m contextdiff_jax.main --config=configs/t2i.py:paper      # Table 7 of the paper, a pod
     python -m contextdiff_jax.main --config=configs/t2i.py:folder --config.data.path=DIR   # your captioned images
     python -m contextdiff_jax.main --config=configs/t2i.py:sd --config.model.pretrained=SD_FOLDER \\

@@ -1,6 +1,6 @@
 """A page to try a model on, with Gradio (extra `app`): the adapter on and off side by side, word heatmaps, clips.
 
-    contextdiff app --model=RUN
+    python -m contextdiff_jax.main app --model=RUN        # installed: contextdiff app --model=RUN
 
 The page is served on this machine alone unless `--host` says otherwise, and reports to nobody. What is uploaded is
 limited in size and deleted as soon as it has been read.
