@@ -13,8 +13,9 @@ import errno
 import json
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -29,8 +30,14 @@ from contextdiff_jax.types import Params, TrainState
 
 __all__ = ["Checkpoints", "load_params"]
 
+T = TypeVar("T")
+
 _DAMAGED = -2
 _COMPRESSED = 0.9  # of the state's bytes are left of it on disk, at the least: floats hardly shrink
+
+
+class _Damaged(Exception):
+    """A checkpoint that can be read, and holds something else than what was saved."""
 
 
 class Checkpoints:
@@ -90,26 +97,46 @@ class Checkpoints:
     def _try(
         self, step: int, abstract: TrainState, iterator: Any, any_records: bool
     ) -> tuple[TrainState | None, str]:
-        """The state of a step, or None and why it is damaged."""
+        """The state of a step, or None and why it is damaged.
+
+        Raises:
+            UserError: it may be intact, but one of the processes cannot take it.
+        """
         directory = self.folder / str(step)
-        try:
-            loaded = form.read(directory, form.abstract_items(abstract))
-            optimizer = loaded["optimizer"]
-            state = TrainState(optimizer["step"], loaded["params"], loaded["ema"], optimizer["opt_state"])
-            problem = form.disagreement(loaded, form.items_of(state))
-        except Exception as error:
-            if integrity.has_checksums(directory):
-                raise UserError(
-                    f"checkpoint {directory} is intact but does not fit this model ({form.brief(error)}); "
-                    "undo the change of the config, or take another --workdir"
-                ) from error
-            state, problem = None, f"it cannot be read ({form.brief(error)})"
-        if not distributed.all_true(problem is None):
-            return None, problem or "another process cannot read it"
-        form.set_iterator(iterator, loaded["data"], loaded["config"]["data"]["batch_size"], any_records)
+        loaded, problem = self._attempt(directory, lambda: form.read(directory, form.abstract_items(abstract)))
+        if loaded is None:
+            return None, problem
+        optimizer = loaded["optimizer"]
+        state = TrainState(optimizer["step"], loaded["params"], loaded["ema"], optimizer["opt_state"])
+        # Of arrays that are spread over processes: none may begin before all have read.
+        agreed, problem = self._attempt(directory, lambda: _compared(loaded, state))
+        if agreed is None:
+            return None, problem
+        with distributed.together():
+            form.set_iterator(iterator, loaded["data"], loaded["config"]["data"]["batch_size"], any_records)
         if distributed.is_primary() and not integrity.has_checksums(directory):
-            integrity.write_checksums(directory)
+            self._checksum(directory)
         return state, ""
+
+    def _attempt(self, directory: Path, read: Callable[[], T]) -> tuple[T | None, str]:
+        """What `read` returns on this process, if it does on all of them; else None and why the checkpoint is damaged.
+
+        Raises:
+            UserError: see `checkpoint_format.refusal`.
+        """
+        result, problem = None, ""
+        with distributed.together():
+            try:
+                result = read()
+            except _Damaged as error:
+                problem = str(error)
+            except Exception as error:
+                if refusal := form.refusal(error, directory, integrity.has_checksums(directory)):
+                    raise UserError(refusal) from error
+                problem = f"it cannot be read ({form.brief(error)})"
+        if not distributed.all_true(not problem):
+            return None, problem or "another process cannot read it"
+        return result, ""
 
     def _set_aside(self, damaged: dict[int, str], used: int) -> None:
         """Renames what was found damaged, now that an intact checkpoint is in hand, and says so."""
@@ -258,6 +285,13 @@ class Checkpoints:
                 self._remove_half_written()
 
 
+def _compared(loaded: dict[str, Any], state: TrainState) -> bool:
+    """True, if the state is what was saved; raises `_Damaged` otherwise."""
+    if problem := form.disagreement(loaded, form.items_of(state)):
+        raise _Damaged(problem)
+    return True
+
+
 def load_params(workdir: str | Path, step: int | None = None, ema: bool = True) -> tuple[Params, dict[str, Any], int]:
     """The trained parameters of a run as host arrays, with its config and step; changes nothing on disk.
 
@@ -267,7 +301,7 @@ def load_params(workdir: str | Path, step: int | None = None, ema: bool = True) 
         ema: the averaged parameters, or the last ones.
 
     Raises:
-        UserError: no such run, no such step, or damaged.
+        UserError: no such run, no such step, or damaged; or one that cannot be read, which is no damage.
     """
     folder = folder_of(workdir)
     steps = steps_in(folder)
@@ -284,6 +318,8 @@ def load_params(workdir: str | Path, step: int | None = None, ema: bool = True) 
                 loaded = form.read(directory, {name: form.on_host(directory / name)})
                 problem = form.disagreement(loaded, {name: loaded[name]})
             except Exception as error:
+                if refusal := form.refusal(error, directory, integrity.has_checksums(directory)):
+                    raise UserError(refusal) from error
                 problem = f"it cannot be read ({form.brief(error)})"
         if problem is None:
             if problems:

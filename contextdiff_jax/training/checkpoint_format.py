@@ -1,5 +1,6 @@
 """What a checkpoint consists of, and how its parts are read and compared."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.training import distributed, integrity
@@ -14,6 +16,8 @@ from contextdiff_jax.types import TrainState
 
 ARRAYS = ("params", "ema", "optimizer")
 ITEMS = (*ARRAYS, "data", "config", "fingerprints")
+_OF_ANOTHER_MODEL = ("structures do not match", "is not compatible with the stored shape")  # Orbax's words
+_OF_THE_SYSTEM = "[OS error"  # TensorStore's
 
 
 def items_of(state: TrainState) -> dict[str, Any]:
@@ -42,10 +46,36 @@ def on_host(item: Path) -> ocp.args.PyTreeRestore:
 
 
 def read(directory: Path, arrays: dict[str, ocp.args.PyTreeRestore]) -> dict[str, Any]:
-    """The given array items and the JSON items of one checkpoint."""
+    """The given array items and the JSON items of one checkpoint.
+
+    No process waits for another here, as it would in an `ocp.Checkpointer`: one may fail alone.
+    """
     jsons = {name: ocp.args.JsonRestore() for name in ITEMS if name not in ARRAYS}
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        return dict(checkpointer.restore(directory, args=ocp.args.Composite(**arrays, **jsons)).items())
+    with contextlib.closing(ocp.CompositeCheckpointHandler()) as handler:
+        return dict(handler.restore(epath.Path(directory), args=ocp.args.Composite(**arrays, **jsons)).items())
+
+
+def refusal(error: Exception, directory: Path, intact: bool) -> str | None:
+    """Why a checkpoint cannot be used that may well be whole, in one line; None where it is damaged.
+
+    Args:
+        error: what reading it has raised.
+        directory: of the checkpoint.
+        intact: whether its checksums have been found right.
+    """
+    text, reason = str(error), brief(error)
+    of_the_system = _OF_THE_SYSTEM in text
+    if isinstance(error, MemoryError) or ("RESOURCE_EXHAUSTED" in text and not of_the_system):
+        return f"checkpoint {directory} does not fit these devices ({reason}); take more, with a larger mesh.fsdp"
+    if intact and any(words in text for words in _OF_ANOTHER_MODEL):
+        return (
+            f"checkpoint {directory} is intact but does not fit this model ({reason}); undo the change of the config, "
+            "or take another --workdir"
+        )
+    missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+    if intact or of_the_system or (isinstance(error, OSError) and not missing):
+        return f"checkpoint {directory} cannot be read ({reason}); make it readable, and run the same command again"
+    return None
 
 
 def disagreement(loaded: dict[str, Any], items: dict[str, Any]) -> str | None:

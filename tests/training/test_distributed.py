@@ -6,7 +6,9 @@ import pytest
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.tasks import identity
+from contextdiff_jax.training import checkpoint_format as form
 from contextdiff_jax.training import distributed, loop, workdir
+from contextdiff_jax.training.checkpoint import Checkpoints
 from tests.training.toy_task import ToyTask, toy_config
 
 
@@ -84,6 +86,21 @@ def test_what_process_0_alone_finds_out_ends_all(monkeypatch, tmp_path):
     with workdir.exclusive(tmp_path):
         results = _Cluster(2, monkeypatch).run(lambda i: loop.train(ToyTask(toy_config()), tmp_path))
     assert all(isinstance(error, UserError) and "is in use by process" in str(error) for error in results)
+
+
+def test_a_checkpoint_that_one_process_cannot_read_ends_all(monkeypatch, tmp_path):
+    cluster, task = _Cluster(2, monkeypatch), ToyTask(toy_config())
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+
+    def read(*args):
+        if cluster.own.index == 1:
+            raise OSError(116, "Stale file handle")
+        return {"optimizer": {"step": 4, "opt_state": ()}, "params": {}, "ema": {}}
+
+    monkeypatch.setattr(form, "abstract_items", lambda abstract: {})
+    monkeypatch.setattr(form, "read", read)
+    for error in cluster.run(lambda i: Checkpoints(tmp_path, task.config)._try(4, None, None, False)):
+        assert isinstance(error, UserError) and "cannot be read (OSError: [Errno 116] Stale file handle)" in str(error)
 
 
 def test_one_process_asks_nobody():
