@@ -1,8 +1,12 @@
 """Several processes as one machine."""
 
 import contextlib
+import os
+import secrets
 import socket
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import jax
@@ -12,6 +16,7 @@ from jax.experimental import multihost_utils
 from contextdiff_jax.errors import UserError
 
 T = TypeVar("T")
+_PATIENCE = 20.0  # seconds that a network file system may take to show a new file elsewhere
 
 
 def initialize_if_needed(
@@ -148,6 +153,50 @@ def the_same(make: Callable[[], T], describe: Callable[[T], str]) -> T:
         listed = _by_process([f"{text} ({host})" for text, host in zip(found, hosts, strict=True)])
         raise UserError(f"the processes do not see the same: {listed}; give all of them the same readable files")
     return result
+
+
+def check_shared(folder: Path) -> None:
+    """Looks whether a folder is the same for all processes, by a file of process 0 that is gone afterwards.
+
+    Raises:
+        UserError: it is another one for some of them, or process 0 cannot write there.
+    """
+    if jax.process_count() == 1:
+        return
+    name = f".shared-{secrets.token_hex(8)}"
+    try:
+        with together():
+            if is_primary():
+                _touch(folder / name)
+        name = gather_texts(name)[0]
+        with together():
+            if not _appears(folder / name):
+                raise UserError(
+                    f"{folder} on {socket.gethostname()} is not the folder of that name of process 0; give a --workdir "
+                    "on a disk that all processes share"
+                )
+    finally:
+        if is_primary():
+            (folder / name).unlink(missing_ok=True)
+
+
+def _touch(path: Path) -> None:
+    try:
+        path.touch()
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}); take another --workdir") from error
+
+
+def _appears(path: Path) -> bool:
+    """Whether a file is there within some seconds."""
+    start = time.monotonic()
+    while True:
+        with contextlib.suppress(OSError):
+            if path.name in os.listdir(path.parent):  # asks the server, where a look for the file may ask a cache
+                return True
+        if time.monotonic() - start >= _PATIENCE:
+            return False
+        time.sleep(0.1)
 
 
 def _by_process(texts: list[str]) -> str:

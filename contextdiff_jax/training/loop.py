@@ -39,8 +39,8 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
         The state at the end, or where SIGTERM or Ctrl-C stopped the run (compare `state.step` with `train.num_steps`).
 
     Raises:
-        UserError: a config that does not fit the devices or the workdir, a workdir in use, checkpoints that
-            are all damaged, a last checkpoint that could not be saved.
+        UserError: a config that does not fit the devices or the workdir, a workdir in use or not shared by all
+            processes, checkpoints that are all damaged, a last checkpoint that could not be saved.
         NonFiniteLoss: (a UserError) names the step and the record indices of its batch; checkpoints stay
             intact.
     """
@@ -54,6 +54,7 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
                 task.check_start()
             if distributed.is_primary():
                 stack.enter_context(exclusive(workdir))
+        distributed.check_shared(workdir)
         stop = stack.enter_context(StopRequest())
 
         # Shapes first: whatever does not fit is said before anything is allocated or compiled.

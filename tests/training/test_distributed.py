@@ -88,6 +88,20 @@ def test_what_process_0_alone_finds_out_ends_all(monkeypatch, tmp_path):
     assert all(isinstance(error, UserError) and "is in use by process" in str(error) for error in results)
 
 
+def test_a_workdir_that_is_another_folder_for_one_process_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(distributed, "_PATIENCE", 0.0)
+    places = ["shared", "shared", "own"]
+    train = lambda i: loop.train(ToyTask(toy_config()), tmp_path / places[i])
+    results = _Cluster(3, monkeypatch).run(train)
+    assert all(isinstance(error, UserError) and "is not the folder of that name" in str(error) for error in results)
+    assert str(results[0]).startswith(f"process 2: {tmp_path / 'own'}") and "all processes share" in str(results[0])
+    assert [path.name for path in tmp_path.rglob("*")] == ["shared", ".lock"]
+    assert _Cluster(2, monkeypatch).run(lambda i: distributed.check_shared(tmp_path)) == [None, None]
+    assert [path.name for path in tmp_path.iterdir()] == ["shared"]
+    for error in _Cluster(2, monkeypatch).run(lambda i: distributed.check_shared(tmp_path / "nowhere")):
+        assert isinstance(error, UserError) and "cannot be written (No such file" in str(error)
+
+
 def test_a_checkpoint_that_one_process_cannot_read_ends_all(monkeypatch, tmp_path):
     cluster, task = _Cluster(2, monkeypatch), ToyTask(toy_config())
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
