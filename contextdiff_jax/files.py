@@ -9,17 +9,46 @@ import re
 import secrets
 import socket
 import tempfile
+import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from absl import logging
 
 from contextdiff_jax.errors import UserError
+
+T = TypeVar("T")
 
 _ROOM, _RIGHTS = "make room", "make it readable and writable, or take another place"
 _REFUSALS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _ROOM) | dict.fromkeys(
     (errno.EACCES, errno.EPERM, errno.EROFS), _RIGHTS
 )
+
+# What a network disk says for a moment, when its server or the way there is busy.
+_PASSING = (
+    *(errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY),
+    *(errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.ENETDOWN),
+)
+_WAITS = (0.5, 2.0, 5.0)  # seconds before each new attempt
+
+
+def persistently(read: Callable[[], T]) -> T:
+    """What `read` returns; called again where the disk fails in a way that may pass.
+
+    Raises:
+        Exception: what it raises, an OSError of that kind after the last attempt.
+    """
+    for wait in _WAITS:
+        try:
+            return read()
+        except OSError as error:
+            if error.errno not in _PASSING:
+                raise
+            logging.warning("%s; trying again", error)
+            time.sleep(wait)
+    return read()
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from contextdiff_jax.data.base import Description, ImageSource, digest
 from contextdiff_jax.data.listing import differing, left_out, listed
 from contextdiff_jax.data.scan import Seen, scan
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import composed, read_json
+from contextdiff_jax.files import composed, persistently, read_json
 
 SPLITS = ("train", "val")
 MAX_OBJECTS = 8
@@ -152,7 +152,8 @@ class CocoSource(ImageSource):
     def _read(self, name: str, read: Any) -> np.ndarray:
         path = self.path / f"{self.split}{_YEAR}" / name
         try:
-            return read(path, self.image_size, turned=False)  # boxes count the pixels as they are stored
+            # Boxes count the pixels as they are stored.
+            return persistently(lambda: read(path, self.image_size, turned=False))
         except Exception as error:
             raise UserError(f"{path}: cannot be read: {images.reason(error)}; download it again") from error
 

@@ -17,7 +17,7 @@ from contextdiff_jax.data.listing import differing, files_below, is_folder, left
 from contextdiff_jax.data.scan import scan
 from contextdiff_jax.data.vocabulary import noun_phrase
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import composed, is_unicode
+from contextdiff_jax.files import composed, is_unicode, persistently
 
 SPLITS = ("train", "val")
 LABELS = ("none", "subfolders")
@@ -116,7 +116,7 @@ class ImageFolderSource(ImageSource):
         self.check_index(index)
         name = self.names[index]
         try:
-            image = read(self.path / name, self.image_size)
+            image = persistently(lambda: read(self.path / name, self.image_size))
         except Exception as error:
             raise UserError(f"{self.path / name}: cannot be read any more: {images.reason(error)}") from error
         record = {"image": image, "caption": self._captions[index], "index": int(index), "name": name}

@@ -267,11 +267,15 @@ class Checkpoints:
             self.newest_in_words(),
         )
 
-    def newest_in_words(self) -> str:
-        """What a new start would continue from; waits for the save in flight."""
+    def newest(self) -> int | None:
+        """The step that a new start would continue from; waits for the save in flight."""
         self._settle()
-        steps = steps_in(self.folder)
-        return f"the last good checkpoint is of step {steps[0]}" if steps else "there is no checkpoint yet"
+        return next(iter(steps_in(self.folder)), None)
+
+    def newest_in_words(self) -> str:
+        """The same as a message says it."""
+        step = self.newest()
+        return "there is no checkpoint yet" if step is None else f"the last good checkpoint is of step {step}"
 
     def close(self) -> None:
         """Waits for what is in flight. A second call does nothing."""

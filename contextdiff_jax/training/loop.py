@@ -41,6 +41,7 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
     Raises:
         UserError: a config that does not fit the devices or the workdir, a workdir in use or not shared by all
             processes, checkpoints that are all damaged, a last checkpoint that could not be saved.
+        Exception: what the task's batches raise; with one process the state before is saved first.
         NonFiniteLoss: (a UserError) names the step and the record indices of its batch; checkpoints stay
             intact.
     """
@@ -89,7 +90,12 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
         watch = Watch(setup.init_guard())
         compiled, queued = None, deque()
         for step in range(first + 1, num_steps + 1):
-            batch = next(batches)
+            try:
+                batch = next(batches)
+            except Exception:
+                if step - 1 > first:
+                    _rescue(task, checkpoints, state, batches, watch, metrics)
+                raise
             watch.note(step, batch)
             batch = setup.put(batch)
             if compiled is None:
@@ -175,6 +181,24 @@ def _save(task: Any, checkpoints: Checkpoints, state: TrainState, batches: Any, 
         checkpoints.save(state, batches)
     except FloatingPointError:
         watch.stop(int(state.step), "the state has become", checkpoints.newest_in_words())
+
+
+def _rescue(
+    task: Any, checkpoints: Checkpoints, state: TrainState, batches: Any, watch: Watch, metrics: Metrics
+) -> None:
+    """Saves the state of the last step before a batch that cannot be read. With several processes the others are
+    not here to do so, and what the last checkpoint has is what is left."""
+    step = int(state.step)
+    if jax.process_count() > 1:
+        return
+    try:
+        watch.check(checkpoints.newest_in_words)
+        metrics.log(step)
+        if checkpoints.newest() != step:
+            _save(task, checkpoints, state, batches, watch)
+        metrics.say(f"the batch of step {step + 1} cannot be read; {checkpoints.newest_in_words()}")
+    except Exception as error:
+        logging.error("the state of step %d could not be saved: %s", step, brief(error))
 
 
 def _greeting(setup: Setup, first: int, num_steps: int) -> str:

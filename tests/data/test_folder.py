@@ -1,3 +1,4 @@
+import errno
 import json
 import unicodedata
 import warnings
@@ -6,7 +7,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from contextdiff_jax.data import ImageFolderSource
+from contextdiff_jax import files
+from contextdiff_jax.data import ImageFolderSource, images
 from contextdiff_jax.data.images import read_image
 from contextdiff_jax.errors import UserError
 
@@ -178,6 +180,27 @@ def test_a_file_lost_during_training_is_named(tmp_path):
     (tmp_path / "b.png").unlink()
     with pytest.raises(UserError, match="b.png: cannot be read any more: no such file"):
         source[1]
+
+
+def test_a_disk_that_fails_for_a_moment_is_asked_again(tmp_path, monkeypatch):
+    _with_texts(tmp_path, ["a.png", "b.png"])
+    source, read, failures = ImageFolderSource(str(tmp_path), "train", 16), images.read_image, []
+    monkeypatch.setattr(files, "_WAITS", (0.0, 0.0))
+
+    def flaky(path, size):
+        if len(failures) < left:
+            failures.append(path)
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(path, size)
+
+    monkeypatch.setattr(images, "read_image", flaky)
+    left = 2
+    np.testing.assert_array_equal(source[1]["image"], read(tmp_path / "b.png", 16))
+    assert len(failures) == 2
+    left = 5
+    with pytest.raises(UserError, match="b.png: cannot be read any more: Stale file handle"):
+        source[1]
+    assert len(failures) == 5, "it has been tried three times"
 
 
 def test_non_ascii_names_in_either_normal_form(tmp_path):

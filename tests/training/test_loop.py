@@ -42,8 +42,8 @@ class _Interrupted:
         return next(self._iterator)
 
 
-class Crash(Exception):
-    """Stands for any error of the machine."""
+class Crash(BaseException):
+    """Stands for whatever ends a process at once."""
 
 
 def crash():
@@ -93,6 +93,19 @@ def test_a_signal_finishes_the_step_saves_and_continues_bitwise(tmp_path, whole,
     assert signal.getsignal(number) is before
     state = train(ToyTask(toy_config()), tmp_path)
     assert "continuing from the checkpoint of step 6" in capfd.readouterr().err
+    chex.assert_trees_all_equal(jax.device_get(state), whole[1])
+
+
+@pytest.mark.parametrize("at, saved", [(2, [1]), (5, [4]), (8, [7, 4])])
+def test_a_batch_that_cannot_be_read_costs_nothing(tmp_path, whole, capfd, at, saved):
+    def gone():
+        raise UserError("data.path: a.png cannot be read any more")
+
+    with pytest.raises(UserError, match="a.png cannot be read"):
+        train(InterruptedTask(toy_config(), at, gone), tmp_path)
+    assert steps_in(tmp_path / "checkpoints") == saved and records(tmp_path)[-1]["step"] == at - 1
+    assert f"batch of step {at} cannot be read; the last good checkpoint is of step {at - 1}" in capfd.readouterr().err
+    state = train(ToyTask(toy_config()), tmp_path)
     chex.assert_trees_all_equal(jax.device_get(state), whole[1])
 
 
