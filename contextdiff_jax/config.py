@@ -56,6 +56,7 @@ def check(config: ConfigDict) -> None:
         _check_range(flat, of_owner.positive, lambda v: 0 < v < float("inf"), "greater than 0 and finite")
         _check_range(flat, of_owner.not_negative, lambda v: v >= 0, "0 or more")
         _check_range(flat, of_owner.fractions, lambda v: 0 <= v <= 1, "between 0 and 1")
+        _check_range(flat, of_owner.below_one, lambda v: 0 <= v < 1, "0 or more and below 1")
     for owner in OWNERS:
         owner.check(config)
 

@@ -17,13 +17,15 @@ class Values:
 
     Attributes:
         choices: {"section.key": the words that it accepts}.
-        positive, not_negative, fractions: keys of numbers above 0, from 0, and from 0 to 1, separated by blanks.
+        positive, not_negative, fractions, below_one: keys of numbers above 0, from 0, from 0 to 1, and from 0 to below
+            1, separated by blanks.
     """
 
     choices: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     positive: str = ""
     not_negative: str = ""
     fractions: str = ""
+    below_one: str = ""
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

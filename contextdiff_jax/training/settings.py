@@ -18,12 +18,13 @@ VALUES = Values(
         seed optim.weight_decay optim.warmup_steps optim.clip_norm train.keep_every train.preview_every
         train.validate_every
     """,
-    fractions="ema.decay optim.b1 optim.b2 optim.momentum",
+    fractions="ema.decay",
+    below_one="optim.b1 optim.b2 optim.momentum",
 )
 
 
 def check(config: ConfigDict) -> None:
-    """Seeds that a key holds, and what a LoRA needs before its layers are known.
+    """Seeds that a key holds, averages that move, and what a LoRA needs before its layers are known.
 
     Raises:
         UserError: names the keys, their values and the remedy.
@@ -31,6 +32,11 @@ def check(config: ConfigDict) -> None:
     if max(config.seed, config.data.seed) >= 2**32:
         raise UserError(
             f"config.seed={config.seed}, config.data.seed={config.data.seed}: the largest seed is {2**32 - 1}"
+        )
+    if "ema" in config and config.ema.decay == 1 and not config.ema.warmup:
+        raise UserError(
+            "config.ema.decay=1 with config.ema.warmup=False keeps the parameters of the start for ever; give a decay "
+            "below 1, such as 0.999"
         )
     muon = config.optim.muon if "optim" in config else ()  # a model that was never trained here has none
     if not isinstance(muon, list | tuple) or not are(muon, str):
