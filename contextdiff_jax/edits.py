@@ -234,12 +234,9 @@ def _grown(task: Any, pipeline: Any) -> Params:
     expected = jax.eval_shape(task.init, stream(task.config.seed, "init"))
     kept = trees.select(pipeline.params, set(trees.names(expected)).__contains__)
     have = set(trees.names(kept))
-    place = jax.sharding.SingleDeviceSharding(here().local[0])
-    places = jax.tree.map(lambda _: place, trees.select(expected, lambda name: name not in have))
-    if not places:
-        return kept
-    new = initial_params(task, places, task.config.seed)
-    return trees.merge(sharding.place(new, task.config.sharding.rules, pipeline.mesh), kept)
+    missing = trees.select(expected, lambda name: name not in have)
+    places = sharding.tree_shardings(missing, task.config.sharding.rules, pipeline.mesh)
+    return trees.merge(initial_params(task, places, task.config.seed), kept) if places else kept
 
 
 def targets_of(config: ConfigDict, prompts: Sequence[str]) -> list[str]:

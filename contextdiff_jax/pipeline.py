@@ -22,9 +22,9 @@ from contextdiff_jax.editing.editor import check_targets
 from contextdiff_jax.editing.result import Edit
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import diffusers_format, lora
+from contextdiff_jax.models.backbones import two_headed
 from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.progress import Progress
-from contextdiff_jax.runtime import here
 from contextdiff_jax.serving import Contexts, Drawn, OnStep, Steps
 from contextdiff_jax.tasks import warm_start
 from contextdiff_jax.tasks.diffusion import DiffusionTask
@@ -319,7 +319,7 @@ class Pipeline:
             [steps + 1, N, ...] in the model's space: first the pictures' x0, last their noise.
 
         Raises:
-            UserError: as `stream`.
+            UserError: as `stream`; or a model whose shift is predicted by a second head.
         """
         if prompt is not None and prompts is not None:
             raise UserError(f"prompt={prompt!r} and prompts={prompts!r} are two names of the same; give one of them")
@@ -327,6 +327,12 @@ class Pipeline:
         prompts = prompts * len(images) if len(prompts) == 1 else prompts
         if overrides.get("eta"):
             raise UserError(f"eta={overrides['eta']!r} cannot act: the way into noise draws none; leave it out")
+        adapter = overrides.get("adapter")
+        if two_headed(self.config) and (self.config.sample.adapter if adapter is None else adapter):
+            raise UserError(
+                "a model with a second head (config.adapter.reverse='head') has no inversion: the head predicts the "
+                "shift of steps down; adapter=False inverts the plain process"
+            )
         section = asked.section_of(self.config, dict(num_steps=steps) | overrides, sampler="ddim", guidance=1.0)
         plan = sampling.Plan.of(self.task, section, size=(size := asked.size_of(size)))
         starts, whole = self._pictures(images, len(prompts), size), []
@@ -390,7 +396,7 @@ class Pipeline:
 
 def _with_untrained(task: DiffusionTask, expected: Params, params: Params) -> Params:
     """Parameters that were read together with those that training left as they were."""
-    have = set(trees.names(params))
-    place = jax.sharding.SingleDeviceSharding(here().local[0])
-    places = jax.tree.map(lambda _: place, trees.select(expected, lambda name: name not in have))
+    have, config = set(trees.names(params)), task.config
+    missing = trees.select(expected, lambda name: name not in have)
+    places = sharding.tree_shardings(missing, config.sharding.rules, sharding.serving_mesh(config.mesh))
     return trees.merge(initial_params(task, places, task.config.seed) if places else {}, params)

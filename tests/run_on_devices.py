@@ -19,6 +19,7 @@ from configs import t2i  # noqa: E402
 from contextdiff_jax import export  # noqa: E402
 from contextdiff_jax import task as task_lib  # noqa: E402
 from contextdiff_jax.evaluate import suite  # noqa: E402
+from contextdiff_jax.pipeline import _with_untrained  # noqa: E402
 from contextdiff_jax.training import initialize_distributed  # noqa: E402
 from contextdiff_jax.training.sharding import serving_mesh  # noqa: E402
 
@@ -55,8 +56,9 @@ def main(out: Path) -> None:
         arrays["again"] = cdx.Pipeline.load(out / "export").sample_arrays(PROMPTS, key=5)
     np.savez(out / f"arrays-{jax.process_index()}.npz", **arrays)
     used = {len(d.images.sharding.device_set) for d in drawn}
-    split = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(pipe.params))
-    print(f"devices {used}, rows on each {drawn[0].images.addressable_shards[0].data.shape[0]}, split {split > 0}")
+    fixed = _with_untrained(task, {"denoiser": jax.eval_shape(task.init, jax.random.key(0))["denoiser"]}, {})
+    split = [any(not v.sharding.is_fully_replicated for v in jax.tree.leaves(p)) for p in (pipe.params, fixed)]
+    print(f"devices {used}, rows on each {drawn[0].images.addressable_shards[0].data.shape[0]}, split {split}")
 
 
 if __name__ == "__main__":

@@ -39,21 +39,21 @@ def run(out: Path, devices: int, processes: int = 1) -> list[str]:
 def one(tmp_path_factory):
     """The arrays of one device."""
     out = tmp_path_factory.mktemp("devices") / "1"
-    assert run(out, 1) == ["devices {1}, rows on each 8, split False"]
+    assert run(out, 1) == ["devices {1}, rows on each 8, split [False, False]"]
     return np.load(out / "arrays-0.npz")
 
 
 # Each process compiles everything: minutes. What a mesh does to a training is tested quickly in tests/training.
 @pytest.mark.slow
 def test_eight_devices_give_the_pictures_of_one(one, tmp_path):
-    assert run(tmp_path / "8", 8) == ["devices {8}, rows on each 1, split True"]
+    assert run(tmp_path / "8", 8) == ["devices {8}, rows on each 1, split [True, True]"]
     agree(np.load(tmp_path / "8" / "arrays-0.npz"), one)
     np.testing.assert_allclose(one["pictures"][:3], one["again"], atol=2e-3)
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_pictures_of_one(one, tmp_path):
-    assert run(tmp_path / "2", 2, processes=2) == ["devices {4}, rows on each 2, split True"] * 2
+    assert run(tmp_path / "2", 2, processes=2) == ["devices {4}, rows on each 2, split [True, True]"] * 2
     for process in range(2):
         agree(np.load(tmp_path / "2" / f"arrays-{process}.npz"), one)
 

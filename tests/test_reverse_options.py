@@ -1,5 +1,6 @@
 """The options of the reverse process: a second head for the shift, a forward scale. Against brute force and Eq. 7."""
 
+import types
 from functools import partial
 
 import jax
@@ -9,11 +10,13 @@ import pytest
 from gaussian_toy import functions, toy
 
 from configs import cifar10_nll
+from contextdiff_jax import asked, losses, samplers
 from contextdiff_jax import config as config_lib
-from contextdiff_jax import losses, samplers
 from contextdiff_jax import task as task_lib
+from contextdiff_jax.errors import UserError
 from contextdiff_jax.models import precond
 from contextdiff_jax.models.adapter import ScaledShift, Shift, bounded
+from contextdiff_jax.pipeline import Pipeline
 from contextdiff_jax.process import chart, forward, schedule
 from contextdiff_jax.tasks import objective
 
@@ -169,6 +172,18 @@ def test_a_head_of_the_library_s_network_is_left_out_with_the_adapter():
     off, alone, on = terms(params)
     np.testing.assert_allclose(off, alone, rtol=1e-5)
     assert np.all(np.abs(on - off) > 1e-4 * np.abs(off))
+
+
+def test_a_head_has_no_inversion_and_the_plain_process_has_one():
+    config = cifar10_nll.get_config("tiny")
+    config.adapter.reverse, config.process.num_timesteps = "head", T
+    config.sample.sampler, config.sample.num_steps = "ddpm", T
+    pipe = types.SimpleNamespace(config=config, _asked=lambda prompts, layouts: [""])
+    for how in ({}, {"adapter": None}, {"adapter": True}):
+        with pytest.raises(UserError, match="second head .* has no inversion.*adapter=False inverts the plain process"):
+            Pipeline.invert(pipe, np.zeros((8, 8, 3), np.float32), 1, **how)
+    plain = asked.section_of(config, {"adapter": False}, sampler="ddim", guidance=1.0)
+    assert plain.sampler == "ddim" and not plain.adapter
 
 
 def test_the_reported_steepness_is_that_of_the_scaled_process(x64):
