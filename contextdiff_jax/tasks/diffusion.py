@@ -310,13 +310,17 @@ class DiffusionTask:
         of_space = {name: frames.unfold(value, count) for name, value in of_space.items()}
         return batch | {"t": t, "eps": eps, "drop_cond": drop_cond} | of_space
 
-    def loss(self, params: Params, frozen: Params, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(
+        self, params: Params, frozen: Params, batch: Batch, key: Array, *, train: bool = True
+    ) -> tuple[Array, dict[str, Array]]:
         """The objective of each example, [B], and metrics; of a clip the mean over its frames. See `frame_loss`."""
         count = self.config.data.num_frames
-        values = self.frame_loss(params, frozen, frames.fold(batch, count), key)
+        values = self.frame_loss(params, frozen, frames.fold(batch, count), key, train=train)
         return jax.tree.map(lambda v: frames.per_clip(v, count), values)
 
-    def frame_loss(self, params: Params, frozen: Params, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+    def frame_loss(
+        self, params: Params, frozen: Params, batch: Batch, key: Array, *, train: bool = True
+    ) -> tuple[Array, dict[str, Array]]:
         """Joint objective of theta and phi through the reparameterised contextual sample.
 
         The condition is dropped for the denoiser alone: the process stays the conditional one, so that without its
@@ -327,6 +331,7 @@ class DiffusionTask:
             frozen: encoder parameters.
             batch: the fields of space and condition, and what `draw` added.
             key: for dropout and, with the nelbo objective, its own noise.
+            train: whether the network's dropout is active.
 
         Returns:
             loss [B] and metrics.
@@ -339,7 +344,7 @@ class DiffusionTask:
         dropped = jax.tree.map(
             lambda c, n: jnp.where(batch["drop_cond"].reshape(-1, *(1,) * (c.ndim - 1)), n, c), context, null
         )
-        f = self.denoiser(params, dropped, key_dropout, frozen, batch.get("edges"))
+        f = self.denoiser(params, dropped, key_dropout if train else None, frozen, batch.get("edges"))
         b = self.shift(params, frozen, context)
         s, track = self.schedule_of(params), self.config.adapter.track_lipschitz
         if self.config.loss.objective == "nelbo":

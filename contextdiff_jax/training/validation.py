@@ -17,7 +17,8 @@ from contextdiff_jax.types import Array, Batch, Params
 class Validation:
     """`train.validate_batches` held-out batches and what the averaged parameters lose on them.
 
-    Times, noise and dropped conditions are drawn as in a training step, from keys of their own that never change.
+    Times, noise and dropped conditions are drawn as in a training step, from keys of their own that never change; the
+    network's own dropout is off, as it is when the model is used.
     Over a set smaller than these batches, records come more than once, each time with other noise. Where no record can
     be held out, those of the training are looked at, and the figures are named so.
 
@@ -63,4 +64,5 @@ def _losses(task, params: Params, frozen: Params, batch: Batch, key: Array) -> A
     """One loss per example, [B]."""
     key_draw, key_loss = jax.random.split(key)
     params = trees.merge(frozen.get("fixed", {}), params)
-    return task.loss(params, frozen, task.draw(batch, key_draw), key_loss)[0].astype(jnp.float32)
+    batch = task.draw(batch, key_draw)
+    return task.loss(params, frozen, batch, key_loss, train=False)[0].astype(jnp.float32)

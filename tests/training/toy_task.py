@@ -59,7 +59,9 @@ class ToyTask:
     def draw(self, batch: Any, key: jax.Array) -> Any:
         return batch | {"noise": 0.1 * jax.random.normal(key, batch["x"].shape)}
 
-    def loss(self, params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, params: Any, frozen: Any, batch: Any, key: jax.Array, train: bool = True
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         x = (batch["x"] + batch["noise"]) * frozen["scale"]["kernel"]
         h = jax.nn.gelu(x @ params["denoiser"]["kernel"] + params["denoiser"]["bias"])
         error = jnp.sum((h @ params["adapter"]["kernel"] - batch["y"]) ** 2, axis=-1)
