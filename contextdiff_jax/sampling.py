@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 from contextdiff_jax import guidance, samplers
 from contextdiff_jax.losses import Variance
 from contextdiff_jax.process import chart as charts
-from contextdiff_jax.process import forward, scaled
 from contextdiff_jax.process.chart import Chart
 from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.samplers.scheduler_config import PRETRAINED, from_scheduler_config
@@ -209,10 +208,7 @@ def noised(
 ) -> Array:
     """x_t of given x0 by Eq. 1, with their shift unless the adapter is off."""
     b, s = model.shift(params, frozen, context) if adapter else None, model.schedule_of(params)
-    if hasattr(b, "warp"):
-        return scaled.marginal(s, x0, b.warp(x0, jnp.asarray(t)), jnp.asarray(t)).at(eps)
-    b_t = jnp.zeros_like(x0) if b is None else b(x0, jnp.asarray(t))
-    return forward.marginal(s, x0, b_t, jnp.asarray(t)).at(eps)
+    return charts.marginal(b, s, x0, jnp.asarray(t)).at(eps)
 
 
 def guided_chart(

@@ -153,11 +153,10 @@ def low_discrepancy(key: Array, T: int, num_t: int, num_images: int) -> Array:
 def prior_term(s: Schedule, x0: Array, b: Shift | None, *, mask: Array | None = None) -> Array:
     """KL(q(x_T | x0, c) || N(0, I)) in nats [B]: through b_T it depends on the adapter."""
     T = jnp.full(x0.shape[:1], s.num_timesteps, jnp.int32)
-    if hasattr(b, "warp"):
-        q = scaled.marginal(s, x0, b.warp(x0, T), T)
+    q = chart.marginal(b, s, x0, T)
+    if chart.has_scale(b):
         return summed(masked(0.5 * (q.mean**2 + q.var - 1.0 - jnp.log(q.var)), mask))
-    q = forward.marginal(s, x0, jnp.zeros_like(x0) if b is None else b(x0, T), T)
-    # 1/2 (mean^2 + var - 1 - log var),  var = 1 - ab_T
+    # 1/2 (mean^2 + var - 1 - log var) without its cancellation,  var = 1 - ab_T
     ab_T = gather(s.alpha_bar, T, x0)
     return summed(masked(0.5 * (q.mean**2 - ab_T - jnp.log1p(-ab_T)), mask))
 
@@ -175,7 +174,7 @@ def diffusion_term(
 ) -> Array:
     """KL(q(x_{t-1} | x_t, x0, c) || p_theta(x_{t-1} | x_t, c)) in nats [B] at one x_t drawn from Eq. 1."""
     prev = jnp.maximum(t - 1, 0)
-    if hasattr(b, "warps"):
+    if chart.has_scale(b):
         return _scaled_term(s, x0, f, b, t, key, mask=mask, variance=variance)
     b_t, b_prev = chart.pair(b, x0, t, prev)
     xt = forward.marginal(s, x0, b_t, t).sample(key)
@@ -217,11 +216,7 @@ def reconstruction_term(
     Eq. 7 at t = 1 has the mean x0_hat, without a shift, since A_1 = 1, B_1 = 0 and b_0 = 0; a scale is 1 at t = 0.
     """
     one = jnp.ones(x0.shape[:1], jnp.int32)
-    if hasattr(b, "warp"):
-        q = scaled.marginal(s, x0, b.warp(x0, one), one)
-    else:
-        q = forward.marginal(s, x0, jnp.zeros_like(x0) if b is None else b(x0, one), one)
-    x0_hat = f(q.sample(key), one)
+    x0_hat = f(chart.marginal(b, s, x0, one).sample(key), one)
     sigma = jnp.sqrt(decoder_variance(s, variance))
     log_prob = log_density if bins is None else partial(log_mass, bins=bins)
     return -summed(masked(log_prob(x0, x0_hat, sigma), mask))

@@ -253,6 +253,14 @@ class ScaledShift(Shift):
         both = self._warp(*self._side_by_side(self.features(x0), t, s), x0.shape[1:])
         return tuple(Warp(*parts) for parts in zip(*map(self._apart, both), strict=True))
 
+    def straight(self, x: Array, x0_hat: Array, t: Array) -> Array:
+        """y_t of x_t, for `Chart.predict`."""
+        return scaled.straight(self.schedule, x, x0_hat, self.warp(x0_hat, t), t)
+
+    def bent(self, y: Array, x0_hat: Array, s: Array) -> Array:
+        """x_s of y_s, for `Chart.commit`."""
+        return scaled.bent(self.schedule, y, x0_hat, self.warp(x0_hat, s), s)
+
     def carry(self, x: Array, x0_hat: Array, t: Array, s: Array, update: Callable[[Array], Array]) -> Array:
         """x at s from x at t through update(y_t) -> y_s, as `Chart.carry`."""
         return scaled.carried(self.schedule, x, x0_hat, *self.warps(x0_hat, t, s), t, s, update)

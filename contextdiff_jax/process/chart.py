@@ -10,6 +10,10 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
+from contextdiff_jax.process import scaled
+from contextdiff_jax.process.forward import Gaussian
+from contextdiff_jax.process.scaled import Warp
+from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.types import Array
 
 Denoiser = Callable[[Array, Array], Array]  # f(x, t) -> x0_hat
@@ -23,25 +27,29 @@ class Chart:
     Attributes:
         f: (x_t [B, ...], t) -> x0_hat [B, ...].
         b: (x0 [B, ...], t) -> b_t [B, ...], or None for plain diffusion. If it has `pair(x0, t, s) -> (b_t,
-            b_s)`, that is used wherever both are needed, so that x0 is encoded once. If it has `carry`, the process has
-            a scale too, and all goes through that (models/adapter.py, `ScaledShift`).
+            b_s)`, that is used wherever both are needed, so that x0 is encoded once. If it has a scale too, all goes
+            through that (`has_scale`; models/adapter.py, `ScaledShift`).
     """
 
     f: Denoiser
     b: Shift | None = None
 
     def predict(self, x: Array, t: Array) -> tuple[Array, Array]:
-        """(y, x0_hat) with x0_hat = f(x, t), y = x - b_t(x0_hat)."""
+        """(y, x0_hat) with x0_hat = f(x, t), y = x - b_t(x0_hat), its noise unstretched where there is a scale."""
         x0_hat = self.f(x, t)
+        if has_scale(self.b):
+            return self.b.straight(x, x0_hat, t), x0_hat
         return (x if self.b is None else x - self.b(x0_hat, t)), x0_hat
 
     def commit(self, y: Array, x0_hat: Array, s: Array) -> Array:
-        """x = y + b_s(x0_hat)."""
+        """x = y + b_s(x0_hat), the noise of y stretched where there is a scale."""
+        if has_scale(self.b):
+            return self.b.bent(y, x0_hat, s)
         return y if self.b is None else y + self.b(x0_hat, s)
 
     def carry(self, x: Array, x0_hat: Array, t: Array, s: Array, update: Callable[[Array], Array]) -> Array:
         """x at s from x at t through update(y_t) -> y_s, with the shifts of a given x0_hat."""
-        if hasattr(self.b, "carry"):
+        if has_scale(self.b):
             return self.b.carry(x, x0_hat, t, s, update)
         b_t, b_s = pair(self.b, x0_hat, t, s)
         return update(x - b_t) + b_s
@@ -104,6 +112,23 @@ def plain(f: Denoiser) -> Chart:
 def contextual(f: Denoiser, b: Shift) -> Chart:
     """Contextual diffusion: y = x - b_t(x0_hat)."""
     return Chart(f, b)
+
+
+def has_scale(b: Shift | None) -> bool:
+    """Whether the process stretches its noise beside the shift: b answers both as a `Warp`."""
+    return hasattr(b, "warps")
+
+
+def warp(b: Shift | None, x0: Array, t: Array) -> Warp:
+    """Shift and scale at t of one x0: 0 without a shift, 1 without a scale."""
+    if has_scale(b):
+        return b.warp(x0, t)
+    return Warp(jnp.zeros_like(x0) if b is None else b(x0, t), 1.0)
+
+
+def marginal(b: Shift | None, s: Schedule, x0: Array, t: Array) -> Gaussian:
+    """q(x_t | x0, c), Eq. 1, of a process without a shift, with one, or with a scale as well; t in 0..T."""
+    return scaled.marginal(s, x0, warp(b, x0, t), t)
 
 
 def pair(b: Shift | None, x0: Array, t: Array, s: Array) -> tuple[Array, Array]:

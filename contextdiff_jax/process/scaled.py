@@ -20,10 +20,10 @@ from contextdiff_jax.types import Array
 
 
 class Warp(NamedTuple):
-    """Shift and scale of one time, both shaped like x0."""
+    """Shift and scale of one time, both shaped like x0; the scale may be the number 1."""
 
     shift: Array
-    scale: Array
+    scale: Array | float
 
 
 def straight(s: Schedule, x: Array, x0: Array, warp: Warp, t: Array) -> Array:

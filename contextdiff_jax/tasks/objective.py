@@ -52,14 +52,9 @@ def full_bound(
 
 def _secant(s: Schedule, x0: Array, f: chart.Denoiser, b: Shift, t: Array, eps: Array) -> Array:
     """|r(x0) - r(x0_hat)| / |x0 - x0_hat| at one x_t per example, [B]: C_t from below."""
-    if hasattr(b, "warp"):
-        warp = b.warp(x0, t)
-        b_t, q = warp.shift, scaled.marginal(s, x0, warp, t)
-    else:
-        b_t = b(x0, t)
-        q = forward.marginal(s, x0, b_t, t)
-    x0_hat = f(q.at(eps), t)
-    return lipschitz.secant_of_shifts(s, b_t, b(x0_hat, t), x0, x0_hat, t)
+    warp = chart.warp(b, x0, t)
+    x0_hat = f(scaled.marginal(s, x0, warp, t).at(eps), t)
+    return lipschitz.secant_of_shifts(s, warp.shift, b(x0_hat, t), x0, x0_hat, t)
 
 
 def denoising(
