@@ -1,12 +1,13 @@
 """Captions of an image folder: tables (`metadata.jsonl`, `metadata.csv`), or a text file beside each image.
 
-A table may stand in any folder, its names count from there, and it speaks for all images below; elsewhere the text
-beside an image counts: of a.png, a.txt, a.png.txt or a.caption.
+A table may stand in any folder, its names count from there or are whole paths, and it speaks for all images below;
+elsewhere the text beside an image counts: of a.png, a.txt, a.png.txt or a.caption.
 """
 
 import concurrent.futures
 import csv
 import json
+import os
 import pathlib
 import posixpath
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,8 @@ def read(folder: pathlib.Path, image_names: Sequence[str], names: Sequence[str])
         name -> caption, sorted by name; images without a caption are not in it.
 
     Raises:
-        UserError: a file that cannot be read, a malformed line (with its number), a file listed twice.
+        UserError: a file that cannot be read, a malformed line (with its number), a file listed twice, or one that is
+            not in the folder.
     """
     tables = [name for name in names if posixpath.basename(name) in TABLES]
     captions = _from_tables(folder, tables, image_names)
@@ -97,11 +99,27 @@ def _from_tables(folder: pathlib.Path, tables: list[str], image_names: Sequence[
         rows = _json_rows if table.endswith(".jsonl") else _csv_rows
         for where, entry in rows(folder / table):
             name, caption = _parse(entry, where)
-            name = _on_disk(posixpath.join(posixpath.dirname(table), name), on_disk)
+            name = _on_disk(_inside(folder, posixpath.join(posixpath.dirname(table), name), where), on_disk)
             if name in captions:
                 raise UserError(f"{where}: {name} is already on {places[name]}; keep one line per image")
             captions[name], places[name] = caption, where.removeprefix(f"{folder / table} ")
     return captions
+
+
+def _inside(folder: pathlib.Path, name: str, where: str) -> str:
+    """A table's name as it counts from the folder, of a whole path or one with ".." as well.
+
+    Raises:
+        UserError: it leads out of the folder.
+    """
+    name = posixpath.normpath(name)
+    if not name.startswith(("/", "..")):
+        return name
+    for whole in (os.path.abspath, os.path.realpath):  # links are followed only where their own names lead out
+        relative = os.path.relpath(whole(folder / name), whole(folder)).replace(os.sep, "/")
+        if relative.partition("/")[0] != "..":
+            return relative
+    raise UserError(f"{where}: {name} leads out of {folder}; give names of files in it")
 
 
 def _on_disk(name: str, on_disk: dict[str, str]) -> str:
@@ -166,8 +184,9 @@ def _texts(names: Sequence[str]) -> dict[str, str]:
 
 def _from_texts(folder: pathlib.Path, image_names: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     texts = _texts(names)
-    found = {name: texts.get(composed(name.rpartition(".")[0])) or texts.get(composed(name)) for name in image_names}
+    text_of = lambda name: texts.get(composed(name.rpartition(".")[0])) or texts.get(composed(name))
+    found = {name: text for name in image_names if (text := text_of(name))} if texts else {}
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        read_one = lambda text: " ".join(read_text(folder / text).split()) if text else ""
+        read_one = lambda text: " ".join(read_text(folder / text).split())
         captions = dict(zip(found, pool.map(read_one, found.values()), strict=True))
     return {name: caption for name, caption in captions.items() if caption}

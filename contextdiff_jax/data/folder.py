@@ -135,6 +135,10 @@ class ImageFolderSource(ImageSource):
         captions = captions_on_disk.read(self.path, image_names, names)
         if self.class_names:
             self._check_classes(image_names)
+            spelled = {composed(folder) for folder in self._labels}
+            if outside := [name for name in captions if composed(_class_of(name)) not in spelled]:
+                problem = f"a table names {outside[0]}, which is in no class subfolder"
+                raise UserError(f"data.path: {problem} of {self.path}; take it out of the table")
             class_of = lambda name: self.class_names[self._labels[_class_of(name)]]
             by_class = {name: f"a photo of {noun_phrase(_in_words(class_of(name)))}" for name in image_names}
             return dict(sorted((by_class | captions).items()))

@@ -109,6 +109,23 @@ def test_captions_are_found_where_it_is_plain_what_is_meant(tmp_path, picture, t
     assert _captions(tmp_path) == {picture: "a square"}
 
 
+def test_whole_paths_in_a_table_and_those_that_lead_out(tmp_path):
+    folder, linked = tmp_path / "x", tmp_path / "linked"
+    for name in ("0.png", "cat/1.png"):
+        _save(folder / name)
+    linked.symlink_to(folder)
+    names = (str(linked / "0.png"), "../x/cat/1.png")
+    lines = [json.dumps({"file_name": name, "text": name[-5]}) for name in names]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    for way in (folder, linked):
+        assert _captions(way) == {"0.png": "0", "cat/1.png": "1"}
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "../0.png", "text": "t"}))
+    _refused(folder, r"metadata.jsonl line 1: \.\./0.png leads out of .*x; give names of files in it")
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "0.png", "text": "t"}))
+    (folder / "0.png").unlink()
+    _refused(folder, "a table names 0.png, which is in no class subfolder of", labels="subfolders")
+
+
 @pytest.mark.parametrize(
     "files, message",
     [
