@@ -1,5 +1,6 @@
 """The presets of real data sets: from the set's own files to a training and its evaluation, all of it small."""
 
+import itertools
 import json
 
 import diffusers
@@ -12,6 +13,7 @@ from contextdiff_jax import config as config_lib
 from contextdiff_jax.data.fashion import CLASSES
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import class_judge
+from contextdiff_jax.files import write_json
 from tests.diffusers_helpers import VQ_SIZES, randomised
 from tests.set_files import WNIDS, write_coco, write_fashion, write_imagenet
 
@@ -125,6 +127,21 @@ def test_the_classifier_learns_is_kept_and_refuses_other_images(tmp_path):
     assert right.mean() > 0.8
     again = class_judge.read(tmp_path / "judge")
     np.testing.assert_array_equal(again.predict(images[:5]), judge.predict(images[:5]))
+    about = tmp_path / "judge" / "config.json"
+    saved = json.loads(about.read_text())
+    assert saved["steps"] == 60 and saved["data"] == class_judge.data.source(config.data, "train").identity
+    config.eval.update(judge_steps=70, recogniser=str(tmp_path / "judge"))
+    with pytest.raises(UserError, match="had 60 steps on .*judge_steps and config.data ask for 70"):
+        class_judge.judge_of(config, tmp_path / "none")
+    config.eval.update(judge_steps=2, recogniser="")
+    assert class_judge.judge_of(config, tmp_path / "judge").trained["steps"] == 2, "trained anew"
+    for key, value in itertools.product(saved, (None, -1, "", [[]], {}, [3])):
+        about.write_text(json.dumps(saved | {key: value}))
+        if (key, value) != ("data", ""):
+            with pytest.raises(UserError, match="judge"):
+                class_judge.read(tmp_path / "judge")
+    write_json({key: saved[key] for key in ("classes", "shape")}, about)
+    assert not class_judge.judge_of(config, tmp_path / "judge").trained  # of an older version
     class_judge.write(class_judge.ClassJudge(CLASSES, judge.shape, judge.params), tmp_path / "other")
     with pytest.raises(UserError, match="of other classes or images"):
         class_judge.judge_of(config, tmp_path / "other")

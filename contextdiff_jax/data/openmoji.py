@@ -9,7 +9,16 @@ import numpy as np
 
 from contextdiff_jax.data import checks, scenes
 from contextdiff_jax.data.base import Description, ImageSource
-from contextdiff_jax.data.vocabulary import OF_TWO, SPLITS, Vocabulary, captions, class_names, presets_of, vocabulary
+from contextdiff_jax.data.vocabulary import (
+    OF_TWO,
+    SPLITS,
+    Vocabulary,
+    captions,
+    class_names,
+    labels_are_captions,
+    presets_of,
+    vocabulary,
+)
 
 __all__ = ["OpenMojiSource", "Vocabulary", "captions", "vocabulary"]
 
@@ -53,6 +62,7 @@ class OpenMojiSource(ImageSource):
         self.seed = int(seed)
         self.vocabulary = vocabulary(preset)
         self.description = describe(preset)
+        self._labels_are_captions = labels_are_captions(preset)
         self._vocabularies = tuple(vocabulary(part) for part in self.presets)
         self._lengths = tuple(_LENGTHS[part][split] for part in self.presets)
 
@@ -108,5 +118,6 @@ class OpenMojiSource(ImageSource):
 
     def _label(self, scene: scenes.Scene) -> int:
         """Position in `class_names`."""
-        combined = self.num_classes > len(self.vocabulary.objects)
-        return scene.objects[0] * len(self.vocabulary.backgrounds) + scene.background if combined else scene.objects[0]
+        if not self._labels_are_captions:
+            return scene.objects[0]
+        return scene.objects[0] * len(self.vocabulary.backgrounds) + scene.background

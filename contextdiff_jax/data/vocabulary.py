@@ -206,12 +206,22 @@ def captions(preset: str) -> tuple[str, ...]:
 
 
 def class_names(preset: str) -> tuple[str, ...]:
-    """What a record's `label` counts: for demo the captions (object and background), otherwise the objects.
+    """What a record's `label` counts: the captions or the objects, see `labels_are_captions`."""
+    return captions(preset) if labels_are_captions(preset) else vocabulary(preset).objects
+
+
+def labels_are_captions(preset: str) -> bool:
+    """Whether a record's `label` says object and background, as it does for demo; else it says the (first) object.
 
     `demo_objects` shows what demo shows, but its backgrounds are left open.
     The thousands of objects of the other presets with all their backgrounds would be too many classes to learn.
     """
-    return captions(preset) if presets_of(preset) == ("demo",) else vocabulary(preset).objects
+    return presets_of(preset) == ("demo",)
+
+
+def captions_of_one(preset: str) -> bool:
+    """Whether captions of one object alone are trained on; else all of them name two."""
+    return bool(set(presets_of(preset)) - set(OF_TWO))
 
 
 def _named_emoji() -> dict[str, str]:

@@ -5,8 +5,9 @@ It shares nothing with the model it judges but that data; how often it is right 
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,9 +21,11 @@ from safetensors.numpy import load_file, save
 from contextdiff_jax import data, trees
 from contextdiff_jax.data.base import ImageSource
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import atomic, composed, read_json, write_json
+from contextdiff_jax.files import atomic, composed, read_object, write_json
+from contextdiff_jax.formats.kinds import check
 from contextdiff_jax.progress import Progress
 from contextdiff_jax.training import distributed
+from contextdiff_jax.training.checkpoint_format import brief
 from contextdiff_jax.types import Array, Params
 
 SEED = 20_231  # not the seed of any model that it judges
@@ -53,11 +56,13 @@ class ClassJudge:
         names: of the classes.
         shape: (H, W, C) of the images that it takes.
         params: of `ClassNet`.
+        trained: "steps" of its training and the identity of the "data"; {} where it was kept by an older version.
     """
 
     names: tuple[str, ...]
     shape: tuple[int, int, int]
     params: Params
+    trained: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def _labels(self) -> Callable[[Params, Array], Array]:
@@ -108,15 +113,22 @@ def train(source: ImageSource, steps: int) -> ClassJudge:
             images = as_float(np.stack([r["image"] for r in records]), source.levels)
             params, state = step(params, state, images, np.array([r["label"] for r in records]))
             progress.update()
-    return ClassJudge(tuple(source.class_names), tuple(shape), params)
+    return ClassJudge(tuple(source.class_names), tuple(shape), params, _training(source, steps))
+
+
+def _training(source: ImageSource, steps: int) -> dict[str, Any]:
+    """What makes one judge of a data set another."""
+    return {"steps": int(steps), "data": source.identity}
 
 
 def judge_of(config: ConfigDict, folder: Path) -> ClassJudge:
-    """The judge that `eval.recogniser` names, else the one in `folder`, which is trained where there is none yet: of
-    several processes by the first, and by others that do not see its folder.
+    """The judge that `eval.recogniser` names, else the one in `folder`, which is trained where there is none yet, or
+    one that was trained for other steps or on other data: of several processes by the first, and by others that do not
+    see its folder.
 
     Raises:
-        UserError: a judge of other classes or images, one that is damaged, or another one in another process.
+        UserError: a judge of other classes or images, one that is damaged, one that is named and was trained otherwise,
+            or another one in another process.
     """
     return distributed.the_same(lambda: _judge_of(config, folder), _described)
 
@@ -133,10 +145,20 @@ def _judge_of(config: ConfigDict, folder: Path) -> ClassJudge:
         )
     folder = Path(config.eval.recogniser) if config.eval.recogniser else folder
     source = data.source(config.data, "train")
-    if not (folder / "config.json").is_file():
+    wanted = _training(source, config.eval.judge_steps)
+    judge = read(folder) if (folder / "config.json").is_file() else None
+    if judge is not None and judge.trained not in ({}, wanted):
+        was = f"the judge in {folder} had {judge.trained['steps']} steps on {judge.trained['data']}"
+        if config.eval.recogniser:
+            asked = f"{wanted['steps']} on {wanted['data']}"
+            raise UserError(f"{was}, and config.eval.judge_steps and config.data ask for {asked}; set them to that")
+        print(f"{was}: it is trained anew")
+        judge = None
+    if judge is None:
         print(f"training the judge of the samples: {config.eval.judge_steps} steps on the training set")
-        write(train(source, config.eval.judge_steps), folder)
-    judge, shape = read(folder), tuple(source[0]["image"].shape)
+        judge = train(source, config.eval.judge_steps)
+        write(judge, folder)
+    shape = tuple(source[0]["image"].shape)
     spelled = lambda names: [composed(name) for name in names]
     if spelled(judge.names) != spelled(source.class_names) or judge.shape != shape:
         raise UserError(f"the judge in {folder} is of other classes or images ({judge.shape}, now {shape}); {_AGAIN}")
@@ -149,7 +171,8 @@ def write(judge: ClassJudge, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / "model.safetensors") as temporary:
         temporary.write_bytes(save({name: np.ascontiguousarray(value) for name, value in flat.items()}))
-    write_json({"classes": list(judge.names), "shape": list(judge.shape)}, folder / "config.json")
+    about = {"classes": list(judge.names), "shape": list(judge.shape), **judge.trained}
+    write_json(about, folder / "config.json")
 
 
 def read(folder: Path) -> ClassJudge:
@@ -158,16 +181,20 @@ def read(folder: Path) -> ClassJudge:
     Raises:
         UserError: it is damaged.
     """
+    saved = read_object(folder / "config.json", _AGAIN)
+    kinds = {"classes": tuple[str, ...], "shape": tuple[int, ...], "steps": int, "data": str}
+    trained = {key: saved[key] for key in ("steps", "data") if key in saved}
+    if not {"classes", "shape"} <= saved.keys() or len(trained) == 1:
+        raise UserError(f"the judge in {folder} is damaged (config.json says only {', '.join(saved)}); {_AGAIN}")
+    check(f"the judge in {folder}:", saved, kinds)
     try:
-        saved = read_json(folder / "config.json", _AGAIN)
         flat = load_file(folder / "model.safetensors")
         names, shape = tuple(saved["classes"]), tuple(saved["shape"])
-    except UserError:
-        raise
-    except Exception as error:  # safetensors raises its own kinds for a damaged file
-        raise UserError(f"the judge in {folder} cannot be read ({error}); {_AGAIN}") from error
-    expected = jax.eval_shape(ClassNet(len(names)).init, jax.random.key(0), jnp.zeros((1, *shape)))["params"]
+        image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        expected = jax.eval_shape(ClassNet(len(names)).init, jax.random.key(0), image)["params"]
+    except Exception as error:  # safetensors raises its own kinds for a damaged file, Flax for sides of no image
+        raise UserError(f"the judge in {folder} cannot be read ({brief(error)}); {_AGAIN}") from error
     wanted = {name: v.shape for name, v in traverse_util.flatten_dict(expected, sep=".").items()}
     if {name: v.shape for name, v in flat.items()} != wanted:
         raise UserError(f"the judge in {folder} does not fit its config.json; {_AGAIN}")
-    return ClassJudge(names, shape, traverse_util.unflatten_dict(flat, sep="."))
+    return ClassJudge(names, shape, traverse_util.unflatten_dict(flat, sep="."), trained)

@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 
 from contextdiff_jax import data
 from contextdiff_jax.conditions.layout import in_words
+from contextdiff_jax.data.vocabulary import captions_of_one, labels_are_captions
+from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import class_judge
 from contextdiff_jax.evaluate.alignment import MEASURES, ceiling, chance, hits
 from contextdiff_jax.evaluate.groups import SHOWN, Group, Judging
@@ -23,13 +25,24 @@ Named = Callable[[np.ndarray, np.ndarray], np.ndarray]  # images, labels -> whet
 
 def judge_of(config: ConfigDict) -> Recogniser | None:
     """The recogniser of an openmoji preset, the one named or the shipped one; None where the model takes no prompts, or
-    there is no recogniser."""
-    if config.data.source != "openmoji" or config.condition.kind == "none":
+    there is no recogniser.
+
+    Raises:
+        UserError: one is named that cannot be read, or whose kind of scene the model is not asked for.
+    """
+    preset, kind = config.data.preset, config.condition.kind
+    if config.data.source != "openmoji" or kind == "none":
         return None
-    if config.eval.recogniser:
-        return load_recogniser(config.data.preset, config.eval.recogniser)
-    judged = {"layout": ("demo", "demo_pairs"), "class": ("demo", "demo_objects"), "text": ("demo",)}
-    if config.data.preset not in judged[config.condition.kind]:
+    alone = captions_of_one(preset)
+    if config.eval.recogniser and not _by_own_classifier(config):
+        if kind == "text" and not alone:
+            raise UserError(
+                f"config.eval.recogniser={config.eval.recogniser!r} cannot act: all captions of "
+                f"config.data.preset={preset!r} name two objects, and a recogniser names one; leave it empty"
+            )
+        return load_recogniser(preset, config.eval.recogniser)
+    # The shipped one knows the demo's objects; of a picture of two it names one only where boxes say which.
+    if preset not in data.OF_THE_DEMO or (kind != "layout" and not alone):
         print(
             f"alignment is left out: no recogniser ships for preset {config.data.preset!r}; "
             "train one with configs/recogniser.py and name its export in --config.eval.recogniser"
@@ -46,10 +59,24 @@ def check_judge(config: ConfigDict) -> None:
     """
     if not config.eval.recogniser:
         return
-    if config.condition.kind == "class" and config.eval.judge_steps:
+    if _by_own_classifier(config):
         class_judge.judge_of(config, Path(config.eval.recogniser))
     else:
         judge_of(config)
+
+
+def _by_own_classifier(config: ConfigDict) -> bool:
+    """Whether a classifier of the data's own classes judges, see `class_judge`."""
+    return config.condition.kind == "class" and bool(config.eval.judge_steps)
+
+
+def asks_combinations(config: ConfigDict, judge: Recogniser | None) -> bool:
+    """Whether objects on backgrounds are asked for, those seen in training and those not: by texts, and by classes that
+    say both."""
+    if judge is None or _by_own_classifier(config):
+        return False
+    kind = config.condition.kind
+    return kind == "text" or (kind == "class" and labels_are_captions(config.data.preset))
 
 
 def judging_of(pipeline: Pipeline, judge: Recogniser | None, out: Path) -> Judging:
@@ -61,15 +88,15 @@ def judging_of(pipeline: Pipeline, judge: Recogniser | None, out: Path) -> Judgi
         out: where a classifier of the data's own classes is kept, or trained to, where the config asks for one.
     """
     config = pipeline.config
-    if config.condition.kind == "class" and config.eval.judge_steps:
+    if _by_own_classifier(config):
         return classes(pipeline, by_classifier(class_judge.judge_of(config, out / "judge")), ("images", REAL_IMAGES))
     if judge is None:
         return unjudged(pipeline)
     if config.condition.kind == "layout":
         return layouts(pipeline, judge)
-    if (config.condition.kind, config.data.preset) == ("class", "demo_objects"):
-        return classes(pipeline, by_recogniser(judge), ("renders", config.eval.num_samples))
-    return combinations(pipeline, judge)
+    if asks_combinations(config, judge):
+        return combinations(pipeline, judge)
+    return classes(pipeline, by_recogniser(judge), ("renders", config.eval.num_samples))
 
 
 def by_recogniser(judge: Recogniser) -> Named:
@@ -115,7 +142,7 @@ def classes(pipeline: Pipeline, named: Named, real: tuple[str, int]) -> Judging:
         real: what held-out images are called, and how many of them are judged at the most.
     """
     config, names = pipeline.config, pipeline.task.parts.condition.names
-    asked = np.arange(config.eval.num_samples) % len(names)
+    asked = np.array(spread(range(len(names)), config.eval.num_samples))
     words = [names[i] for i in asked]
     what, limit = real
     split, source = agreed.held_out(config.data)
@@ -154,7 +181,7 @@ def layouts(pipeline: Pipeline, judge: Recogniser) -> Judging:
             "ceiling: real renders": of_split | layout_figures(renders, ids, judge),
             "floor: renders of other layouts": of_split | layout_figures(renders, ids[1:] + ids[:1], judge),
         },
-        counts=lambda group: sum(len(record["layout"]) for record in group.records),
+        counts=lambda group: {"objects": sum(len(record["layout"]) for record in group.records)},
         shown=lambda images, places: with_boxes(images, [ids[i] for i in places]),
     )
 

@@ -56,7 +56,7 @@ class Judging:
         judge: gives the marks of a batch; None where there is no judge.
         measures: of the marks.
         bounds: rows of the table that need no pictures of the model: ceilings, floors, chance.
-        counts: of what a group's figures are means; None for its pictures.
+        counts: what a group has besides pictures, such as objects: {name: how many}.
         shown: pictures as the reports show them.
         asked_for: which held-out records the prompts are of, where they are.
     """
@@ -65,7 +65,7 @@ class Judging:
     judge: Judged | None = None
     measures: Sequence[str] = ()
     bounds: Mapping[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    counts: Callable[[Group], int] | None = None
+    counts: Callable[[Group], Mapping[str, int]] = lambda group: {}
     shown: Shown = lambda images, places: images
     asked_for: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -182,7 +182,7 @@ class Course:
         group, judging, marks, places = self.group, self._judging, self.marks, self._places.tolist()
         shown, captions = judging.shown(np.concatenate(self._kept), places), [group.captions[i] for i in places]
         seen = Seen(group.name, setting, captions, places, shown, marks.values() if marks else {})
-        row = marks.result() | ({"n": judging.counts(group)} if judging.counts else {}) if marks else None
+        row = marks.result() | judging.counts(group) if marks else None
         return seen, row
 
 

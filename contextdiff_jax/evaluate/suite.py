@@ -17,7 +17,7 @@ from contextdiff_jax.data.base import ImageSource
 from contextdiff_jax.evaluate.alignment import MEASURES
 from contextdiff_jax.evaluate.bpd import BitsPerDim, bits_per_dim, join
 from contextdiff_jax.evaluate.class_judge import as_float
-from contextdiff_jax.evaluate.conditions import judge_of, judging_of
+from contextdiff_jax.evaluate.conditions import asks_combinations, judge_of, judging_of
 from contextdiff_jax.evaluate.feature_spaces import FeatureSpace, open_space
 from contextdiff_jax.evaluate.fidelity import LEAST, REFERENCE, Fidelity, fidelity, renders
 from contextdiff_jax.evaluate.groups import Seen, draw, settings_of
@@ -159,8 +159,7 @@ class _Measured:
     def _sources(self) -> list[tuple[str, ImageSource]]:
         """(split, records) of what pictures are compared with."""
         section = self._config.data
-        both = section.source == "openmoji" and section.preset == "demo"
-        splits = ("test", "unseen") if both else ()
+        splits = ("test", "unseen") if asks_combinations(self._config, self._judge) else ()
         return [(split, agreed.source(section, split)) for split in splits] or [agreed.held_out(section)]
 
     def start(self, setting: str) -> list[Metric]:

@@ -22,9 +22,17 @@ from safetensors.numpy import load_file, save
 from contextdiff_jax.data.vocabulary import OF_THE_DEMO, vocabulary
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import atomic, write_json
+from contextdiff_jax.formats.kinds import check
 from contextdiff_jax.types import Array, Params
 
 ASSETS = Path(__file__).parent.parent / "assets"
+_KINDS = {  # of the values of config.json
+    "preset": str,
+    "objects": tuple[str, ...],
+    "backgrounds": tuple[str, ...],
+    "image_size": int,
+    "channels": tuple[int, ...],
+}
 NOT_AN_IMAGE = -1  # the id given to images with NaN or infinite pixels: right for no caption
 
 
@@ -91,6 +99,11 @@ class Recogniser:
         net, size = self.config.net(), self.config.image_size
         return jax.jit(lambda params, images: (net.apply({"params": params}, resize(images, size), features=True),))
 
+    @functools.cached_property
+    def _chances(self) -> Callable[[Params, Array], tuple[Array]]:
+        net, size = self.config.net(), self.config.image_size
+        return jax.jit(lambda params, images: (jax.nn.softmax(net.apply({"params": params}, resize(images, size))[0]),))
+
     def predict(self, images: np.ndarray, chunk: int = 128) -> tuple[np.ndarray, np.ndarray]:
         """Names what is on the images.
 
@@ -110,6 +123,10 @@ class Recogniser:
         """What the judge's first layer sees, float32 [N, F]; images as for `predict`, what is not finite
         counts as 0."""
         return self._in_chunks(self._features, _as_float(images), chunk)[0]
+
+    def chances(self, images: np.ndarray, chunk: int = 128) -> np.ndarray:
+        """The probability of each object, float32 [N, num_objects]; images as for `features`."""
+        return self._in_chunks(self._chances, _as_float(images), chunk)[0]
 
     def _in_chunks(self, run: Callable[[Params, Array], tuple], images: np.ndarray, chunk: int) -> list[np.ndarray]:
         """Outputs of a jitted function for all images; always whole chunks, one compilation for every N."""
@@ -162,6 +179,7 @@ def load_recogniser(preset: str, path: str | Path | None = None) -> Recogniser:
     try:
         saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config = RecogniserConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+        check("config.json:", saved, _KINDS)
         flat = load_file(folder / "model.safetensors")
     except Exception as error:  # safetensors and json raise their own kinds for a damaged file
         raise UserError(f"recogniser in {folder} cannot be read ({error}); export it again") from error
@@ -184,7 +202,10 @@ def _check_vocabulary(config: RecogniserConfig, preset: str, folder: Path) -> No
 def _check_shapes(config: RecogniserConfig, flat: dict[str, np.ndarray], folder: Path) -> None:
     """The weights must be exactly those of the network that config.json describes."""
     image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
-    expected = jax.eval_shape(config.net().init, jax.random.key(0), image)["params"]
+    try:
+        expected = jax.eval_shape(config.net().init, jax.random.key(0), image)["params"]
+    except Exception as error:  # Flax has its own for widths that make no network
+        raise UserError(f"recogniser in {folder}: its config.json describes no network; export it again") from error
     wanted = {name: value.shape for name, value in traverse_util.flatten_dict(expected, sep=".").items()}
     found = {name: value.shape for name, value in flat.items()}
     wrong = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))

@@ -1,11 +1,14 @@
 """Boxes drawn beside pictures, and shares with their errors."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from configs import cifar10_nll, t2i
+from contextdiff_jax import data
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.evaluate.conditions import check_judge, share, with_boxes
+from contextdiff_jax.evaluate.conditions import asks_combinations, check_judge, judge_of, judging_of, share, with_boxes
 
 
 def test_boxes_are_drawn_beside_the_picture():
@@ -26,6 +29,40 @@ def test_boxes_are_drawn_beside_the_picture():
 def test_boxes_of_less_than_a_pixel_are_drawn_where_they_are(box, column):
     drawn = with_boxes(np.zeros((1, 8, 8, 3), np.uint8), [[(0, box)]])[0, :, 8:]
     np.testing.assert_array_equal(np.argwhere(drawn[..., 0]), [[row, column] for row in (1, 2, 3)])
+
+
+@pytest.mark.parametrize(
+    "kind, preset, groups",
+    [
+        ("class", "single", ["classes"]),
+        ("class", "demo_objects", ["classes"]),
+        ("class", "demo", ["seen combinations", "unseen combinations"]),
+        ("text", "demo_objects", ["seen combinations", "unseen combinations"]),
+    ],
+)
+def test_what_is_asked_is_what_the_labels_mean(kind, preset, groups, tmp_path):
+    config = t2i.get_config("tiny")
+    config.condition.kind, config.data.preset, config.eval.num_samples = kind, preset, 3
+    judge = SimpleNamespace(predict=lambda images: (np.zeros(len(images), int),) * 2)
+    names = data.describe(config.data).class_names
+    pipeline = SimpleNamespace(config=config, task=SimpleNamespace(parts=SimpleNamespace()))
+    pipeline.task.parts.condition = SimpleNamespace(names=names)
+    judging = judging_of(pipeline, judge, tmp_path)
+    assert [group.name for group in judging.groups] == groups
+    asked = [prompt for group in judging.groups for prompt in group.asked]
+    assert kind == "text" or set(asked) <= set(names)
+    if groups == ["classes"]:  # spread over all of them
+        assert asked == [names[0], names[(len(names) - 1) // 2], names[-1]]
+    assert asks_combinations(config, judge) == (len(groups) == 2) and not asks_combinations(config, None)
+
+
+def test_a_judge_of_one_object_is_not_asked_about_two():
+    config = t2i.get_config("tiny")
+    config.data.preset = "demo_pairs"
+    assert judge_of(config) is None
+    config.eval.recogniser = "mine"
+    with pytest.raises(UserError, match="'mine' cannot act: all captions of config.data.preset='demo_pairs' name two"):
+        check_judge(config)
 
 
 @pytest.mark.parametrize("make", [t2i, cifar10_nll])

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from PIL import Image
 
 from contextdiff_jax import data
-from contextdiff_jax.evaluate.layouts import crop, iou, layout_figures, slid
+from contextdiff_jax.evaluate.layouts import crops, iou, layout_figures, slid
 from contextdiff_jax.models.recogniser import load_recogniser
 
 
@@ -25,9 +24,9 @@ def test_slid_boxes_begin_with_the_box_and_stay_inside():
 def test_a_crop_shows_the_box_with_its_margin():
     pixels = np.zeros((40, 80, 3), np.uint8)
     pixels[10:30, 20:40] = 255
-    shown = crop(Image.fromarray(pixels), (0.25, 0.25, 0.5, 0.75), 28)
+    shown, _ = crops(pixels, [(0.25, 0.25, 0.5, 0.75), (0, 0, 1, 1)], 28)
     assert shown.shape == (28, 28, 3) and (shown[5:23, 5:23] == 255).all() and (shown[:3] == 0).all()
-    at_the_edge = crop(Image.fromarray(pixels[10:30, 20:40]), (0, 0, 1, 1), 8)
+    (at_the_edge,) = crops(pixels[10:30, 20:40], [(0, 0, 1, 1)], 8)
     assert (at_the_edge == 255).all()
 
 
@@ -48,7 +47,14 @@ def test_renders_keep_to_their_own_layouts_and_not_to_others(renders):
     judge = load_recogniser("demo")
     own = layout_figures(images, layouts, judge)
     other = layout_figures(images, layouts[1:] + layouts[:1], judge)
-    assert own["n"] == 20 and own["object"] > 0.8 and own["iou"] > 0.5
+    assert (own["n"], own["objects"]) == (10, 20) and own["object"] > 0.8 and own["iou"] > 0.5
     assert other["object"] < 0.4 and other["iou"] < own["iou"] - 0.1
     blank = layout_figures(np.full_like(images, 128), layouts, judge)
     assert blank["object"] < 0.3
+    assert layout_figures(images[:3], layouts[:3], judge)["n"] == 3 and judge._chances._cache_size() == 1
+
+
+def test_pictures_count_alike_however_many_objects_they_show(renders):
+    images, layouts = renders
+    figures = layout_figures(images[:3], [layouts[0], [], layouts[2][:1]], load_recogniser("demo"))
+    assert (figures["n"], figures["objects"]) == (2, 3)

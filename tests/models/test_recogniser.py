@@ -1,6 +1,7 @@
 """The judge: shapes, files, fairness, and the accuracy of the one that ships."""
 
 import dataclasses
+import itertools
 import json
 
 import chex
@@ -126,6 +127,13 @@ def test_unusable_judges_are_refused(untrained, tmp_path):
     with pytest.raises(UserError, match="other objects"):
         load_recogniser("demo", tmp_path / "renamed")
     save_recogniser(untrained, tmp_path / "short")
+    config = tmp_path / "short" / "config.json"
+    kept = config.read_text()
+    for key, value in itertools.product(json.loads(kept), (None, -1, True, [[]], {}, [3], [7, 9, 5])):
+        config.write_text(json.dumps(json.loads(kept) | {key: value}))
+        with pytest.raises(UserError, match="recogniser in .*short"):
+            load_recogniser("demo", tmp_path / "short")
+    config.write_text(kept)
     weights = load_file(tmp_path / "short" / "model.safetensors")
     weights["object.bias"] = weights["object.bias"][1:]
     save_file(weights, tmp_path / "short" / "model.safetensors")
