@@ -235,8 +235,10 @@ def _grown(task: Any, pipeline: Any) -> Params:
     kept = trees.select(pipeline.params, set(trees.names(expected)).__contains__)
     have = set(trees.names(kept))
     missing = trees.select(expected, lambda name: name not in have)
+    if not missing:
+        return kept
     places = sharding.tree_shardings(missing, task.config.sharding.rules, pipeline.mesh)
-    return trees.merge(initial_params(task, places, task.config.seed), kept) if places else kept
+    return trees.merge(initial_params(task, places, task.config.seed), kept)
 
 
 def targets_of(config: ConfigDict, prompts: Sequence[str]) -> list[str]:
