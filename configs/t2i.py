@@ -68,7 +68,7 @@ def sections() -> ConfigDict:
         dict(
             backbone="unet",  # unet | vdm | ldm (latent diffusion's: of Stable Diffusion's shape, from scratch) | sd
             pretrained="",  # sd: a Stable Diffusion folder in the diffusers layout
-            init_from="",  # a run or an export whose parameters are the start, for a network of the same sizes
+            init_from="",  # a run or an export (or its name on the hub) of the same sizes: its parameters are the start
             random_start=False,  # sd: train a new U-Net of the folder's unet/config.json, not its weights
             channels=64,
             multipliers=(1, 2, 3),

@@ -19,7 +19,7 @@ from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import digests as files
 from contextdiff_jax.formats import pretrained
-from contextdiff_jax.tasks import identity
+from contextdiff_jax.tasks import identity, warm_start
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.training.state import initial_params
 from tests import stable_diffusion_helpers as helpers
@@ -218,6 +218,19 @@ def test_a_model_starts_from_another_s_parameters(previous, source):
     ):
         with pytest.raises(UserError, match=words):
             fresh(like_the_stored_one(**{"model.init_from": str(previous / "export"), key: value}))
+
+
+def test_a_model_starts_from_an_export_by_its_name_on_the_hub(previous, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    state = tmp_path / "models--me--toys" / "snapshots" / "aa"
+    state.parent.mkdir(parents=True)
+    state.symlink_to(previous / "export")
+    warm_start.check("me/toys")
+    jax.tree.map(np.testing.assert_array_equal, *map(warm_start.read_all, ("me/toys", previous / "export")))
+    config = like_the_stored_one(**{"model.init_from": "me/toys", "train.trainable": ("^adapter/",)})
+    assert identity.sources(config)["model.init_from"] == state
+    with pytest.raises(UserError, match="config.model.init_from='me/none' is neither a run .* hf download me/none"):
+        warm_start.check("me/none")
 
 
 def test_a_lora_leaves_the_model_as_it_was_until_it_is_trained(previous):

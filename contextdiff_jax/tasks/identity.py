@@ -49,7 +49,7 @@ def sources(config: ConfigDict) -> dict[str, Path]:
     if "edit" in config and config.edit.control:
         found["edit.control"] = encoders.folder_of(config.edit.control)
     if config.model.init_from and partly:
-        found["model.init_from"] = Path(config.model.init_from).expanduser()
+        found["model.init_from"] = warm_start.folder_named(config.model.init_from)
     return found
 
 

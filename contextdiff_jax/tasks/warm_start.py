@@ -22,13 +22,27 @@ def tensor_name(path: str) -> str:
     return path.replace("/", ".")
 
 
+def folder_named(source: str) -> Path:
+    """Where the run or the export of `model.init_from` lies: a folder, or a model by its name that ships or is cached.
+
+    Raises:
+        UserError: a name that is not in the cache, or that does not ship.
+    """
+    try:
+        return encoders.folder_of(source)
+    except UserError as error:
+        raise UserError(
+            f"config.model.init_from={source!r} is neither a run with a checkpoint nor an export: {error}"
+        ) from error
+
+
 def check(source: str) -> None:
     """Looks whether there is a model to start from; nothing is read.
 
     Raises:
         UserError: neither a run with a checkpoint nor an export with networks of its own.
     """
-    folder = Path(encoders.located(source)).expanduser()
+    folder = folder_named(source)
     if (folder / EXPORT).is_file() and not (folder / "denoiser").is_dir():
         raise UserError(
             f"config.model.init_from={source!r} is a Stable Diffusion pipeline; give it as config.model.pretrained"
@@ -57,7 +71,7 @@ def read_all(source: str | Path) -> Params:
         UserError: neither of the two, or an export whose U-Net is a Stable Diffusion pipeline's.
     """
     check(str(source))
-    folder = Path(encoders.located(str(source))).expanduser()
+    folder = folder_named(str(source))
     if not (folder / EXPORT).is_file():
         return checkpoint.load_params(folder)[0]
     networks = sorted(file.parent for file in folder.glob("*/model.safetensors*"))
