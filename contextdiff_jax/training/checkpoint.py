@@ -316,7 +316,7 @@ def load_params(workdir: str | Path, step: int | None = None, ema: bool = True) 
     name, problems = "ema" if ema else "params", []
     for candidate in steps if step is None else [step]:
         directory = folder / str(candidate)
-        problem = integrity.find_damage(directory)
+        problem = integrity.find_damage(directory, without={*form.ARRAYS} - {name})
         if problem is None:
             try:
                 loaded = form.read(directory, {name: form.on_host(directory / name)})

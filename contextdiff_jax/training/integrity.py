@@ -10,6 +10,8 @@ checkpoint is accepted exactly if its fingerprints match.
 import hashlib
 import json
 import os
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,19 @@ from contextdiff_jax.training.sharding import leaf_name
 from contextdiff_jax.types import Array
 
 CHECKSUMS = "checksums.json"
+_THREADS = 8  # that read and hash files at a time
 
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digests(paths: Iterable[Path]) -> Iterator[str]:
+    """The digests of files, in their order, several of which are read at a time."""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        yield from threads.map(file_digest, paths)
 
 
 def json_digest(value: Any) -> str:
@@ -38,7 +47,8 @@ def json_digest(value: Any) -> str:
 def write_checksums(directory: Path) -> None:
     """Writes the checksum file of a committed checkpoint: whole and on the disk, or not at all."""
     files = sorted(p for p in directory.rglob("*") if p.is_file() and not p.name.startswith(CHECKSUMS))
-    digests = {str(p.relative_to(directory)): file_digest(p) for p in files}
+    names = [str(p.relative_to(directory)) for p in files]
+    digests = dict(zip(names, _digests(files), strict=True))
     temporary = directory / f"{CHECKSUMS}.tmp"
     with temporary.open("w", encoding="utf-8") as file:
         json.dump({"sha256": digests, "self": json_digest(digests)}, file, indent=1)
@@ -57,24 +67,28 @@ def has_checksums(directory: Path) -> bool:
     return (directory / CHECKSUMS).exists()
 
 
-def find_damage(directory: Path) -> str | None:
+def find_damage(directory: Path, without: Collection[str] = ()) -> str | None:
     """What is wrong with the files of a checkpoint, in words; None if nothing that checksums can see.
 
     Without a checksum file only an empty folder counts as damaged here; the fingerprints decide later.
+
+    Args:
+        directory: of the checkpoint.
+        without: items that are not looked at, because nobody is going to read them.
 
     Raises:
         UserError: a file that may not be read, which is no damage; says why.
     """
     try:
         os.listdir(directory)  # what follows takes a folder that it may not look into for an empty one
-        return _damage(directory)
+        return _damage(directory, without)
     except OSError as error:
         raise UserError(
             f"checkpoint {error.filename or directory} cannot be read ({error.strerror or error}); make it readable"
         ) from error
 
 
-def _damage(directory: Path) -> str | None:
+def _damage(directory: Path, without: Collection[str]) -> str | None:
     """What `find_damage` returns; OSError where something cannot be read."""
     if not any(p.is_file() for p in directory.rglob("*")):
         return "the folder is empty"
@@ -87,10 +101,12 @@ def _damage(directory: Path) -> str | None:
             return f"{CHECKSUMS} is damaged"
     except (ValueError, KeyError, TypeError):
         return f"{CHECKSUMS} is damaged"
-    for name, digest in digests.items():
+    names = [name for name in digests if name.partition("/")[0] not in without]
+    for name in names:
         if not (directory / name).is_file():
             return f"{name} is missing"
-        if file_digest(directory / name) != digest:
+    for name, found in zip(names, _digests(directory / name for name in names), strict=True):
+        if found != digests[name]:
             return f"{name} does not match its checksum"
     return None
 
@@ -112,11 +128,20 @@ def fingerprints(tree: Any) -> tuple[bool, dict[str, int]]:
     flipped bit changes it, and so does exchanging unequal neighbours. Collective: every process must call it.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    # One small program per shape; a single one for hundreds of leaves takes long to compile. One at a time: hundreds of
-    # programs in flight, each of which lets its devices wait for one another, hang where devices share few threads.
-    finite, values = zip(*[jax.device_get(_fingerprint(leaf)) for _, leaf in leaves], strict=True)
+    # One small program per shape; a single one for hundreds of leaves takes long to compile.
+    finite, values = zip(*jax.device_get([_started(leaf) for _, leaf in leaves]), strict=True)
     names = [leaf_name(path) for path, _ in leaves]
     return all(finite), dict(zip(names, map(int, values), strict=True))
+
+
+def _started(leaf: Array) -> tuple[Array, Array]:
+    """The fingerprint of a leaf, on its way where that can wait.
+
+    Not on CPUs: hundreds of programs in flight, each of which lets its devices wait for one another, hang where devices
+    share few threads. Nor of arrays on the host, which would all be sent to a device at once.
+    """
+    found = _fingerprint(leaf)
+    return found if isinstance(leaf, jax.Array) and jax.default_backend() != "cpu" else jax.device_get(found)
 
 
 @jax.jit
