@@ -83,7 +83,8 @@ def prompts_of(condition: Condition, prompts: Prompts) -> list[Any]:
         prompts = [_class_name(condition, plain(p)) for p in np.atleast_1d(np.asarray(prompts, object))]
     prompts = [prompts] if isinstance(prompts, str) else prompts
     if not isinstance(plain(prompts), Iterable):
-        raise UserError(f"prompts={prompts!r}: this model draws what it is asked for; pass one or several texts")
+        wanted = "classes, by name or number" if isinstance(condition, ClassCondition) else "texts"
+        raise UserError(f"prompts={prompts!r}: this model draws what it is asked for; pass one or several {wanted}")
     check_prompts(prompts := list(prompts))
     return prompts
 
@@ -127,10 +128,11 @@ def read_layouts(path: str) -> list[Any]:
     """
     if not path:
         raise UserError("this model draws layouts; give them in a file, --layout=FILE.json")
-    if not Path(path).is_file():
+    file = Path(path).expanduser()  # --layout=~/lay.json reaches us as it is
+    if not file.is_file():
         raise UserError(f"layout file {path!r} does not exist; give a JSON file like {_LAYOUT}")
     try:
-        layouts = read_json(Path(path), f"give a list like {_LAYOUT}")
+        layouts = read_json(file, f"give a list like {_LAYOUT}")
     except OSError as error:
         raise UserError(f"layout file {path!r} cannot be read ({error})") from error
     return check_layouts(layouts)
@@ -154,6 +156,8 @@ def negatives_of(condition: Condition, negative: Any, count: int, guided: bool) 
     negatives = [negative] * count if one else list(negative)
     if len(negatives) != count:
         raise UserError(f"{len(negatives)} negative prompts for {count} prompts; give one for all, or one for each")
+    if isinstance(condition, ClassCondition):
+        negatives = [_class_name(condition, plain(asked)) for asked in negatives]
     if not all(isinstance(text, str) for text in negatives):
         raise UserError(f"negative={negative!r}: negative prompts are texts")
     condition.read(negatives)

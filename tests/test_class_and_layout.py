@@ -10,6 +10,7 @@ import contextdiff_jax as cdx
 from configs import class2img, layout2img
 from contextdiff_jax import command_line, export, training
 from contextdiff_jax import task as task_lib
+from contextdiff_jax.asked import negatives_of
 from contextdiff_jax.command_line import Options, asked_for
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.suite import evaluate_run
@@ -48,8 +49,11 @@ def test_classes_are_asked_for_by_name_and_number(of_classes):
         pipe.sample(["forg"])
     with pytest.raises(UserError, match="prompt 12 is no class"):
         pipe.sample([12])
-    with pytest.raises(UserError, match="negative=3: negative prompts are texts"):
-        pipe.sample(["frog"], negative=3)
+    assert negatives_of(pipe.task.parts.condition, 3, 2, guided=True) == ["pig face"] * 2
+    with pytest.raises(UserError, match="prompt 12 is no class"):
+        pipe.sample(["frog"], negative=12)
+    with pytest.raises(UserError, match="pass one or several classes, by name or number"):
+        pipe.sample(None)
     assert pipe.task.parts.captions(["3", "frog"]) == ["pig face", "frog"]
     with pytest.raises(UserError, match="takes no layouts"):
         pipe.sample(layouts=[LAYOUT])
@@ -108,11 +112,13 @@ def test_an_export_draws_the_same(kind, asked, request, tmp_path):
     np.testing.assert_allclose(again.sample_arrays(asked), pipe.sample_arrays(asked), atol=1e-6)
 
 
-def test_a_layout_file_is_read_and_refused(tmp_path):
+def test_a_layout_file_is_read_and_refused(tmp_path, monkeypatch):
     config, file = layout2img.get_config("tiny"), tmp_path / "layout.json"
     file.write_text(json.dumps(LAYOUT))
     options = lambda **how: Options(workdir="", **how)
     assert asked_for(config, options(layout=str(file), num_samples=2)) == [json.loads(file.read_text())] * 2
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(asked_for(config, options(layout="~/layout.json"))) == 1
     file.write_text('{"frog": 1}')
     for how, message in [
         (dict(layout=str(file)), "pass a list of layouts"),

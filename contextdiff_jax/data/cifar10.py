@@ -57,8 +57,15 @@ class Cifar10Source(ImageSource):
         """Record `index`: image uint8 [32, 32, 3], caption str, index int, label int."""
         self.check_index(index)
         image, label = self._read(int(index))
-        caption = f"a photo of {noun_phrase(_CLASSES[label])}"
-        return {"image": image, "caption": caption, "index": int(index), "label": label}
+        return {"image": image, "caption": _caption(_CLASSES[label]), "index": int(index), "label": label}
+
+    def captions(self) -> list[str]:
+        """Those of all classes; no record is read for them."""
+        return sorted(map(_caption, _CLASSES))
+
+
+def _caption(name: str) -> str:
+    return f"a photo of {noun_phrase(name)}"
 
 
 Reader = Callable[[int], tuple[np.ndarray, int]]

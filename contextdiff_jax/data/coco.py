@@ -126,9 +126,7 @@ class CocoSource(ImageSource):
         """
         name, own = self._record(index)
         record = {"image": self._read(name, images.read_image), "index": int(index)}
-        height, width = own[0]["height"], own[0]["width"]
-        boxes, shown = boxes_in(np.array([o["box"] for o in own], np.float32), central_window(height, width))
-        return record | self._layout(own, boxes, shown)
+        return record | self._layout(own, *_in_the_square(own))
 
     def whole(self, index: int) -> dict[str, Any]:
         """Record `index` with its picture as it is, [H, W, 3], and the boxes in shares of its sides."""
@@ -138,6 +136,12 @@ class CocoSource(ImageSource):
         record = {"image": self._read(name, images.read_whole), "index": int(index)}
         return record | self._layout(own, boxes, np.ones(len(own), bool))
 
+    def captions(self) -> list[str]:
+        """The different captions of all squares, and of the whole pictures, of which random crops are taken; no picture
+        is read for them."""
+        squares = {self._layout(own, *_in_the_square(own))["caption"] for _, own in self._records}
+        return sorted(squares | {self._caption([o["label"] for o in own]) for _, own in self._records})
+
     def _record(self, index: int) -> tuple[str, list[dict[str, Any]]]:
         self.check_index(index)
         return self._records[index]
@@ -146,8 +150,10 @@ class CocoSource(ImageSource):
         kept, count = [o["label"] for o, there in zip(own, shown, strict=True) if there], int(shown.sum())
         all_boxes, objects = np.zeros((MAX_OBJECTS, 4), np.float32), np.full(MAX_OBJECTS, -1, np.int32)
         all_boxes[:count], objects[:count] = boxes[shown], kept
-        names = self.description.object_names
-        return {"boxes": all_boxes, "objects": objects, "caption": ", ".join(names[i] for i in kept)}
+        return {"boxes": all_boxes, "objects": objects, "caption": self._caption(kept)}
+
+    def _caption(self, labels: list[int]) -> str:
+        return ", ".join(self.description.object_names[label] for label in labels)
 
     def _read(self, name: str, read: Any) -> np.ndarray:
         path = self.path / f"{self.split}{_YEAR}" / name
@@ -156,6 +162,12 @@ class CocoSource(ImageSource):
             return persistently(lambda: read(path, self.image_size, turned=False))
         except Exception as error:
             raise UserError(f"{path}: cannot be read: {images.reason(error)}; download it again") from error
+
+
+def _in_the_square(own: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes of a picture's objects in its middle square, and which of them are shown there."""
+    window = central_window(own[0]["height"], own[0]["width"])
+    return boxes_in(np.array([o["box"] for o in own], np.float32), window)
 
 
 def _existing(path: str) -> pathlib.Path:

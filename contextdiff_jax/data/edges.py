@@ -30,7 +30,7 @@ def edges(image: PIL.Image.Image, low: float = 100.0, high: float = 200.0, blur:
     dx = smooth(p[:-2, 2:], p[1:-1, 2:], p[2:, 2:]) - smooth(p[:-2, :-2], p[1:-1, :-2], p[2:, :-2])
     dy = smooth(p[2:, :-2], p[2:, 1:-1], p[2:, 2:]) - smooth(p[:-2, :-2], p[:-2, 1:-1], p[:-2, 2:])
     strength = np.hypot(dx, dy)
-    ridge = strength * (strength >= _strongest_across(strength, dx, dy))
+    ridge = strength * _on_ridge(strength, dx, dy)
     found, weak = ridge >= high, ridge >= low
     while True:
         grown = weak & _dilated(found)
@@ -39,14 +39,15 @@ def edges(image: PIL.Image.Image, low: float = 100.0, high: float = 200.0, blur:
         found = grown
 
 
-def _strongest_across(strength: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    """The larger of the two neighbours in the direction of the gradient, rounded to 45 degrees, [H, W]."""
+def _on_ridge(strength: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    """Whether a pixel is stronger than its two neighbours in the direction of the gradient, rounded to 45 degrees; of
+    equal ones the first is, [H, W]."""
     height, width = strength.shape
     octant = np.rint(np.arctan2(dy, dx) / (np.pi / 4)).astype(int) % 4
-    p, result = np.pad(strength, 1), np.zeros_like(strength)
+    p, result = np.pad(strength, 1), np.zeros_like(strength, bool)
     for i, (down, right) in enumerate(((0, 1), (1, 1), (1, 0), (1, -1))):
         at = lambda y, x: p[1 + y : 1 + y + height, 1 + x : 1 + x + width]
-        result = np.where(octant == i, np.maximum(at(down, right), at(-down, -right)), result)
+        result |= (octant == i) & (strength > at(-down, -right)) & (strength >= at(down, right))
     return result
 
 

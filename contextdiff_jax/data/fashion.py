@@ -72,8 +72,16 @@ class FashionSource(ImageSource):
         """Record `index`: image uint8 [28, 28, 1], caption str, index int, label int."""
         self.check_index(index)
         label = int(self._labels[index])
-        caption = f"a photo of {noun_phrase(CLASSES[label])}"
+        caption = _caption(label)
         return {"image": self._images[index], "caption": caption, "index": int(index), "label": label}
+
+    def captions(self) -> list[str]:
+        """The different captions of all records."""
+        return sorted(_caption(label) for label in np.unique(self._labels))
+
+
+def _caption(label: int) -> str:
+    return f"a photo of {noun_phrase(CLASSES[label])}"
 
 
 def _existing(path: str) -> pathlib.Path:

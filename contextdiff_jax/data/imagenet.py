@@ -67,9 +67,18 @@ class ImagenetSource(ImageSource):
         self.check_index(index)
         record = self._read(int(index))
         label = int(record["label"])
-        caption = f"a photo of {noun_phrase(self.class_names[label])}"
+        caption = _caption(self.class_names[label])
         image = shown(PIL.Image.fromarray(record["image"]))
         return {"image": image, "caption": caption, "index": int(index), "label": label}
+
+
+    def captions(self) -> list[str]:
+        """Those of all classes; no record is read for them."""
+        return sorted({_caption(name) for name in self.class_names})
+
+
+def _caption(name: str) -> str:
+    return f"a photo of {noun_phrase(name)}"
 
 
 def describe(known: Sequence[str], words: str) -> Description:

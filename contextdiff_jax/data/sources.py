@@ -19,6 +19,7 @@ from contextdiff_jax.data.one_clip import ClipSource, clip_of
 from contextdiff_jax.data.openmoji import OpenMojiSource
 from contextdiff_jax.data.openmoji import describe as describe_scenes
 from contextdiff_jax.data.settings import classes_are_read
+from contextdiff_jax.data.vocabulary import says_left_and_right
 from contextdiff_jax.errors import UserError
 
 SOURCES = {
@@ -32,7 +33,6 @@ SOURCES = {
     "clip": ClipSource,
 }
 _NOT_TO_FLIP = {
-    "openmoji": "its captions say left and right",
     "digits": "a mirrored digit is none",
     "clip": "the clip itself is to be learnt",
 }
@@ -74,6 +74,9 @@ def augmentation(cfg_data: Any) -> Augmentation:
     name = _known(cfg_data.source)
     if cfg_data.horizontal_flip and name in _NOT_TO_FLIP:
         raise UserError(f"data.horizontal_flip: {name} is not to be flipped, {_NOT_TO_FLIP[name]}; set it to False")
+    if cfg_data.horizontal_flip and name == "openmoji" and says_left_and_right(cfg_data.preset):
+        why = f"openmoji's {cfg_data.preset!r} is not to be flipped, its captions say left and right"
+        raise UserError(f"data.horizontal_flip: {why}; set it to False")
     if cfg_data.random_crop and name in _NOT_TO_CROP:
         raise UserError(f"data.random_crop: {name} is not to be cropped, {_NOT_TO_CROP[name]}; set it to 0")
     if not 0 <= cfg_data.random_crop <= 1:

@@ -224,6 +224,12 @@ def captions_of_one(preset: str) -> bool:
     return bool(set(presets_of(preset)) - set(OF_TWO))
 
 
+def says_left_and_right(preset: str) -> bool:
+    """Whether captions tell a picture from its mirror image: those of two objects, and of names such as "left arrow",
+    which the demo's objects do not have."""
+    return any(part in OF_TWO or part not in OF_THE_DEMO for part in presets_of(preset))
+
+
 def _named_emoji() -> dict[str, str]:
     """Code -> name of every emoji that has an English name and a drawing, without skin-tone variants."""
     import emoji

@@ -68,11 +68,18 @@ class VQModel(nn.Module):
         return self.quant_conv(self.encoder(images.astype(self.dtype))).astype(jnp.float32)
 
     def nearest(self, z: Array) -> Array:
-        """The code of the codebook that is nearest to each latent; gradients pass as if it were the latent itself."""
-        codes = self.quantize.embedding.astype(jnp.float32)
-        # |z - e|^2 without |z|^2, which is the same for every code
-        distance = jnp.sum(codes**2, axis=1) - 2.0 * z @ codes.T
-        return z + jax.lax.stop_gradient(codes[jnp.argmin(distance, axis=-1)] - z)
+        """The code of the codebook that is nearest to each latent of z [B, h, w, C]; gradients pass as if it were the
+        latent itself."""
+        codes = jnp.asarray(self.quantize.embedding, jnp.float32)
+
+        def of_row(z: Array) -> Array:
+            # |z - e|^2 without |z|^2, which is the same for every code; near codes differ by less than bfloat16 holds.
+            products = jnp.matmul(z, codes.T, precision=jax.lax.Precision.HIGHEST)
+            return jnp.argmin(jnp.sum(codes**2, axis=1) - 2.0 * products, axis=-1)
+
+        # Row by row of all pictures: the distances of all latents to all codes would be gigabytes.
+        numbers = jnp.moveaxis(jax.lax.map(of_row, jnp.moveaxis(z, 1, 0)), 0, 1)
+        return z + jax.lax.stop_gradient(codes[numbers] - z)
 
     def decode(self, z: Array) -> Array:
         """z [B, h, w, C] -> images [B, h f, w f, 3], about in [-1, 1], float32; z is quantised first.

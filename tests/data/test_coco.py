@@ -35,6 +35,7 @@ def test_the_usual_choice(written):
     np.testing.assert_allclose(record["boxes"][:3] * 60, expected, atol=1e-4)
     assert not record["boxes"][3:].any() and record["caption"] == "person, car, sky-other"
     assert (record["image"][22:48, 32:58] > 240).all() and (record["image"][22:48, :28] < 15).all()
+    assert source.captions() == [record["caption"]]
     assert data.held_out(_section(written))[0] == "val"
     assert data.describe(_section(written)) == source.description
     assert data.describe(_section("gone", class_names=("a", "b"))).object_names == ("a", "b")

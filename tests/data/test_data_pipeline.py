@@ -230,6 +230,10 @@ def test_threads_that_the_buffer_would_idle_are_named():
         _build(config(num_threads=8, prefetch=0))
 
 
+def test_scenes_without_left_and_right_may_be_mirrored():
+    assert data.sources.augmentation(config(preset="demo_objects", horizontal_flip=True)).mirror
+
+
 def test_mixture_through_the_pipeline():
     batch = next(_build(config(preset="demo+single+pairs"), batch_size=32))
     assert set(batch) == {"image", "tokens", "token_mask", "index", "label", "object", "background"}
@@ -246,7 +250,8 @@ def test_mixture_through_the_pipeline():
         ({}, {"batch_size": 0}, "data.batch_size: 0"),
         ({"image_size": 7}, {}, "data.image_size: 7"),
         ({"num_threads": -1}, {}, "data.num_threads: -1"),
-        ({"horizontal_flip": True}, {}, "data.horizontal_flip"),
+        ({"horizontal_flip": True, "preset": "demo+pairs"}, {}, "data.horizontal_flip: openmoji's 'demo.pairs' is not"),
+        ({"horizontal_flip": True, "preset": "single"}, {}, "its captions say left and right"),
         ({"source": "digits", "image_size": 8, "random_crop": 0.5}, {}, "data.random_crop: digits is not to be"),
         ({"random_crop": 1.5}, {}, "data.random_crop: 1.5 is not a share"),
         ({"source": "folder"}, {}, "data.path: is empty"),

@@ -36,6 +36,11 @@ def test_reads_what_was_written(written):
     assert (source.channels, source.levels, source.num_classes) == (1, 256, 10)
 
 
+def test_captions_are_those_of_the_records(written):
+    source = data.source(_section(written[0]), "test")
+    assert source.captions() == sorted({source[i]["caption"] for i in range(len(source))})
+
+
 def test_captions():
     assert [f"a photo of {fashion.noun_phrase(name)}" for name in ("ankle boot", "dress", "T-shirt/top")] == [
         "a photo of an ankle boot",

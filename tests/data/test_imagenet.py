@@ -28,6 +28,7 @@ def test_records_are_squares_of_named_classes(tmp_path):
         record, whole = source[2], source.whole(2)
     assert split == "val" and len(source) == 3 and source.class_names[7] == "thing 7"
     assert record["image"].shape == (24, 24, 3) and record["image"].dtype == np.uint8 and whole["image"].ndim == 3
+    assert record["caption"] in source.captions() and len(source.captions()) == 1000
     assert record["label"] == whole["label"] and record["caption"] == f"a photo of a thing {record['label']}"
     section.update(class_names=("a", "b"), class_words="gone")
     assert data.describe(section).class_names == ("a", "b")

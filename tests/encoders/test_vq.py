@@ -49,6 +49,9 @@ def test_parity_and_round_trip(saved, tmp_path):
     got = ours.encode(ours.params, images)
     assert relative_error(got, to_numpy(latents) * 0.5) < 1e-4
     assert relative_error(ours.decode(ours.params, got), to_numpy(decoded)) < 1e-4
+    # Parameters of numpy may be closed over.
+    nearest = lambda z: ours.module.apply({"params": ours.params}, z, method="nearest")
+    assert str(jax.make_jaxpr(nearest)(got)).count("Precision.HIGHEST") == 2  # of both operands
     ours.save(tmp_path / "again", ours.params)
     again = assert_loads_exactly(theirs, tmp_path / "again")
     assert again.config.vq_embed_dim == theirs.config.vq_embed_dim == config_of(tmp_path / "again")["vq_embed_dim"]
