@@ -9,7 +9,7 @@ from contextdiff_jax.conditions import settings as conditions
 from contextdiff_jax.data import settings as data
 from contextdiff_jax.editing import settings as editing
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.keys import Values, complete, differences, leaves, whole_paths
+from contextdiff_jax.keys import Values, complete, differences, idle, leaves, whole_paths
 from contextdiff_jax.losses import settings as losses
 from contextdiff_jax.models import adapter_settings as adapter
 from contextdiff_jax.models import settings as models
@@ -59,6 +59,8 @@ def check(config: ConfigDict) -> None:
         _check_range(flat, of_owner.below_one, lambda v: 0 <= v < 1, "0 or more and below 1")
     for owner in OWNERS:
         owner.check(config)
+    for key, (rest, reason) in idle(config).items():
+        raise UserError(f"config.{key}={flat[key]!r} cannot act: {reason}; leave it at {rest!r}")
 
 
 def _check_numbers(flat: dict[str, Any]) -> None:

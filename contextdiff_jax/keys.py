@@ -129,8 +129,26 @@ def unread(section: ConfigDict) -> dict[str, Any]:
     return found
 
 
+# {key: (what it is at rest, the key beside which alone it acts, and the value of that)}
+_ACTS_BESIDE = {
+    "loss.weighting": ("constant", "loss.objective", "simple"),
+    "process.init": ("log_snr", "process.schedule", "learned"),
+    "process.ends": ("free", "process.schedule", "learned"),
+    "sample.last_noise": (False, "sample.sampler", "ddpm"),
+}
+
+
+def idle(config: ConfigDict) -> dict[str, tuple[Any, str]]:
+    """{key: (what it is at rest, why it cannot act)} of the keys that are not at rest and change nothing."""
+    flat, found = leaves(config), {}
+    for key, (rest, other, value) in _ACTS_BESIDE.items():
+        if key in flat and other in flat and flat[key] != rest and flat[other] != value:
+            found[key] = rest, f"it is for config.{other}={value!r}, not {flat[other]!r}"
+    return found
+
+
 def complete(saved: ConfigDict) -> ConfigDict:
-    """A saved config with the keys that an older version did not have, and without what its source never read.
+    """A saved config with the keys that an older version did not have, and without what changed nothing.
 
     Raises:
         UserError: a section that is none.
@@ -144,7 +162,9 @@ def complete(saved: ConfigDict) -> ConfigDict:
             result[section] = ConfigDict()
         if section in result and name not in result[section]:
             result[section][name] = value
-    # A dropout that the backbone never had was taken once, and changed nothing.
+    # What changed nothing was taken once, a dropout that the backbone never had as well.
+    for key, (rest, _) in idle(result).items():
+        result.update_from_flattened_dict({key: rest})
     if "model" in result and result.model.backbone == "sd" and "dropout" in result.model:
         result.model.dropout = 0.0
     if "data" in result and "source" in result.data:

@@ -248,6 +248,17 @@ def test_a_dropout_that_an_old_run_never_had_is_forgotten():
     assert keys.complete(old).model.dropout == 0.0 and old.model.dropout == 0.1
 
 
+def test_what_changed_nothing_of_an_old_run_does_not_keep_it_from_being_read():
+    changes = {"loss.objective": "nelbo", "loss.weighting": "p2", "process.ends": "fixed", "process.init": "linear"}
+    old, now = t2i.get_config("tiny"), t2i.get_config("tiny")
+    now.loss.objective = "nelbo"
+    old.update_from_flattened_dict(changes | {"sample.last_noise": True})
+    config.check(keys.complete(old))
+    assert not keys.differences(keys.complete(old), now)
+    old.process.schedule = "learned"
+    assert keys.complete(old).process.ends == "fixed", "what acts stays"
+
+
 SD = {"model.backbone": "sd", "model.pretrained": "sd", "space.kind": "latents", "sample.threshold": "none"}
 LEARNED = {"process.schedule": "learned", "process.variance": "learned", "loss.objective": "nelbo"}
 
@@ -289,6 +300,13 @@ LEARNED = {"process.schedule": "learned", "process.variance": "learned", "loss.o
         ({"sample.interval": (0.2, 0.8), "sample.guidance": 0.0}, ["sample.interval=(0.2, 0.8)", "guidance=0 is none"]),
         (SD | {"model.dropout": 0.1}, ["model.dropout=0.1", "backbone='sd'"]),
         ({"sample.last_noise": True}, ["last_noise", "process.variance='learned'"]),
+        (LEARNED | {"sample.last_noise": True}, ["sample.last_noise=True", "cannot act", "sampler='ddpm', not 'ddim'"]),
+        (
+            {"loss.objective": "nelbo", "loss.weighting": "min_snr"},
+            ["loss.weighting='min_snr' cannot act", "config.loss.objective='simple', not 'nelbo'", "'constant'"],
+        ),
+        ({"process.ends": "fixed"}, ["process.ends='fixed' cannot act", "process.schedule='learned', not 'cosine'"]),
+        ({"process.init": "linear"}, ["process.init='linear' cannot act", "leave it at 'log_snr'"]),
         ({"loss.num_times": 4}, ["loss.num_times=4", "nelbo"]),
         ({"adapter.scale": 1.0}, ["adapter.scale=1.0", "reach zero"]),
         ({"adapter.scale": 0.99999999}, ["adapter.scale=0.99999999", "to 0.99"]),

@@ -17,7 +17,8 @@ VALUES = Values(
     not_negative="sample.eta sample.guidance",
     fractions="sample.rescale",
 )
-_AT_REST = {"eta": 0.0, "rescale": 0.0, "interval": (0.0, 1.0)}  # what the keys are where nothing asks for them
+# What the keys are where nothing asks for them.
+_AT_REST = {"eta": 0.0, "last_noise": False, "rescale": 0.0, "interval": (0.0, 1.0)}
 
 
 def check(config: ConfigDict) -> None:
@@ -65,6 +66,7 @@ def _without_effect(sample: ConfigDict) -> dict[str, str]:
     """{key: why it changes no picture} of the keys that are not at rest."""
     unguided = "" if sample.guidance > 1 else f"it changes guidance, and guidance={sample.guidance:g} is none"
     noiseless = "" if sample.sampler == "ddim" else f"it is for sampler='ddim', not {sample.sampler!r}"
-    reasons = {"eta": noiseless, "rescale": unguided, "interval": unguided}
+    ancestral = "" if sample.sampler == "ddpm" else f"it is for sampler='ddpm', not {sample.sampler!r}"
+    reasons = {"eta": noiseless, "last_noise": ancestral, "rescale": unguided, "interval": unguided}
     as_tuple = lambda value: tuple(value) if isinstance(value, list) else value
     return {key: why for key, why in reasons.items() if why and as_tuple(sample[key]) != _AT_REST[key]}
