@@ -18,21 +18,27 @@ class ClassNet(nn.Module):
         width: of the tokens, a multiple of 16.
         side: of the square; its positions are the tokens.
         depth: residual blocks.
+        dtype: type of the computation; parameters and tokens are float32.
+        remat: recompute the blocks in the backward pass to save memory.
     """
 
     num_labels: int
     width: int
     side: int
     depth: int
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, label: Array) -> Array:
         """label int32 [B] -> tokens [B, side^2, width]."""
-        h = nn.Embed(self.num_labels, self.width, embedding_init=unit_normal, name="label")(label)
-        h = nn.Dense(self.side**2 * self.width, name="spread")(h).reshape(-1, self.side, self.side, self.width)
+        h = nn.Embed(self.num_labels, self.width, self.dtype, embedding_init=unit_normal, name="label")(label)
+        h = nn.Dense(self.side**2 * self.width, dtype=self.dtype, name="spread")(h)
+        h = h.reshape(-1, self.side, self.side, self.width)
+        block = nn.remat(ResBlock) if self.remat else ResBlock
         for i in range(self.depth):
-            h = ResBlock(self.width, 0.0, jnp.float32, name=f"block_{i}")(h)
-        return h.reshape(h.shape[0], -1, self.width)
+            h = block(self.width, 0.0, self.dtype, name=f"block_{i}")(h)
+        return h.reshape(h.shape[0], -1, self.width).astype(jnp.float32)
 
 
 class EmbeddedClassCondition(ClassCondition):
@@ -42,13 +48,16 @@ class EmbeddedClassCondition(ClassCondition):
         names: of the classes.
         width: of the tokens.
         depth: residual blocks.
+        dtype, remat: see `ClassNet`.
     """
 
     trained = True
 
-    def __init__(self, names: Sequence[str], width: int, depth: int):
+    def __init__(
+        self, names: Sequence[str], width: int, depth: int, dtype: jnp.dtype = jnp.float32, remat: bool = False
+    ):
         super().__init__(names)
-        self.net = ClassNet(len(self.names) + 1, width, side=2, depth=depth)
+        self.net = ClassNet(len(self.names) + 1, width, side=2, depth=depth, dtype=dtype, remat=remat)
 
     def init(self, key: Array) -> Params:
         """Fresh parameters; pure."""

@@ -4,6 +4,7 @@ A layout is a set: what is made of it does not depend on the order of its object
 """
 
 import difflib
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,8 +51,11 @@ class LayoutNet(nn.Module):
         width: of the tokens, a multiple of 16.
         depth: residual blocks a stage.
         size: (height, width) of the soft map.
-        token_grid: side of the square of tokens that the stages end with.
+        token_grid: side of the square of tokens that the stages end with, where halving the shorter side leads to it;
+            else they end with the nearest that does.
         map_channels: of the map that the denoiser is given.
+        dtype: type of the computation; parameters and what it gives are float32, and so is the geometry of boxes.
+        remat: recompute the residual blocks in the backward pass to save memory.
     """
 
     num_classes: int
@@ -60,6 +64,8 @@ class LayoutNet(nn.Module):
     size: tuple[int, int]
     token_grid: int
     map_channels: int
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, boxes: Array, labels: Array) -> tuple[Array, Array, Array, Array]:
@@ -69,23 +75,44 @@ class LayoutNet(nn.Module):
             tokens [B, L, width] and their mask [B, L], a pooled feature [B, width], the map [B, H, W, map_channels].
         """
         real = labels != PADDING
-        embed = nn.Embed(self.num_classes, self.width, embedding_init=unit_normal, name="label")
+        embed = nn.Embed(self.num_classes, self.width, self.dtype, embedding_init=unit_normal, name="label")
+        conv = lambda channels, name, **how: nn.Conv(channels, (3, 3), dtype=self.dtype, name=name, **how)
+        dense = lambda name: nn.Dense(self.width, dtype=self.dtype, name=name)
+        block = nn.remat(ResBlock) if self.remat else ResBlock
         known = jnp.where(real[..., None], embed(labels), 0.0)
         cover = jnp.where(real[..., None, None], rasterise(boxes, *self.size), 0.0)
         # Where boxes overlap, the mean of their classes: the map stays in scale however many objects there are.
-        total = jnp.einsum("bnhw,bnd->bhwd", cover, known)
-        soft = total / jnp.maximum(cover.sum(1), 1.0)[..., None]
-        spatial = nn.Conv(self.map_channels, (3, 3), use_bias=False, name="map")(soft)
-        h = nn.Conv(self.width, (3, 3), name="stem")(soft)
-        for stage in range(max(0, round(np.log2(min(self.size) / self.token_grid)))):
+        total = jnp.einsum("bnhw,bnd->bhwd", cover.astype(self.dtype), known)
+        soft = total / jnp.maximum(cover.sum(1), 1.0)[..., None].astype(self.dtype)
+        spatial = conv(self.map_channels, "map", use_bias=False)(soft).astype(jnp.float32)
+        h = conv(self.width, "stem")(soft)
+        for stage in range(_halvings(self.size, self.token_grid)):
             for i in range(self.depth):
-                h = ResBlock(self.width, 0.0, jnp.float32, name=f"stage_{stage}_{i}")(h)
-            h = nn.Conv(self.width, (3, 3), strides=(2, 2), name=f"down_{stage}")(h)
-        on_grid = h.reshape(h.shape[0], -1, self.width)
-        place = nn.Dense(self.width, name="place")(_waves(boxes))
-        objects = jnp.where(real[..., None], nn.Dense(self.width, name="object")(nn.silu(known + place)), 0.0)
+                h = block(self.width, 0.0, self.dtype, name=f"stage_{stage}_{i}")(h)
+            h = conv(self.width, f"down_{stage}", strides=(2, 2))(h)
+        on_grid = h.reshape(h.shape[0], -1, self.width).astype(jnp.float32)
+        place = dense("place")(_waves(boxes))
+        objects = jnp.where(real[..., None], dense("object")(nn.silu(known + place)).astype(jnp.float32), 0.0)
         mask = jnp.concatenate([jnp.ones(on_grid.shape[:2], bool), real], axis=1)
         return jnp.concatenate([on_grid, objects], axis=1), mask, on_grid.mean(1), spatial
+
+
+def _halvings(size: tuple[int, int], token_grid: int) -> int:
+    """How often the sides are halved, so that the shorter one comes nearest to the grid's."""
+    return max(0, round(np.log2(min(size) / token_grid)))
+
+
+def _warn_of_grid(size: tuple[int, int], token_grid: int) -> None:
+    """Says where halving does not lead to the grid: a run of an earlier version may have trained so."""
+    side, halvings = min(size), _halvings(size, token_grid)
+    if token_grid * 2**halvings != side:
+        ends = [-(-length // 2**halvings) for length in size]
+        fitting = [side >> k for k in range(side.bit_length()) if side % 2**k == 0]
+        warnings.warn(
+            f"config.condition.token_grid={token_grid} cannot be had by halving a side of {side}: the tokens are "
+            f"{ends[0]} x {ends[1]}; {', '.join(map(str, fitting))} can",
+            stacklevel=3,
+        )
 
 
 def _waves(boxes: Array) -> Array:
@@ -105,6 +132,7 @@ class LayoutCondition:
         width, depth: of the network.
         token_grid: see `LayoutNet`.
         map_channels: of the denoiser's map.
+        dtype, remat: see `LayoutNet`.
     """
 
     takes_prompts, trained = True, True
@@ -119,10 +147,13 @@ class LayoutCondition:
         depth: int,
         token_grid: int,
         map_channels: int,
+        dtype: jnp.dtype = jnp.float32,
+        remat: bool = False,
     ):
+        _warn_of_grid(size, token_grid)
         self.names, self.max_objects = tuple(names), max_objects
         self._numbers = {composed(name): number for number, name in enumerate(self.names)}
-        self.net = LayoutNet(len(self.names), width, depth, size, token_grid, map_channels)
+        self.net = LayoutNet(len(self.names), width, depth, size, token_grid, map_channels, dtype, remat)
 
     def init(self, key: Array) -> Params:
         """Fresh parameters; pure."""

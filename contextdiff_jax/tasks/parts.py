@@ -106,7 +106,7 @@ class Parts:
         backbones.check_size(config, space.shape)
         scheduler = _scheduler(config)
         load = partial(encoders.load_text_encoder, **how, shardings=within(places, "condition"))
-        condition = _condition(config, clip, load, space.shape)
+        condition = _condition(config, clip, load, space.shape, dtype)
         process, prediction = _process(config, scheduler, space)
         levels = data.describe(config.data).levels if config.space.kind == "pixels" else None
         features = _features(config, clip, space)
@@ -265,11 +265,12 @@ def process_of(config: ConfigDict, start: schedule.Schedule, channels: int) -> P
 
 
 def _condition(
-    config: ConfigDict, clip: encoders.Clip | None, load: Callable, sample_shape: tuple[int, ...]
+    config: ConfigDict, clip: encoders.Clip | None, load: Callable, sample_shape: tuple[int, ...], dtype: jnp.dtype
 ) -> Condition:
     """What c is; `load` reads a text encoder."""
     section, description = config.condition, data.describe(config.data)
     if section.kind in ("class", "layout"):
+        how = dict(dtype=dtype, remat=config.model.remat)
         names = description.class_names if section.kind == "class" else description.object_names
         if not names:
             what = "classes" if section.kind == "class" else "boxes"
@@ -286,9 +287,10 @@ def _condition(
                 depth=section.depth,
                 token_grid=section.token_grid,
                 map_channels=section.map_channels,
+                **how,
             )
         if section.embedding == "resnet":
-            return EmbeddedClassCondition(names, section.width, section.depth)
+            return EmbeddedClassCondition(names, section.width, section.depth, **how)
         return ClassCondition(names)
     if config.condition.kind == "none":
         return ClassCondition(())

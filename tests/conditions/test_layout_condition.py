@@ -13,8 +13,8 @@ NAMES = ("frog", "star", "red apple")
 FROG, STAR = ("frog", (0.1, 0.2, 0.5, 0.8)), ("star", (0.4, 0.0, 0.9, 0.5))
 
 
-def condition(max_objects=3):
-    return LayoutCondition(NAMES, max_objects, (8, 8), width=16, depth=1, token_grid=4, map_channels=4)
+def condition(max_objects=3, **how):
+    return LayoutCondition(NAMES, max_objects, (8, 8), width=16, depth=1, token_grid=4, map_channels=4, **how)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,26 @@ def test_padding_adds_nothing(params):
     np.testing.assert_allclose(few.tokens, many.tokens[:, :17], atol=1e-5)
     np.testing.assert_array_equal(many.mask[0], [True] * 17 + [False] * 2)
     np.testing.assert_array_equal(objects_of(many)[0, 1:], 0)
+
+
+@pytest.mark.parametrize("how, tolerance", [(dict(remat=True), 1e-6), (dict(dtype=jnp.bfloat16), 0.1)])
+def test_layouts_in_other_precision_and_with_recomputed_blocks(params, how, tolerance):
+    c, expected = condition(**how), encode(params, [[FROG, STAR]])
+    found = jax.jit(c.encode)(params, c.read([[FROG, STAR]]))
+    for name in ("tokens", "pooled", "spatial"):
+        assert getattr(found, name).dtype == jnp.float32
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=tolerance)
+    text = str(jax.make_jaxpr(c.encode)(params, c.read([[FROG, STAR]])))
+    assert ("bf16" in text, "remat" in text or "checkpoint" in text) == ("dtype" in how, "remat" in how)
+
+
+@pytest.mark.parametrize(
+    "side, grid, words",
+    [(48, 8, "tokens are 6 x 6; 48, 24, 12, 6, 3 can"), (8, 16, "tokens are 8 x 8; 8, 4, 2, 1 can")],
+)
+def test_a_grid_that_halving_does_not_lead_to_is_said(side, grid, words):
+    with pytest.warns(UserWarning, match=f"token_grid={grid} cannot be had by halving a side of {side}: the {words}"):
+        LayoutCondition(NAMES, 2, (side, side), width=16, depth=1, token_grid=grid, map_channels=4)
 
 
 def test_the_empty_layout_is_the_null_condition(params):
@@ -117,4 +137,8 @@ def test_classes_are_four_tokens_and_no_class_is_another():
     assert 0.5 < jnp.std(context.tokens[0] - context.tokens[1]) / np.sqrt(2.0) < 2.0  # as large as a text encoder's
     null, empty = c.null(params, context), c.encode(params, c.empty(2))
     np.testing.assert_array_equal(null.tokens, empty.tokens)
+    half = EmbeddedClassCondition(NAMES, width=16, depth=1, dtype=jnp.bfloat16, remat=True)
+    rough = half.encode(params, half.read(["star", "0"]))
+    assert rough.tokens.dtype == rough.pooled.dtype == jnp.float32
+    assert 0 < jnp.abs(rough.tokens - context.tokens).max() < 0.1
     assert min(jnp.abs(a - b).max() for a, b in [(context.tokens[0], context.tokens[1]), (null.tokens, context.tokens)])
