@@ -113,7 +113,8 @@ def _remembered(cache: pathlib.Path) -> tuple[dict[str, Seen], int]:
         # A kill may have cut a line.
         with contextlib.suppress(ValueError, TypeError):
             name, size, changed, *sides = json.loads(line)
-            known[name] = Seen(size, changed, sides=tuple(sides) if sides else (0, 0))
+            width, height = sides or (0, 0)
+            known[name] = Seen(size, changed, sides=(width, height))
     return known, len(lines) - 1 - len(known)
 
 

@@ -8,6 +8,7 @@ import pytest
 from data_helpers import config
 
 from contextdiff_jax import data
+from contextdiff_jax.data import images
 from contextdiff_jax.data.augment import Augmentation
 from contextdiff_jax.errors import UserError
 from tests.set_files import write_coco
@@ -56,7 +57,7 @@ def test_classes_have_the_numbers_that_are_known(written):
         data.source(_section(written), "train")
 
 
-def test_boxes_count_the_pixels_as_they_are_stored(written):
+def test_boxes_count_the_pixels_as_they_are_stored(written, monkeypatch):
     turned, picture = PIL.Image.Exif(), written / "train2017" / f"{7:012}.jpg"
     as_it_was = data.source(_section(written), "train")
     expected, whole = as_it_was[0]["image"].astype(int), as_it_was.whole(0)["image"].astype(int)
@@ -65,6 +66,9 @@ def test_boxes_count_the_pixels_as_they_are_stored(written):
     source = data.source(_section(written), "train")
     np.testing.assert_allclose(source[0]["image"], expected, atol=5)
     np.testing.assert_allclose(source.whole(0)["image"], whole, atol=5)
+    with monkeypatch.context() as patch:  # known from before
+        patch.setattr(images, "stored_sides", lambda path: pytest.fail(f"{path} is opened again"))
+        assert data.source(_section(written), "train").identity == source.identity
     PIL.Image.open(picture).crop((0, 0, 60, 60)).save(picture)
     with pytest.raises(UserError, match=r"0007.jpg \(is 60 x 60, annotated as 80 x 60\)"):
         data.source(_section(written), "train")
