@@ -93,6 +93,7 @@ def test_coco_from_its_annotations(autoencoder, tmp_path):
     assert (tmp_path / "run" / "report.png").is_file()
 
 
+@pytest.mark.slow  # classes are trained and judged in test_class_and_layout, the classifier below
 def test_fashion_mnist_is_judged_by_a_classifier_of_its_own(tmp_path, monkeypatch, capsys):
     write_fashion(tmp_path, monkeypatch)
     config = short(class2img.get_config("fashion"), tmp_path, ONE_LEVEL | {"eval.judge_steps": 2})
