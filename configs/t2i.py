@@ -127,7 +127,7 @@ def sections() -> ConfigDict:
             eta=0.0,  # ddim only
             last_noise=False,  # ddpm with a learned variance: draw from the last step too, not take its mean
             guidance=3.0,
-            rescale=0.0,
+            rescale=0.0,  # 0..1: how far the guided prediction's spread is drawn back to the conditional one's
             interval=(0.0, 1.0),  # fractions of T in which guidance acts
             threshold="static",  # none | static | dynamic
             adapter=True,  # False switches the trained shift off

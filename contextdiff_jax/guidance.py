@@ -8,6 +8,7 @@ import numpy as np
 from jax.core import Tracer
 
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.models import precond
 from contextdiff_jax.process.chart import Denoiser
 from contextdiff_jax.process.schedule import Schedule, gather, index
 from contextdiff_jax.types import Array
@@ -21,6 +22,7 @@ def classifier_free(
     scale: float | Array,
     *,
     rescale: float | Array = 0.0,
+    prediction: str = "x0",
     interval: tuple[float, float] | Array = (0.0, 1.0),
     threshold: str | None = None,
     percentile: float = 0.995,
@@ -32,8 +34,9 @@ def classifier_free(
         s: schedule.
         scale: 1 is the conditional model, 0 the unconditional one; a number or [B]. (A pipeline, like diffusers, takes
             every scale of at most 1 as none: there 0 draws the conditional model.)
-        rescale: 0..1, how far the guided estimate's standard deviation is drawn back to the conditional one's
-            (Lin et al. 2024).
+        rescale: 0..1, how far the standard deviation of the guided prediction is drawn back to the conditional one's
+            (Lin et al. 2024, section 3.4; diffusers' `guidance_rescale`).
+        prediction: x0, eps or v, in which that is taken: what the network answers.
         interval: fractions (low, high) of T between which guidance acts; outside it the scale is 1
             (Kynkaanniemi et al. 2024).
         threshold: None, "static" (clip to [-1, 1]) or "dynamic" (clip to a percentile of |x0_hat| and divide
@@ -53,13 +56,26 @@ def classifier_free(
         # null + scale (cond - null), in the form that is exact at scale = 1
         x0_hat = cond + (per_example - 1.0) * (cond - null)
         if not _is(rescale, 0.0):
-            x0_hat = x0_hat * (rescale * _std(cond) / jnp.maximum(_std(x0_hat), 1e-12) + (1.0 - rescale))
+            x0_hat = _rescaled(s, x, t, cond, x0_hat, rescale, prediction)
         if not _is(interval, (0.0, 1.0)):
             at = gather(jnp.arange(s.num_timesteps + 1), index(s, t), x)
             x0_hat = jnp.where((low <= at) & (at <= high), x0_hat, cond)
         return _threshold(x0_hat, threshold, percentile)
 
     return f
+
+
+def _rescaled(
+    s: Schedule, x: Array, t: Array, cond: Array, x0_hat: Array, rescale: float | Array, prediction: str
+) -> Array:
+    """The guided x0_hat whose prediction is multiplied by rescale std(conditional) / std(guided) + 1 - rescale."""
+    output = lambda x0: precond.target(s, x0, x, t, prediction)
+    factor = rescale * _std(output(cond)) / jnp.maximum(_std(output(x0_hat)), 1e-12) + (1.0 - rescale)
+    if prediction == "x0":
+        return x0_hat * factor
+    # x0_hat is affine in the prediction: about that of prediction 0 it is stretched alike, and factor 1 changes no bit
+    still = precond.to_x0_hat(s, jnp.zeros_like(x0_hat), x, t, prediction)
+    return factor * x0_hat + (1.0 - factor) * still
 
 
 def _threshold(x0_hat: Array, kind: str | None, percentile: float) -> Array:

@@ -31,7 +31,7 @@ class Model(Protocol):
 
     Attributes:
         schedule: the noise schedule; of a learned one the start.
-        parts: its frozen surroundings, of which the space and the pretrained scheduler's file are used.
+        parts: its frozen surroundings, of which the space, the prediction and the pretrained scheduler's file are used.
     """
 
     schedule: Schedule
@@ -130,7 +130,7 @@ class Numbers:
 
     Attributes:
         guidance: scale of guidance; [] or [B].
-        rescale: how far guidance's gain in standard deviation is taken back.
+        rescale: how far guidance's gain in standard deviation of the prediction is taken back.
         interval: fractions of T between which guidance acts, [2].
         eta: of ddim: 0 is deterministic, 1 ancestral.
     """
@@ -232,8 +232,8 @@ def guided_chart(
     both = _conditional_and_null(model, params, frozen, context, null, plan.guided)
     how = dict(threshold=plan.threshold)
     if plan.guided:
-        how |= dict(rescale=numbers.rescale, interval=numbers.interval)
-    f = guidance.classifier_free(both, model.schedule, numbers.guidance if plan.guided else 1.0, **how)
+        how |= dict(rescale=numbers.rescale, prediction=model.parts.prediction, interval=numbers.interval)
+    f = guidance.classifier_free(both, model.schedule_of(params), numbers.guidance if plan.guided else 1.0, **how)
     b = model.shift(params, frozen, context) if plan.adapter else None
     if b is not None and hasattr(two := model.denoiser(params, context), "with_shift"):
         return charts.contextual(_unguided(two, model.schedule, plan.threshold), b)

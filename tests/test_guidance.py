@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from diffusers.guiders.guider_utils import rescale_noise_cfg
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.guidance import classifier_free
@@ -63,6 +65,26 @@ def test_rescale_draws_the_deviation_back():
     guided = classifier_free(both, s, 5.0)(x, T)
     half = classifier_free(both, s, 5.0, rescale=0.5)(x, T)
     np.testing.assert_allclose(half, 0.5 * full + 0.5 * guided, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["x0", "eps", "v"])
+def test_rescale_is_diffusers_in_the_network_s_own_prediction(x64, prediction):
+    """Conversions written out; the schedule has times of little and of much noise."""
+    s = schedule.cosine(100)
+    ab = np.asarray(s.alpha_bar)[T].reshape(-1, 1, 1, 1)
+    signal, sigma, xt = np.sqrt(ab), np.sqrt(1 - ab), x.astype(float)
+    to_x0 = {
+        "x0": lambda out: out,
+        "eps": lambda out: (xt - sigma * out) / signal,
+        "v": lambda out: signal * xt - sigma * out,
+    }[prediction]
+    positive, negative = cond.astype(float), null.astype(float)  # what the network answers
+    blended = torch.from_numpy(negative + 5.0 * (positive - negative))
+    expected = to_x0(rescale_noise_cfg(blended, torch.from_numpy(positive), guidance_rescale=0.7).numpy())
+    f = classifier_free(lambda x, t: (to_x0(positive), to_x0(negative)), s, 5.0, rescale=0.7, prediction=prediction)
+    np.testing.assert_allclose(f(xt, T), expected, rtol=1e-9)
+    off = jax.jit(lambda rescale: classifier_free(both, s, 5.0, rescale=rescale, prediction=prediction)(x, T))(0.0)
+    np.testing.assert_array_equal(off, classifier_free(both, s, 5.0)(x, T))
 
 
 def test_thresholds():

@@ -118,9 +118,12 @@ class _Loop:
         answers = self.model.denoise(self.params, xt, times, self.contexts, edit=fusion, **added)
         rows = einops.rearrange(answers, "(r f) h w c -> r f h w c", f=window)
         edited = 1 if plan.sampling.guided else 0
-        how = dict(rescale=self.numbers.rescale, interval=self.numbers.interval) if edited else {}
+        how, s = {}, self.model.schedule_of(self.params)
+        if edited:
+            how = dict(rescale=self.numbers.rescale, interval=self.numbers.interval)
+            how |= dict(prediction=self.model.parts.prediction)
         scale = self.numbers.guidance if edited else 1.0
-        f = guidance.classifier_free(lambda x, t: (rows[edited], rows[0]), self.model.schedule, scale, **how)
+        f = guidance.classifier_free(lambda x, t: (rows[edited], rows[0]), s, scale, **how)
         seen = jnp.zeros((window, 1, 1))
         if self.word_maps is not None:
             recorded = fusion.maps()[edited * window : (edited + 1) * window]
