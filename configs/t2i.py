@@ -112,7 +112,7 @@ def sections() -> ConfigDict:
         dict(
             objective="simple",  # simple (Eq. 6) | posterior (Eq. 5) | nelbo (Eq. 4)
             # simple only: constant | prediction (the error of the network's own output) | snr (of eps) | snr_plus_1 (of
-            # v) | min_snr | p2 | vlb | lemma4
+            # v) | min_snr | p2 | vlb | lemma4; snr, min_snr and p2 not with zero terminal SNR, where they are 0 at T
             weighting="constant",
             gamma=5.0,  # min_snr only
             num_times=0,  # nelbo only: times in 2..T drawn for each example, T - 1 takes all; 0: one in 1..T

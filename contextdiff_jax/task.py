@@ -27,9 +27,10 @@ class Task(Protocol):
     # Optional: held_out_batches, like train_iterator but (split, iterator), of records that are not trained on, or of
     # "train" where none can be held out, with a loss that takes train=False, which leaves dropout out; load(shardings)
     # -> Params, whatever of these parameters is pretrained; check_start(), which refuses to begin where that is not
-    # there; keep(workdir), which puts what a checkpoint lacks into the run, and which all processes call; check(),
-    # which refuses what would only be found out during the training; check_params(params), which refuses to save what
-    # cannot be right; batch_spec(), the shapes of a global batch;
+    # there, or what an old run may go on with but no new one should; keep(workdir), which puts what a checkpoint lacks
+    # into the run, and which all processes call; check(), which refuses what would only be found out during the
+    # training; check_params(params), which refuses to save what cannot be right; batch_spec(), the shapes of a global
+    # batch;
     # computed(frozen, whole) and computed_spec(frozen), what follows from the frozen networks once, and its shapes.
 
     def draw(self, batch: Batch, key: Array) -> Batch:

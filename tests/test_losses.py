@@ -248,6 +248,14 @@ def test_simple_weights_follow_their_definitions(x64):
     np.testing.assert_allclose(6 * vlb, losses.posterior(s, x0, x0_hat, t, 0.0, 0.0, 0.0, 0.0), rtol=1e-12)
 
 
+def test_weights_at_the_last_time_of_zero_terminal_snr(x64):
+    """Where x_T is noise alone, an example counts by every weighting but those that a training refuses."""
+    s = schedule.zero_terminal_snr(schedule.cosine(30))
+    weight = {name: np.max(losses.weight(s, 30, np.ones(1), name, lipschitz=1.0)) for name in losses.WEIGHTINGS}
+    assert {name for name, at_T in weight.items() if at_T == 0} == set(losses.WITHOUT_THE_END)
+    assert all(at_T > 0 for name, at_T in weight.items() if name not in losses.WITHOUT_THE_END)
+
+
 def test_snr_weighting_is_the_noise_loss(x64):
     s = schedule.cosine(30)
     x0, x0_hat, xt = rng.normal(size=(3, 5, 6))

@@ -15,13 +15,21 @@ from contextdiff_jax.losses.bound import (
     times,
 )
 from contextdiff_jax.losses.decoder import check_bins, log_density, log_mass
-from contextdiff_jax.losses.denoising import WEIGHTING_OF, WEIGHTINGS, lipschitz_weight, simple, weight
+from contextdiff_jax.losses.denoising import (
+    WEIGHTING_OF,
+    WEIGHTINGS,
+    WITHOUT_THE_END,
+    lipschitz_weight,
+    simple,
+    weight,
+)
 from contextdiff_jax.losses.variance import VARIANCES, Variance, reverse_variance
 
 __all__ = [
     "VARIANCES",
     "WEIGHTINGS",
     "WEIGHTING_OF",
+    "WITHOUT_THE_END",
     "Nelbo",
     "Variance",
     "check_bins",

@@ -12,6 +12,8 @@ from contextdiff_jax.types import Array
 WEIGHTINGS = ("constant", "snr", "snr_plus_1", "min_snr", "p2", "vlb", "lemma4")
 # What makes Eq. 6 the mean squared error of a network's own output.
 WEIGHTING_OF = {"x0": "constant", "eps": "snr", "v": "snr_plus_1"}
+# Whose lambda_t is 0 where x_t holds no signal: under zero terminal SNR nothing would be trained at t = T.
+WITHOUT_THE_END = ("snr", "min_snr", "p2")
 Lipschitz = float | Array | tuple[Array, Array]
 
 

@@ -166,11 +166,12 @@ class DiffusionTask:
             process.check(learned)
 
     def check_start(self) -> None:
-        """Looks whether what the parameters start from is there.
+        """Looks whether what the parameters start from is there, and whether the loss trains every time.
 
         Raises:
-            UserError: it is not; names the config's key.
+            UserError: it is not, or does not; names the config's key.
         """
+        objective.check_weighting(self.config, self.parts.scheduler)
         if self.config.model.init_from:
             warm_start.check(self.config.model.init_from)
         if self._adapter_start:

@@ -1,16 +1,43 @@
 """The joint objective of theta and phi: Eq. 4, 5 or 6 at given x0, denoiser and shift, one value per example."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from contextdiff_jax import losses
+from contextdiff_jax.errors import UserError
 from contextdiff_jax.losses import Variance
 from contextdiff_jax.models import lipschitz
 from contextdiff_jax.models.adapter import Shift
 from contextdiff_jax.process import chart, forward, scaled
 from contextdiff_jax.process.schedule import Schedule
+from contextdiff_jax.samplers.scheduler_config import PRETRAINED
 from contextdiff_jax.types import Array
+
+
+def check_weighting(config: ConfigDict, scheduler: Mapping[str, Any]) -> None:
+    """Refuses a weighting of Eq. 6 that leaves out t = T, where sampling begins.
+
+    Args:
+        config: the whole config.
+        scheduler: content of the pretrained folder's scheduler_config.json; {} without one.
+
+    Raises:
+        UserError: names the key, its value and the remedy.
+    """
+    process, loss = config.process, config.loss
+    of_the_file = process.schedule == PRETRAINED and scheduler.get("rescale_betas_zero_snr")
+    if not (process.zero_terminal_snr or of_the_file) or loss.objective != "simple":
+        return
+    if loss.weighting in losses.WITHOUT_THE_END:
+        raise UserError(
+            f"config.loss.weighting={loss.weighting!r} under zero terminal SNR (config.process.zero_terminal_snr, or "
+            "the pretrained scheduler's rescale_betas_zero_snr) is 0 at T: the network would never be trained where "
+            "sampling begins; use 'snr_plus_1', the error of v, or 'constant'"
+        )
 
 
 def full_bound(

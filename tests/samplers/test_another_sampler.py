@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import contextdiff_jax as cdx
-from contextdiff_jax import saved
+from contextdiff_jax import losses, saved
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.samplers.scheduler_config import from_scheduler_config
+from contextdiff_jax.tasks import objective
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.tasks.parts import Parts
 from tests import stable_diffusion_helpers as helpers
@@ -55,6 +56,28 @@ def test_steps_that_the_file_does_not_have_are_refused_before_the_training(folde
             DiffusionTask(config, weights=False).check()
     finally:
         file.write_text(before)
+
+
+@pytest.mark.parametrize("of_the_file", [True, False])
+def test_a_weighting_that_is_0_at_T_begins_no_training(of_the_file, folder):
+    config = saved.stable_diffusion_config(folder)
+    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    assert scheduler["rescale_betas_zero_snr"] and config.process.schedule == "pretrained"
+    if not of_the_file:
+        config.process.schedule, config.process.zero_terminal_snr, scheduler = "cosine", True, {}
+    for weighting in ("prediction", "constant", "snr_plus_1", "vlb"):
+        config.loss.weighting = weighting
+        objective.check_weighting(config, scheduler)
+    for weighting in losses.WITHOUT_THE_END:
+        config.loss.weighting = weighting
+        with pytest.raises(UserError, match=f"weighting='{weighting}' under zero terminal SNR .* 'snr_plus_1'"):
+            objective.check_weighting(config, scheduler)
+    task = DiffusionTask(saved.stable_diffusion_config(folder), weights=False)  # which loads, as an old run must
+    task.config.loss.weighting = "min_snr"
+    with pytest.raises(UserError, match="weighting='min_snr' under zero terminal SNR"):
+        task.check_start()
+    config.process.schedule, config.process.zero_terminal_snr = "cosine", False
+    objective.check_weighting(config, {})
 
 
 @pytest.fixture(scope="module")
