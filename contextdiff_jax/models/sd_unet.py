@@ -69,7 +69,9 @@ class SDUNet(nn.Module):
         emb = TimeEmbedding(config, self.dtype, name="time_embedding")(jnp.broadcast_to(t, xt.shape[:1]))
         given = (emb, tokens.astype(self.dtype), mask)
         frames = Frames(self.video, num_frames, edit)
-        conv = lambda channels, name, **how: frame_conv(frames)(channels, (3, 3), dtype=self.dtype, name=name, **how)
+        conv = lambda channels, name, dtype=self.dtype, **how: frame_conv(frames)(
+            channels, (3, 3), dtype=dtype, name=name, **how
+        )
 
         def stage(level: int, block_type: str, num_layers: int, resample: str, name: str) -> Stage:
             heads = config.heads(level) if block_type.startswith("CrossAttn") else 0
@@ -97,8 +99,9 @@ class SDUNet(nn.Module):
             resample, num_layers = "up" if i < last else "", config.layers_per_block + 1
             up = stage(last - i, block_type, num_layers, resample, f"up_blocks_{i}")
             h = up(h, *given, tuple(skips.pop() for _ in range(num_layers)))[-1]
-        h = nn.silu(GroupNorm(self.dtype, config.norm_num_groups, config.norm_eps, name="conv_norm_out")(h))
-        return conv(config.out_channels, "conv_out", kernel_init=zeros)(h).astype(jnp.float32)
+        # The output in float32 whatever the type, which would round it
+        h = nn.silu(GroupNorm(jnp.float32, config.norm_num_groups, config.norm_eps, name="conv_norm_out")(h))
+        return conv(config.out_channels, "conv_out", kernel_init=zeros, dtype=jnp.float32)(h)
 
     def _check(self, xt: Array, tokens: Array, num_frames: int) -> None:
         """Raises for inputs that do not fit."""

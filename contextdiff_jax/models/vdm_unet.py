@@ -86,6 +86,6 @@ class VDMUNet(nn.Module):
         h = block(h, "middle_2")
         for i in range(self.num_blocks + 1):
             h = block(jnp.concatenate([h, skips.pop()], axis=-1), f"out_{i}")
-        h = nn.silu(GroupNorm(self.dtype, name="out_norm")(h))
-        out = nn.Conv(self.heads * xt.shape[-1], (3, 3), dtype=self.dtype, kernel_init=zeros, name="out")
-        return out(h).astype(jnp.float32)
+        # In float32 whatever the type, as in models/unet.py
+        h = nn.silu(GroupNorm(jnp.float32, name="out_norm")(h))
+        return nn.Conv(self.heads * xt.shape[-1], (3, 3), dtype=jnp.float32, kernel_init=zeros, name="out")(h)

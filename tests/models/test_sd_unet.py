@@ -225,6 +225,7 @@ def test_bfloat16_stays_near_float32_and_returns_float32(small):
     ours = jax.jit(net.apply)({"params": params}, xt, TIMES, tokens)
     assert ours.dtype == jnp.float32
     assert 0 < relative_error(ours, torch_output(small.model, xt, TIMES, tokens)) < 0.05
+    assert np.mean(ours != ours.astype(jnp.bfloat16).astype(jnp.float32)) > 0.9, "not rounded at the end"
 
 
 def test_parameters_from_shapes_alone(small):

@@ -110,6 +110,7 @@ def test_bfloat16_computes_in_bfloat16_and_returns_float32():
     assert out.dtype == jnp.float32
     full = run(make(), randomised(params), xt, t, context)
     assert np.abs(out - full).max() < 0.1 * np.abs(full).max()
+    assert np.mean(out != out.astype(jnp.bfloat16).astype(jnp.float32)) > 0.9, "not rounded at the end"
 
 
 def test_dropout_acts_in_training_only():
