@@ -57,7 +57,9 @@ def sections() -> ConfigDict:
             init="log_snr",  # learned: the schedule it starts as
             ends="free",  # learned: free | fixed
             log_snr=(6.0, -8.0),  # log_snr only: at t = 1 and t = T
-            variance="beta",  # of the reverse steps in the bound: beta | posterior | learned (by ddpm as well)
+            # Of the reverse steps in the bound (loss.objective=nelbo, bits per dimension): beta | posterior | learned
+            # (which ddpm takes too; for the others see sample.variance). Eq. 5, objective=posterior, has Eq. 3's always
+            variance="beta",
             variance_per_channel=False,  # learned only
             beta_start=1e-4,  # linear and scaled_linear only
             beta_end=2e-2,
@@ -125,7 +127,10 @@ def sections() -> ConfigDict:
             num_steps=15,
             spacing="trailing",  # uniform | trailing | leading | pretrained (as its scheduler says)
             eta=0.0,  # ddim only
-            last_noise=False,  # ddpm with a learned variance: draw from the last step too, not take its mean
+            # ddpm only, of its steps: posterior (Eq. 3's, unless process.variance is learned) | process (that of the
+            # bound, for all T steps)
+            variance="posterior",
+            last_noise=False,  # ddpm with the bound's variance: draw from the last step too, not take its mean
             guidance=3.0,
             rescale=0.0,  # 0..1: how far the guided prediction's spread is drawn back to the conditional one's
             interval=(0.0, 1.0),  # fractions of T in which guidance acts

@@ -95,6 +95,7 @@ _LATER = {
     "process.variance_per_channel": False,
     "loss.num_times": 0,
     "sample.last_noise": False,
+    "sample.variance": "posterior",
     "train.trainable": (".*",),
     "train.lora": dict(rank=0, scale=1.0, targets=(r"(attn\d|self|cross)/(query|key|value|out)/kernel$",)),
     "eval.after_training": False,

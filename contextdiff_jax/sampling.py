@@ -76,6 +76,7 @@ class Plan:
         first_order_last: see `samplers.dpmpp_2m`.
         clip: see `samplers.ddim`.
         last_noise: see `samplers.ddpm`.
+        of_the_bound: whether ddpm draws with the variance that the bound has; a learned one it always does.
     """
 
     sampler: str
@@ -87,6 +88,7 @@ class Plan:
     first_order_last: bool = False
     clip: bool = False
     last_noise: bool = False
+    of_the_bound: bool = False
 
     @classmethod
     def of(cls, model: Model, sample: ConfigDict, strength: float = 1.0, size: tuple[int, int] | None = None) -> "Plan":
@@ -121,6 +123,7 @@ class Plan:
             first_order_last=options.get("first_order_last", False),
             clip=options.get("clip", False),
             last_noise=sample.last_noise,
+            of_the_bound=sample.variance == "process",
         )
 
 
@@ -300,14 +303,14 @@ def run(
         x: start [B, ...].
         plan: sampler and steps.
         numbers: eta.
-        variance: a learned table, which ddpm takes; a name leaves it Eq. 3's.
+        variance: of the bound. A learned table ddpm takes, a name only where the plan says so; else Eq. 3's.
     """
     options: dict[str, Any] = {"spacing": np.array(plan.moves, np.int32)}
     if plan.sampler == "ddim":
         options |= {"eta": numbers.eta, "clip": plan.clip}
     if plan.sampler == "dpmpp_2m":
         options["first_order_last"] = plan.first_order_last
-    if plan.sampler == "ddpm" and not isinstance(variance, str):
+    if plan.sampler == "ddpm" and (plan.of_the_bound or not isinstance(variance, str)):
         options |= {"variance": variance, "last_noise": plan.last_noise}
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
     return samplers.get(plan.sampler)(chart, s, keys, x, len(plan.moves), **options)

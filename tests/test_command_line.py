@@ -260,6 +260,7 @@ def test_what_changed_nothing_of_an_old_run_does_not_keep_it_from_being_read():
 
 
 SD = {"model.backbone": "sd", "model.pretrained": "sd", "space.kind": "latents", "sample.threshold": "none"}
+BOUND = {"sample.variance": "process", "sample.sampler": "ddpm"}
 LEARNED = {"process.schedule": "learned", "process.variance": "learned", "loss.objective": "nelbo"}
 
 
@@ -299,6 +300,7 @@ LEARNED = {"process.schedule": "learned", "process.variance": "learned", "loss.o
         ({"sample.rescale": 0.7, "sample.guidance": 1.0}, ["sample.rescale=0.7", "guidance=1 is none"]),
         ({"sample.interval": (0.2, 0.8), "sample.guidance": 0.0}, ["sample.interval=(0.2, 0.8)", "guidance=0 is none"]),
         (SD | {"model.dropout": 0.1}, ["model.dropout=0.1", "backbone='sd'"]),
+        ({"process.variance": "learned", "loss.objective": "posterior"}, ["process.variance='learned'", "'posterior'"]),
         ({"sample.last_noise": True}, ["last_noise", "process.variance='learned'"]),
         (LEARNED | {"sample.last_noise": True}, ["sample.last_noise=True", "cannot act", "sampler='ddpm', not 'ddim'"]),
         (
@@ -307,6 +309,8 @@ LEARNED = {"process.schedule": "learned", "process.variance": "learned", "loss.o
         ),
         ({"process.ends": "fixed"}, ["process.ends='fixed' cannot act", "process.schedule='learned', not 'cosine'"]),
         ({"process.init": "linear"}, ["process.init='linear' cannot act", "leave it at 'log_snr'"]),
+        ({"sample.variance": "process"}, ["sample.variance='process'", "cannot act", "sampler='ddpm', not 'ddim'"]),
+        (BOUND, ["sample.num_steps=15", "sample.variance='process'", "all 1000", "sample.variance='posterior'"]),
         ({"loss.num_times": 4}, ["loss.num_times=4", "nelbo"]),
         ({"adapter.scale": 1.0}, ["adapter.scale=1.0", "reach zero"]),
         ({"adapter.scale": 0.99999999}, ["adapter.scale=0.99999999", "to 0.99"]),

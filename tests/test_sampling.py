@@ -13,6 +13,7 @@ from configs import t2i
 from contextdiff_jax import sampling
 from contextdiff_jax.conditions import ClassCondition
 from contextdiff_jax.conditions.spaces import Pixels
+from contextdiff_jax.process import chart as charts
 from contextdiff_jax.process import forward, schedule
 
 SHAPE = (4, 4, 1)
@@ -24,7 +25,7 @@ class Model:
     def __init__(self):
         self.schedule = schedule.cosine(40)
         self.condition = ClassCondition(["a", "b"])
-        self.parts = SimpleNamespace(space=Pixels(4, 1), scheduler={})
+        self.parts = SimpleNamespace(space=Pixels(4, 1), scheduler={}, prediction="x0")
 
     def shape_of(self, size):
         return SHAPE
@@ -96,6 +97,22 @@ def test_the_numbers_of_a_program_are_those_of_the_call():
     assert plans[0] == plans[1] != plans[2] == plans[3]
     # At most 1 is unguided, as in diffusers.
     np.testing.assert_array_equal(draw(section(guidance=0.0)), draw(section(guidance=1.0)))
+
+
+@pytest.mark.parametrize("asked", ["posterior", "process"])
+def test_ddpm_draws_with_the_variance_of_the_bound_where_that_is_asked_for(asked):
+    """Of a network that answers half of x_t, whose steps are linear: the variance of the end, in closed form."""
+    s, keys, of_bound = Model().schedule, jax.random.split(jax.random.key(0), 4000), asked == "process"
+    config = section(sampler="ddpm", num_steps=40, guidance=1.0, variance=asked, last_noise=of_bound)
+    plan, numbers = sampling.Plan.of(Model(), config), sampling.Numbers.of(config)
+    chart = charts.plain(lambda x, t: 0.5 * x)
+    end = jax.jit(lambda x: sampling.run(chart, s, keys, x, plan, numbers, "beta"))(jnp.zeros((4000, 1)))
+    ab, expected = np.asarray(s.alpha_bar, np.float64), 0.0
+    for t in range(40, 0, -1):
+        beta, left = 1 - ab[t] / ab[t - 1], (1 - ab[t - 1]) / (1 - ab[t])
+        gain = 0.5 * np.sqrt(ab[t - 1]) * beta / (1 - ab[t]) + np.sqrt(ab[t] / ab[t - 1]) * left
+        expected = gain**2 * expected + beta * (1.0 if of_bound else left)
+    np.testing.assert_allclose(np.var(end), expected, rtol=0.08)
 
 
 def test_a_share_of_the_steps_starts_from_the_picture():

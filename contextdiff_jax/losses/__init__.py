@@ -23,7 +23,7 @@ from contextdiff_jax.losses.denoising import (
     simple,
     weight,
 )
-from contextdiff_jax.losses.variance import VARIANCES, Variance, reverse_variance
+from contextdiff_jax.losses.variance import VARIANCES, Variance, reverse_variance, variance_table
 
 __all__ = [
     "VARIANCES",
@@ -45,5 +45,6 @@ __all__ = [
     "reverse_variance",
     "simple",
     "times",
+    "variance_table",
     "weight",
 ]

@@ -30,6 +30,14 @@ def reverse_variance(s: Schedule, t: Array, like: Array, variance: Variance = "p
     return jnp.where(gather(jnp.arange(s.num_timesteps + 1), t, like) == 1, beta_t, var_t)
 
 
+def variance_table(s: Schedule, variance: Variance) -> Array:
+    """The variances of all reverse steps, [T+1] or [T+1, C], 0 at t = 0: a table as it is, or what a name means."""
+    if not isinstance(variance, str):
+        return check_table(s, variance)
+    of_steps = reverse_variance(s, jnp.arange(1, s.num_timesteps + 1), jnp.zeros((s.num_timesteps,)), variance)
+    return jnp.concatenate([jnp.zeros_like(of_steps[:1]), of_steps])
+
+
 def decoder_variance(s: Schedule, variance: Variance) -> Array:
     """Of p_theta(x_0 | x_1, c): beta_1 [], or what a table says, [] or [C]."""
     return 1.0 - s.alpha_bar[1] if isinstance(variance, str) else check_table(s, variance)[1]

@@ -45,19 +45,32 @@ def check(config: ConfigDict) -> None:
         raise UserError("config.process.zero_terminal_snr=True fixes what config.process.schedule='learned' learns")
     if process.variance == "learned":
         _check_sampler(config)
-    elif process.variance_per_channel or config.sample.last_noise:
-        raise UserError("variance_per_channel and last_noise are for config.process.variance='learned'; set it")
+    elif process.variance_per_channel:
+        raise UserError("config.process.variance_per_channel is for config.process.variance='learned'; set it")
+    elif config.sample.variance == "process":
+        _check_steps(config, "sample.variance='process'", "or set sample.variance='posterior'")
+    elif config.sample.last_noise:
+        raise UserError(
+            "config.sample.last_noise is for the variance of the bound: set config.sample.variance='process', or "
+            "config.process.variance='learned'"
+        )
 
 
 def _check_sampler(config: ConfigDict) -> None:
-    """A learned variance is that of single steps."""
-    sample, T = config.sample, config.process.num_timesteps
-    if sample.sampler == "ddpm" and sample.num_steps != T:
-        raise UserError(
-            f"config.sample.num_steps={sample.num_steps}: config.process.variance='learned' is that of single steps; "
-            f"sampler ddpm takes all {T} of them; or use ddim, heun or dpmpp_2m"
-        )
+    """A learned variance is that of single steps, and of no other sampler."""
+    sample = config.sample
+    _check_steps(config, "process.variance='learned'", "or use ddim, heun or dpmpp_2m")
     if sample.sampler == "ddim" and sample.eta > 0:
         raise UserError(
             f"config.sample.eta={sample.eta} draws with another variance than the learned one; use ddpm, or eta 0"
+        )
+
+
+def _check_steps(config: ConfigDict, named: str, or_else: str) -> None:
+    """The variance of the bound is that of single steps."""
+    sample, T = config.sample, config.process.num_timesteps
+    if sample.sampler == "ddpm" and sample.num_steps != T:
+        raise UserError(
+            f"config.sample.num_steps={sample.num_steps}: config.{named} is that of single steps; "
+            f"sampler ddpm takes all {T} of them; {or_else}"
         )

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.losses import Variance, variance_table
 from contextdiff_jax.process import forward
 from contextdiff_jax.process.chart import Chart
 from contextdiff_jax.process.forward import Gaussian
@@ -22,7 +23,7 @@ def ddpm(
     *,
     spacing: str | np.ndarray = "uniform",
     steps_offset: int = 0,
-    variance: Array | None = None,
+    variance: Variance | None = None,
     last_noise: bool = False,
 ) -> Array:
     """Samples x0 [B, ...] from x_T by Eq. 3 with x0_hat in the place of x0.
@@ -31,19 +32,21 @@ def ddpm(
     errors are those of `ddim`.
 
     Args:
-        variance: None takes Eq. 3's; a table of learned ones, [T+1] or [T+1, C], is for steps from t to t - 1 alone.
-        last_noise: with a table: draw x0 from the decoder p(x0 | x_1, c), of which the bound speaks, and not its mean.
+        variance: None takes Eq. 3's, and the last step's mean. What the bound has, a name ("beta") or a table of
+            learned ones, [T+1] or [T+1, C], see `losses.reverse_variance`, is for steps from t to t - 1 alone.
+        last_noise: with a variance: draw x0 from the decoder p(x0 | x_1, c), of which the bound speaks, and not its
+            mean.
 
     Raises:
-        UserError: a table with steps that leave out times.
+        UserError: a variance with steps that leave out times.
     """
     if variance is None:
         return ddim(chart, s, key, x_T, num_steps, 1.0, spacing=spacing, steps_offset=steps_offset)
-    variance, rows = jnp.asarray(variance), moves(s.num_timesteps, num_steps, spacing, steps_offset=steps_offset)
+    variance, rows = variance_table(s, variance), moves(s.num_timesteps, num_steps, spacing, steps_offset=steps_offset)
     if np.any(rows[:, 0] - rows[:, 1] != 1):
         raise UserError(
-            f"num_steps={num_steps}: a learned variance is that of single steps; take all T={s.num_timesteps} of them, "
-            "or a sampler that draws no noise: ddim, heun or dpmpp_2m"
+            f"num_steps={num_steps}: the variance of the bound is that of single steps; take all T={s.num_timesteps} "
+            "of them, or a sampler that draws no noise: ddim, heun or dpmpp_2m"
         )
 
     def step(x, memory, t, s_index, key):

@@ -12,13 +12,14 @@ VALUES = Values(
         "sample.sampler": ("ddpm", "ddim", "heun", "dpmpp_2m"),
         "sample.spacing": ("uniform", "trailing", "leading", "pretrained"),
         "sample.threshold": ("none", "static", "dynamic"),
+        "sample.variance": ("posterior", "process"),
     },
     positive="sample.num_steps sample.batch_size",
     not_negative="sample.eta sample.guidance",
     fractions="sample.rescale",
 )
 # What the keys are where nothing asks for them.
-_AT_REST = {"eta": 0.0, "last_noise": False, "rescale": 0.0, "interval": (0.0, 1.0)}
+_AT_REST = {"eta": 0.0, "variance": "posterior", "last_noise": False, "rescale": 0.0, "interval": (0.0, 1.0)}
 
 
 def check(config: ConfigDict) -> None:
@@ -67,6 +68,7 @@ def _without_effect(sample: ConfigDict) -> dict[str, str]:
     unguided = "" if sample.guidance > 1 else f"it changes guidance, and guidance={sample.guidance:g} is none"
     noiseless = "" if sample.sampler == "ddim" else f"it is for sampler='ddim', not {sample.sampler!r}"
     ancestral = "" if sample.sampler == "ddpm" else f"it is for sampler='ddpm', not {sample.sampler!r}"
-    reasons = {"eta": noiseless, "last_noise": ancestral, "rescale": unguided, "interval": unguided}
+    reasons = {"eta": noiseless, "rescale": unguided, "interval": unguided}
+    reasons |= {"variance": ancestral, "last_noise": ancestral}
     as_tuple = lambda value: tuple(value) if isinstance(value, list) else value
     return {key: why for key, why in reasons.items() if why and as_tuple(sample[key]) != _AT_REST[key]}

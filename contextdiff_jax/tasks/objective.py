@@ -98,6 +98,8 @@ def denoising(
 ) -> tuple[Array, dict[str, Array]]:
     """Eq. 6 or Eq. 5 at one x_t per example, [B], and metrics.
 
+    Eq. 5 is the paper's, where p_theta has the variance of Eq. 3; `process.variance` is the bound's and not used here.
+
     Args:
         config: the section `loss`.
         s, x0, f, b, t, eps, track_lipschitz: as in `full_bound`; t is int32 [B].

@@ -323,18 +323,18 @@ def test_bad_arguments_are_user_errors_before_any_network_call():
 
 
 @pytest.mark.parametrize("last_noise", [False, True])
-def test_ddpm_with_a_table_samples_the_model_of_the_bound(x64, last_noise):
+@pytest.mark.parametrize("variance", [np.array([0.0, 0.04, 0.2, 0.5, 1.3]), "beta"], ids=["table", "beta"])
+def test_ddpm_with_a_variance_samples_the_model_of_the_bound(x64, variance, last_noise):
     """Linear-Gaussian f and b: the sample's mean and variance follow from the reverse kernels of that variance."""
     s = schedule.cosine(4)
-    table = np.array([0.0, 0.04, 0.2, 0.5, 1.3])
     model = toy(s, a=0.6, d=0.2).with_optimal_denoiser()
-    model = replace(model, variance=table)
+    model = replace(model, variance=variance)
     f, b = functions(model)
-    x = samplers.ddpm(
-        chart.contextual(f, b), s, KEY, noise(200_000, 1), 4, spacing="trailing", variance=table, last_noise=last_noise
-    )
+    how = dict(spacing="trailing", variance=variance, last_noise=last_noise)
+    x = samplers.ddpm(chart.contextual(f, b), s, KEY, noise(200_000, 1), 4, **how)
     mean, var = model.model_distribution()
     np.testing.assert_allclose(x.mean(), mean, atol=0.01)
-    np.testing.assert_allclose(x.var(), var - (0.0 if last_noise else table[1]), rtol=0.02)
+    decoder = model.reverse_step(1)[2]
+    np.testing.assert_allclose(x.var(), var - (0.0 if last_noise else decoder), rtol=0.02)
     with pytest.raises(UserError, match="all T=4"):
-        samplers.ddpm(chart.plain(f), s, KEY, noise(2, 1), 2, variance=table)
+        samplers.ddpm(chart.plain(f), s, KEY, noise(2, 1), 2, variance=variance)
