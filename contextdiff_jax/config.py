@@ -9,7 +9,7 @@ from contextdiff_jax.conditions import settings as conditions
 from contextdiff_jax.data import settings as data
 from contextdiff_jax.editing import settings as editing
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.keys import Values, complete, differences, idle, leaves, whole_paths
+from contextdiff_jax.keys import Values, complete, differences, idle, leaves, put_at_rest, whole_paths
 from contextdiff_jax.losses import settings as losses
 from contextdiff_jax.models import adapter_settings as adapter
 from contextdiff_jax.models import settings as models
@@ -17,7 +17,7 @@ from contextdiff_jax.process import settings as process
 from contextdiff_jax.samplers import settings as samplers
 from contextdiff_jax.training import settings as training
 
-__all__ = ["check", "check_sections", "complete", "differences", "leaves", "whole_paths"]
+__all__ = ["check", "check_sections", "complete", "differences", "leaves", "put_at_rest", "whole_paths"]
 
 OWNERS = (data, training, models, conditions, process, losses, adapter, samplers, editing)
 # Of the section `eval`, whose owner stands to the right of what is built from a config.
@@ -56,11 +56,10 @@ def check(config: ConfigDict) -> None:
         _check_range(flat, of_owner.positive, lambda v: 0 < v < float("inf"), "greater than 0 and finite")
         _check_range(flat, of_owner.not_negative, lambda v: v >= 0, "0 or more")
         _check_range(flat, of_owner.fractions, lambda v: 0 <= v <= 1, "between 0 and 1")
-        _check_range(flat, of_owner.below_one, lambda v: 0 <= v < 1, "0 or more and below 1")
     for owner in OWNERS:
         owner.check(config)
     for key, (rest, reason) in idle(config).items():
-        raise UserError(f"config.{key}={flat[key]!r} cannot act: {reason}; leave it at {rest!r}")
+        raise UserError(f"config.{key}={flat[key]!r} cannot act: {reason}; set it to {rest!r}")
 
 
 def _check_numbers(flat: dict[str, Any]) -> None:

@@ -60,10 +60,14 @@ def check_config_flags(argv: list[str]) -> None:
     if place is None or not place[1]:
         return
     config = _load_config(place[1])
-    for flag in argv[1:]:
-        name = flag.lstrip("-").partition("=")[0].removeprefix("no")
-        if flag.startswith("-") and name.startswith("config."):
-            _check_key(config, name.removeprefix("config."))
+    for key in asked_keys(argv):
+        _check_key(config, key)
+
+
+def asked_keys(argv: list[str]) -> list[str]:
+    """The keys of the flags `--config.KEY=VALUE`."""
+    names = (flag.lstrip("-").partition("=")[0].removeprefix("no") for flag in argv[1:] if flag.startswith("-"))
+    return [name.removeprefix("config.") for name in names if name.startswith("config.")]
 
 
 def _load_config(path: str) -> ConfigDict:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -17,15 +17,13 @@ class Values:
 
     Attributes:
         choices: {"section.key": the words that it accepts}.
-        positive, not_negative, fractions, below_one: keys of numbers above 0, from 0, from 0 to 1, and from 0 to below
-            1, separated by blanks.
+        positive, not_negative, fractions: keys of numbers above 0, from 0, and from 0 to 1, separated by blanks.
     """
 
     choices: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     positive: str = ""
     not_negative: str = ""
     fractions: str = ""
-    below_one: str = ""
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -148,6 +146,16 @@ def idle(config: ConfigDict) -> dict[str, tuple[Any, str]]:
     return found
 
 
+def put_at_rest(config: ConfigDict, asked: Collection[str] = ()) -> None:
+    """Leaves out what cannot act beside the rest of the config, unless it is among the keys that were asked for: those
+    are refused by `config.check`, what a recipe brings is not."""
+    for key, (rest, _) in idle(config).items():
+        if key not in asked:
+            config.update_from_flattened_dict({key: rest})
+    if "data" in config and "source" in config.data:
+        config.data.update({key: empty for key, empty in unread(config.data).items() if f"data.{key}" not in asked})
+
+
 def complete(saved: ConfigDict) -> ConfigDict:
     """A saved config with the keys that an older version did not have, and without what changed nothing.
 
@@ -164,12 +172,9 @@ def complete(saved: ConfigDict) -> ConfigDict:
         if section in result and name not in result[section]:
             result[section][name] = value
     # What changed nothing was taken once, a dropout that the backbone never had as well.
-    for key, (rest, _) in idle(result).items():
-        result.update_from_flattened_dict({key: rest})
+    put_at_rest(result)
     if "model" in result and result.model.backbone == "sd" and "dropout" in result.model:
         result.model.dropout = 0.0
-    if "data" in result and "source" in result.data:
-        result.data.update(unread(result.data))
     return result
 
 

@@ -18,6 +18,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from contextdiff_jax import command_line, config_files
+from contextdiff_jax import config as config_lib
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.options import modes_of
 
@@ -103,6 +104,8 @@ def main(argv: list[str]) -> None:
     runs = tuple(argv[1:])  # --mode=compare alone takes arguments that are no flags
     logging.set_verbosity(logging.INFO if FLAGS["verbosity"].present else logging.WARNING)
     try:
+        if CONFIG.value is not None:  # what a recipe brings and a flag has made idle; what flags ask for stays
+            config_lib.put_at_rest(CONFIG.value, config_files.asked_keys(sys.argv))
         command_line.run(
             MODE.value,
             CONFIG.value,

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ml_collections import ConfigDict
@@ -15,7 +16,7 @@ from contextdiff_jax import command_line, config, config_files, data, export, ke
 from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import write_json
-from contextdiff_jax.training import workdir
+from contextdiff_jax.training import Setup, workdir
 
 
 def run(*flags, cwd=None):
@@ -274,10 +275,6 @@ LEARNED = {"process.schedule": "learned", "process.variance": "learned", "loss.o
         ({"optim.accum_steps": 3}, ["data.batch_size", "accum_steps=3"]),
         ({"optim.lr": -1.0}, ["optim.lr", "greater than 0"]),
         ({"optim.lr": float("inf")}, ["optim.lr=inf", "finite"]),
-        ({"optim.b1": 1.0}, ["optim.b1=1.0", "below 1"]),
-        ({"optim.b2": 1}, ["optim.b2=1", "below 1"]),
-        ({"optim.momentum": 1.0}, ["optim.momentum=1.0", "below 1"]),
-        ({"ema.decay": 1.0, "ema.warmup": False}, ["ema.decay=1", "ema.warmup=False", "0.999"]),
         ({"adapter.bound": float("inf")}, ["adapter.bound=inf", "finite"]),
         ({"sample.interval": (0.5, 0.5)}, ["sample.interval=(0.5, 0.5)", "low < high"]),
         ({"sample.interval": ("a", "b")}, ["sample.interval", "low < high"]),
@@ -308,7 +305,7 @@ LEARNED = {"process.schedule": "learned", "process.variance": "learned", "loss.o
             ["loss.weighting='min_snr' cannot act", "config.loss.objective='simple', not 'nelbo'", "'constant'"],
         ),
         ({"process.ends": "fixed"}, ["process.ends='fixed' cannot act", "process.schedule='learned', not 'cosine'"]),
-        ({"process.init": "linear"}, ["process.init='linear' cannot act", "leave it at 'log_snr'"]),
+        ({"process.init": "linear"}, ["process.init='linear' cannot act", "set it to 'log_snr'"]),
         ({"sample.variance": "process"}, ["sample.variance='process'", "cannot act", "sampler='ddpm', not 'ddim'"]),
         (BOUND, ["sample.num_steps=15", "sample.variance='process'", "all 1000", "sample.variance='posterior'"]),
         ({"loss.num_times": 4}, ["loss.num_times=4", "nelbo"]),
@@ -331,6 +328,41 @@ def test_check_names_key_value_and_remedy(changes, words):
         config.check(broken)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"optim.b1": 1.0}, "optim.b1=1 .* below 1"),
+        ({"optim.b2": 1}, "optim.b2=1 .* below 1"),
+        ({"optim.momentum": 1.0}, "optim.momentum=1 .* below 1"),
+        ({"ema.decay": 1.0, "ema.warmup": False}, "ema.decay=1 with config.ema.warmup=False .* 0.999"),
+    ],
+)
+def test_averages_that_never_move_begin_no_training_and_are_otherwise_left_alone(changes, words):
+    still = t2i.get_config("tiny")
+    still.update_from_flattened_dict(changes)
+    config.check(still)  # what was trained so can be sampled
+    with pytest.raises(UserError, match=words):
+        Setup.of(SimpleNamespace(config=still))
+
+
+def test_what_a_recipe_brings_is_left_out_where_a_flag_makes_it_idle_and_what_flags_ask_for_is_refused():
+    small = t2i.get_config("small")
+    assert small.loss.weighting == "min_snr"
+    small.loss.objective = "nelbo"
+    with pytest.raises(UserError, match="loss.weighting='min_snr' cannot act"):
+        config.check(small)
+    asked = config_files.asked_keys(["main", "--config=t2i.py:small", "--config.loss.objective=nelbo", "--seed=1"])
+    assert asked == ["loss.objective"]
+    config.put_at_rest(small, [*asked, "loss.weighting"])
+    assert small.loss.weighting == "min_snr"
+    config.put_at_rest(small, asked)
+    config.check(small)
+    classes = class2img.get_config("folder")
+    classes.data.source = "openmoji"
+    config.put_at_rest(classes, ["data.source"])
+    assert classes.data.labels == "none"
 
 
 @pytest.mark.parametrize("make, preset", [(class2img, "imagenet"), (layout2img, "coco")])

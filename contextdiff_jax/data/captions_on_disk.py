@@ -99,19 +99,15 @@ def _from_tables(folder: pathlib.Path, tables: list[str], image_names: Sequence[
         rows = _json_rows if table.endswith(".jsonl") else _csv_rows
         for where, entry in rows(folder / table):
             name, caption = _parse(entry, where)
-            name = _on_disk(_inside(folder, posixpath.join(posixpath.dirname(table), name), where), on_disk)
+            name = _on_disk(_from(folder, posixpath.join(posixpath.dirname(table), name)), on_disk)
             if name in captions:
                 raise UserError(f"{where}: {name} is already on {places[name]}; keep one line per image")
             captions[name], places[name] = caption, where.removeprefix(f"{folder / table} ")
     return captions
 
 
-def _inside(folder: pathlib.Path, name: str, where: str) -> str:
-    """A table's name as it counts from the folder, of a whole path or one with ".." as well.
-
-    Raises:
-        UserError: it leads out of the folder.
-    """
+def _from(folder: pathlib.Path, name: str) -> str:
+    """A table's name as it counts from the folder, of a whole path or one with ".." as well, where it leads into it."""
     name = posixpath.normpath(name)
     if not name.startswith(("/", "..")):
         return name
@@ -119,7 +115,7 @@ def _inside(folder: pathlib.Path, name: str, where: str) -> str:
         relative = os.path.relpath(whole(folder / name), whole(folder)).replace(os.sep, "/")
         if relative.partition("/")[0] != "..":
             return relative
-    raise UserError(f"{where}: {name} leads out of {folder}; give names of files in it")
+    return name
 
 
 def _on_disk(name: str, on_disk: dict[str, str]) -> str:

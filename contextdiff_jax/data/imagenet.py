@@ -71,7 +71,6 @@ class ImagenetSource(ImageSource):
         image = shown(PIL.Image.fromarray(record["image"]))
         return {"image": image, "caption": caption, "index": int(index), "label": label}
 
-
     def captions(self) -> list[str]:
         """Those of all classes; no record is read for them."""
         return sorted({_caption(name) for name in self.class_names})

@@ -53,7 +53,7 @@ def _check_read(section: ConfigDict) -> None:
     for key, empty in unread(section).items():
         raise UserError(
             f"config.data.{key}={section[key]!r} cannot act with config.data.source={section.source!r}, "
-            f"{_NOT_READ[key]}, or leave it at {empty!r}"
+            f"{_NOT_READ[key]}, or set it to {empty!r}"
         )
 
 

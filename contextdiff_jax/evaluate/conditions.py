@@ -42,13 +42,16 @@ def judge_of(config: ConfigDict) -> Recogniser | None:
             )
         return load_recogniser(preset, config.eval.recogniser)
     # The shipped one knows the demo's objects; of a picture of two it names one only where boxes say which.
+    if kind == "text" and not alone:
+        print(f"alignment is left out: all captions of preset {preset!r} name two objects, and a recogniser names one")
+        return None
     if preset not in data.OF_THE_DEMO or (kind != "layout" and not alone):
         print(
-            f"alignment is left out: no recogniser ships for preset {config.data.preset!r}; "
+            f"alignment is left out: no recogniser ships for preset {preset!r}; "
             "train one with configs/recogniser.py and name its export in --config.eval.recogniser"
         )
         return None
-    return load_recogniser(config.data.preset)
+    return load_recogniser(preset)
 
 
 def check_judge(config: ConfigDict) -> None:

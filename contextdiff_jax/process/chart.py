@@ -28,7 +28,7 @@ class Chart:
         f: (x_t [B, ...], t) -> x0_hat [B, ...].
         b: (x0 [B, ...], t) -> b_t [B, ...], or None for plain diffusion. If it has `pair(x0, t, s) -> (b_t,
             b_s)`, that is used wherever both are needed, so that x0 is encoded once. If it has a scale too, all goes
-            through that (`has_scale`; models/adapter.py, `ScaledShift`).
+            through its `warp`, `warps`, `straight`, `bent` and `carry` (models/adapter.py, `ScaledShift`).
     """
 
     f: Denoiser

@@ -403,11 +403,12 @@ class DiffusionTask:
         Raises:
             UserError: the run was started with others.
         """
+        binding = has_trained(workdir) or (workdir / warm_start.EXPORT).is_file()
         with distributed.together():
-            if distributed.is_primary() and not has_trained(workdir) and not (workdir / warm_start.EXPORT).is_file():
-                for name in (identity.FILE, one_clip.CLIP, RGB_MAP):
+            if distributed.is_primary() and not binding:
+                for name in (one_clip.CLIP, RGB_MAP):
                     (workdir / name).unlink(missing_ok=True)
-        identity.check(workdir, self.config)
+        identity.check(workdir, self.config, binding)
         with distributed.together():
             if distributed.is_primary():
                 self._keep(workdir)

@@ -112,21 +112,22 @@ def _recorded(path: Path) -> dict[str, dict[str, Any]]:
     return recorded
 
 
-def check(place: str | Path, config: ConfigDict) -> None:
+def check(place: str | Path, config: ConfigDict, binding: bool = True) -> None:
     """Compares a model's frozen networks with those it was trained with, and those of all processes with one another;
     what is not recorded yet is recorded.
 
     Args:
         place: the run or the export.
         config: its config, with paths that lead to the networks.
+        binding: whether what is recorded counts; otherwise another network is recorded in its place.
 
     Raises:
         UserError: another network, both named; or processes that have different ones.
     """
-    distributed.the_same(lambda: _compared(place, config), _summary)
+    distributed.the_same(lambda: _compared(place, config, binding), _summary)
 
 
-def _compared(place: str | Path, config: ConfigDict) -> dict[str, dict[str, Any]]:
+def _compared(place: str | Path, config: ConfigDict, binding: bool) -> dict[str, dict[str, Any]]:
     """What this process finds of each network, when it is what was recorded."""
     path = Path(place) / FILE
     recorded = _recorded(path)
@@ -134,13 +135,14 @@ def _compared(place: str | Path, config: ConfigDict) -> dict[str, dict[str, Any]
     for name, folder in sources(config).items():
         now[name] = now.get(name, {}) | _identity(name, folder, recorded.get(name, {}))
     for name, found in now.items():
-        if name in recorded and (differing := _differing(recorded[name], found)):
+        if binding and name in recorded and (differing := _differing(recorded[name], found)):
             raise UserError(
                 f"{place} was made with the {name} of {recorded[name]['path']} ({differing[0]}), but {found['path']} "
                 f"holds another ({differing[1]}); put that back, or take another place for another model"
             )
     whole = {name: recorded.get(name, {}) | found for name, found in now.items()}
     news = any(recorded.get(name, {}).keys() != found.keys() for name, found in whole.items())
+    news = news or (not binding and whole.items() != recorded.items())
     of_the_package = path.resolve().is_relative_to(encoders.ASSETS.resolve())
     if news and distributed.is_primary() and not of_the_package:
         try:

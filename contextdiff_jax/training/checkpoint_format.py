@@ -16,7 +16,6 @@ from contextdiff_jax.types import TrainState
 
 ARRAYS = ("params", "ema", "optimizer")
 ITEMS = (*ARRAYS, "data", "config", "fingerprints")
-_OF_ANOTHER_MODEL = ("structures do not match", "is not compatible with the stored shape")  # Orbax's words
 _OF_THE_SYSTEM = "[OS error"  # TensorStore's
 
 
@@ -67,14 +66,14 @@ def refusal(error: Exception, directory: Path, intact: bool) -> str | None:
     of_the_system = _OF_THE_SYSTEM in text
     if isinstance(error, MemoryError) or ("RESOURCE_EXHAUSTED" in text and not of_the_system):
         return f"checkpoint {directory} does not fit these devices ({reason}); take more, with a larger mesh.fsdp"
-    if intact and any(words in text for words in _OF_ANOTHER_MODEL):
+    missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+    if of_the_system or (isinstance(error, OSError) and (intact or not missing)):
+        return f"checkpoint {directory} cannot be read ({reason}); make it readable, and run the same command again"
+    if intact:
         return (
             f"checkpoint {directory} is intact but does not fit this model ({reason}); undo the change of the config, "
             "or take another --workdir"
         )
-    missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
-    if intact or of_the_system or (isinstance(error, OSError) and not missing):
-        return f"checkpoint {directory} cannot be read ({reason}); make it readable, and run the same command again"
     return None
 
 

@@ -18,13 +18,12 @@ VALUES = Values(
         seed optim.weight_decay optim.warmup_steps optim.clip_norm train.keep_every train.preview_every
         train.validate_every
     """,
-    fractions="ema.decay",
-    below_one="optim.b1 optim.b2 optim.momentum",
+    fractions="ema.decay optim.b1 optim.b2 optim.momentum",
 )
 
 
 def check(config: ConfigDict) -> None:
-    """Seeds that a key holds, averages that move, and what a LoRA needs before its layers are known.
+    """Seeds that a key holds, and what a LoRA needs before its layers are known.
 
     Raises:
         UserError: names the keys, their values and the remedy.
@@ -33,17 +32,28 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"config.seed={config.seed}, config.data.seed={config.data.seed}: the largest seed is {2**32 - 1}"
         )
-    if "ema" in config and config.ema.decay == 1 and not config.ema.warmup:
-        raise UserError(
-            "config.ema.decay=1 with config.ema.warmup=False keeps the parameters of the start for ever; give a decay "
-            "below 1, such as 0.999"
-        )
     muon = config.optim.muon if "optim" in config else ()  # a model that was never trained here has none
     if not isinstance(muon, list | tuple) or not are(muon, str):
         raise UserError(f"config.optim.muon={muon!r} must be a tuple of regular expressions; () steps with Adam alone")
     _check_patterns("train.trainable", config.train.trainable)
     if "lora" in config.train and "rank" in config.train.lora:
         _check_lora(config)
+
+
+def check_averages(config: ConfigDict) -> None:
+    """Refuses a training whose averages never move; what was trained so can still be used.
+
+    Raises:
+        UserError: names the key, its value and the remedy.
+    """
+    for name in ("b1", "b2", "momentum"):
+        if name in config.optim and config.optim[name] == 1:
+            raise UserError(f"config.optim.{name}=1 keeps its average at 0 for ever; give a value below 1")
+    if config.ema.decay == 1 and not config.ema.warmup:
+        raise UserError(
+            "config.ema.decay=1 with config.ema.warmup=False keeps the parameters of the start for ever; give a decay "
+            "below 1, such as 0.999"
+        )
 
 
 def _check_patterns(key: str, patterns: Any) -> None:

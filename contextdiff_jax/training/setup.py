@@ -17,6 +17,7 @@ from contextdiff_jax.runtime import Runtime, here, in_use
 from contextdiff_jax.training import distributed, sharding
 from contextdiff_jax.training import state as state_lib
 from contextdiff_jax.training.optimizer import make_optimizer
+from contextdiff_jax.training.settings import check_averages
 from contextdiff_jax.training.step import Guard, make_step
 from contextdiff_jax.types import Batch, Params, TrainState
 
@@ -59,6 +60,7 @@ class Setup:
             UserError: they do not.
         """
         config, runtime = task.config, runtime or here()
+        check_averages(config)
         mesh = sharding.make_mesh(config.mesh, runtime)
         sharding.check_batch(mesh, config.data.batch_size, config.optim.accum_steps)
         if not runtime.described:

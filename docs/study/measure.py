@@ -31,9 +31,11 @@ class Seeded:
         """As the task's."""
         return self._task.draw(batch, jax.random.fold_in(key, batch["run"][0]))
 
-    def loss(self, params: Params, frozen: Params, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(
+        self, params: Params, frozen: Params, batch: Batch, key: Array, **how: Any
+    ) -> tuple[Array, dict[str, Array]]:
         """As the task's."""
-        return self._task.loss(params, frozen, batch, jax.random.fold_in(key, batch["run"][0]))
+        return self._task.loss(params, frozen, batch, jax.random.fold_in(key, batch["run"][0]), **how)
 
 
 def bound(task: Any, params: Params, frozen: Params, batch: Batch, key: Array, num_t: int) -> BitsPerDim:
