@@ -31,6 +31,21 @@ def model_of(asked: str, quick: bool) -> str:
     return "runs/demo"
 
 
+def trainings(folder: Path) -> dict[str, list[Path]]:
+    """{"on", "off": the runs of every seed} that the figure of convergence has left in a folder, with and without the
+    adapter.
+
+    Raises:
+        UserError: there are none of a kind, or not of the same seeds.
+    """
+    found = {arm: sorted(folder.glob(f"converge-{arm}-*")) for arm in ("on", "off")}
+    seeds = [[path.name.rpartition("-")[2] for path in paths] for paths in found.values()]
+    if not seeds[0] or seeds[0] != seeds[1]:
+        said = f"with the adapter {seeds[0]}, without {seeds[1]}"
+        raise UserError(f"--trained={folder}: seeds {said}; bash launch/figures.sh convergence trains both")
+    return found
+
+
 def keep(name: str, quick: bool, values: dict[str, Any]) -> None:
     """Writes NAME.json with the hardware."""
     write_json({"hardware": hardware(), **values}, place(quick) / f"{name}.json")

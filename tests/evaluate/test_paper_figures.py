@@ -9,6 +9,7 @@ from PIL import Image
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import figures
+from docs.figures.store import trainings
 
 
 def test_differences_are_those_of_the_seeds():
@@ -42,6 +43,15 @@ def test_options_of_one_figure_are_not_given_to_all():
     script = Path(__file__).parents[2] / "launch" / "figures.sh"
     done = subprocess.run(["bash", script, "--quick", "--seeds=1"], capture_output=True, text=True)
     assert done.returncode == 2 and "--quick --seeds=1 belongs to one figure" in done.stderr
+
+
+def test_trainings_are_of_the_same_seeds_in_both_arms(tmp_path):
+    for name in ("on-0", "on-1", "off-0"):
+        (tmp_path / f"converge-{name}").mkdir()
+    with pytest.raises(UserError, match=r"with the adapter \['0', '1'\], without \['0'\]; bash .* convergence"):
+        trainings(tmp_path)
+    (tmp_path / "converge-off-1").mkdir()
+    assert [path.name for path in trainings(tmp_path)["off"]] == ["converge-off-0", "converge-off-1"]
 
 
 def test_the_cost_table_is_markdown():
