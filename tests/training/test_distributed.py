@@ -76,7 +76,7 @@ def test_a_failure_of_one_ends_all(monkeypatch, bad):
 
 def test_frozen_networks_are_compared_across_processes(monkeypatch, tmp_path):
     of = lambda index: {"vae": dict(path=f"host {index}", digest="ab", settings={"scaling_factor": str(index)})}
-    monkeypatch.setattr(identity, "_compared", lambda place, index: of(index))
+    monkeypatch.setattr(identity, "_compared", lambda place, index, binding: of(index))
     assert _Cluster(2, monkeypatch).run(lambda i: identity.check(tmp_path, 0)) == [None, None]
     for error in _Cluster(2, monkeypatch).run(lambda i: identity.check(tmp_path, i)):
         assert "process 0: frozen networks vae ab" in str(error) and "process 1: frozen networks vae ab" in str(error)
