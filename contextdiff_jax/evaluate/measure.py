@@ -30,7 +30,8 @@ from contextdiff_jax.evaluate.metrics import (
 )
 from contextdiff_jax.evaluate.metrics.base import Records, Rows, check, indices, shown
 from contextdiff_jax.evaluate.metrics.distributed import joined
-from contextdiff_jax.evaluate.picture_sets import Batch, PictureSet, has_pictures
+from contextdiff_jax.evaluate.picture_sets import Batch, PictureSet, has_pictures, stamp
+from contextdiff_jax.evaluate.unfinished import Journal, not_seen
 from contextdiff_jax.files import check_file, write_json
 from contextdiff_jax.training.distributed import is_primary, together
 
@@ -61,19 +62,28 @@ def passes(pictures: PictureSet, title: str):
             bar.update(len(images))
 
 
-def observe(pictures: PictureSet, spaces: Sequence[FeatureSpace], keep: bool = True) -> list[Reference]:
+def observe(
+    pictures: PictureSet, spaces: Sequence[FeatureSpace], keep: bool = True, journal: Journal | None = None
+) -> list[Reference]:
     """One pass over a set: its moments in each space, and its features where `keep`."""
-    return observe_batches(passes(pictures, f"reference {pictures.path.name}"), spaces, pictures.described, keep)
+    batches = passes(pictures, f"reference {pictures.path.name}")
+    return observe_batches(batches, spaces, pictures.described, keep, journal)
 
 
 def observe_batches(
-    batches: Iterable[Batch], spaces: Sequence[FeatureSpace], described: Callable[[], dict[str, Any]], keep: bool = True
+    batches: Iterable[Batch],
+    spaces: Sequence[FeatureSpace],
+    described: Callable[[], dict[str, Any]],
+    keep: bool = True,
+    journal: Journal | None = None,
 ) -> list[Reference]:
     """The same of any batches of pictures and records; `described` says afterwards what they were. Of several
     processes, which all call it with the same batches, each looks at its share of them."""
     found = [({"pooled": Moments(), "spatial": Moments()}, Rows()) for _ in spaces]
+    parts = {f"{i}/{name}": part for i, (moments, _) in enumerate(found) for name, part in moments.items()}
+    parts |= {f"{i}/features": rows for i, (_, rows) in enumerate(found) if keep}
     with together():
-        for images, records in own_share(batches):
+        for images, records in not_seen(own_share(batches), journal, "reference", parts):
             for space, (moments, rows) in zip(spaces, found, strict=True):
                 features = space.features(images)
                 check_finite(space, features, records)
@@ -107,12 +117,14 @@ def check_finite(space: FeatureSpace, features: dict[str, np.ndarray], records: 
         )
 
 
-def references(path: str | Path, spaces: Sequence[FeatureSpace], crop: int | None, crop_rule: str) -> list[Reference]:
+def references(
+    path: str | Path, spaces: Sequence[FeatureSpace], crop: int | None, crop_rule: str, journal: Journal | None = None
+) -> list[Reference]:
     """The reference in each space, from pictures, from a file of statistics, or from one that has both, as ADM's
     reference batches do: their statistics are FID's, of more pictures than they hold."""
     if not statistics.is_statistics(path):
-        return observe(PictureSet(path, crop), spaces)
-    seen = observe(PictureSet(path, crop), spaces) if has_pictures(path) else [None] * len(spaces)
+        return observe(PictureSet(path, crop), spaces, journal=journal)
+    seen = observe(PictureSet(path, crop), spaces, journal=journal) if has_pictures(path) else [None] * len(spaces)
     found = []
     for space, own in zip(spaces, seen, strict=True):
         if own is not None and not space.described.is_fid:
@@ -153,6 +165,7 @@ def measure(
     *,
     crop: int | None = None,
     captions: str | Path = "",
+    journal: Journal | None = None,
 ) -> dict[str, Any]:
     """Every metric that the spaces allow, with the whole protocol. Several processes share the work; all call it.
 
@@ -162,6 +175,7 @@ def measure(
         spaces: feature spaces, one or more.
         crop: as `PictureSet` takes it, for both sides.
         captions: of the pictures, as `PictureSet` takes them.
+        journal: of a single process; what it holds of the same measurement is not looked at again.
 
     Returns:
         {"images", "reference": what was measured; "spaces": {name: {"digest", "resize", "width", "reference": this
@@ -174,12 +188,16 @@ def measure(
     if captions and not any(space.embed_texts for space in spaces):
         raise UserError("captions are given, but no feature space has a text encoder; add --features=clip:FOLDER")
     check_names(spaces)
-    found = references(reference, spaces, crop, pictures.crop_rule) if str(reference) else [None] * len(spaces)
+    found: Sequence[Reference | None] = [None] * len(spaces)
+    if str(reference):
+        found = references(reference, spaces, crop, pictures.crop_rule, journal)
     metrics = [metrics_of(space, ref, bool(captions)) for space, ref in zip(spaces, found, strict=True)]
     if not any(metrics):
         raise UserError("nothing to measure: --reference is not given, and no --captions for a clip space")
+    parts = {f"{i}/{name}": metric.kept for i, group in enumerate(metrics) for name, metric in group.items()}
     with together():
-        for batch, records in own_share(passes(pictures, f"images {pictures.path.name}")):
+        batches = own_share(passes(pictures, f"images {pictures.path.name}"))
+        for batch, records in not_seen(batches, journal, "images", parts):
             for ref in found:
                 _check_same_size(pictures.shape, ref)
             for space, group in zip(spaces, metrics, strict=True):
@@ -238,7 +256,8 @@ def measure_on_command(
 ) -> None:
     """`--mode=metrics`: prints the figures, and writes the result as JSON to `out`, or prints it where there is none.
 
-    Without a reference and with `out` an npz, the pictures' statistics go there instead.
+    Without a reference and with `out` an npz, the pictures' statistics go there instead. With `out` a measurement that
+    was cut off goes on where it was, in one process.
 
     Raises:
         UserError: bad input of any kind, in one line.
@@ -257,14 +276,19 @@ def measure_on_command(
         if len(features) != 1:
             raise UserError(f"{len(features)} feature spaces for one file of statistics; give one --features")
         pictures, (space,) = PictureSet(images, crop), [open_space(spec) for spec in features]
-        (found,) = observe(pictures, [space], keep=False)
+        journal = _journal(out, [space], images, "", "", crop)
+        (found,) = observe(pictures, [space], keep=False, journal=journal)
         if is_primary():
             _keep_statistics(out, space, found)
             print(f"statistics of {pictures.n} pictures in {space.described.name}: {out}")
+        if journal is not None:
+            journal.end()
         return
     if not reference and not captions and not any(spec.startswith("inception:") for spec in features):
         raise UserError("--reference is missing; give pictures or statistics, or --out=FILE.npz to write statistics")
-    result = measure(images, reference, [open_space(spec) for spec in features], crop=crop, captions=captions)
+    spaces = [open_space(spec) for spec in features]
+    journal = _journal(out, spaces, images, reference, captions, crop)
+    result = measure(images, reference, spaces, crop=crop, captions=captions, journal=journal)
     if not is_primary():
         return
     report(result)
@@ -276,7 +300,25 @@ def measure_on_command(
     except OSError as error:
         print(json.dumps(result, indent=2))
         raise UserError(f"{out} cannot be written ({error.strerror or error}); it is printed instead") from error
+    if journal is not None:
+        journal.end()
     print(f"figures with their protocol: {out}")
+
+
+def _journal(
+    out: str, spaces: Sequence[FeatureSpace], images: str, reference: str, captions: str, crop: int | None
+) -> Journal | None:
+    """What the same measurement has left beside `out`, if it was cut off; None where nothing is kept of it: without
+    `out`, and of several processes, each of which sees a share of the pictures."""
+    if not out or jax.process_count() > 1:
+        return None
+    files = {"images": stamp(images), "reference": stamp(reference), "captions": stamp(captions)}
+    about = files | {"crop": crop, "batch": BATCH, "spaces": [dataclasses.asdict(space.described) for space in spaces]}
+    path = Path(out).expanduser()
+    journal = Journal(path.with_name(f".{path.name}.unfinished.npz"), json.dumps(about, sort_keys=True, default=str))
+    if journal.found:
+        print(f"going on with the measurement that was cut off, for {out}", file=sys.stderr)
+    return journal
 
 
 def _keep_statistics(out: str, space: FeatureSpace, found: Reference) -> None:

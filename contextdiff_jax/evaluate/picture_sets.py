@@ -167,6 +167,18 @@ def _open_array(path: Path) -> tuple[zipfile.ZipFile, Any, tuple[int, ...], np.d
     raise UserError(f"{str(path)!r} has no array of pictures; expected uint8 [N, height, width, 3], as arr_0")
 
 
+def stamp(path: str | Path) -> str:
+    """What changes when files are written: a hash of names, sizes and times, of a file or all below a folder; empty
+    without a path."""
+    if not str(path):
+        return ""
+    root = Path(path).expanduser()
+    names = files_below(root) if root.is_dir() else [""]
+    states = ((name, (root / name).stat()) for name in names if (root / name).exists())
+    found = [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+    return hashlib.sha256(repr((str(root.resolve()), found)).encode()).hexdigest()[:16]
+
+
 def has_pictures(path: str | Path) -> bool:
     """Whether a file is an npz with an array of pictures."""
     try:

@@ -1,10 +1,10 @@
-"""An evaluation that was cut off goes on where it was: what it has seen is written now and then."""
+"""A measurement that was cut off goes on where it was: what it has seen is written now and then."""
 
 import io
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from absl import logging
@@ -94,6 +94,45 @@ class Journal:
         """The evaluation is finished."""
         if is_primary():
             self._path.unlink(missing_ok=True)
+
+
+class Count:
+    """How many batches have been looked at."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Arrays that `load` takes."""
+        return {"n": np.array(self.n)}
+
+    def load(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes the place of what was counted so far."""
+        self.n = int(state["n"])
+
+
+def not_seen(batches: Iterable[Any], journal: Journal | None, name: str, parts: Mapping[str, Part]) -> Iterator[Any]:
+    """The batches that `parts` have not seen before the measurement was cut off; all of them without a journal.
+
+    Args:
+        batches: of one pass, the same ones each time.
+        journal: which remembers the parts from now on.
+        name: of the pass.
+        parts: what takes in every batch, by name.
+    """
+    if journal is None:
+        yield from batches
+        return
+    count = Count()
+    for part, what in {"batches": count, **parts}.items():
+        journal.follow(f"{name}/{part}", what)
+    done = count.n
+    for i, batch in enumerate(batches):
+        if i < done:
+            continue
+        yield batch
+        count.n += 1
+        journal.tick()
 
 
 class Batches:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import re
@@ -21,10 +22,11 @@ from contextdiff_jax.data import OpenMojiSource
 from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import measure as measure_module
-from contextdiff_jax.evaluate import metrics, statistics
+from contextdiff_jax.evaluate import metrics, statistics, unfinished
 from contextdiff_jax.evaluate.feature_spaces import Described, FeatureSpace, open_space
 from contextdiff_jax.evaluate.measure import measure, observe, report
 from contextdiff_jax.evaluate.picture_sets import PictureSet
+from contextdiff_jax.evaluate.unfinished import Journal
 from contextdiff_jax.models.recogniser import load_recogniser
 
 
@@ -413,6 +415,47 @@ def test_statistics_from_the_command_line(tmp_path):
     with open(tmp_path / "o.json") as file:
         figures = json.load(file)["spaces"]["clip clip_mini"]["figures"]
     assert figures == {"frechet_distance": {"frechet": pytest.approx(0.0, abs=1e-5), "n": 200}}
+
+
+def test_a_measurement_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, capsys):
+    """Of 3 batches of the reference and 3 of the pictures none is looked at twice; the figures are the same bits."""
+    a, b = folder(tmp_path / "a", pictures(20, 0)), folder(tmp_path / "b", pictures(24, 1))
+    seen, cuts = [], []
+
+    class Cut(Journal):
+        def tick(self):
+            super().tick()
+            seen.append(1)
+            if len(seen) in cuts:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure_module, "open_space", lambda spec: colours(is_fid=True))
+    monkeypatch.setattr(measure_module, "BATCH", 8)
+    monkeypatch.setattr(unfinished, "PATIENCE", 0)
+    monkeypatch.setattr(measure_module, "Journal", functools.partial(Cut, every=0.0))
+    run = lambda out, reference=str(b): command_line.run(
+        "metrics",
+        None,
+        command_line.Options("", images=str(a), reference=reference, features=("x",), out=str(tmp_path / out)),
+    )
+    run("whole.json")
+    assert len(seen) == 6
+    seen.clear()
+    cuts += [2, 5]
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run("cut.json")
+        assert not (tmp_path / "cut.json").exists()
+    run("cut.json")
+    assert len(seen) == 6 and "going on with the measurement" in capsys.readouterr().err
+    assert (tmp_path / "cut.json").read_text() == (tmp_path / "whole.json").read_text()
+    cuts[:] = [len(seen) + 1]  # statistics alone, and pictures that change meanwhile
+    with pytest.raises(KeyboardInterrupt):
+        run("s.npz", "")
+    folder(a, pictures(1, 5), start=20)
+    run("s.npz", "")
+    assert statistics.read(tmp_path / "s.npz", colours(is_fid=True).described, "none").about["n"] == 21
+    assert len(seen) == 6 + 1 + 3 and not list(tmp_path.glob(".*unfinished*"))
 
 
 def test_what_was_computed_is_not_lost_with_its_file(tmp_path, monkeypatch, capsys):
