@@ -78,16 +78,16 @@ def _prepared(config: ConfigDict, options: Options) -> Any:
         # Another system may spell the folders' names otherwise, and so sort them otherwise; and lists may change.
         config.data.class_names = training.known_classes(options.workdir)
     if tunes := "edit" in config:
-        from contextdiff_jax import edits
+        from contextdiff_jax.pipeline import clip_editing
 
-        edits.check_clip(config, options.workdir)
+        clip_editing.check_clip(config, options.workdir)
     if edits_after := tunes and config.edit.after_training:
         _check_alone("config.edit.after_training=True", "set it to False, and edit by --mode=edit in one process")
     task = task_lib.build(config, mesh=make_mesh(config.mesh))
     if (options.prompts or options.out) and not edits_after:
         raise UserError("--prompt and --out cannot act: nothing is edited after this training; leave them out")
     if edits_after:
-        edits.check(task, config, options.prompts)
+        clip_editing.check(task, config, options.prompts)
     if config.task == "diffusion" and config.eval.after_training:  # what is not there is said before the training
         from contextdiff_jax.evaluate.conditions import check_judge
         from contextdiff_jax.evaluate.feature_spaces import open_space
@@ -134,23 +134,23 @@ def edit(config: ConfigDict | None, options: Options, checked_before: bool = Fal
     Args:
         config: None takes the run's own.
         options: of the command line.
-        checked_before: whether `edits.check` has said already what cannot be edited.
+        checked_before: whether `clip_editing.check` has said already what cannot be edited.
     """
     _check_alone("--mode=edit", "run it in one")
     pipeline = _pipeline(None, options) if config is None else None
     config = pipeline.config if config is None else config
     if "edit" not in config:
         raise UserError("--mode=edit is for runs that were tuned on a clip: --config=configs/video_edit.py")
-    from contextdiff_jax import edits
     from contextdiff_jax.data.one_clip import clip_of, keep_identity
     from contextdiff_jax.editing.editor import Editor
+    from contextdiff_jax.pipeline import clip_editing
 
-    targets, clip = edits.targets_of(config, options.prompts), clip_of(config.data)
+    targets, clip = clip_editing.targets_of(config, options.prompts), clip_of(config.data)
     pipeline = pipeline or _pipeline(config, options)
     keep_identity(clip, options.workdir)
     editor = Editor(pipeline.task, pipeline.params, pipeline.frozen, clip, pipeline.config)
     if not checked_before:  # whatever is wrong leaves no folder
-        edits.check_stages(editor, targets)
+        clip_editing.check_stages(editor, targets)
     out = make_folder(Path(options.out) if options.out else unused(Path(options.workdir) / "edit"))
     edited = editor.run(targets)
     print(edited.table())
@@ -160,8 +160,8 @@ def edit(config: ConfigDict | None, options: Options, checked_before: bool = Fal
 
 def sample(config: ConfigDict | None, options: Options) -> None:
     """Draws the prompts and writes every picture, and a grid with the captions under them."""
-    from contextdiff_jax.asked import as_array, read_size, strength_of
     from contextdiff_jax.pictures import GRID, caption_grid
+    from contextdiff_jax.pipeline.requests import as_array, read_size, strength_of
     from contextdiff_jax.training.distributed import is_primary, together
 
     # Without a config the model must be read before the rest can be checked against its own.
@@ -207,7 +207,7 @@ def asked_for(config: ConfigDict, options: Options) -> list[str] | int:
     Raises:
         UserError: no prompt, an empty one, a negative number, or prompts where none are taken.
     """
-    from contextdiff_jax.asked import check_prompts, read_layouts
+    from contextdiff_jax.pipeline.requests import check_prompts, read_layouts
 
     if options.num_samples < 0:
         raise UserError(f"--num_samples={options.num_samples} is negative; give how many pictures of each prompt")
@@ -277,7 +277,7 @@ def export(config: ConfigDict, options: Options) -> None:
     out = options.out or str(Path(options.workdir) / "export")
     check_writable(Path(out), "output folder", "give another --out")
     if config.task == "diffusion":
-        from contextdiff_jax import export as export_lib
+        from contextdiff_jax.pipeline import export as export_lib
 
         _check_alone("--mode=export", "run it in one")
         pipeline = _pipeline(config, options)

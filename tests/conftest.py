@@ -42,7 +42,7 @@ LONGEST_FIRST = (
     "test_builtin_demo",
     "test_mutations",
     "test_edit",
-    "test_exports",
+    "test_export",
     "test_configs",
     "test_raster",
     "test_pretrained_files",

@@ -16,10 +16,10 @@ from test_stored_figures import PROMPTS, shaken  # noqa: E402
 
 import contextdiff_jax as cdx  # noqa: E402
 from configs import t2i  # noqa: E402
-from contextdiff_jax import export  # noqa: E402
 from contextdiff_jax import task as task_lib  # noqa: E402
 from contextdiff_jax.evaluate import suite  # noqa: E402
-from contextdiff_jax.pipeline import _with_untrained  # noqa: E402
+from contextdiff_jax.pipeline import export  # noqa: E402
+from contextdiff_jax.pipeline.pipeline import _with_untrained  # noqa: E402
 from contextdiff_jax.training import initialize_distributed  # noqa: E402
 from contextdiff_jax.training.sharding import serving_mesh  # noqa: E402
 

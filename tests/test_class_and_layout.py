@@ -8,12 +8,13 @@ import pytest
 
 import contextdiff_jax as cdx
 from configs import class2img, layout2img
-from contextdiff_jax import command_line, export, training
+from contextdiff_jax import command_line, training
 from contextdiff_jax import task as task_lib
-from contextdiff_jax.asked import negatives_of
 from contextdiff_jax.command_line import Options, asked_for
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.suite import evaluate_run
+from contextdiff_jax.pipeline import export
+from contextdiff_jax.pipeline.requests import negatives_of
 
 LAYOUT = [("frog", (0.05, 0.3, 0.45, 0.7)), ("star", (0.55, 0.3, 0.95, 0.7))]
 

@@ -12,10 +12,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import class2img, clip_mini, layout2img, t2i
-from contextdiff_jax import command_line, config, config_files, data, export, keys, options, task
+from contextdiff_jax import command_line, config, config_files, data, keys, options, task
 from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import write_json
+from contextdiff_jax.pipeline import export
 from contextdiff_jax.training import Setup, workdir
 
 

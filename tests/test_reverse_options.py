@@ -10,13 +10,13 @@ import pytest
 from gaussian_toy import functions, toy
 
 from configs import cifar10_nll
-from contextdiff_jax import asked, losses, samplers
 from contextdiff_jax import config as config_lib
+from contextdiff_jax import losses, samplers
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.models import precond
 from contextdiff_jax.models.adapter import ScaledShift, Shift, bounded
-from contextdiff_jax.pipeline import Pipeline
+from contextdiff_jax.pipeline import Pipeline, requests
 from contextdiff_jax.process import chart, forward, schedule
 from contextdiff_jax.tasks import objective
 
@@ -182,7 +182,7 @@ def test_a_head_has_no_inversion_and_the_plain_process_has_one():
     for how in ({}, {"adapter": None}, {"adapter": True}):
         with pytest.raises(UserError, match="second head .* has no inversion.*adapter=False inverts the plain process"):
             Pipeline.invert(pipe, np.zeros((8, 8, 3), np.float32), 1, **how)
-    plain = asked.section_of(config, {"adapter": False}, sampler="ddim", guidance=1.0)
+    plain = requests.section_of(config, {"adapter": False}, sampler="ddim", guidance=1.0)
     assert plain.sampler == "ddim" and not plain.adapter
 
 

@@ -20,7 +20,7 @@ SCRIPT = """
 import resource, sys, time
 import numpy as np
 import contextdiff_jax as cdx
-from contextdiff_jax import export
+from contextdiff_jax.pipeline import export
 
 gigabytes = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 folder, out = sys.argv[1:]

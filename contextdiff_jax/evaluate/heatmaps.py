@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from contextdiff_jax import asked, sampling
+from contextdiff_jax import sampling
 from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.editing.figures import heat_in_mask
 from contextdiff_jax.editing.inversion import invert
@@ -23,7 +23,7 @@ from contextdiff_jax.editing.plan import plan_of
 from contextdiff_jax.editing.words import Prompt
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.layers import Attention
-from contextdiff_jax.pipeline import Pipeline
+from contextdiff_jax.pipeline import Pipeline, requests
 from contextdiff_jax.progress import Progress
 from contextdiff_jax.types import Array
 
@@ -145,7 +145,7 @@ def _attended(
             f"heatmaps of words: config.condition.kind={config.condition.kind!r} with {config.data.num_frames} frames; "
             "take a model that draws pictures from texts"
         )
-    section = asked.section_of(config, options)
+    section = requests.section_of(config, options)
     plan, numbers = sampling.Plan.of(pipeline.task, section), sampling.Numbers.of(section)
     run, recorder = _program(pipeline, way, plan)
     fields, size = pipeline.task.parts.condition.read(list(prompts)), min(section.batch_size, len(prompts))

@@ -19,7 +19,7 @@ from contextdiff_jax.compilation import keep_programs
 from contextdiff_jax.data.one_clip import clip_of
 from contextdiff_jax.editing import memory
 from contextdiff_jax.editing.editor import Editor
-from contextdiff_jax.edits import targets_of
+from contextdiff_jax.pipeline.clip_editing import targets_of
 from contextdiff_jax.runtime import described, here, in_use
 from contextdiff_jax.training.state import stream
 from docs import scripts

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from configs import t2i, video_edit
 from contextdiff_jax import config as config_lib
 from contextdiff_jax import data
-from contextdiff_jax import saved as saved_model
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.pipeline import loading as saved_model
 from contextdiff_jax.tasks import warm_start
 from contextdiff_jax.tasks.autoencoder import AutoencoderTask
 from contextdiff_jax.training import workdir

@@ -13,14 +13,15 @@ from flax import traverse_util
 from PIL import Image
 from stable_diffusion_helpers import UNET, save_pipeline
 
-from contextdiff_jax import edits, export, saved, trees
 from contextdiff_jax import task as task_lib
+from contextdiff_jax import trees
 from contextdiff_jax.data.edges import edges
 from contextdiff_jax.data.one_clip import clip_of
 from contextdiff_jax.editing.editor import Editor
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.models.controlnet import ControlNet, load_controlnet
 from contextdiff_jax.models.sd_unet import read_sd_unet
+from contextdiff_jax.pipeline import clip_editing, export, loading
 from contextdiff_jax.training import Setup
 from contextdiff_jax.training.state import stream
 
@@ -65,8 +66,9 @@ def test_every_stage_is_shown_the_edges(folders, monkeypatch):
     assert rows == [FRAMES, FRAMES, 2 * FRAMES]  # the edit: without and with its prompt
     # Another method from Python keeps what guided the tuning and how this network's attention becomes a mask.
     config.data.mask_path = "of-the-run-s-own-clip"
-    tuned = SimpleNamespace(config=config, task=task, params=params, frozen=task.frozen, clip_models=edits.ClipModels())
-    editor = edits.editor_of(tuned, clip.frames, clip.caption, "fatezero", {}, progress=False)
+    models = clip_editing.ClipModels()
+    tuned = SimpleNamespace(config=config, task=task, params=params, frozen=task.frozen, clip_models=models)
+    editor = clip_editing.editor_of(tuned, clip.frames, clip.caption, "fatezero", {}, progress=False)
     assert editor.config.edit.cross_replace_steps == 0.8
     assert editor.plan.controlnet is task.edges.net and editor.plan.mask_scale == "range"
     assert editor.config.edit.mask_threshold == 0.5
@@ -94,7 +96,7 @@ def test_an_export_has_what_guided_its_tuning(folders, tmp_path):
     params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), expected)
     export.write(task, params, 1, tmp_path / "export", half=True)
     shutil.rmtree(folder)
-    found = saved.find(tmp_path / "export", step=None, ema=True, config=task.config)  # which names the old place
+    found = loading.find(tmp_path / "export", step=None, ema=True, config=task.config)  # which names the old place
     assert found.config.edit.control == str(tmp_path / "export" / "controlnet")
     again = load_controlnet(found.config.edit.control)[1]
     jax.tree.map(np.testing.assert_array_equal, again, task.frozen["control"])

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from configs import video_edit
-from contextdiff_jax import command_line, edits, training
+from contextdiff_jax import command_line, training
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.data.one_clip import clip_of, keep_identity
 from contextdiff_jax.editing import memory
@@ -20,6 +20,7 @@ from contextdiff_jax.editing.editor import Editor
 from contextdiff_jax.editing.kept import Kept, shape_of
 from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.pipeline import clip_editing
 from contextdiff_jax.tasks.parts import read_adapter
 from contextdiff_jax.training import distributed
 from contextdiff_jax.training.workdir import check_workdir
@@ -140,7 +141,7 @@ def test_an_edit_of_what_the_network_has_not_leaves_no_folder(recipe, tmp_path, 
 def test_a_clip_that_changed(recipe, tmp_path):
     keep_identity(clip_of(recipe.data), tmp_path)
     recipe.data.index = 1
-    edits.check_clip(recipe, tmp_path)  # nothing has been tuned yet
+    clip_editing.check_clip(recipe, tmp_path)  # nothing has been tuned yet
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     refused(recipe, tmp_path, "was tuned on other frames")
     (tmp_path / "clip.json").write_text("{}")
@@ -171,7 +172,7 @@ def test_the_edit_has_the_device_to_itself(recipe, tmp_path, monkeypatch):
         return state
 
     monkeypatch.setattr(training, "train", tuned)
-    monkeypatch.setattr(edits, "check", lambda *args: None)
+    monkeypatch.setattr(clip_editing, "check", lambda *args: None)
     monkeypatch.setattr(command_line, "edit", lambda *args, **how: seen.append(states[0]()))
     monkeypatch.setattr(command_line, "write_page", lambda *args: None)
     command_line.run("train", recipe, command_line.Options(str(tmp_path), compilation_cache="off"))
@@ -189,7 +190,7 @@ def test_an_accelerator_is_asked_before_the_tuning(recipe, tmp_path, monkeypatch
     program = jax.jit(lambda x: jnp.sin(x)).lower(jnp.zeros(1000)).compile()
     edit = SimpleNamespace(lower=lambda: SimpleNamespace(compile=lambda: program))
     monkeypatch.setattr(Editor, "trace", lambda *args: {"edit": edit})
-    monkeypatch.setattr(edits, "here", lambda: SimpleNamespace(platform="gpu"))
+    monkeypatch.setattr(clip_editing, "here", lambda: SimpleNamespace(platform="gpu"))
     monkeypatch.setattr(memory, "available", lambda device: 100)
     refused(recipe, tmp_path, "edit of 3 frames needs .*; take smaller frames", "a frog on a green background")
 

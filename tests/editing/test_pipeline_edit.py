@@ -13,12 +13,12 @@ from stable_diffusion_helpers import UNET, save_pipeline
 
 import contextdiff_jax as cdx
 from configs import video_edit
-from contextdiff_jax import edits, saved
 from contextdiff_jax.data.clips import write_clip
 from contextdiff_jax.editing import editor as editor_lib
 from contextdiff_jax.editing.editor import Editor
 from contextdiff_jax.editing.result import AUTOENCODER
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.pipeline import clip_editing, loading
 
 SIZE, FRAMES, WINDOW = 16, 5, 3
 SOURCE, TARGETS = "a star on a red background", ["a star on a blue background", "a star on grass"]
@@ -58,9 +58,10 @@ def test_windows_masks_edges_and_several_prompts_at_once(pipe, tmp_path, monkeyp
     # object's are the clip's own, all others have moved.
     given = how | dict(num_steps=how["steps"], guidance=4.0)
     del given["steps"], given["progress"], given["method"]
-    for where, name in ((editor_lib.memory, "check"), (edits.task_lib, "build"), (edits, "initial_params")):
+    unused = (editor_lib.memory, "check"), (clip_editing.task_lib, "build"), (clip_editing, "initial_params")
+    for where, name in unused:
         monkeypatch.setattr(where, name, None)
-    editor = edits.editor_of(pipe, frames, SOURCE, "controlvideo", given, progress=False)
+    editor = clip_editing.editor_of(pipe, frames, SOURCE, "controlvideo", given, progress=False)
     monkeypatch.setattr(editor_lib.memory, "peak_measured", lambda device: 9)
     assert editor._figures(edited.arrays, edited.masks, {})["memory_measured"] == 9
     assert editor.plan.controlnet is not None and editor.plan.window == WINDOW
@@ -92,7 +93,7 @@ def test_a_file_is_read_as_the_options_say(pipe, tmp_path):
     np.save(tmp_path / "flow.npy", flow)
     options = dict(num_frames=3, overlap=1, length=5, start=1, sampling_rate=np.int64(2), eta=None, blend_words=None)
     options |= dict(mask_path=tmp_path / "masks.gif", flow_path=str(tmp_path / "flow.npy"))
-    editor = edits.editor_of(pipe, tmp_path / "long.gif", SOURCE, "style", options, progress=False)
+    editor = clip_editing.editor_of(pipe, tmp_path / "long.gif", SOURCE, "style", options, progress=False)
     np.testing.assert_array_equal(editor.clip.frames, frames[1:10:2])
     assert editor.clip.rate == 5 and (editor.plan.length, editor.plan.window) == (5, 3)
     np.testing.assert_array_equal(editor.clip.masks, drawn[1:10:2, ..., 0] > 0)
@@ -125,21 +126,21 @@ def test_how_a_run_s_own_clip_was_read_says_nothing_of_another(monkeypatch, tmp_
     config, read = video_edit.get_config("tiny"), []
     own = dict(path=str(tmp_path / "own.mp4"), length=9, start=3, sampling_rate=2, crop=(1, 2, 3, 4))
     config.data.update(own)
-    tuned = SimpleNamespace(config=config, task="own", clip_models=edits.ClipModels())
+    tuned = SimpleNamespace(config=config, task="own", clip_models=clip_editing.ClipModels())
 
     def clip_of(data):
         read.append({key: data[key] for key in own})
         raise UserError("read")
 
-    monkeypatch.setattr(edits, "clip_of", clip_of)
+    monkeypatch.setattr(clip_editing, "clip_of", clip_of)
     monkeypatch.chdir(tmp_path)
     for path, options in (("own.mp4", {}), ("other.mp4", {}), ("other.mp4", dict(start=1))):
         with pytest.raises(UserError, match="read"):
-            edits.editor_of(tuned, path, SOURCE, None, options)
+            clip_editing.editor_of(tuned, path, SOURCE, None, options)
     whole = dict(path="other.mp4", length=0, start=0, sampling_rate=1, crop=(0, 0, 0, 0))
     assert read == [own | dict(path="own.mp4"), whole, whole | dict(start=1)]
     # Pictures of another size are another model's.
-    monkeypatch.setattr(edits.task_lib, "build", lambda config, **how: config.data.image_size)
+    monkeypatch.setattr(clip_editing.task_lib, "build", lambda config, **how: config.data.image_size)
     assert tuned.clip_models.of(tuned, config).task == "own"
     config = ConfigDict(config.to_dict())
     config.data.image_size = 32
@@ -148,11 +149,11 @@ def test_how_a_run_s_own_clip_was_read_says_nothing_of_another(monkeypatch, tmp_
 
 def test_the_model_that_ships_makes_its_masks_as_its_recipe_does(monkeypatch):
     built = []
-    shipped = SimpleNamespace(config=saved.find("builtin:demo", step=None, ema=True, config=None).config)
-    shipped.clip_models = edits.ClipModels()
-    monkeypatch.setattr(edits.task_lib, "build", lambda config, **how: built.append(config))
+    shipped = SimpleNamespace(config=loading.find("builtin:demo", step=None, ema=True, config=None).config)
+    shipped.clip_models = clip_editing.ClipModels()
+    monkeypatch.setattr(clip_editing.task_lib, "build", lambda config, **how: built.append(config))
     frames = np.zeros((3, 64, 64, 3), np.uint8)
     with pytest.raises(AttributeError):  # what is built is no task
-        edits.editor_of(shipped, frames, SOURCE, "fatezero", {}, progress=False)
+        clip_editing.editor_of(shipped, frames, SOURCE, "fatezero", {}, progress=False)
     assert (built[0].edit.mask_scale, built[0].edit.mask_threshold) == ("range", 0.5)
     assert built[0].edit.self_replace_steps == 0.8 and built[0].data.num_frames == 3

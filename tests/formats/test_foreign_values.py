@@ -13,9 +13,9 @@ from contextdiff_jax.formats import hub, tensor_files
 from contextdiff_jax.formats.pretrained import stored_tensors
 from contextdiff_jax.formats.tokenizers import load_tokenizer, trained_length
 from contextdiff_jax.models.sd_config import UNetConfig, sample_side
+from contextdiff_jax.pipeline.loading import stable_diffusion_config
 from contextdiff_jax.samplers import from_scheduler_config
 from contextdiff_jax.samplers.scheduler_config import as_stable_diffusion
-from contextdiff_jax.saved import stable_diffusion_config
 
 MINI = ASSETS / "clip_mini"
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 import contextdiff_jax as cdx
 from configs import t2i
-from contextdiff_jax import export
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import diffusers_format, lora
 from contextdiff_jax.models import lora as low_rank
+from contextdiff_jax.pipeline import export
 from contextdiff_jax.training.state import initial_params
 from tests import stable_diffusion_helpers as helpers
 from tests.diffusers_helpers import relative_error

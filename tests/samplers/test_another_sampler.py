@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import contextdiff_jax as cdx
-from contextdiff_jax import losses, saved
+from contextdiff_jax import losses
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.pipeline import loading
 from contextdiff_jax.samplers.scheduler_config import from_scheduler_config
 from contextdiff_jax.tasks import objective
 from contextdiff_jax.tasks.diffusion import DiffusionTask
@@ -34,7 +35,7 @@ def test_the_config_s_zero_terminal_snr_is_sampled_as_it_was_trained(file_has_it
     given = shutil.copytree(folder, tmp_path / "sd")
     file = given / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"rescale_betas_zero_snr": file_has_it}))
-    config = saved.stable_diffusion_config(given)
+    config = loading.stable_diffusion_config(given)
     config.process.zero_terminal_snr = not file_has_it
     parts = Parts.of(config, weights=False)
     assert parts.schedule.alpha_bar[-1] == 0
@@ -46,7 +47,7 @@ def test_the_config_s_zero_terminal_snr_is_sampled_as_it_was_trained(file_has_it
 
 
 def test_steps_that_the_file_does_not_have_are_refused_before_the_training(folder):
-    config = saved.stable_diffusion_config(folder)
+    config = loading.stable_diffusion_config(folder)
     config.sample.num_steps, config.sample.sampler = config.process.num_timesteps, "dpmpp_2m"
     file = folder / "scheduler" / "scheduler_config.json"
     before = file.read_text()
@@ -60,7 +61,7 @@ def test_steps_that_the_file_does_not_have_are_refused_before_the_training(folde
 
 @pytest.mark.parametrize("of_the_file", [True, False])
 def test_a_weighting_that_is_0_at_T_begins_no_training(of_the_file, folder):
-    config = saved.stable_diffusion_config(folder)
+    config = loading.stable_diffusion_config(folder)
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     assert scheduler["rescale_betas_zero_snr"] and config.process.schedule == "pretrained"
     if not of_the_file:
@@ -72,7 +73,7 @@ def test_a_weighting_that_is_0_at_T_begins_no_training(of_the_file, folder):
         config.loss.weighting = weighting
         with pytest.raises(UserError, match=f"weighting='{weighting}' under zero terminal SNR .* 'snr_plus_1'"):
             objective.check_weighting(config, scheduler)
-    task = DiffusionTask(saved.stable_diffusion_config(folder), weights=False)  # which loads, as an old run must
+    task = DiffusionTask(loading.stable_diffusion_config(folder), weights=False)  # which loads, as an old run must
     task.config.loss.weighting = "min_snr"
     with pytest.raises(UserError, match="weighting='min_snr' under zero terminal SNR"):
         task.check_start()

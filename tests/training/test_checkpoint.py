@@ -17,9 +17,9 @@ import pytest
 from absl import logging
 
 from configs import t2i
-from contextdiff_jax import saved
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import write_json
+from contextdiff_jax.pipeline import loading
 from contextdiff_jax.training import check_workdir, integrity, load_params, train
 from contextdiff_jax.training import checkpoint_format as form
 from contextdiff_jax.training.checkpoint import Checkpoints
@@ -360,11 +360,11 @@ def test_how_a_model_runs_makes_no_other_of_it(tmp_path):
     own, given = t2i.get_config("tiny"), t2i.get_config("tiny")
     given.model.remat, given.model.dtype, given.model.dropout = True, "bfloat16", 0.5
     given.adapter.track_lipschitz, given.condition.kept_texts = True, 8
-    taken = saved._with_sampling_of(own, given, tmp_path)
+    taken = loading._with_sampling_of(own, given, tmp_path)
     assert taken.model.remat and taken.model.dtype == "bfloat16" and own.model.dtype != "bfloat16"
     given.train.lora.scale = 2.0
     with pytest.raises(UserError, match="another model than --config describes .train.lora.scale: saved 1.0, now 2.0"):
-        saved._with_sampling_of(own, given, tmp_path)
+        loading._with_sampling_of(own, given, tmp_path)
 
 
 def test_an_intact_checkpoint_of_another_model_is_an_error_not_damage(run, warnings):

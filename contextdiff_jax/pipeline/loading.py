@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from contextdiff_jax import config as config_lib
-from contextdiff_jax import encoders, export
+from contextdiff_jax import encoders
 from contextdiff_jax.conditions.spaces import RGB_MAP
 from contextdiff_jax.encoders import BUILTIN
 from contextdiff_jax.errors import UserError
@@ -17,6 +17,7 @@ from contextdiff_jax.formats import hub, recognise, single_file
 from contextdiff_jax.formats.kinds import check
 from contextdiff_jax.formats.pretrained import read_config
 from contextdiff_jax.models.sd_config import sample_side
+from contextdiff_jax.pipeline import export
 from contextdiff_jax.tasks import identity
 from contextdiff_jax.training import checkpoint, distributed
 from contextdiff_jax.training.workdir import HOW_IT_RUNS, STARTS, folder_of, only_started_from

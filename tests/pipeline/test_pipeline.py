@@ -8,9 +8,9 @@ import pytest
 from test_stored_figures import PROMPTS, shaken
 
 import contextdiff_jax as cdx
-from contextdiff_jax import asked
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.pipeline import requests
 from tests import small_models
 
 
@@ -65,9 +65,9 @@ def test_other_sizes_and_every_step(pipe):
     for size, words in (((16, 18), r"divisible by 4.*try \(16, 20\)"), ((16, 0), none), (16, none), ("16x16", none)):
         with pytest.raises(UserError, match=words):
             pipe.sample(PROMPTS[0], size=size)
-    assert asked.read_size("32x48") == (32, 48)
+    assert requests.read_size("32x48") == (32, 48)
     with pytest.raises(UserError, match="HEIGHTxWIDTH"):
-        asked.read_size("32")
+        requests.read_size("32")
 
 
 def test_options_that_cannot_act_are_refused_but_not_a_model_s_own(pipe):
@@ -82,9 +82,9 @@ def test_options_that_cannot_act_are_refused_but_not_a_model_s_own(pipe):
         pipe.invert(np.zeros((16, 16, 3), np.float32), PROMPTS[:1], eta=1.0)
     own = pipe.config.copy_and_resolve_references()
     own.sample.update(eta=1.0, rescale=0.7, interval=[0.1, 0.9])
-    changed = asked.section_of(own, dict(sampler="heun", guidance=1.0, eta=None))
+    changed = requests.section_of(own, dict(sampler="heun", guidance=1.0, eta=None))
     assert (changed.eta, changed.rescale, tuple(changed.interval)) == (0.0, 0.0, (0.0, 1.0))
-    assert asked.section_of(own, {}) == own.sample
+    assert requests.section_of(own, {}) == own.sample
 
 
 def test_inversion_starts_at_the_picture(pipe):

@@ -13,9 +13,8 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 from PIL import Image
 
-from contextdiff_jax import asked, edits, export, sampling, saved, trees
+from contextdiff_jax import sampling, trees
 from contextdiff_jax import task as task_lib
-from contextdiff_jax.asked import Picture, Prompts
 from contextdiff_jax.conditions import LayoutCondition, TextCondition
 from contextdiff_jax.conditions.layout import Layout
 from contextdiff_jax.editing.editor import check_targets
@@ -24,8 +23,10 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import diffusers_format, lora
 from contextdiff_jax.models.backbones import two_headed
 from contextdiff_jax.pictures import to_uint8
+from contextdiff_jax.pipeline import clip_editing, export, loading, requests
+from contextdiff_jax.pipeline.requests import Picture, Prompts
+from contextdiff_jax.pipeline.streams import Contexts, Drawn, OnStep, Steps
 from contextdiff_jax.progress import Progress
-from contextdiff_jax.serving import Contexts, Drawn, OnStep, Steps
 from contextdiff_jax.tasks import warm_start
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.training import distributed, sharding
@@ -62,7 +63,7 @@ class Pipeline:
         encode, read = jax.jit(task.encode, out_shardings=self._rows), task.parts.condition.read
         self._contexts = Contexts(lambda prompts: encode(self.params, self.frozen, self.put(read(prompts))))
         self._watcher: Callable[[Any, Any], None] | None = None
-        self.clip_models = edits.ClipModels()
+        self.clip_models = clip_editing.ClipModels()
 
     @classmethod
     def load(
@@ -80,7 +81,7 @@ class Pipeline:
         Raises:
             UserError: no such folder, no checkpoint, not a diffusion run, or another model's config.
         """
-        model = saved.find(path, step=step, ema=ema, config=config)
+        model = loading.find(path, step=step, ema=ema, config=config)
         with distributed.together():
             task = task_lib.build(model.config, mesh=sharding.serving_mesh(model.config.mesh))
         expected = jax.eval_shape(task.init, stream(model.config.seed, "init"))
@@ -107,7 +108,7 @@ class Pipeline:
         Raises:
             UserError: no such file, a change of layers that this model does not have, or a weight that is no number.
         """
-        if isinstance(weight, bool) or not isinstance(asked.plain(weight), int | float) or not math.isfinite(weight):
+        if isinstance(weight, bool) or not isinstance(requests.plain(weight), int | float) or not math.isfinite(weight):
             raise UserError(f"weight={weight!r} is no number; 1 adds the LoRA as it was trained, -1 takes it back")
         condition, frozen = self.task.parts.condition, self.frozen
         name_of = diffusers_format.tensor_name if self.config.model.backbone == "sd" else warm_start.tensor_name
@@ -140,7 +141,7 @@ class Pipeline:
 
     def edit(
         self,
-        frames: edits.Frames,
+        frames: clip_editing.Frames,
         source: str,
         targets: str | Sequence[str],
         *,
@@ -171,9 +172,9 @@ class Pipeline:
             UserError: frames that are no clip, prompts that the method cannot align, unknown options.
         """
         given = {k: v for k, v in dict(num_steps=steps, guidance=guidance).items() if v is not None} | options
-        targets = [targets] if isinstance(targets, str) else asked.listed(targets)
+        targets = [targets] if isinstance(targets, str) else requests.listed(targets)
         check_targets(targets)
-        editor = edits.editor_of(self, frames, source, method, given, progress=progress)
+        editor = clip_editing.editor_of(self, frames, source, method, given, progress=progress)
         editor.check(targets)
         return editor.run(targets)
 
@@ -186,7 +187,7 @@ class Pipeline:
         self, prompts: Prompts = None, *, layouts: Sequence[Layout] | None = None, **options: Any
     ) -> np.ndarray:
         """Pictures as float32 [N, H, W, C] in [-1, 1]; the options are those of `stream`."""
-        parts, prompts, layouts = [], asked.listed(prompts), asked.listed(layouts)
+        parts, prompts, layouts = [], requests.listed(prompts), requests.listed(layouts)
         with Progress("sampling", len(self._asked(prompts, layouts)), "img", before="compiling") as progress:
             for drawn in self.stream(prompts, layouts=layouts, **options):
                 parts.append(drawn.whole())
@@ -239,17 +240,17 @@ class Pipeline:
             UserError: empty prompts, unknown options, more steps than the process has, a size that does not fit, a
                 model that was tuned on a clip.
         """
-        prompts, key, condition = self._asked(prompts, layouts), asked.root_key(key), self.task.parts.condition
+        prompts, key, condition = self._asked(prompts, layouts), requests.root_key(key), self.task.parts.condition
         options = dict(num_steps=steps, guidance=guidance, sampler=sampler) | overrides
-        section, size = asked.section_of(self.config, options), asked.size_of(size)
-        strength = asked.strength_of(strength, section.num_steps, image is not None)
+        section, size = requests.section_of(self.config, options), requests.size_of(size)
+        strength = requests.strength_of(strength, section.num_steps, image is not None)
         plan = sampling.Plan.of(self.task, section, strength, size)
-        negatives = asked.negatives_of(condition, negative, len(prompts), plan.guided)
+        negatives = requests.negatives_of(condition, negative, len(prompts), plan.guided)
         starts = None if image is None else self._pictures(image, len(prompts), size)
         condition.read(prompts)  # says what is wrong with any of them before the first is drawn
         if on_step is not None and jax.process_count() > 1:
             raise UserError("on_step works in one process; with several, follow the batches of `stream`")
-        if not asked.is_whole(first := asked.plain(first)) or not 0 <= first <= len(prompts):
+        if not requests.is_whole(first := requests.plain(first)) or not 0 <= first <= len(prompts):
             raise UserError(f"first={first!r} of {len(prompts)} pictures; accepted: 0 to {len(prompts) - 1}")
         return self._batches(prompts, negatives, starts, key, plan, section, on_step, first)
 
@@ -265,7 +266,7 @@ class Pipeline:
             raise UserError("layouts=...: this model takes no layouts; give prompts")
         if layouts is not None and prompts is not None:
             raise UserError(f"prompts={prompts!r} beside layouts=...: layouts say what is drawn; leave the prompts out")
-        return asked.prompts_of(condition, prompts if layouts is None else layouts)
+        return requests.prompts_of(condition, prompts if layouts is None else layouts)
 
     def _batches(
         self,
@@ -323,7 +324,7 @@ class Pipeline:
         """
         if prompt is not None and prompts is not None:
             raise UserError(f"prompt={prompt!r} and prompts={prompts!r} are two names of the same; give one of them")
-        images, prompts = asked.listed_pictures(images), self._asked(prompts if prompt is None else prompt, layouts)
+        images, prompts = requests.listed_pictures(images), self._asked(prompts if prompt is None else prompt, layouts)
         prompts = prompts * len(images) if len(prompts) == 1 else prompts
         if overrides.get("eta"):
             raise UserError(f"eta={overrides['eta']!r} cannot act: the way into noise draws none; leave it out")
@@ -333,8 +334,8 @@ class Pipeline:
                 "a model with a second head (config.adapter.reverse='head') has no inversion: the head predicts the "
                 "shift of steps down; adapter=False inverts the plain process"
             )
-        section = asked.section_of(self.config, dict(num_steps=steps) | overrides, sampler="ddim", guidance=1.0)
-        plan = sampling.Plan.of(self.task, section, size=(size := asked.size_of(size)))
+        section = requests.section_of(self.config, dict(num_steps=steps) | overrides, sampler="ddim", guidance=1.0)
+        plan = sampling.Plan.of(self.task, section, size=(size := requests.size_of(size)))
         starts, whole = self._pictures(images, len(prompts), size), []
         batch = self._batch_size(section.batch_size, len(prompts))
         with Progress("inverting", len(prompts), "img", before="compiling") as progress:
@@ -354,7 +355,7 @@ class Pipeline:
         """Pictures to start from, of the size that is drawn and with the channels of the model."""
         space = self.task.parts.space
         grey = self.config.space.kind == "pixels" and space.shape[-1] == 1
-        return asked.pictures(image, count, size or space.size, 1 if grey else 3)
+        return requests.pictures(image, count, size or space.size, 1 if grey else 3)
 
     def _batch_size(self, most: int, count: int) -> int:
         """Pictures drawn at once; a power of two keeps the number of compilations small when the number varies."""

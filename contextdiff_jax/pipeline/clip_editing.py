@@ -14,7 +14,6 @@ from PIL import Image
 from contextdiff_jax import config as config_lib
 from contextdiff_jax import encoders, trees
 from contextdiff_jax import task as task_lib
-from contextdiff_jax.asked import plain
 from contextdiff_jax.data.clips import LEAST, RATE, Clip
 from contextdiff_jax.data.images import square
 from contextdiff_jax.data.moving import moving
@@ -25,6 +24,7 @@ from contextdiff_jax.editing.kept import Kept
 from contextdiff_jax.editing.methods import DEMO, METHODS, OF_THE_MODEL, RECIPES, values_of
 from contextdiff_jax.editing.plan import needs_words
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.pipeline.requests import plain
 from contextdiff_jax.runtime import here
 from contextdiff_jax.samplers.settings import put_at_rest
 from contextdiff_jax.training import sharding

@@ -12,13 +12,14 @@ from ml_collections import ConfigDict
 
 import contextdiff_jax as cdx
 from configs import cifar10_nll, t2i
-from contextdiff_jax import export, saved, trees
 from contextdiff_jax import task as task_lib
+from contextdiff_jax import trees
 from contextdiff_jax.conditions.spaces import write_rgb_map
 from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import digests as files
 from contextdiff_jax.formats import pretrained
+from contextdiff_jax.pipeline import export, loading
 from contextdiff_jax.tasks import identity, warm_start
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.training.state import initial_params
@@ -153,7 +154,7 @@ def test_an_export_over_an_export_leaves_what_is_not_its_own(tmp_path, monkeypat
 
 def test_what_the_files_of_frozen_networks_say_belongs_to_the_model(tmp_path):
     helpers.save_pipeline(tmp_path / "sd")
-    config = saved.stable_diffusion_config(tmp_path / "sd")
+    config = loading.stable_diffusion_config(tmp_path / "sd")
     identity.check(tmp_path, config)
     for name, change, words in (
         ("scheduler/scheduler_config.json", dict(prediction_type="v_prediction"), "prediction_type=epsilon.*=v_pred"),

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from configs import t2i
-from contextdiff_jax import asked, compilation
+from contextdiff_jax import compilation
 from contextdiff_jax.conditions import ClassCondition, LayoutCondition, TextCondition
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.pipeline import requests
 
 LAYOUTS = LayoutCondition(("frog", "star"), 3, (8, 8), width=16, depth=1, token_grid=4, map_channels=4)
 BOX = [0.1, 0.2, 0.5, 0.8]
@@ -20,22 +21,24 @@ BOX = [0.1, 0.2, 0.5, 0.8]
 
 def test_classes_by_name_and_number_and_counts():
     classes, nothing = ClassCondition(["frog", "bear"]), ClassCondition(())
-    assert asked.prompts_of(classes, "frog") == ["frog"]
-    assert asked.prompts_of(classes, [1, np.int64(0), "bear", "1"]) == ["bear", "frog", "bear", "1"]
-    assert asked.prompts_of(classes, np.array([1, 0])) == ["bear", "frog"] and asked.prompts_of(classes, 1) == ["bear"]
-    assert asked.prompts_of(ClassCondition(["10", "1"]), [1, "1", 0]) == ["1", "1", "10"]  # numbers are no names
-    assert asked.prompts_of(nothing, np.int64(2)) == ["", ""]
+    assert requests.prompts_of(classes, "frog") == ["frog"]
+    assert requests.prompts_of(classes, [1, np.int64(0), "bear", "1"]) == ["bear", "frog", "bear", "1"]
+    assert requests.prompts_of(classes, np.array([1, 0])) == ["bear", "frog"]
+    assert requests.prompts_of(classes, 1) == ["bear"]
+    assert requests.prompts_of(ClassCondition(["10", "1"]), [1, "1", 0]) == ["1", "1", "10"]  # numbers are no names
+    assert requests.prompts_of(nothing, np.int64(2)) == ["", ""]
     for condition, wrong in ((nothing, "frog"), (nothing, 0), (classes, []), (classes, None), (classes, ["frog", " "])):
         with pytest.raises(UserError):
-            asked.prompts_of(condition, wrong)
+            requests.prompts_of(condition, wrong)
     with pytest.raises(UserError, match="prompt 2 is no class"):
-        asked.prompts_of(classes, [2])
+        requests.prompts_of(classes, [2])
 
 
 def test_texts_are_gone_through_once():
     texts = TextCondition(types.SimpleNamespace(params={}, tokenize=len))
-    assert asked.prompts_of(texts, map(str, ("a", "b"))) == asked.prompts_of(texts, np.array(["a", "b"])) == ["a", "b"]
-    assert asked.prompts_of(texts, "a") == ["a"]
+    for both in (map(str, ("a", "b")), np.array(["a", "b"])):
+        assert requests.prompts_of(texts, both) == ["a", "b"]
+    assert requests.prompts_of(texts, "a") == ["a"]
     for wrong, words in (
         (3.0, "pass one or several texts"),
         (Path("x"), "pass one or several texts"),
@@ -45,48 +48,49 @@ def test_texts_are_gone_through_once():
         (["a", " "], "prompt 2 of 2 is empty"),
     ):
         with pytest.raises(UserError, match=words):
-            asked.prompts_of(texts, wrong)
+            requests.prompts_of(texts, wrong)
     with pytest.raises(UserError, match=r"'a \\ud800' is no Unicode text"):
         texts.read(["a \ud800"])
 
 
 def test_seeds_and_keys():
-    same = lambda a, b: np.testing.assert_array_equal(*(jax.random.key_data(asked.root_key(k)) for k in (a, b)))
+    same = lambda a, b: np.testing.assert_array_equal(*(jax.random.key_data(requests.root_key(k)) for k in (a, b)))
     for seed in (np.int64(3), jnp.int32(3), jax.random.key(3), jax.random.PRNGKey(3)):
         same(seed, 3)
     for wrong in (1.5, "0", None, True, -1, 2**32, jax.random.split(jax.random.key(0), 4), np.arange(2)):
         with pytest.raises(UserError, match="seed|several keys"):
-            asked.root_key(wrong)
+            requests.root_key(wrong)
 
 
 def test_none_takes_the_model_s_own_option():
     config = t2i.get_config("tiny")
-    section = asked.section_of(config, {"eta": None, "batch_size": None, "guidance": jnp.float32(2.0)}, sampler="ddim")
+    given = {"eta": None, "batch_size": None, "guidance": jnp.float32(2.0)}
+    section = requests.section_of(config, given, sampler="ddim")
     assert (section.eta, section.batch_size) == (config.sample.eta, config.sample.batch_size)
     assert (section.guidance, section.sampler) == (2.0, "ddim")
     for wrong, words in (({"speed": None}, "speed=None is unknown"), ({"eta": "x"}, "eta='x' has the wrong type")):
         with pytest.raises(UserError, match=words):
-            asked.section_of(config, wrong)
+            requests.section_of(config, wrong)
 
 
 def test_a_strength_is_of_a_picture():
-    assert asked.strength_of(None, 10, True) == asked.STRENGTH and asked.strength_of(None, 10, False) == 1.0
-    assert asked.strength_of(np.float32(0.5), 10, True) == 0.5
+    assert requests.strength_of(None, 10, True) == requests.STRENGTH and requests.strength_of(None, 10, False) == 1.0
+    assert requests.strength_of(np.float32(0.5), 10, True) == 0.5
     for wrong, of_picture in (("0.5", True), (0.0, True), (1.1, True), (float("nan"), True), (0.3, False)):
         with pytest.raises(UserError, match="strength="):
-            asked.strength_of(wrong, 10, of_picture)
+            requests.strength_of(wrong, 10, of_picture)
 
 
 @pytest.mark.parametrize("wrong", [5, None, [], iter(())])
 def test_what_is_no_picture(wrong):
     with pytest.raises(UserError, match="no picture"):
-        asked.pictures(wrong, 1, (4, 4), 3)
+        requests.pictures(wrong, 1, (4, 4), 3)
 
 
 def test_one_layout_stands_for_a_list_of_one():
     one = [["star", BOX], [np.int64(0), BOX]]
     for layouts in (one, [one]):
-        assert LAYOUTS.read(asked.prompts_of(LAYOUTS, layouts))["labels"].tolist() == [[1, 0, -1]]
+        assert LAYOUTS.read(requests.prompts_of(LAYOUTS, layouts))["labels"].tolist() == [[1, 0, -1]]
 
 
 @pytest.mark.parametrize(
@@ -102,18 +106,18 @@ def test_one_layout_stands_for_a_list_of_one():
 )
 def test_what_json_may_hold_is_refused_in_words(layouts, words):
     with pytest.raises(UserError, match=words):
-        LAYOUTS.read(asked.prompts_of(LAYOUTS, asked.prompts_of(LAYOUTS, layouts)))
+        LAYOUTS.read(requests.prompts_of(LAYOUTS, requests.prompts_of(LAYOUTS, layouts)))
 
 
 def test_pictures_are_fitted_to_any_size():
     wide = Image.new("RGB", (40, 20), "red")
     wide.paste("blue", (0, 0, 10, 20))
-    tall = asked.pictures(wide, 2, (20, 10), 3)
+    tall = requests.pictures(wide, 2, (20, 10), 3)
     assert tall.shape == (2, 20, 10, 3)
     np.testing.assert_allclose(tall[1], np.broadcast_to([1, -1, -1], (20, 10, 3)), atol=1e-6)  # the middle is red
-    assert asked.pictures([wide, wide], 2, (4, 8), 1).shape == (2, 4, 8, 1)
+    assert requests.pictures([wide, wide], 2, (4, 8), 1).shape == (2, 4, 8, 1)
     with pytest.raises(UserError, match="2 images for 3"):
-        asked.pictures([wide, wide], 3, (4, 4), 3)
+        requests.pictures([wide, wide], 3, (4, 4), 3)
 
 
 def test_compiled_programs_are_kept_in_the_user_s_cache_unless_told_otherwise(tmp_path, monkeypatch):
