@@ -1,8 +1,10 @@
 """Differences between runs on the same questions, prompt by prompt and noise by noise, with their errors."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import stdtr
 
 from contextdiff_jax.errors import UserError
 
@@ -41,3 +43,24 @@ def paired(a: np.ndarray, b: np.ndarray) -> Difference:
         raise UserError("a paired difference of 0 pairs; give some")
     error = float(d.std(ddof=1) / np.sqrt(len(d))) if len(d) > 1 else float("nan")
     return Difference(float(d.mean()), error, len(d))
+
+
+def p_value(d: Difference) -> float:
+    """Two-sided p-value of no difference, by Student's t of the pairs; NaN for one pair.
+
+    Where all pairs differ by the same, t has no spread to go by, and the signs decide: 2^(1 - n).
+    """
+    if d.n < 2:
+        return float("nan")
+    if not d.stderr:
+        return 2.0 ** (1 - d.n) if d.mean else 1.0
+    return float(2 * stdtr(d.n - 1, -abs(d.mean) / d.stderr))
+
+
+def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
+    """Holm's adjusted p-values: the i-th smallest times the number that are left, never falling."""
+    adjusted, largest = {}, 0.0
+    for i, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, p * (len(p_values) - i)))
+        adjusted[name] = largest
+    return adjusted

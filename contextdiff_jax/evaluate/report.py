@@ -141,7 +141,7 @@ def _facts(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         shares = f"   (precision {row['precision']:.2f}, recall {row['recall']:.2f}, {row['n']} images)"
         facts.append((f"judge Frechet distance, {name}", f"{row['frechet']:.3g}" + shares))
     for name, value in figures.items():
-        if name in ("title", "alignment", "bits_per_dim", "judge_features"):
+        if name in ("title", "alignment", "bits_per_dim", "judge_features", "eval"):
             continue
         entries = value if isinstance(value, Mapping) else {"": value}
         for key, entry in entries.items():

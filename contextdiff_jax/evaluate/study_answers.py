@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.evaluate.paired import holm
 from contextdiff_jax.files import read_text, text_lines
 
 Z = 1.959963984540054  # of a 95 % interval
@@ -110,15 +111,6 @@ def wilson(wins: float, n: int) -> tuple[float, float]:
     p, z2 = wins / n, Z * Z
     centre, half = p + z2 / (2 * n), Z * (p * (1 - p) / n + z2 / (4 * n * n)) ** 0.5
     return (centre - half) / (1 + z2 / n), (centre + half) / (1 + z2 / n)
-
-
-def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
-    """Holm's adjusted p-values: the i-th smallest times the number that are left, never falling."""
-    adjusted, largest = {}, 0.0
-    for i, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        largest = max(largest, min(1.0, p * (len(p_values) - i)))
-        adjusted[name] = largest
-    return adjusted
 
 
 def preference(answers: Sequence[Answer], seed: int = 0) -> dict[str, Any]:

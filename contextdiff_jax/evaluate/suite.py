@@ -64,6 +64,7 @@ def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]
         "step": pipeline.step,
         "seed": seed,
         "sample": config.sample.to_dict(),
+        "eval": config.eval.to_dict(),
         "hardware": hardware(),
     }
     judge = judge_of(config)

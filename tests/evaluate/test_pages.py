@@ -1,5 +1,6 @@
 """What the pages say: paired differences against closed forms, charts, escaped texts, runs that lack something."""
 
+import dataclasses
 import errno
 import json
 import re
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 from page_helpers import make_run
 
 from contextdiff_jax import command_line
@@ -16,9 +18,9 @@ from contextdiff_jax.evaluate.kept import read_kept, write_kept
 from contextdiff_jax.evaluate.metrics.marks import Marks
 from contextdiff_jax.evaluate.pages import compare_page, write_compare, write_report_page
 from contextdiff_jax.evaluate.pages.charts import Curve, chart
-from contextdiff_jax.evaluate.pages.compare_page import measured
+from contextdiff_jax.evaluate.pages.pairs import compared, measured
 from contextdiff_jax.evaluate.pages.run import Run
-from contextdiff_jax.evaluate.paired import Difference, paired
+from contextdiff_jax.evaluate.paired import Difference, holm, p_value, paired
 
 
 def test_a_paired_difference_forgets_what_both_share():
@@ -31,6 +33,16 @@ def test_a_paired_difference_forgets_what_both_share():
     assert np.isnan(paired([1.0], [2.0]).stderr)
     with pytest.raises(UserError, match="as many of both"):
         paired([1.0], [1.0, 2.0])
+
+
+def test_p_values_are_students_and_holms():
+    a, b = np.random.default_rng(0).normal([[0.0], [0.4]], 1, (2, 12))
+    assert p_value(paired(a, b)) == pytest.approx(scipy.stats.ttest_rel(b, a).pvalue)
+    assert p_value(paired(np.zeros(4), np.ones(4))) == 0.125 and p_value(paired(a, a)) == 1.0  # as a test of signs
+    assert np.isnan(p_value(paired([1.0], [2.0])))
+    # 0.01 x 4, 0.02 x 3, 0.03 x 2 = 0.06 and 0.04 x 1 raised to the one before.
+    adjusted = holm({"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.02})
+    assert adjusted == pytest.approx({"b": 0.04, "d": 0.06, "c": 0.06, "a": 0.06})
 
 
 def test_marks_have_means_and_errors_of_any_partition():
@@ -205,7 +217,54 @@ def test_every_run_has_a_name_and_bounds_of_its_own(tmp_path):
 
 
 def test_one_pair_finds_nothing():
-    assert "one pair" in compare_page._cells("bits per dimension", Difference(0.1, float("nan"), 1))[1]
+    assert "one pair" in compare_page._cells("bits per dimension", Difference(0.1, np.nan, 1), np.nan)[1]
+
+
+def test_a_difference_is_found_among_all_of_the_page(tmp_path):
+    """Of twenty measures one lies just beyond two errors, as one in twenty does."""
+    runs = [make_run(tmp_path / name, shown=2) for name in "ab"]
+    spread = np.tile([1.0, -1.0], 20)
+    for size, run in enumerate(runs):
+        seen, _, about = read_kept(run / "eval")
+        marks = {str(i): size * spread for i in range(20)} | {"0": size * (spread + 2.2 / 39**0.5)}  # t = 2.2
+        kept = dataclasses.replace(seen[0], marks=marks)
+        write_kept([kept], {}, about["step"], about["seed"], run / "eval")
+    read = list(map(Run.read, runs))
+    ((run,), count) = compared(read, ["a", "b"])
+    p = {measure: p for _, measure, _, p in run.rows}
+    d = next(d for _, measure, d, _ in run.rows if measure == "0")
+    assert count == 20 and d.mean > 2 * d.stderr and p_value(d) < 0.05 < p["0"] == pytest.approx(20 * p_value(d))
+    page = compare_page.differences(read)
+    assert "Of 20 differences" in page and "better" not in page and "worse" not in page
+
+
+def test_runs_that_were_measured_otherwise_are_told(tmp_path, capsys):
+    a, b = (make_run(tmp_path / name, i, shown=2) for i, name in enumerate("ab"))
+    assert "not measured alike" not in compare_page.differences([Run.read(a), Run.read(b)])
+    sample = json.loads((b / "eval.json").read_text())["sample"]
+    judge = {"name": "recogniser_demo", "digest": "01"}
+    rewrite(a / "eval.json", judge=judge)
+    rewrite(b / "eval.json", sample=sample | {"num_steps": 3}, step=7, hardware="8 x gpu", judge=judge | {"path": "x"})
+    command_line.run("compare", None, command_line.Options("", runs=(str(a), str(b)), out=str(tmp_path / "c.html")))
+    assert "WARNING: these runs were not measured alike (step, sample.num_steps)" in capsys.readouterr().out
+    page = (tmp_path / "c.html").read_text()
+    assert 'class="warning"' in page and "<code>hardware</code>" in page and "8 x gpu" in page
+    assert page.index('class="warning"') < page.index("b minus a")
+    rewrite(b / "eval.json", judge=judge | {"digest": "02"})
+    rows, left_out = measured(Run.read(a), Run.read(b))
+    assert {name for _, name, _ in rows} == {"bits per dimension"}
+    assert "the judges differ: recogniser_demo 01 of a, recogniser_demo 02 of b" in left_out[0]
+
+
+def test_noise_of_another_size_is_other_noise(tmp_path):
+    a, b = make_run(tmp_path / "a", 0, shown=2), make_run(tmp_path / "b", 1, shown=2)
+    seen, bits, about = read_kept(b / "eval")
+    large = [dataclasses.replace(s, images=s.images.repeat(2, axis=1).repeat(2, axis=2)) for s in seen]
+    large[0].marks["object"][:] = np.nan
+    write_kept(large, bits, about["step"], about["seed"], b / "eval")
+    rows, left_out = measured(Run.read(a), Run.read(b))
+    assert all("from other noise" in what for what, name, _ in rows if "bits" not in name)
+    assert "no picture has a value of object in both" in left_out[0]
 
 
 def test_groups_with_other_prompts_are_named(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.evaluate.study_answers import Answer, holm, preference, read_answers, statistics, wilson
+from contextdiff_jax.evaluate.study_answers import Answer, preference, read_answers, statistics, wilson
 
 
 def answer(subject="s1", trial=0, answer="left", kind="trial", question="text", baseline="b", swap=False, item="i"):
@@ -26,12 +26,6 @@ def test_wilson_is_scipys():
         theirs = scipy.stats.binomtest(wins, n).proportion_ci(method="wilson")
         assert wilson(wins, n) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
     assert wilson(0, 0) == (0.0, 1.0)
-
-
-def test_holm_by_hand():
-    # 0.01 x 4, 0.02 x 3, 0.03 x 2 = 0.06 and 0.04 x 1 raised to the one before.
-    adjusted = holm({"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.02})
-    assert adjusted == pytest.approx({"b": 0.04, "d": 0.06, "c": 0.06, "a": 0.06})
 
 
 def test_sides_do_not_matter():

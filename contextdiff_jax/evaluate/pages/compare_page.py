@@ -1,4 +1,4 @@
-"""One page of several runs: their figures side by side, and differences on the same prompts from the same noise."""
+"""One page of several runs: their figures side by side, differences on the same prompts, and how all were measured."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,16 +6,17 @@ from pathlib import Path
 import numpy as np
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.evaluate.groups import Seen
-from contextdiff_jax.evaluate.pages import tables
+from contextdiff_jax.evaluate.pages import protocols, tables
 from contextdiff_jax.evaluate.pages.charts import Curve, chart
 from contextdiff_jax.evaluate.pages.gallery import gallery
-from contextdiff_jax.evaluate.pages.html import cell, number, page, table, text
+from contextdiff_jax.evaluate.pages.html import cell, details, facts, number, page, table, text
+from contextdiff_jax.evaluate.pages.pairs import compared, same_questions
 from contextdiff_jax.evaluate.pages.run import Run
-from contextdiff_jax.evaluate.paired import Difference, paired
+from contextdiff_jax.evaluate.paired import Difference
 from contextdiff_jax.files import atomic, check_file
 
 FILE = "compare.html"
+LEVEL = 0.05  # of Holm's p-values, below which a difference is said to be found
 CURVES = ("validation_loss", "loss", "images_per_second")
 TABLES = {
     "alignment": tables.alignment,
@@ -24,8 +25,6 @@ TABLES = {
     "bits_per_dim": tables.bits,
     "samples_per_second": tables.speeds,
 }
-SAME_IMAGES = ("data.source", "data.preset", "data.seed", "data.image_size")  # keys that say which held-out images
-BOUND = ("chosen", "batch_size", "timesteps", "dequantize")  # and what of them was measured how
 
 
 def compare_on_command(runs: Sequence[str], out: str) -> None:
@@ -57,7 +56,8 @@ def write_compare(folders: Sequence[str | Path], path: str | Path) -> Path:
         ("figures", "Figures", figures(runs)),
         ("pictures", "Pictures", pictures(runs)),
         ("training", "Training", curves(runs)),
-        ("configs", "What differs", configs(runs)),
+        ("protocols", "How they were measured", measured_how(runs)),
+        ("configs", "What differs in the configs", configs(runs)),
     ]
     head = f'<p class="soft">{text(names[0])} is what the others are compared with.</p>'
     foot = f"<p>{text('; '.join(str(run.folder) for run in runs))}. Nothing on this page is loaded from elsewhere.</p>"
@@ -91,106 +91,74 @@ def names_of(runs: Sequence[Run]) -> list[str]:
     return names
 
 
-def same_questions(first: Run, other: Run) -> tuple[list[tuple[Seen, Seen]], list[str]]:
-    """Pairs of groups with the same prompts from the same noise; and why others are no pairs."""
-    if not first.seen or not other.seen:
-        missing = first if not first.seen else other
-        return [], [f"{missing.name} has no kept marks: evaluate it again with --mode=eval"]
-    if first.seed != other.seed:
-        return [], [_other_noise(first, other)]
-    by_name = {kept.name: kept for kept in other.seen}
-    for kept in other.seen:  # a run without an adapter has one setting, which is compared with the other's adapter on
-        by_name.setdefault(f"{kept.group}, adapter on" if not kept.setting else kept.group, kept)
-    alike, other_prompts = [], []
-    for a, b in ((kept, by_name[kept.name]) for kept in first.seen if kept.name in by_name):
-        if (a.captions, a.places) == (b.captions, b.places):
-            alike.append((a, b))
-        else:
-            other_prompts.append(a.name)
-    differ = f"{first.name} and {other.name} were not asked the same prompts"
-    return alike, [f"{name}: {differ}" for name in other_prompts] if alike else [differ]
-
-
-def _other_noise(first: Run, other: Run) -> str:
-    return f"the noise differs: seed {first.seed} of {first.name}, {other.seed} of {other.name}"
-
-
-def same_images(first: Run, other: Run) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]:
-    """{setting: bits of both runs} on the same held-out images; and why others are no pairs. A run without an adapter
-    is compared with the other under both of its settings."""
-    if not first.bits or not other.bits:
-        return {}, []
-    settings, flat = first.bits if len(first.bits) > 1 else other.bits, [run.flat_config() for run in (first, other)]
-    differ = [key for key in SAME_IMAGES if flat[0].get(key) != flat[1].get(key)]
-    asked = [next(iter(run.figures.get("bits_per_dim", {}).values()), {}).get("protocol", {}) for run in (first, other)]
-    differ += [f"the bound's {key}" for key in BOUND if asked[0].get(key) != asked[1].get(key)]
-    if first.records != other.records:
-        differ.append("the records")
-    if differ:
-        return {}, [f"bits per dimension: the held-out images or the bound differ ({', '.join(differ)})"]
-    if first.seed != other.seed:
-        return {}, [f"bits per dimension: {_other_noise(first, other)}"]
-    of = lambda run, setting: next(iter(run.bits.values())) if len(run.bits) == 1 else run.bits.get(setting, ())
-    pairs = {setting: (of(first, setting), of(other, setting)) for setting in settings}
-    alike = {setting: (a, b) for setting, (a, b) in pairs.items() if len(a) == len(b)}
-    why = [
-        f"bits per dimension, {setting}: {len(a)} images against {len(b)}"
-        for setting, (a, b) in pairs.items()
-        if setting not in alike
-    ]
-    return alike, why
-
-
-def measured(first: Run, other: Run) -> tuple[list[tuple[str, str, Difference]], list[str]]:
-    """[(pictures, measure, Difference)] of what can be paired, and why the rest cannot."""
-    rows: list[tuple[str, str, Difference]] = []
-    pairs, left_out = same_questions(first, other)
-    for a, b in pairs:
-        for measure in (m for m in a.marks if m in b.marks):
-            if len(a.marks[measure]) != len(b.marks[measure]):
-                left_out.append(f"{a.name}: {len(a.marks[measure])} pictures against {len(b.marks[measure])}")
-                continue
-            rows.append((a.name, measure, paired(a.marks[measure], b.marks[measure])))
-    bits, why = same_images(first, other)
-    for setting, (a, b) in bits.items():
-        rows.append((f"held-out images, {setting}", "bits per dimension", paired(a, b)))
-    return rows, left_out + why
-
-
 def differences(runs: Sequence[Run]) -> str:
-    """A table for each run against the first."""
-    parts = [
-        "<p>Each difference is the mean over the same prompts from the same noise, with their standard error.",
-        " Within two errors of zero no difference was found. None of these errors knows of other training seeds.</p>",
-    ]
+    """A table for each run against the first, under a warning where they were not measured alike."""
     names = names_of(runs)
-    for name, run in zip(names[1:], runs[1:], strict=True):
-        rows, left_out = measured(runs[0], run)
-        body = [("", [text(f"{shown}: {measure}"), *_cells(measure, d)]) for shown, measure, d in rows]
+    found, count = compared(runs, names)
+    warned = protocols.warning(runs)
+    parts = [
+        f'<p class="warning" role="note">{text(warned[0].upper() + warned[1:])}. See <a href="#protocols">how they '
+        "were measured</a>.</p>"
+        if warned
+        else "",
+        "<p>Each difference is the mean over the same prompts with its standard error, from the same noise where a "
+        "line does not say otherwise. None of these errors knows of other training seeds.</p>",
+    ]
+    if count > 1:
+        parts.append(
+            f"<p>Of {count} differences some lie beyond two errors by chance. So the verdict follows Holm's p-values "
+            f"over all {count}, and finds one where they are below {LEVEL:g}.</p>"
+        )
+    for run in found:
+        body = [("", [text(f"{what}: {measure}"), *_cells(measure, d, p)]) for what, measure, d, p in run.rows]
         if body:
-            parts.append(table(f"{name} minus {names[0]}", ("what", "difference", "beyond two errors", "pairs"), body))
-        parts.append("".join(f'<p class="small soft">Not paired: {text(line)}.</p>' for line in left_out))
+            header = ("what", "difference", "found", "p (Holm)", "pairs")
+            parts.append(table(f"{run.name} minus {names[0]}", header, body))
+        parts.append("".join(f'<p class="small soft">Not paired: {text(line)}.</p>' for line in run.left_out))
     return "".join(parts)
 
 
-def _cells(measure: str, d: Difference) -> list[str]:
-    """The difference, whether it lies beyond its error, and the number of pairs."""
+def _cells(measure: str, d: Difference, p: float) -> list[str]:
+    """The difference, what its p-value says, that, and the number of pairs."""
     higher_is_better = measure in tables.SHARES
     factor, unit = (100.0, " %") if higher_is_better else (1.0, "")
     error = "" if np.isnan(d.stderr) else f" ± {factor * d.stderr:.2g}"
     better = "better" if (d.mean > 0) == higher_is_better else "worse"
-    verdict = "one pair" if d.n == 1 else better if abs(d.mean) > 2 * d.stderr else "none found"
-    return [cell(text(f"{factor * d.mean:+.3g}{error}{unit}")), cell(text(verdict)), cell(number(d.n))]
+    verdict = "one pair" if d.n == 1 else better if p < LEVEL else "none found"
+    shown = (f"{factor * d.mean:+.3g}{error}{unit}", verdict, "-" if np.isnan(p) else f"{p:.2g}", number(d.n))
+    return [cell(text(column)) for column in shown]
 
 
 def differences_in_words(runs: Sequence[Run]) -> list[str]:
     """The same for a terminal."""
-    names, lines = names_of(runs), []
-    for name, run in zip(names[1:], runs[1:], strict=True):
-        rows, left_out = measured(runs[0], run)
-        lines += [f"{name} - {names[0]}  {p}, {m}: {d.mean:+.4g} +- {d.stderr:.2g}  (n = {d.n})" for p, m, d in rows]
-        lines += [f"{name} - {names[0]}  not paired: {line}" for line in left_out]
+    names = names_of(runs)
+    found, count = compared(runs, names)
+    lines = [f"WARNING: {warned}"] if (warned := protocols.warning(runs)) else []
+    for run in found:
+        title = f"{run.name} - {names[0]}"
+        lines += [
+            f"{title}  {what}, {m}: {d.mean:+.4g} +- {d.stderr:.2g}  (n = {d.n}, p = {p:.2g} by Holm over {count})"
+            for what, m, d, p in run.rows
+        ]
+        lines += [f"{title}  not paired: {line}" for line in run.left_out]
     return lines
+
+
+def measured_how(runs: Sequence[Run]) -> str:
+    """What of the evaluations is not the same, and on demand what is."""
+    names, differ = names_of(runs), protocols.differing(runs)
+    missing = [name for name, run in zip(names, runs, strict=True) if not run.figures]
+    parts = [f'<p class="small soft">{text(name)} has not been evaluated.</p>' for name in missing]
+    if differ:
+        rows = [
+            ("", [f"<code>{text(key)}</code>", *(cell(text(value), "text") for value in values)])
+            for key, values in differ.items()
+        ]
+        parts.append(table("What differs in how the figures were made", ("name", *names), rows))
+    elif len(missing) < len(runs) - 1:
+        parts.append("<p>The figures were made in the same way, as far as the evaluations say.</p>")
+    same = {k: v for run in runs for k, v in protocols.of_run(run).items() if k not in differ}
+    return "".join(parts) + (details("What is the same", facts("of all runs", same)) if same else "")
 
 
 def figures(runs: Sequence[Run]) -> str:
@@ -206,7 +174,7 @@ def figures(runs: Sequence[Run]) -> str:
 
 
 def pictures(runs: Sequence[Run]) -> str:
-    """The kept pictures of every run under the same prompt, from the same noise."""
+    """The kept pictures of every run under the same prompt."""
     parts, names = [], names_of(runs)
     for kept in runs[0].seen:
         if kept.setting == "adapter off":

@@ -1,0 +1,76 @@
+"""How the figures of a run were made, from its eval.json; and what of that is not the same in several runs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from contextdiff_jax.evaluate.pages.run import Run
+
+SPEED_ALONE = "hardware"  # what pictures and their marks do not depend on
+FEATURE_SPACE = ("digest", "width", "resize", "is_fid")  # what an evaluation says of a network
+REFERENCE = ("path", "n", "digest", "size", "crop")  # and of the pictures that others are compared with
+
+
+def of_run(run: Run) -> dict[str, Any]:
+    """{name: value} of all that the figures depend on, beside the model; {} before an evaluation."""
+    figures = run.figures
+    if not figures:
+        return {}
+    found = {"step": figures.get("step"), "seed": figures.get("seed", run.seed), SPEED_ALONE: figures.get("hardware")}
+    for section in ("judge", "sample", "eval"):
+        value = figures.get(section)
+        found |= {f"{section}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {section: value}
+    for name, space in figures.get("spaces", {}).items():
+        found |= {f"{name}: {key}": value for key, value in of_space(space).items()}
+    for row in list(figures.get("judge_features", {}).values())[:1]:
+        found["judge's features against"] = row.get("against")
+    for row in list(figures.get("bits_per_dim", {}).values())[:1]:
+        found |= {f"bound.{key}": value for key, value in row.get("protocol", {}).items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def of_space(space: Mapping[str, Any]) -> dict[str, Any]:
+    """{name: value} of a feature space and its reference pictures, from an entry of "spaces"."""
+    found = {key: space[key] for key in FEATURE_SPACE if key in space}
+    reference = space.get("reference") or {}
+    found |= {f"reference {key}": reference[key] for key in REFERENCE if reference.get(key) is not None}
+    return {key: " x ".join(map(str, v)) if isinstance(v, list) else v for key, v in found.items()}
+
+
+def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """{name: value of each run} of what is not the same in all; "-" where a run has none of it.
+
+    Runs without an evaluation say nothing.
+    """
+    found = [of_run(run) for run in runs]
+    evaluated = [protocol for protocol in found if protocol]
+    names = dict.fromkeys(name for protocol in evaluated for name in protocol)
+    return {
+        name: [protocol.get(name, "-") for protocol in found]
+        for name in names
+        if len({repr(protocol.get(name, "-")) for protocol in evaluated}) > 1
+    }
+
+
+def warning(runs: Sequence[Run]) -> str:
+    """What keeps figures of these runs from being compared as they are, in one sentence; "" where nothing does.
+
+    What only some of the evaluations say, as those of earlier versions say less, is no reason.
+    """
+    known = {name: {repr(value) for value in values if value != "-"} for name, values in differing(runs).items()}
+    names = [name for name, values in known.items() if len(values) > 1 and name != SPEED_ALONE]
+    if not names:
+        return ""
+    return f"these runs were not measured alike ({', '.join(names)}): a difference between them may come from that"
+
+
+def other_judge(first: Run, other: Run) -> str:
+    """Why the marks of two runs cannot be paired: "" where one judge gave both, or where one run does not say whose."""
+    judges = [run.figures.get("judge") for run in (first, other)]
+    judges = [judge if isinstance(judge, Mapping) else {"name": judge} for judge in judges if judge]
+    if len(judges) < 2 or judges[0].get("digest", judges[0]) == judges[1].get("digest", judges[1]):
+        return ""
+    said = [" ".join(str(judge[key]) for key in ("name", "digest") if key in judge) for judge in judges]
+    return (
+        f"the judges differ: {said[0]} of {first.name}, {said[1]} of {other.name}; evaluate both with one "
+        "(--config.eval.recogniser)"
+    )
