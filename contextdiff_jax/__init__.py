@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from contextdiff_jax import evaluate, guidance, losses, samplers
+    from contextdiff_jax import evaluate, losses, samplers
     from contextdiff_jax.pipeline import Pipeline
     from contextdiff_jax.process import chart, forward, schedule
+    from contextdiff_jax.samplers import guidance
 
 _PLACES = {
     "chart": "contextdiff_jax.process.chart",
     "evaluate": "contextdiff_jax.evaluate",
     "forward": "contextdiff_jax.process.forward",
-    "guidance": "contextdiff_jax.guidance",
+    "guidance": "contextdiff_jax.samplers.guidance",
     "losses": "contextdiff_jax.losses",
     "samplers": "contextdiff_jax.samplers",
     "schedule": "contextdiff_jax.process.schedule",

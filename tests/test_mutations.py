@@ -8,9 +8,9 @@ import pytest
 
 from configs import t2i
 from contextdiff_jax import config as config_lib
-from contextdiff_jax import sampling
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.samplers import sampling
 from contextdiff_jax.training import Setup
 from contextdiff_jax.training.step import make_step
 

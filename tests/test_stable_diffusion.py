@@ -12,9 +12,10 @@ from PIL import Image
 
 import contextdiff_jax as cdx
 from configs import t2i
-from contextdiff_jax import command_line, sampling
+from contextdiff_jax import command_line
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.pipeline import export
+from contextdiff_jax.samplers import sampling
 from tests import stable_diffusion_helpers as helpers
 
 PROMPTS = ("a frog on a blue background", "a red apple on a white background")

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from contextdiff_jax import guidance
 from contextdiff_jax.editing import masks
 from contextdiff_jax.editing.control import Control, Fusion, Recorder
 from contextdiff_jax.editing.inversion import Inverted, control_of_edges, repeated, shift_of
@@ -14,7 +13,8 @@ from contextdiff_jax.editing.plan import EditPlan
 from contextdiff_jax.editing.windows import over_windows
 from contextdiff_jax.process import chart as charts
 from contextdiff_jax.process.forward import ddim_posterior
-from contextdiff_jax.sampling import Model, Numbers
+from contextdiff_jax.samplers import guidance
+from contextdiff_jax.samplers.sampling import Model, Numbers
 from contextdiff_jax.types import Array, Context, Params
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from contextdiff_jax import compilation, sampling
+from contextdiff_jax import compilation
 from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.data.edges import edges
 from contextdiff_jax.editing import measures, memory
@@ -28,6 +28,7 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.keys import are
 from contextdiff_jax.models.controlnet import ControlNet, load_controlnet
 from contextdiff_jax.runtime import here
+from contextdiff_jax.samplers import sampling
 from contextdiff_jax.types import Array, Params
 
 PROGRAMS = 16  # compiled stages, with what else is kept of a model

@@ -10,7 +10,7 @@ from contextdiff_jax.editing.windows import over_windows
 from contextdiff_jax.models.controlnet import control_of
 from contextdiff_jax.process import chart as charts
 from contextdiff_jax.samplers.ddim import ascend
-from contextdiff_jax.sampling import Model
+from contextdiff_jax.samplers.sampling import Model
 from contextdiff_jax.types import Array, Context, Params
 
 

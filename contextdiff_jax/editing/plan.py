@@ -12,7 +12,7 @@ from contextdiff_jax.editing.control import Control
 from contextdiff_jax.editing.words import Prompt, Read
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.models.controlnet import ControlNet
-from contextdiff_jax.sampling import Plan
+from contextdiff_jax.samplers.sampling import Plan
 
 OF_WORDS = ("attention", "outside")  # masks that are made of attention to words
 

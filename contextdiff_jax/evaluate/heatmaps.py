@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from contextdiff_jax import sampling
 from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.editing.figures import heat_in_mask
 from contextdiff_jax.editing.inversion import invert
@@ -25,6 +24,7 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.layers import Attention
 from contextdiff_jax.pipeline import Pipeline, requests
 from contextdiff_jax.progress import Progress
+from contextdiff_jax.samplers import sampling
 from contextdiff_jax.types import Array
 
 SIDE = 16  # of the maps that the paper shows; the nearest that the network has is taken

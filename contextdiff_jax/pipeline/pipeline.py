@@ -13,8 +13,8 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 from PIL import Image
 
-from contextdiff_jax import sampling, trees
 from contextdiff_jax import task as task_lib
+from contextdiff_jax import trees
 from contextdiff_jax.conditions import LayoutCondition, TextCondition
 from contextdiff_jax.conditions.layout import Layout
 from contextdiff_jax.editing.editor import check_targets
@@ -27,6 +27,7 @@ from contextdiff_jax.pipeline import clip_editing, export, loading, requests
 from contextdiff_jax.pipeline.requests import Picture, Prompts
 from contextdiff_jax.pipeline.streams import Contexts, Drawn, OnStep, Steps
 from contextdiff_jax.progress import Progress
+from contextdiff_jax.samplers import sampling
 from contextdiff_jax.tasks import warm_start
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.training import distributed, sharding

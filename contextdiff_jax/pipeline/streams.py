@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from contextdiff_jax.sampling import Plan
+from contextdiff_jax.samplers.sampling import Plan
 from contextdiff_jax.training import sharding
 from contextdiff_jax.types import Array, Context
 

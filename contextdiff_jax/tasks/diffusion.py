@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from contextdiff_jax import data, losses, sampling
+from contextdiff_jax import data, losses
 from contextdiff_jax.conditions import LayoutCondition
 from contextdiff_jax.conditions.spaces import RGB_MAP, Latents, nearest_multiple, read_rgb_map, write_rgb_map
 from contextdiff_jax.data import one_clip
@@ -27,6 +27,7 @@ from contextdiff_jax.models.adapter import Adapter, ScaledShift, Shift
 from contextdiff_jax.process import chart
 from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.runtime import Runtime
+from contextdiff_jax.samplers import sampling
 from contextdiff_jax.samplers.scheduler_config import PRETRAINED, from_scheduler_config
 from contextdiff_jax.tasks import frames, identity, objective, warm_start
 from contextdiff_jax.tasks.batches import Batches

@@ -18,9 +18,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import cifar10_nll, class2img, layout2img, t2i, video_edit
-from contextdiff_jax import Pipeline, sampling, trees
+from contextdiff_jax import Pipeline, trees
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.evaluate import figures
+from contextdiff_jax.samplers import sampling
 from docs import scripts
 from docs.figures.store import keep, say
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import cifar10_nll
-from contextdiff_jax import data, sampling
+from contextdiff_jax import data
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.data import pipeline as data_pipeline
 from contextdiff_jax.evaluate import class_judge
@@ -24,6 +24,7 @@ from contextdiff_jax.evaluate.alignment import alignment
 from contextdiff_jax.evaluate.conditions import spread
 from contextdiff_jax.models.recogniser import load_recogniser
 from contextdiff_jax.process import schedule
+from contextdiff_jax.samplers import sampling
 from contextdiff_jax.training.setup import Setup
 from contextdiff_jax.training.state import stream
 from contextdiff_jax.types import Batch, Params, TrainState

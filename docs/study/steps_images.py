@@ -9,8 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import cifar10_nll
-from contextdiff_jax import sampling
 from contextdiff_jax import task as task_lib
+from contextdiff_jax.samplers import sampling
 from contextdiff_jax.training.state import stream
 from docs.study import images, measure, side_by_side
 from docs.study.steps import ARMS, Arm, process_of

@@ -17,7 +17,6 @@ from jax.scipy.special import logsumexp
 from ml_collections import ConfigDict
 
 from configs import cifar10_nll
-from contextdiff_jax import sampling
 from contextdiff_jax.conditions import ClassCondition
 from contextdiff_jax.evaluate.bpd import bits_per_dim
 from contextdiff_jax.layers import zeros
@@ -25,6 +24,7 @@ from contextdiff_jax.models.adapter import bounded
 from contextdiff_jax.models.backbones import PixelBackbone
 from contextdiff_jax.models.blocks import TimeEmbedding
 from contextdiff_jax.process import schedule
+from contextdiff_jax.samplers import sampling
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.tasks.parts import Parts, process_of
 from contextdiff_jax.training.optimizer import make_optimizer

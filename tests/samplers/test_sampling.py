@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from configs import t2i
-from contextdiff_jax import sampling
 from contextdiff_jax.conditions import ClassCondition
 from contextdiff_jax.conditions.spaces import Pixels
 from contextdiff_jax.process import chart as charts
 from contextdiff_jax.process import forward, schedule
+from contextdiff_jax.samplers import sampling
 
 SHAPE = (4, 4, 1)
 

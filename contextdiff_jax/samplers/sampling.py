@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from contextdiff_jax import guidance, samplers
+from contextdiff_jax import samplers
 from contextdiff_jax.losses import Variance
 from contextdiff_jax.process import chart as charts
 from contextdiff_jax.process.chart import Chart
 from contextdiff_jax.process.schedule import Schedule
+from contextdiff_jax.samplers import guidance
 from contextdiff_jax.samplers.scheduler_config import PRETRAINED, from_scheduler_config
 from contextdiff_jax.types import Array, Batch, Context, Params
 

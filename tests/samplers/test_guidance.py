@@ -9,8 +9,8 @@ import torch
 from diffusers.guiders.guider_utils import rescale_noise_cfg
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.guidance import classifier_free
 from contextdiff_jax.process import forward, schedule
+from contextdiff_jax.samplers.guidance import classifier_free
 
 s = schedule.cosine(100)
 cond, null, x = np.random.default_rng(0).normal(size=(3, 4, 6, 6, 2)).astype(np.float32)
