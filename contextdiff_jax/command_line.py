@@ -306,7 +306,7 @@ def encode(config: ConfigDict, options: Options) -> None:
     folder = local_path(config.space.latents)
     from contextdiff_jax.models import backbones
     from contextdiff_jax.tasks.encode import encode as encode_data
-    from contextdiff_jax.tasks.parts import latent_space, with_located_models
+    from contextdiff_jax.tasks.readers import latent_space, with_located_models
     from contextdiff_jax.training.distributed import together
 
     located = with_located_models(config)

@@ -103,7 +103,7 @@ def test_encoding_stores_latents_a_colour_map_and_a_picture_and_continues(traine
 def test_stored_latents_are_the_autoencoder_s(trained, folder):
     _, reference = folder
     source = cdx.Pipeline.load(trained[1]).task.parts
-    from contextdiff_jax.tasks.parts import source as records_of
+    from contextdiff_jax.tasks.records import source as records_of
 
     records = records_of(trained[0], source, "train")
     images = helpers.data.source(trained[0].data, "train")

@@ -17,7 +17,7 @@ from contextdiff_jax.evaluate.groups import SHOWN, Group, Judging
 from contextdiff_jax.evaluate.layouts import layout_figures, layout_marks
 from contextdiff_jax.models.recogniser import Recogniser, load_recogniser
 from contextdiff_jax.pipeline import Pipeline
-from contextdiff_jax.tasks import agreed
+from contextdiff_jax.tasks.records import same_held_out
 
 REAL_IMAGES = 10_000  # of the held-out ones, judged at the most: the ceiling of a classifier
 Named = Callable[[np.ndarray, np.ndarray], np.ndarray]  # images, labels -> whether each is right, [N]
@@ -148,7 +148,7 @@ def classes(pipeline: Pipeline, named: Named, real: tuple[str, int]) -> Judging:
     asked = np.array(spread(range(len(names)), config.eval.num_samples))
     words = [names[i] for i in asked]
     what, limit = real
-    split, source = agreed.held_out(config.data)
+    split, source = same_held_out(config.data)
     rows, right = data.chosen(len(source), limit, config.data.seed), []
     for start in range(0, len(rows), class_judge.CHUNK):  # large pictures do not fit into memory all at once
         records = [source[i] for i in rows[start : start + class_judge.CHUNK]]
@@ -193,7 +193,7 @@ def unjudged(pipeline: Pipeline) -> Judging:
     """Held-out prompts that nobody judges, as many as feature spaces ask for or reports show."""
     parts, config = pipeline.task.parts, pipeline.config
     count = config.eval.num_samples if config.eval.features else min(SHOWN, config.eval.num_samples)
-    split, source = agreed.held_out(config.data)
+    split, source = same_held_out(config.data)
     indices = data.chosen(len(source), count, config.data.seed)
     asked_for = {"split": split, "n": len(indices), "of": len(source)}
     if not parts.condition.takes_prompts:

@@ -34,7 +34,7 @@ from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.pipeline import Pipeline
 from contextdiff_jax.progress import Progress
 from contextdiff_jax.runtime import here
-from contextdiff_jax.tasks import agreed
+from contextdiff_jax.tasks.records import same_held_out, same_source
 from contextdiff_jax.training.distributed import is_primary
 from contextdiff_jax.training.sharding import gather
 from contextdiff_jax.types import Params
@@ -161,7 +161,7 @@ class _Measured:
         """(split, records) of what pictures are compared with."""
         section = self._config.data
         splits = ("test", "unseen") if asks_combinations(self._config, self._judge) else ()
-        return [(split, agreed.source(section, split)) for split in splits] or [agreed.held_out(section)]
+        return [(split, same_source(section, split)) for split in splits] or [same_held_out(section)]
 
     def start(self, setting: str) -> list[Metric]:
         """Fresh metrics for a setting."""
@@ -224,7 +224,7 @@ def _bits_per_dim(pipeline: Pipeline, seed: int, journal: Journal) -> tuple[dict
     """The full bound (Eq. 4) on held-out images, of the trained process and with the adapter switched off; rows, and
     the bits of each image."""
     task, config = pipeline.task, pipeline.config
-    split, source = agreed.held_out(config.data)
+    split, source = same_held_out(config.data)
     count = min(config.eval.bpd_images, len(source))
     batch_size = min(config.sample.batch_size, count)  # each batch has a key of its own
     batches = data.build(

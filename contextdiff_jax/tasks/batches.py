@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from contextdiff_jax import data
 from contextdiff_jax.tasks.edge_control import EdgeControl
 from contextdiff_jax.tasks.kept_texts import FIELD, KeptTexts
-from contextdiff_jax.tasks.parts import Parts, held_out, source
+from contextdiff_jax.tasks.parts import Parts
+from contextdiff_jax.tasks.records import held_out, source
 from contextdiff_jax.types import Batch
 
 

@@ -33,7 +33,9 @@ from contextdiff_jax.tasks import frames, identity, objective, warm_start
 from contextdiff_jax.tasks.batches import Batches
 from contextdiff_jax.tasks.edge_control import EdgeControl
 from contextdiff_jax.tasks.kept_texts import TABLE
-from contextdiff_jax.tasks.parts import Parts, held_out, read_adapter, with_located_models
+from contextdiff_jax.tasks.parts import Parts
+from contextdiff_jax.tasks.readers import read_adapter, with_located_models
+from contextdiff_jax.tasks.records import held_out
 from contextdiff_jax.training import distributed
 from contextdiff_jax.training.sharding import put_tree, tree_shardings
 from contextdiff_jax.training.workdir import has_trained

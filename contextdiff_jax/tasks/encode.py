@@ -20,7 +20,7 @@ from contextdiff_jax.files import check_writable
 from contextdiff_jax.pictures import caption_grid
 from contextdiff_jax.progress import Progress
 from contextdiff_jax.runtime import here
-from contextdiff_jax.tasks import agreed
+from contextdiff_jax.tasks.records import same_held_out, same_source
 from contextdiff_jax.training import distributed
 
 FIT_IMAGES = 64
@@ -122,8 +122,8 @@ def _make_folder(folder: Path) -> None:
 
 
 def _splits(config: ConfigDict) -> Iterator[tuple[str, Any]]:
-    yield "train", agreed.source(config.data, "train")
-    split, source = agreed.held_out(config.data)
+    yield "train", same_source(config.data, "train")
+    split, source = same_held_out(config.data)
     if split != "train":
         yield split, source
 

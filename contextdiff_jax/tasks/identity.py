@@ -24,7 +24,7 @@ from contextdiff_jax.models.controlnet import read_controlnet_config
 from contextdiff_jax.models.sd_unet import read_unet_config
 from contextdiff_jax.samplers.scheduler_config import PRETRAINED, values_of
 from contextdiff_jax.tasks import warm_start
-from contextdiff_jax.tasks.parts import needs_clip, scheduler_file, tokenizer_of
+from contextdiff_jax.tasks.readers import needs_clip, scheduler_file, tokenizer_of
 from contextdiff_jax.training import distributed
 
 FILE = "frozen.json"

@@ -15,7 +15,7 @@ import numpy as np
 
 from contextdiff_jax import Pipeline, data
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.tasks.parts import held_out
+from contextdiff_jax.tasks.records import held_out
 from docs import scripts
 from docs.study.plots import figure, write
 

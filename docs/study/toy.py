@@ -26,7 +26,8 @@ from contextdiff_jax.models.blocks import TimeEmbedding
 from contextdiff_jax.process import schedule
 from contextdiff_jax.samplers import sampling
 from contextdiff_jax.tasks.diffusion import DiffusionTask
-from contextdiff_jax.tasks.parts import Parts, process_of
+from contextdiff_jax.tasks.parts import Parts
+from contextdiff_jax.tasks.readers import process_of
 from contextdiff_jax.training.optimizer import make_optimizer
 from contextdiff_jax.training.state import stream
 from contextdiff_jax.training.step import Guard, make_step

@@ -21,7 +21,7 @@ from contextdiff_jax.editing.kept import Kept, shape_of
 from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.pipeline import clip_editing
-from contextdiff_jax.tasks.parts import read_adapter
+from contextdiff_jax.tasks.readers import read_adapter
 from contextdiff_jax.training import distributed
 from contextdiff_jax.training.workdir import check_workdir
 
