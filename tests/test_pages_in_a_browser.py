@@ -11,7 +11,8 @@ from page_helpers import make_run
 from PIL import Image
 
 from contextdiff_jax.evaluate.pages import write_compare, write_report_page
-from contextdiff_jax.evaluate.study_answers import read_answers, statistics
+from contextdiff_jax.evaluate.study_answers import statistics
+from contextdiff_jax.evaluate.study_files import read_answers
 from contextdiff_jax.evaluate.study_page import write_study
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -136,6 +137,9 @@ def test_a_study_is_answered_by_clicks_and_keys_and_read_back(browser, tmp_path)
     assert fits(browser)
     browser.find_element("id", "subject").send_keys("anna\n")
     body, count = browser.find_element("tag name", "body"), 0
+    body.send_keys("2")
+    browser.find_element("id", "undo").click()
+    assert browser.find_element("id", "count").text == "0 of 6 answered"
     while not browser.find_element("id", "end").is_displayed():
         trial = browser.execute_script("return trials[answers.length]")
         side = "tie" if trial["kind"] == "catch" else "left" if trial["left"] == "ours" else "right"
@@ -153,4 +157,4 @@ def test_a_study_is_answered_by_clicks_and_keys_and_read_back(browser, tmp_path)
     result = statistics(read_answers([saved]))
     assert count == 4 + 1 + 1 and result["study"] == plan["study"] and result["repeats"] == result["catches"] == 1.0
     row = result["everyone"]["text"]["theirs"]
-    assert (row["wins"], row["losses"], row["ties"]) == (4, 0, 0)
+    assert (row["wins"], row["losses"], row["ties"]) == (4, 0, 0) and not result["unfinished"]

@@ -1,107 +1,17 @@
 """What a user study says: preference rates with intervals that know that one person answers many questions."""
 
-import collections
-import dataclasses
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from contextdiff_jax.errors import UserError
+from contextdiff_jax.data.listing import listed
 from contextdiff_jax.evaluate.paired import holm
-from contextdiff_jax.files import read_text, text_lines
+from contextdiff_jax.evaluate.study_files import Answer
 
 Z = 1.959963984540054  # of a 95 % interval
 DRAWS = 10_000  # of the bootstrap and of the sign flips
 FEWEST = 10  # subjects of a bootstrap: of one it has no width, of a few too little
-FIELDS = ("study", "subject", "trial", "item", "question", "ours", "baseline", "left", "right", "kind", "answer")
-KINDS, CHOICES = ("trial", "repeat", "catch"), ("left", "right", "tie")
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """One answer of one subject.
-
-    Attributes:
-        study: digest of the study's plan.
-        subject: who.
-        trial: its number in the subject's order.
-        item: which result.
-        question: "text" or "temporal".
-        ours, baseline: the two sets that are compared.
-        left, right: which of them was on which side; the same twice in a catch.
-        kind: "trial", "repeat" (seen before, sides exchanged) or "catch" (the same on both sides).
-        answer: "left", "right" or "tie".
-    """
-
-    study: str
-    subject: str
-    trial: int
-    item: str
-    question: str
-    ours: str
-    baseline: str
-    left: str
-    right: str
-    kind: str
-    answer: str
-
-    @property
-    def value(self) -> int:
-        """1 where ours was preferred, -1 where the baseline was, 0 for a tie."""
-        return 0 if self.answer == "tie" else 1 if getattr(self, self.answer) == self.ours else -1
-
-
-def read_answers(paths: Sequence[str | Path]) -> list[Answer]:
-    """The answers of JSON lines files, or of all of them in folders.
-
-    Raises:
-        UserError: nothing there, a line that is damaged or cut short, two studies, one question answered twice.
-    """
-    files = []
-    for path in map(Path, paths):
-        files += sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    if missing := [str(file) for file in files if not file.is_file()]:
-        raise UserError(f"answers {missing[0]!r} do not exist; give the JSON lines files that the page saved")
-    found = [_parse(line, f"{file} line {i}") for file in files for i, line in enumerate(_lines(file), 1)]
-    if not found:
-        raise UserError(f"no answers in {', '.join(map(str, paths))}; give the JSON lines files that the page saved")
-    if len(studies := sorted({answer.study for answer in found})) > 1:
-        raise UserError(f"answers to {len(studies)} studies ({', '.join(studies)}) in one; give those of one study")
-    counts = collections.Counter((a.subject, a.trial, a.question) for a in found)
-    if twice := [key for key, count in counts.items() if count > 1]:
-        subject, trial, question = twice[0]
-        raise UserError(f"subject {subject!r} answers trial {trial} ({question}) twice; leave one of the files out")
-    return found
-
-
-def _lines(file: Path) -> list[str]:
-    text = read_text(file).rstrip()
-    return text_lines(text) if text else []
-
-
-def _parse(line: str, where: str) -> Answer:
-    try:
-        entry = json.loads(line)
-        answer = Answer(**{name: entry[name] for name in FIELDS})
-        for field in dataclasses.fields(Answer):
-            if not isinstance(value := getattr(answer, field.name), field.type):
-                raise TypeError(f"{field.name} is {value!r}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{where} is damaged or cut short ({error}); ask for the file again") from error
-    if answer.kind not in KINDS or answer.answer not in CHOICES:
-        raise UserError(f"{where}: kind {answer.kind!r}, answer {answer.answer!r}; accepted: {KINDS}, {CHOICES}")
-    if not {answer.left, answer.right} <= {answer.ours, answer.baseline}:
-        shown, compared = f"{answer.left!r} and {answer.right!r}", f"{answer.ours!r} and {answer.baseline!r}"
-        raise UserError(f"{where}: {shown} were shown where {compared} are compared; ask for the file again")
-    if answer.ours == answer.baseline or (answer.left == answer.right) != (answer.kind == "catch"):
-        raise UserError(
-            f"{where}: a {answer.kind} of {answer.ours!r} against {answer.baseline!r} with {answer.left!r} and "
-            f"{answer.right!r} shown; only a catch shows one set twice; ask for the file again"
-        )
-    return answer
 
 
 def wilson(wins: float, n: int) -> tuple[float, float]:
@@ -150,13 +60,19 @@ def statistics(answers: Sequence[Answer], seed: int = 0) -> dict[str, Any]:
     """The study's result. Nobody is left out: who fails catches is named, and the figures without them stand beside.
 
     Returns:
-        {"everyone", "without_flagged": {question: {baseline: `preference` with "p_holm"}}, "subjects": {name: share of
-        repeats answered alike and of catches answered "tie"}, "flagged": names, "repeats", "catches": over all}.
+        {"everyone", "without_flagged": {question: {baseline: `preference` with "p_holm"}}, "subjects": {name: answers
+        of how many, share of repeats answered alike and of catches answered "tie"}, "flagged": names, "unfinished":
+        {name: what is missing}, "of_unknown": who answered on a page that did not say how many trials there are,
+        "repeats_alone": repeats without their first showing, which "repeats" leaves out, "repeats", "catches": over
+        all}.
     """
-    subjects = {}
+    subjects, unfinished = {}, {}
     for name in sorted({answer.subject for answer in answers}):
         own = [answer for answer in answers if answer.subject == name]
-        subjects[name] = {"answers": len(own), "repeats": _consistency(own), "catches": _caught(own)}
+        of = own[0].of
+        subjects[name] = {"answers": len(own), "of": of, "repeats": _consistency(own), "catches": _caught(own)}
+        if missing := _missing(own):
+            unfinished[name] = missing
     low = lambda about: about["catches"] is not None and about["catches"] < 0.5
     flagged = [name for name, about in subjects.items() if low(about)]
     return {
@@ -165,6 +81,9 @@ def statistics(answers: Sequence[Answer], seed: int = 0) -> dict[str, Any]:
         "without_flagged": _by_question([a for a in answers if a.subject not in flagged], seed),
         "subjects": subjects,
         "flagged": flagged,
+        "unfinished": unfinished,
+        "of_unknown": [name for name, about in subjects.items() if about["of"] is None],
+        "repeats_alone": [f"{a.subject}: {a.item} ({a.question}, {a.baseline})" for a in _pairs_of_repeats(answers)[1]],
         "repeats": _consistency(answers),
         "catches": _caught(answers),
     }
@@ -181,11 +100,29 @@ def _by_question(answers: Sequence[Answer], seed: int) -> dict[str, dict[str, di
     return found
 
 
+def _missing(own: Sequence[Answer]) -> str:
+    """What a subject's trials lack, "" for nothing: the page asks them in order, so that a gap is a lost line."""
+    numbers, of = {answer.trial for answer in own}, own[0].of
+    last = max(numbers)
+    lost, parts = sorted(set(range(last)) - numbers), []
+    if lost:
+        parts.append(f"{len(lost)} lines are lost, of trials {listed([str(n) for n in lost])}")
+    if of is not None and last + 1 < of:
+        parts.append(f"ends after trial {last}, the last being {of - 1}")
+    return "; ".join(parts)
+
+
+def _pairs_of_repeats(answers: Sequence[Answer]) -> tuple[list[tuple[Answer, Answer]], list[Answer]]:
+    """(first showing, repeat), and repeats whose first showing is not there."""
+    key = lambda a: (a.subject, a.item, a.question, a.baseline)
+    first = {key(a): a for a in answers if a.kind == "trial"}
+    repeats = [a for a in answers if a.kind == "repeat"]
+    return [(first[key(a)], a) for a in repeats if key(a) in first], [a for a in repeats if key(a) not in first]
+
+
 def _consistency(answers: Sequence[Answer]) -> float | None:
     """Share of repeats that say what their first showing said; None without repeats."""
-    key = lambda a: (a.subject, a.item, a.question, a.baseline)
-    first = {key(a): a.value for a in answers if a.kind == "trial"}
-    same = [first[key(a)] == a.value for a in answers if a.kind == "repeat" and key(a) in first]
+    same = [first.value == again.value for first, again in _pairs_of_repeats(answers)[0]]
     return float(np.mean(same)) if same else None
 
 
@@ -209,3 +146,9 @@ def report(result: Mapping[str, Any]) -> None:
     print(f"repeats answered alike: {share(result['repeats'])}; catches seen: {share(result['catches'])}")
     if result["flagged"]:
         print(f"failed most catches, and counted all the same: {', '.join(result['flagged'])}")
+    for name, missing in result["unfinished"].items():
+        print(f"unfinished, and counted all the same: {name}: {missing}")
+    if result["of_unknown"]:
+        print(f"of an older page, which does not say how many trials there are: {listed(result['of_unknown'])}")
+    if result["repeats_alone"]:
+        print(f"repeats that count for nothing, as their first showing is lost: {listed(result['repeats_alone'])}")

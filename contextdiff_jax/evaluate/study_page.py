@@ -20,6 +20,7 @@ ASSETS = Path(__file__).parent.parent / "assets" / "study"
 VIDEOS = (".mp4", ".webm")
 CLIPS = (*VIDEOS, ".gif")
 MEDIA = (*CLIPS, ".png", ".jpg", ".jpeg", ".webp")
+TITLE = "Which is better?"
 REPEATS, CATCHES = 0.1, 0.05  # shares of the pairs
 TEXT = "Which one shows better what the text says?"
 PICTURE = "Which one is the better picture?"
@@ -32,7 +33,7 @@ def write_study(
     *,
     source: str = "",
     captions: dict[str, str] | None = None,
-    title: str = "Study",
+    title: str = TITLE,
 ) -> dict[str, Any]:
     """Writes index.html, the media under names that tell nothing, and study.json with what is what.
 
@@ -163,30 +164,17 @@ def _questions(pairs: list[dict[str, str]]) -> list[dict[str, str]]:
     return questions
 
 
-def study_on_command(
-    out: str,
-    sets: Sequence[str],
-    answers: Sequence[str],
-    *,
-    source: str,
-    captions: str,
-    title: str = "Which is better?",
-) -> None:
+def study_on_command(out: str, sets: Sequence[str], answers: Sequence[str], *, source: str, captions: str) -> None:
     """`--mode=study`: makes the page, or with answers prints what they say and writes it to `out` as JSON.
 
     Raises:
         UserError: bad input of any kind, in one line.
     """
     if answers:
-        from contextdiff_jax.evaluate.study_answers import read_answers, report, statistics
-
-        if out:
-            check_file(out)
-        result = statistics(read_answers(answers))
-        report(result)
-        if out:
-            write_json(result, out)
-            print(f"all figures: {out}")
+        given = {"--set": sets, "--captions": captions, "--source": source}
+        if idle := [flag for flag, value in given.items() if value]:
+            raise UserError(f"{', '.join(idle)} cannot act with --answers; leave it out, or make the page first")
+        _read_out(answers, out)
         return
     if not out:
         raise UserError(
@@ -197,6 +185,24 @@ def study_on_command(
     if grids := [f"{folder}/{name}" for folder in folders for name in files_below(folder) if Path(name).name == GRID]:
         print(f"left out: {listed(grids)}: grids show other pictures together")
     print(f"{len(plan['pairs'])} pairs in {out}/index.html; open it, or put the folder on any web server")
+
+
+def _read_out(answers: Sequence[str], out: str) -> None:
+    """What the answers say, on the terminal and as JSON."""
+    from contextdiff_jax.evaluate.study_answers import report, statistics
+    from contextdiff_jax.evaluate.study_files import answer_files, read_answers
+
+    if out:
+        check_file(out)
+    files, others = answer_files(answers)
+    result = {"files": list(map(str, files)), "files_not_read": list(map(str, others))}
+    result |= statistics(read_answers(answers))
+    for file in others:
+        print(f"not read: {file}: no JSON lines file by its name")
+    report(result)
+    if out:
+        write_json(result, out)
+        print(f"all figures: {out}")
 
 
 def _read_captions(path: str, sets: Sequence[str]) -> dict[str, str] | None:

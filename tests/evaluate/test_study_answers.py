@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 import scipy.stats
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.evaluate.study_answers import Answer, preference, read_answers, statistics, wilson
+from contextdiff_jax.evaluate.study_answers import preference, report, statistics, wilson
+from contextdiff_jax.evaluate.study_files import Answer, answer_files, read_answers
 
 
 def answer(subject="s1", trial=0, answer="left", kind="trial", question="text", baseline="b", swap=False, item="i"):
@@ -107,11 +109,16 @@ def test_bad_answers_are_one_line(tmp_path):
         ([fine, fine], "answers trial 0 .* twice"),
         ([fine, written(tmp_path / "o.jsonl", [dataclasses.replace(answer("z"), study="d2")])], "2 studies"),
         ([written(tmp_path / "k.jsonl", [answer(answer="up")])], "k.jsonl line 1: .*'up'"),
-        ([written(tmp_path / "e.jsonl", [])], "no answers"),
+        ([written(tmp_path / "e.jsonl", [])], "e.jsonl is cut short: it holds no answer"),
         ([written(tmp_path / "l.jsonl", [dataclasses.replace(answer(), left="x")])], "l.jsonl line 1: 'x' and 'b' "),
         ([written(tmp_path / "t.jsonl", [dataclasses.replace(answer(), right="ours")])], "only a catch shows one set"),
         ([written(tmp_path / "c.jsonl", [answer(kind="catch")])], "only a catch shows one set"),
         ([written(tmp_path / "n.jsonl", [dataclasses.replace(answer(), trial="1")])], "n.jsonl line 1 .*trial is '1'"),
+    ]
+    total = lambda of, trial=0: dataclasses.replace(answer(trial=trial), of=of)
+    cases += [
+        ([written(tmp_path / "m.jsonl", [total(3), total(4, 1)])], "trial 1 .* of 4, and elsewhere has 3"),
+        ([written(tmp_path / "p.jsonl", [total(3, 3)])], "trial 3 .* of 3"),
     ]
     for paths, words in cases:
         with pytest.raises(UserError, match=words):
@@ -119,3 +126,37 @@ def test_bad_answers_are_one_line(tmp_path):
     marked = tmp_path / "marked.jsonl"
     marked.write_bytes(b"\xef\xbb\xbf" + fine.read_bytes().replace(b"\n", b"\r\n"))
     assert read_answers([marked]) == read_answers([fine])
+
+
+def test_every_file_of_a_folder_is_read_or_named(tmp_path):
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(UserError, match="no answers in"):
+        answer_files([tmp_path])
+    for i, name in enumerate(("a.jsonl", "d.jsonl.txt", "sub/e.jsonl")):
+        written(tmp_path / name, [answer(f"s{i}")])
+    (tmp_path / "sub" / "notes.txt").write_text("")
+    files, others = answer_files([tmp_path])
+    assert len(files) == 3 and others == [tmp_path / "sub" / "notes.txt"]
+    assert {a.subject for a in read_answers([tmp_path])} == {"s0", "s1", "s2"}
+    written(tmp_path / "sub" / "e.jsonl", [])
+    with pytest.raises(UserError, match="e.jsonl is cut short"):
+        read_answers([tmp_path])
+
+
+def test_what_a_file_lacks_is_named(capsys):
+    """A file that ends at a line's end, one without lines of its middle, and one of a page that told no total."""
+    trials = [dataclasses.replace(answer("whole", t, item=str(t)), of=6) for t in range(5)]
+    trials.append(dataclasses.replace(answer("whole", 5, kind="repeat", item="1", swap=True, answer="right"), of=6))
+    of = lambda name, which: [dataclasses.replace(trials[t], subject=name) for t in which]
+    older = [dataclasses.replace(a, of=None) for a in of("older", range(6))]
+    found = statistics(trials + of("ended", range(4)) + of("torn", (0, 2, 3, 4, 5)) + older)
+    assert found["unfinished"] == {
+        "ended": "ends after trial 3, the last being 5",
+        "torn": "1 lines are lost, of trials 1",
+    }
+    assert found["of_unknown"] == ["older"] and found["repeats_alone"] == ["torn: 1 (text, b)"]
+    assert found["subjects"]["ended"]["answers"] == 4 and found["subjects"]["ended"]["of"] == 6
+    report(found)
+    said = capsys.readouterr().out
+    for words in ("ended: ends after trial 3", "older page, .*: older", "first showing is lost: torn"):
+        assert re.search(words, said), words

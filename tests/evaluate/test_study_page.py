@@ -10,7 +10,8 @@ import pytest
 
 from contextdiff_jax import command_line
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.evaluate.study_answers import read_answers, statistics
+from contextdiff_jax.evaluate.study_answers import statistics
+from contextdiff_jax.evaluate.study_files import read_answers
 from contextdiff_jax.evaluate.study_page import ASSETS, _read_captions, page, write_study
 
 BROWSER = """
@@ -27,7 +28,11 @@ const document = {
   querySelectorAll: () => [element("save")],
   addEventListener(kind, handler) { handlers[kind] = handler; },
 };
-const localStorage = { getItem: (k) => stored[k] ?? null, setItem: (k, v) => { stored[k] = v; } };
+let works = true;
+const storage = (use) => { if (!works) throw new Error("storage"); return use(); };
+const localStorage = {
+  getItem: (k) => storage(() => stored[k] ?? null), setItem: (k, v) => storage(() => { stored[k] = v; }),
+};
 const URL = { createObjectURL: (blob) => blob.parts.join("") };
 class Blob { constructor(parts) { this.parts = parts; } }
 const press = (key) => handlers.keydown({ key, preventDefault() {} });
@@ -107,27 +112,42 @@ def test_captions_cannot_break_the_page(tmp_path):
     assert json.loads(inside) == plan and "<title>a &lt; b</title>" in text
 
 
-def test_study_is_answered_by_keys_and_clicks_and_read_back(tmp_path, sets):
-    plan = write_study(tmp_path / "out", sets)
+def opened(plan: dict, subject: str = "anna"):
+    """The page with a subject at work."""
     context = script_engine()
     context.eval(BROWSER)
     context.eval(f'element("plan").textContent = {json.dumps(json.dumps(plan))}')
     context.eval("\n".join((ASSETS / name).read_text() for name in ("order.js", "page.js")))
-    context.eval('element("subject").value = "anna"; element("run").hidden = true')
+    begin(context, subject)
+    return context
+
+
+def begin(context, subject: str = "anna") -> None:
+    context.eval(f'element("subject").value = {json.dumps(subject)}')
     context.eval('element("start").handlers.submit({ preventDefault() {} })')
+
+
+def test_study_is_answered_by_keys_and_clicks_and_read_back(tmp_path, sets):
+    plan = write_study(tmp_path / "out", sets)
+    context = opened(plan)
+    assert context.eval('element("undo").disabled') is True
     trials = ordered(plan, "anna")
     for i, trial in enumerate(trials):  # ours wherever there is a choice; keys and clicks in turn
         side = "tie" if trial["kind"] == "catch" else "left" if trial["left"] == "ours" else "right"
         key = {"left": "ArrowLeft", "tie": "2", "right": "3"}[side]
         context.eval(f'press("{key}")' if i % 2 else f'element("choose-{side}").click()')
         if i == 10:  # the page is opened again
-            context.eval('element("start").handlers.submit({ preventDefault() {} })')
+            begin(context)
+        if i in (0, 20, len(trials) - 1):  # a slip is taken back, after the last trial as well
+            context.eval('element("undo").click(); press("2"); element("undo").click()')
+            context.eval(f'element("choose-{side}").click()')
     assert context.eval('element("end").hidden') is False
     context.eval('element("save").click()')
-    assert context.eval("saved[0].download") == "answers-anna.jsonl"
+    assert re.fullmatch(r"answers-anna-[0-9a-f]{8}\.jsonl", context.eval("saved[0].download"))
     (tmp_path / "answers.jsonl").write_text(context.eval("saved[0].href"))
     found = statistics(read_answers([tmp_path / "answers.jsonl"]))
     assert found["study"] == plan["study"] and found["catches"] == found["repeats"] == 1.0
+    assert not found["unfinished"] and found["subjects"]["anna"]["of"] == len(trials)
     for baseline in ("b", "c"):
         row = found["everyone"]["picture"][baseline]
         assert (row["wins"], row["losses"], row["ties"]) == (20, 0, 0)
@@ -143,16 +163,40 @@ def test_clips_are_asked_about_motion_as_well(tmp_path):
 
 
 def test_only_plain_keys_are_answers(tmp_path, sets):
-    context = script_engine()
-    context.eval(BROWSER)
-    context.eval(f'element("plan").textContent = {json.dumps(json.dumps(write_study(tmp_path / "out", sets)))}')
-    context.eval("\n".join((ASSETS / name).read_text() for name in ("order.js", "page.js")))
-    context.eval('element("subject").value = "anna"; element("start").handlers.submit({ preventDefault() {} })')
+    context = opened(write_study(tmp_path / "out", sets))
     for change in ("repeat: true", "ctrlKey: true", "altKey: true", "metaKey: true"):
         context.eval(f'handlers.keydown({{ key: "1", {change}, preventDefault() {{}} }})')
+    context.eval('press("ArrowDown")')  # which scrolls
     assert context.eval('element("count").textContent').startswith("0 of ")
     context.eval('press("1")')
     assert context.eval('element("count").textContent').startswith("1 of ")
+
+
+def test_without_storage_the_page_goes_on_and_says_so(tmp_path, sets):
+    plan = write_study(tmp_path / "out", sets)
+    context = opened(plan)
+    context.eval('press("1"); works = false; press("3")')
+    assert context.eval('element("notice").hidden') is False
+    assert "save them before" in context.eval('element("notice").textContent')
+    assert json.loads(context.eval("JSON.stringify(answers.map((a) => a.trial))")) == [0, 1]
+    shown = context.eval('element("left").children[0].src')
+    assert shown == ordered(plan, "anna")[2]["leftFile"]  # each answer is of what was seen
+    context.eval('works = true; press("2")')
+    assert context.eval('element("notice").hidden') is True and len(json.loads(context.eval("stored[key()]"))) == 3
+    context.eval("works = false")
+    begin(context)  # opened again where nothing can be read
+    assert context.eval("answers.length") == 0 and context.eval('element("notice").hidden') is False
+
+
+def test_an_older_pages_answers_are_taken_over_and_names_in_any_script_have_a_file_each(tmp_path, sets):
+    context = opened(write_study(tmp_path / "out", sets))
+    context.eval('press("1"); stored[key()] = JSON.stringify(answers.map(({ of, ...older }) => older))')
+    begin(context)
+    assert context.eval("answers[0].of === trials.length") is True
+    for name in ("Анна", "Олег"):
+        begin(context, name)
+        context.eval('element("save").click()')
+    assert context.eval("saved[0].download !== saved[1].download") is True
 
 
 def test_other_pictures_are_another_study(tmp_path, sets, capsys):
@@ -162,6 +206,7 @@ def test_other_pictures_are_another_study(tmp_path, sets, capsys):
     command_line.run("study", None, command_line.Options("", sets=tuple(sets), out=str(tmp_path / "second")))
     second = json.loads((tmp_path / "second" / "study.json").read_text())
     assert f"left out: {a}/grid.png" in capsys.readouterr().out
+    assert "<title>Which is better?</title>" in (tmp_path / "second" / "index.html").read_text()
     assert second["study"] == first["study"]
     (a / "00.png").write_bytes((a / "01.png").read_bytes())
     assert write_study(tmp_path / "third", sets)["study"] != first["study"]
@@ -184,6 +229,7 @@ def test_bad_sets_are_one_line(tmp_path, sets):
         (dict(out=str(tmp_path / "used"), sets=tuple(sets)), "is not empty"),
         (dict(sets=tuple(sets)), "--out is missing"),
         (dict(answers=("nowhere.jsonl",)), "do not exist"),
+        (dict(answers=("x",), sets=tuple(sets), source="s"), "--set, --source cannot act with --answers"),
         (dict(answers=("nowhere.jsonl",), out=str(tmp_path)), "--out=.* is a folder"),
         (dict(out=str(few / "00.png"), sets=tuple(sets)), "is a file"),
         (dict(out=str(few / "00.png" / "x"), sets=tuple(sets)), "output folder .* cannot be written"),

@@ -5,6 +5,32 @@ const by = (id) => document.getElementById(id);
 let subject = "", trials = [], answers = [], shown = 0;
 
 const key = () => `study/${plan.study}/${subject}`;
+const LOST = "This browser keeps no answers: leave this page open, and save them before you close it.";
+
+// Storage may be blocked, full, or hold something else; the page then goes on with what it has in memory.
+function kept() {
+  try {
+    const found = JSON.parse(localStorage.getItem(key()) || "[]");
+    if (Array.isArray(found)) return found.map((answer) => ({ ...answer, of: trials.length }));
+  } catch {}
+  notice(LOST);
+  return [];
+}
+
+function keep() {
+  try {
+    localStorage.setItem(key(), JSON.stringify(answers));
+    notice("");
+  } catch {
+    notice(LOST);
+  }
+}
+
+function notice(text) {
+  by("notice").textContent = text;
+  by("notice").hidden = !text;
+}
+
 const video = (file) => /\.(mp4|webm)$/i.test(file);
 
 function media(file, label) {
@@ -21,7 +47,8 @@ function show() {
   by("end").hidden = !done;
   by("progress").max = trials.length;
   by("progress").value = answers.length;
-  by("count").textContent = `${answers.length} of ${trials.length}`;
+  by("count").textContent = `${answers.length} of ${trials.length} answered`;
+  by("undo").disabled = !answers.length;
   if (done) return;
   const trial = trials[answers.length];
   by("question").textContent = plan.questions.find((q) => q.id === trial.question).text;
@@ -37,11 +64,17 @@ function reply(choice) {
   if (by("trial").hidden) return;
   const trial = trials[answers.length];
   answers.push({
-    study: plan.study, subject, trial: trial.number, item: trial.item, question: trial.question, ours: plan.ours,
-    baseline: trial.baseline, left: trial.left, right: trial.right, kind: trial.kind, answer: choice,
+    study: plan.study, subject, trial: trial.number, of: trials.length, item: trial.item, question: trial.question,
+    ours: plan.ours, baseline: trial.baseline, left: trial.left, right: trial.right, kind: trial.kind, answer: choice,
     milliseconds: Date.now() - shown,
   });
-  localStorage.setItem(key(), JSON.stringify(answers));
+  keep();
+  show();
+}
+
+function undo() {
+  answers.pop();
+  keep();
   show();
 }
 
@@ -49,7 +82,9 @@ function save() {
   const lines = answers.map((answer) => JSON.stringify(answer) + "\n");
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob(lines, { type: "application/x-ndjson" }));
-  link.download = `answers-${subject.replace(/[^\w-]+/g, "_")}.jsonl`;
+  // What a name lacks that a file may be called by, the number tells apart.
+  const number = hash(`${plan.study}/${subject}`).toString(16).padStart(8, "0");
+  link.download = `answers-${subject.replace(/[^\w-]+/g, "_")}-${number}.jsonl`;
   link.click();
 }
 
@@ -58,14 +93,15 @@ by("start").addEventListener("submit", (event) => {
   subject = by("subject").value.trim();
   if (!subject) return;
   trials = order(plan, subject);
-  answers = JSON.parse(localStorage.getItem(key()) || "[]");
+  answers = kept();
   by("start").hidden = true;
   by("run").hidden = false;
   show();
 });
 for (const choice of ["left", "tie", "right"]) by(`choose-${choice}`).addEventListener("click", () => reply(choice));
+by("undo").addEventListener("click", undo);
 for (const button of document.querySelectorAll(".save")) button.addEventListener("click", save);
-const keys = { ArrowLeft: "left", 1: "left", ArrowDown: "tie", 2: "tie", ArrowRight: "right", 3: "right" };
+const keys = { ArrowLeft: "left", 1: "left", 2: "tie", ArrowRight: "right", 3: "right" };
 document.addEventListener("keydown", (event) => {
   if (event.repeat || event.ctrlKey || event.altKey || event.metaKey) return;
   if (keys[event.key] && !by("run").hidden) {
