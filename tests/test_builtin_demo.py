@@ -25,15 +25,15 @@ def run(mode, config, workdir, **options):
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """What the U-Net starts from: an autoencoder of two steps, a config without weights, a scheduler."""
+    """What the U-Net starts from: an autoencoder as it starts, a config without weights, a scheduler."""
     root = tmp_path_factory.mktemp("builtin")
     folder = shutil.copytree(STARTS, root / "start")
     unet = json.loads((folder / "unet" / "config.json").read_text())
     small = dict(block_out_channels=[16], attention_head_dim=1, norm_num_groups=8)
     small |= dict(down_block_types=["DownBlock2D"], up_block_types=["CrossAttnUpBlock2D"])
     (folder / "unet" / "config.json").write_text(json.dumps(unet | small))
-    run("train", autoencoder.get_config("tiny"), root / "autoencoder")
-    run("export", autoencoder.get_config("tiny"), root / "autoencoder", out=str(folder / "vae"))
+    task = task_lib.build(autoencoder.get_config("tiny"))
+    task.export(jax.jit(task.init)(jax.random.key(0)), folder / "vae")
     return root
 
 

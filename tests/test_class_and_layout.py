@@ -12,7 +12,7 @@ from contextdiff_jax import command_line, training
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.command_line import Options, asked_for
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.evaluate.suite import evaluate_run
+from contextdiff_jax.evaluate import suite
 from contextdiff_jax.pipeline import export
 from contextdiff_jax.pipeline.requests import negatives_of
 
@@ -28,6 +28,11 @@ def trained(config, workdir):
     config.eval.bpd_images = 0
     training.train(task_lib.build(config), workdir)
     return cdx.Pipeline.load(workdir)
+
+
+@pytest.fixture(autouse=True)
+def few_renders(monkeypatch):
+    monkeypatch.setattr(suite, "REFERENCE", 40)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +98,7 @@ def test_what_cannot_be_drawn_leaves_no_folder(kind, request, tmp_path, monkeypa
 @pytest.mark.parametrize("kind", ["of_classes", "of_layouts"])
 def test_evaluation_has_ceiling_and_floor(kind, request):
     pipe, workdir = request.getfixturevalue(kind)
-    rows = evaluate_run(pipe, workdir)["alignment"]
+    rows = suite.evaluate_run(pipe, workdir)["alignment"]
     assert rows["ceiling: real renders"]["object"] >= 0.5
     floor = rows["chance"] if kind == "of_classes" else rows["floor: renders of other layouts"]
     assert floor["object"] < 0.5

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import cifar10_nll, class2img, clip_mini, layout2img, recogniser, t2i, video_edit
+from configs import autoencoder, cifar10_nll, class2img, layout2img, recogniser, t2i, video_edit
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.models import backbones
@@ -18,9 +18,7 @@ CONFIGS = {
     "t2i": lambda: t2i.get_config(),
     "t2i:tiny": lambda: t2i.get_config("tiny"),
     "t2i:small": lambda: t2i.get_config("small"),
-    "class2img:tiny": lambda: class2img.get_config("tiny"),
-    "layout2img:tiny": lambda: layout2img.get_config("tiny"),
-    "clip_mini:tiny": lambda: clip_mini.get_config("tiny"),
+    "autoencoder:tiny": lambda: autoencoder.get_config("tiny"),
     "recogniser:tiny": lambda: recogniser.get_config("tiny"),
     "video_edit:tiny": lambda: video_edit.get_config("tiny"),
 }

@@ -11,6 +11,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("measure_frozen.py")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's count of resident memory")
 def test_a_text_encoder_is_read_by_shard_and_in_bfloat16(tmp_path):
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"

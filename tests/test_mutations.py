@@ -13,6 +13,7 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.samplers import sampling
 from contextdiff_jax.training import Setup
 from contextdiff_jax.training.step import make_step
+from tests.training.toy_task import ToyTask, toy_config
 
 LEAVES = config_lib.leaves(t2i.get_config("tiny"))
 NOT_IN_THE_PROGRAMS = ("eval.", "train.log", "train.keep", "train.checkpoint", "train.preview", "data.seed", "preset")
@@ -74,14 +75,23 @@ def test_bad_values_pass_the_check_or_end_in_one_line():
 
 
 # Values that the check of the config alone cannot judge; the rest of them in the slow test.
-SUBTLE = ("sharding.rules", "train.trainable", "optim.lr_multipliers", "mesh.fsdp", "encoder.clip", "data.preset")
-SUBTLE += ("data.num_frames",)
+SUBTLE = ("train.trainable", "mesh.fsdp", "encoder.clip", "data.preset", "data.num_frames")
 
 
 @pytest.mark.parametrize("key", SUBTLE)
 def test_bad_values_that_only_the_task_can_judge_are_refused(key):
     for value in bad_values(LEAVES[key]):
         assert refused(key, value, programs=True) or value in ((), 0, -1), value
+
+
+@pytest.mark.parametrize("key", ("sharding.rules", "optim.lr_multipliers"))
+def test_bad_rules_of_parameters_are_refused(key):
+    """Of any task; of the smallest they are judged soonest."""
+    for value in bad_values(LEAVES[key])[1:]:
+        config = toy_config()
+        config.update_from_flattened_dict({key: value})
+        with pytest.raises(UserError):
+            Setup.of(ToyTask(config))
 
 
 @pytest.mark.slow

@@ -82,6 +82,7 @@ def test_imagenet_from_class_subfolders(autoencoder, tmp_path):
     assert tuple(config["data"]["class_names"]) == WNIDS
 
 
+@pytest.mark.slow  # layouts are trained and judged in test_class_and_layout, the files read in data/test_coco
 def test_coco_from_its_annotations(autoencoder, tmp_path):
     write_coco(tmp_path, whole=(7, 10, 11, 12))
     latent = LATENT | {"model.pretrained": str(autoencoder), "space.latents": str(tmp_path / "latents")}

@@ -60,6 +60,19 @@ def trained(folder):
     return config, workdir
 
 
+@pytest.fixture(scope="module")
+def loaded(trained):
+    """The last parameters, which have moved most."""
+    return cdx.Pipeline.load(trained[1], ema=False)
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exported") / "export"
+    run("export", *trained, out=str(out))
+    return out
+
+
 def test_a_folder_as_it_is_draws_what_diffusers_draws(folder):
     """The whole path: tokenizer, text encoder, guidance, scheduler, U-Net, autoencoder, from the same noise."""
     root, reference = folder
@@ -116,12 +129,11 @@ def test_stored_latents_are_the_autoencoder_s(trained, folder):
     assert records[3]["caption"] == images[3]["caption"]
 
 
-def test_only_the_subset_is_trained_and_resuming_continues(trained):
+def test_only_the_subset_is_trained_and_resuming_continues(trained, loaded):
     config, workdir = trained
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 21))
-    pipe = cdx.Pipeline.load(workdir, ema=False)
-    start = cdx.Pipeline.load(config.model.pretrained)
+    pipe, start = loaded, cdx.Pipeline.load(config.model.pretrained)
     moved = {
         "/".join(str(k.key) for k in path): bool(np.any(np.asarray(a) != np.asarray(b)))
         for (path, a), b in zip(
@@ -134,10 +146,8 @@ def test_only_the_subset_is_trained_and_resuming_continues(trained):
     assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(pipe.params["adapter"]["out"])), "adapter moved"
 
 
-def test_export_loads_in_diffusers_and_here(trained, tmp_path, folder):
-    config, workdir = trained
-    out = tmp_path / "export"
-    run("export", config, workdir, out=str(out))
+def test_export_loads_in_diffusers_and_here(trained, exported):
+    (config, workdir), out = trained, exported
     card = (out / "README.md").read_text()
     assert card.startswith("---") and "tiny-sd" in card
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(out)
@@ -166,9 +176,8 @@ def test_export_loads_in_diffusers_and_here(trained, tmp_path, folder):
         run("export", config, workdir, out=str(workdir))
 
 
-def test_img2img_starts_from_the_picture(trained):
-    _, workdir = trained
-    pipe = cdx.Pipeline.load(workdir)
+def test_img2img_starts_from_the_picture(loaded):
+    pipe = loaded
     source = helpers.data.OpenMojiSource("demo", "train", 16)
     pictures = np.stack([source[i]["image"] for i in (5, 6)])
     near = pipe.sample_arrays(PROMPTS[:1], image=Image.fromarray(pictures[0]), strength=0.1, steps=10, guidance=1.0)
@@ -181,10 +190,9 @@ def test_img2img_starts_from_the_picture(trained):
             pipe.sample(PROMPTS[0], **({"image": pictures[0], "steps": 10} | wrong))
 
 
-def test_img2img_goes_through_the_contextual_forward_process(trained):
+def test_img2img_goes_through_the_contextual_forward_process(loaded):
     """The start is Eq. 1 with the picture's own shift: what is left after the plain part is k_t r(x0, c, t)."""
-    _, workdir = trained
-    pipe = cdx.Pipeline.load(workdir, ema=False)
+    pipe = loaded
     task, frozen, t = pipe.task, pipe.frozen, 600
     context = task.encode(pipe.params, frozen, task.parts.condition.read(PROMPTS[:1]))
     image = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
@@ -240,16 +248,15 @@ def test_clear_errors(trained, folder, tmp_path, changes, words):
         run("train", config, tmp_path)
 
 
-def test_sampling_an_export_from_the_command_line_with_the_config_that_trained_it(trained, tmp_path, monkeypatch):
-    config, workdir = trained
-    run("export", config, workdir, out=str(tmp_path / "export"))
-    pipe = cdx.Pipeline.load(tmp_path / "export", config=config)
-    assert pipe.config.model.pretrained == str(tmp_path / "export" / ".")
+def test_an_export_is_loaded_with_the_config_that_trained_it_and_not_exported_onto_itself(trained, exported):
+    config, _ = trained
+    pipe = cdx.Pipeline.load(exported, config=config)
+    assert pipe.config.model.pretrained == str(exported / ".")
     with pytest.raises(UserError, match="read from .* itself"):
-        run("export", config, tmp_path / "export", out=str(tmp_path / "export"))
-    assert export.is_export(tmp_path / "export"), "nothing was lost"
+        run("export", config, exported, out=str(exported))
+    assert export.is_export(exported), "nothing was lost"
     with pytest.raises(UserError, match="step=7"):
-        cdx.Pipeline.load(tmp_path / "export", step=7)
+        cdx.Pipeline.load(exported, step=7)
 
 
 def test_a_run_finds_its_folders_where_they_have_moved_and_keeps_its_own_colour_map(trained, folder, tmp_path):
@@ -295,8 +302,8 @@ def test_clear_errors_found_in_review(trained, folder, tmp_path, changes, words)
         run("train", config, tmp_path)
 
 
-def test_image_inputs(trained):
-    pipe = cdx.Pipeline.load(trained[1])
+def test_image_inputs(loaded):
+    pipe = loaded
     sizes = [Image.new("L", (20, 30)), Image.new("RGB", (40, 10))]
     assert pipe._pictures(sizes, 2, None).shape == (2, 16, 16, 3)
     assert pipe._pictures(np.zeros((9, 7, 3), np.uint8), 2, None).shape == (2, 16, 16, 3)

@@ -15,6 +15,11 @@ from contextdiff_jax.evaluate.unfinished import Batches, Journal
 from tests import small_models
 
 
+@pytest.fixture(autouse=True)
+def few_renders(monkeypatch):
+    monkeypatch.setattr(suite, "REFERENCE", 40)
+
+
 @pytest.fixture
 def pipe():
     config = small_models.text_to_image()

@@ -76,7 +76,6 @@ KINDS = {
     "encoders of its own": pixels_with_encoders_of_their_own,
     "classes, learned process": classes,
     "Stable Diffusion, linear colours": latents("linear"),
-    "Stable Diffusion, decoded": latents("decode"),
     "pixel network in latents": pixels_in_latents_without_text,
 }
 

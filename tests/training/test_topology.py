@@ -74,16 +74,11 @@ def two_processes(tmp_path_factory) -> Path:
     return workdir
 
 
-def test_eight_devices_agree_with_one(tmp_path, one_device):
-    (output,) = finish(start(tmp_path, "--devices=8", *STEPS, "mesh.data=4", "mesh.fsdp=2"))
-    assert "mesh: data 4, fsdp 2, tensor 1" in output
-    assert_same_training(one_device, tmp_path)
-
-
-def test_tensor_rules_and_accumulation_agree_with_one_device(tmp_path, one_device):
+def test_eight_devices_with_tensor_rules_and_accumulation_agree_with_one(tmp_path, one_device):
     rules = "sharding.rules=(('denoiser/kernel',(None,'tensor')),('adapter/kernel',('tensor','fsdp')))"
     mesh = ["mesh.fsdp=2", "mesh.tensor=2", "optim.accum_steps=2", rules]
-    finish(start(tmp_path, "--devices=8", *STEPS, *mesh))
+    (output,) = finish(start(tmp_path, "--devices=8", *STEPS, *mesh))
+    assert "mesh: data 2, fsdp 2, tensor 2" in output
     assert_same_training(one_device, tmp_path)
 
 
@@ -108,24 +103,15 @@ def wait_for_step(workdir: Path, step: int) -> None:
         time.sleep(0.05)
 
 
-def test_sigterm_saves_and_exits_with_status_0(tmp_path):
-    process = start(tmp_path, "--slow=0.1", "train.num_steps=1000", "train.checkpoint_every=500")
-    wait_for_step(tmp_path, 4)
-    process.send_signal(signal.SIGTERM)
-    (output,) = finish(process)
-    assert "stopped by SIGTERM after step" in output
-    step = int(output.split("final step ")[1])
-    assert 4 <= step < 1000 and load_params(tmp_path)[2] == step
-
-
 def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path):
     options = ["--slow=0.2", "train.num_steps=1000", "train.checkpoint_every=500"]
     processes = start_two(tmp_path, *options)
     wait_for_step(tmp_path, 4)
     processes[1].send_signal(signal.SIGTERM)
     outputs = finish(*processes)
+    assert "stopped by SIGTERM after step" in outputs[0]
     steps = {int(output.split("final step ")[1]) for output in outputs}
-    assert len(steps) == 1 and steps == {load_params(tmp_path)[2]}
+    assert len(steps) == 1 and 4 <= max(steps) < 1000 and steps == {load_params(tmp_path)[2]}
 
 
 def test_nan_in_the_rows_of_one_process_is_named_by_both(tmp_path):
