@@ -4,9 +4,10 @@ metrics of sets of pictures, `evaluate.metrics`."""
 from contextdiff_jax.evaluate import metrics
 from contextdiff_jax.evaluate.alignment import alignment, alignment_by_group, ceiling, chance, hits, summarise
 from contextdiff_jax.evaluate.bpd import BitsPerDim, bits_per_dim, difference, join
-from contextdiff_jax.evaluate.report import caption_grid, write_report
+from contextdiff_jax.evaluate.report import write_report
 from contextdiff_jax.files import write_json
 from contextdiff_jax.models.recogniser import Recogniser, load_recogniser, save_recogniser
+from contextdiff_jax.pictures import caption_grid
 
 __all__ = [
     "BitsPerDim",

@@ -1,7 +1,7 @@
 """Does the picture show what the caption says? Counted by the recogniser."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -32,6 +32,13 @@ def hits(images: np.ndarray, objects: Sequence[int], backgrounds: Sequence[int],
     found_objects, found_backgrounds = recogniser.predict(images)
     right_object, right_background = found_objects == objects, found_backgrounds == backgrounds
     return dict(object=right_object, background=right_background, both=right_object & right_background)
+
+
+def counted(row: Mapping[str, Any]) -> str:
+    """How many pictures a row of figures is of, and of which split where they are the data's own: "1,000 of test"."""
+    if row.get("n") is None:
+        return ""
+    return f"{row['n']:,}" + (f" of {row['split']}" if "split" in row else "")
 
 
 def summarise(hit: Mapping[str, np.ndarray]) -> dict[str, float | int]:

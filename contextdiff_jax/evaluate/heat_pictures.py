@@ -19,6 +19,7 @@ from contextdiff_jax.data.one_clip import clip_of
 from contextdiff_jax.editing.words import Prompt
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import heatmaps
+from contextdiff_jax.evaluate.figures import as_written
 from contextdiff_jax.evaluate.groups import settings_of
 from contextdiff_jax.evaluate.metrics.base import mean
 from contextdiff_jax.evaluate.suite import keep
@@ -67,20 +68,21 @@ def draw(rows: Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray]]], title:
     words = list(next(iter(rows.values()))[1])
     figure = Figure(figsize=(1.75 * (len(words) + 1) + 0.9, 1.9 * len(rows) + 0.45), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11, parse_math=False)  # a "$" of a prompt is one
+    figure.suptitle(title, fontsize=11)
     axes = figure.subplots(len(rows), len(words) + 1, squeeze=False)
     for line, (arm, (image, heats)) in zip(axes, rows.items(), strict=True):
         line[0].imshow(to_uint8(image[None])[0])
         line[0].set_ylabel(arm, fontsize=9)
         for cell, word in zip(line[1:], words, strict=True):
             cell.imshow(overlay(image, heats[word], largest))
-            cell.set_title(word, fontsize=9, parse_math=False)
+            cell.set_title(word, fontsize=9)
         for cell in line:
             cell.set(xticks=[], yticks=[])
     scale = ScalarMappable(Normalize(0, largest), COLOURS)
     figure.colorbar(scale, ax=axes, shrink=0.8, label="attention to the word", fraction=0.04).ax.tick_params(
         labelsize=8
     )
+    as_written(figure)
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png")
     return largest

@@ -1,7 +1,8 @@
 """Heatmaps of words (Figs. 8, 9): where the text-image cross-attention of the sampling process looks, word by word.
 
 Nothing of the networks is changed for it: while one is traced, its cross-attention layers are intercepted and report
-their weights, averaged over heads, to the host. Guided rows count with their prompt alone.
+their weights, averaged over heads, to the host. Guided rows count with their prompt alone. Given pictures and clips
+have no sampling process: of them it is the attention of DDIM inversion, without guidance.
 """
 
 import dataclasses
@@ -211,7 +212,8 @@ def share_inside(heats: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def of_clip(model: Any, params: Any, frozen: Any, clip: Clip, config: ConfigDict, adapter: bool) -> np.ndarray:
-    """Maps [F, r, r, L] of a clip's own prompt on its way into noise; r is `edit.mask_resolution`.
+    """Maps [F, r, r, L] of a clip's own prompt on its way into noise (DDIM inversion, no guidance); r is
+    `edit.mask_resolution`.
 
     Args:
         model: a task over clips.

@@ -10,11 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
-from contextdiff_jax.evaluate.alignment import MEASURES
-from contextdiff_jax.files import atomic, write_json
-from contextdiff_jax.pictures import FRAME, INK, PAD, PAPER, caption_grid, draw_grid
-
-__all__ = ["caption_grid", "write_json", "write_report"]
+from contextdiff_jax.evaluate.alignment import MEASURES, counted
+from contextdiff_jax.evaluate.figures import as_written
+from contextdiff_jax.files import atomic
+from contextdiff_jax.pictures import FRAME, INK, PAD, PAPER, draw_grid
 
 FAINT = "#6b7280"
 BARS = {"object": "#cfe3f7", "background": "#fbe3c8", "both": "#cdebd6", "iou": "#e6dbf5"}
@@ -35,6 +34,7 @@ def write_report(figures: Mapping[str, Any], grids: Mapping[str, Sequence], path
             "bits_per_dim": {row name: {"mean", "stderr", and the bound's terms "prior", "reconstruction",
                 "diffusion"}}, one line each;
             "judge_features": {row name: result of `fidelity`}, one line each;
+            "eval": what was asked of the evaluation, which the page about the run shows;
             every other number or text becomes a line "name  value" (underscores become spaces), and every
             other mapping of them one line each, "name, key  value".
         grids: {heading: (images [N, H, W, 3], captions) or (images, captions, correct)}, drawn in order.
@@ -84,6 +84,7 @@ def _draw_figures(figures: Mapping[str, Any], width: int) -> Image.Image:
         y = 0.6 + table_height + FACT_ROW * (i + 0.5)
         axes.text(0.12, y, name, fontsize=10.5, color=FAINT, va="center")
         axes.text(VALUES, y, value, fontsize=10.5, color=INK, va="center")
+    as_written(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
@@ -107,11 +108,6 @@ def _draw_table(axes: Any, rows: Mapping[str, Mapping], y: float, width: float) 
                 axes.add_patch(bar)
             axes.text(left + 0.05, y, _share(row, measure), fontsize=10.5, color=INK, va="center")
         axes.text(width - 0.15, y, counted(row), fontsize=10.5, color=INK, va="center", ha="right")
-
-
-def counted(row: Mapping[str, Any]) -> str:
-    """How many pictures, and of which split where they are the data's own."""
-    return f"{row['n']} of {row['split']}" if "n" in row and "split" in row else str(row.get("n", ""))
 
 
 def columns_of(rows: Mapping[str, Mapping]) -> tuple[str, ...]:

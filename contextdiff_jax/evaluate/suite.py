@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from contextdiff_jax import data
 from contextdiff_jax.data.base import ImageSource
-from contextdiff_jax.evaluate.alignment import MEASURES
+from contextdiff_jax.evaluate.alignment import MEASURES, counted
 from contextdiff_jax.evaluate.bpd import BitsPerDim, bits_per_dim, join
 from contextdiff_jax.evaluate.class_judge import as_float
 from contextdiff_jax.evaluate.conditions import asks_combinations, judge_of, judging_of
@@ -26,7 +26,7 @@ from contextdiff_jax.evaluate.measure import Reference, check_names, metrics_of,
 from contextdiff_jax.evaluate.metrics import Metric
 from contextdiff_jax.evaluate.metrics.base import shown
 from contextdiff_jax.evaluate.picture_sets import Batch
-from contextdiff_jax.evaluate.report import counted, write_report
+from contextdiff_jax.evaluate.report import write_report
 from contextdiff_jax.evaluate.unfinished import Batches, Journal
 from contextdiff_jax.files import write_json
 from contextdiff_jax.models.recogniser import Recogniser

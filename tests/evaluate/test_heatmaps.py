@@ -126,7 +126,7 @@ def test_prompts_without_a_word_are_refused_before_they_are_drawn(tmp_path):
 
 
 def test_dollars_of_a_prompt_are_no_formulas(tmp_path):
-    rows = {"on": (np.zeros((8, 8, 3), np.uint8), {r"$\x$": np.ones((2, 2))})}
+    rows = {r"o$\n$": (np.zeros((8, 8, 3), np.uint8), {r"$\x$": np.ones((2, 2))})}
     assert heat_pictures.draw(rows, r"a $\x$ sign", tmp_path / "x.png") == 1.0
     assert Image.open(tmp_path / "x.png").width > 200
 

@@ -113,6 +113,18 @@ def test_a_chart_maps_values_to_pixels():
     assert "polygon" in chart("band", {"one": Curve([0, 1], [1, 1], [0, 0], [2, 2])}, "step")
 
 
+def test_lines_of_a_chart_are_told_apart_without_their_colours():
+    for points in (2, 1):
+        svg = chart("many", {f"run {i}": Curve(range(points), [i] * points) for i in range(12)}, "step")
+        looks = re.findall(r"<li><svg[^>]*>(.*?)</svg>", svg)
+        without = {re.sub(r"\b[cf]\d", "", look) for look in looks}
+        assert len(looks) == 12 == len(set(looks)) and len(without) == (12 if points > 1 else 8)
+        drawn = svg.split('<ul class="legend">')[0]
+        for look in looks:
+            kind = re.search(r'class="([^"]+)"', look).group(1)
+            assert kind in drawn
+
+
 def test_a_report_needs_no_evaluation_and_no_config(tmp_path):
     run = make_run(tmp_path / "run", shown=2)
     (run / "config.json").unlink()
@@ -279,15 +291,19 @@ def test_groups_with_other_prompts_are_named(tmp_path):
 
 def test_figures_in_feature_spaces_are_on_the_pages(tmp_path):
     figures = {"frechet_distance": {"frechet": 12.5, "n": 40}}
-    space = {"digest": "0123", "resize": "none", "reference": {"n": 50}, "samples": {"figures": figures, "refused": {}}}
+    reference = {"n": 50, "size": [8, 9]}
+    space = {"digest": "0123", "resize": "none", "reference": reference, "samples": {"figures": figures, "refused": {}}}
     folders = [make_run(tmp_path / name, i, shown=2) for i, name in enumerate("ab")]
     for run in folders:  # of a version that called the speed of such a run plain
         rewrite(run / "eval.json", spaces={"colours": space}, samples_per_second={"plain": 1.0})
         rewrite(run / "eval.json", alignment={}, judge_features={}, bits_per_dim={})
+        rewrite(run / "eval.json", judge={"name": "recogniser_demo", "digest": "45"})
     page = write_compare(folders, tmp_path / "c.html").read_text()
     assert "a: colours: digest 0123" in page and "b: colours: digest 0123" in page and "frechet, samples" in page
+    assert "All of the protocol of b: colours" in page
     page = write_report_page(folders[0]).read_text()
     assert "colours: frechet" in page and "; no result" not in page and "frechet, samples" in page
+    assert "8 x 9" in page and "recogniser_demo" in page  # protocol of the space, and who judged
 
 
 def test_what_cannot_be_paired_is_said(tmp_path):

@@ -76,8 +76,8 @@ def test_report_is_one_picture(tmp_path):
     shares = dict(object=0.9, background=1.0, both=0.9)
     row = shares | {f"{name}_stderr": 0.03 for name in shares} | dict(n=128)
     figures = dict(
-        title="demo",
-        alignment={"seen": row, "chance": shares, "unseen": dict(n=0)},
+        title="runs of $5 and \\frac $x^$: step 1",  # no formula of matplotlib's, which would end in an error
+        alignment={"seen $_$": row, "chance": shares, "unseen": dict(n=0)},
         bits_per_dim={"contextual": dict(mean=3.6, stderr=0.03, prior=1e-4), "adapter off": dict(mean=3.7)},
         samples_per_second=7.1,
         sampler="ddim",

@@ -1,4 +1,7 @@
-"""Line charts as inline SVG, in the colours of the page's style: light, dark, and told apart by dashes as well."""
+"""Line charts as inline SVG, in the colours of the page's style: light, dark, and told apart without colours as well.
+
+From the fifth line on the four colours come again under other dashes, and from the ninth with marks on the line.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +12,15 @@ import numpy as np
 from contextdiff_jax.evaluate.pages.html import text
 
 WIDTH, HEIGHT = 340, 196
-LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 30  # margins
+LEFT, RIGHT, TOP, BOTTOM = 46, 16, 8, 30  # margins
+COLOURS, DASHES = 4, 8  # of the page's style
+MARKS = {  # outlines around (0, 0)
+    "circle": "M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0z",
+    "square": "M-3 -3h6v6h-6z",
+    "diamond": "M0 -4.5L4.5 0L0 4.5L-4.5 0z",
+    "triangle": "M0 -4.2L4 3.2H-4z",
+}
+MARKED = 6  # places of a line that has marks
 POINTS = 300  # of a curve; more are averaged
 
 
@@ -27,7 +38,7 @@ class Curve(NamedTuple):
     high: Sequence[float] | None = None
 
 
-def chart(title: str, curves: Mapping[str, Curve], x_label: str, log: bool = False, log_x: bool = False) -> str:
+def chart(title: str, curves: Mapping[str, Curve], x_label: str, log: bool = False) -> str:
     """A figure with its title, the curves and, where there are several, a legend.
 
     Args:
@@ -35,7 +46,6 @@ def chart(title: str, curves: Mapping[str, Curve], x_label: str, log: bool = Fal
         curves: by name; values that are not finite are left out.
         x_label: under the horizontal axis.
         log: logarithmic vertical axis, where all values are positive.
-        log_x: logarithmic horizontal axis.
 
     Returns:
         Markup; "" where there is nothing to draw.
@@ -47,7 +57,7 @@ def chart(title: str, curves: Mapping[str, Curve], x_label: str, log: bool = Fal
         [np.concatenate([c.y, *(b for b in (c.low, c.high) if b is not None)]) for c in curves.values()]
     )
     log = log and values.min() > 0
-    across = _Axis(np.concatenate([c.x for c in curves.values()]), LEFT, WIDTH - RIGHT, log_x, count=5)
+    across = _Axis(np.concatenate([c.x for c in curves.values()]), LEFT, WIDTH - RIGHT, False, count=5)
     up = _Axis(values, HEIGHT - BOTTOM, TOP, log, count=4)
     parts = [
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(v):.1f}" y2="{up(v):.1f}"/>'
@@ -60,7 +70,7 @@ def chart(title: str, curves: Mapping[str, Curve], x_label: str, log: bool = Fal
     ]
     parts.append(f'<text x="{(LEFT + WIDTH) / 2:.0f}" y="{HEIGHT - 2}" text-anchor="middle">{text(x_label)}</text>')
     for i, curve in enumerate(curves.values()):
-        parts.append(_drawn(curve, across, up, i % 4))
+        parts.append(_drawn(curve, across, up, i))
     said = "; ".join(f"{name}: from {_tick(c.y[0])} to {_tick(c.y[-1])}" for name, c in curves.items())
     svg = (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(f"{title} by {x_label}. {said}")}">'
@@ -73,23 +83,52 @@ def chart(title: str, curves: Mapping[str, Curve], x_label: str, log: bool = Fal
 def _legend(curves: Mapping[str, Curve]) -> str:
     if len(curves) < 2:
         return ""
-    line = (
-        '<svg viewBox="0 0 26 8" aria-hidden="true"><line class="series c{0} d{0}" x1="0" x2="26" y1="4" y2="4"/></svg>'
+    items = "".join(
+        f'<li><svg viewBox="0 0 26 10" aria-hidden="true">{_sample(i, len(curve.x))}</svg>{text(name)}</li>'
+        for i, (name, curve) in enumerate(curves.items())
     )
-    items = "".join(f"<li>{line.format(i % 4)}{text(name)}</li>" for i, name in enumerate(curves))
     return f'<ul class="legend">{items}</ul>'
 
 
-def _drawn(curve: Curve, across: "_Axis", up: "_Axis", colour: int) -> str:
-    """The band and the line; a single value is a dot."""
+def _sample(i: int, points: int) -> str:
+    """What line i looks like; a single value has its mark alone."""
+    if points == 1:
+        return _mark(i, i, 13, 5)
+    mark = _mark(i, i // DASHES - 1, 13, 5) if i >= DASHES else ""
+    return f'<line class="{_series(i)}" x1="0" x2="26" y1="5" y2="5"/>{mark}'
+
+
+def _colour(i: int) -> int:
+    """Number of line i's colour: another one each time that the dashes come again."""
+    return (i + i // DASHES) % COLOURS
+
+
+def _series(i: int) -> str:
+    """Classes of line i in the page's style."""
+    return f"series c{_colour(i)} d{i % DASHES}"
+
+
+def _mark(i: int, shape: int, x: float, y: float) -> str:
+    """A mark in the colour of line i; the shapes come again hollow."""
+    outline = list(MARKS.values())[shape % len(MARKS)]
+    kind = f"mark c{_colour(i)}" if shape // len(MARKS) % 2 else f"f{_colour(i)}"
+    return f'<path class="{kind}" d="{outline}" transform="translate({x:.1f} {y:.1f})"/>'
+
+
+def _drawn(curve: Curve, across: "_Axis", up: "_Axis", i: int) -> str:
+    """The band and the line of curve i; a single value is a mark."""
     points = lambda ys: [f"{across(x):.1f},{up(y):.1f}" for x, y in zip(curve.x, ys, strict=True)]
     band = ""
     if curve.low is not None and curve.high is not None:
         outline = points(curve.low) + points(curve.high)[::-1]
-        band = f'<polygon class="band f{colour}" points="{" ".join(outline)}"/>'
+        band = f'<polygon class="band f{_colour(i)}" points="{" ".join(outline)}"/>'
     if len(curve.x) == 1:
-        return f'{band}<circle class="f{colour}" cx="{across(curve.x[0]):.1f}" cy="{up(curve.y[0]):.1f}" r="3"/>'
-    return f'{band}<polyline class="series c{colour} d{colour}" points="{" ".join(points(curve.y))}"/>'
+        return band + _mark(i, i, across(curve.x[0]), up(curve.y[0]))
+    line = f'<polyline class="{_series(i)}" points="{" ".join(points(curve.y))}"/>'
+    if i >= DASHES:
+        places = np.unique(np.linspace(0, len(curve.x) - 1, MARKED).astype(int))
+        line += "".join(_mark(i, i // DASHES - 1, across(curve.x[p]), up(curve.y[p])) for p in places)
+    return band + line
 
 
 class _Axis:

@@ -24,6 +24,7 @@ from contextdiff_jax.evaluate.pages.html import (
     tiles,
     video,
 )
+from contextdiff_jax.evaluate.pages.protocols import of_run
 from contextdiff_jax.evaluate.pages.run import Run
 from contextdiff_jax.files import atomic, read_object
 
@@ -171,8 +172,12 @@ def heatmaps(folder: Path) -> str:
                 for name, row in about["shares"].items()
             ]
             header = ["words", *next(iter(about["shares"].values()))]
-            parts.append(table("Share of a word's heat inside the object's mask", header, rows))
-    intro = "<p>Text-image cross-attention over steps, layers and heads; brighter is more.</p>"
+            parts.append(table("Share of a word's heat inside the mask, of held-out renders", header, rows))
+    intro = (
+        "<p>Text-image cross-attention over steps, layers and heads; brighter is more. Of a prompt it is that of the "
+        "process that draws the picture, of rows with the prompt alone where there is guidance. Of a clip, and in the "
+        "table of shares, it is that of given pictures on their way into noise: DDIM inversion, without guidance.</p>"
+    )
     return intro + "".join(parts) if parts else ""
 
 
@@ -218,7 +223,6 @@ def protocol(run: Run) -> str:
     """How the figures came about."""
     if not run.figures:
         return ""
-    sample = {f"sample.{k}": v for k, v in run.figures.get("sample", {}).items()}
     about = {
         "checkpoint": f"step {run.figures.get('step', '-')}, exponential moving average of the parameters",
         "noise": f"seed {run.figures.get('seed', 0)}; picture i starts from the same noise in every group and setting",
@@ -228,9 +232,10 @@ def protocol(run: Run) -> str:
     plain = {
         k: v
         for k, v in run.figures.items()
-        if isinstance(v, str | int | float) and k not in ("title", "hardware", "step", "seed")
+        if isinstance(v, str | int | float) and k not in ("title", "hardware", "step", "seed", "judge")
     }
-    return facts("How the figures were made", about | sample | {k: number(v) for k, v in plain.items()})
+    rest = {k: v for k, v in of_run(run).items() if k not in ("hardware", "step", "seed")}
+    return facts("How the figures were made", about | rest | {k: number(v) for k, v in plain.items()})
 
 
 def made_of(run: Run) -> str:

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from contextdiff_jax.evaluate.alignment import counted
 from contextdiff_jax.evaluate.metrics.base import shown
-from contextdiff_jax.evaluate.pages.html import cell, number, table, text
+from contextdiff_jax.evaluate.pages.html import cell, details, facts, number, table, text
+from contextdiff_jax.evaluate.pages.protocols import of_space
 
 SHARES = ("object", "background", "both", "iou", "precision", "recall")
 BOUNDS = ("ceiling", "chance", "floor")
@@ -31,16 +33,11 @@ def alignment(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Did the judge find what was asked for?"""
     measures = [m for m in SHARES if any(m in row for row in rows.values())]
     body = [
-        (kind_of(name), [text(name), *(share_cell(row, m) for m in measures), cell(_counted(row))])
+        (kind_of(name), [text(name), *(share_cell(row, m) for m in measures), cell(text(counted(row)) or "-")])
         for name, row in rows.items()
     ]
     header = ["pictures", *({"iou": "overlap of boxes"}.get(m, m) for m in measures), "n"]
     return table("Recognised by the judge (mean ± standard error)", header, body)
-
-
-def _counted(row: Mapping[str, Any]) -> str:
-    """How many pictures, and of which split where they are the data's own."""
-    return number(row.get("n")) + (f" of {text(row['split'])}" if "split" in row else "")
 
 
 def distances(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -90,7 +87,7 @@ def settings_in(space: Mapping[str, Any]) -> list[str]:
 
 
 def spaces(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table for each feature space, its protocol in the caption."""
+    """A table for each feature space, its protocol in the caption and below."""
     parts = []
     for name, space in found.items():
         body = []
@@ -107,6 +104,7 @@ def spaces(found: Mapping[str, Mapping[str, Any]]) -> str:
         against = f"against {reference['n']} pictures of {reference.get('split', 'the held-out set')}"
         protocol = f"{name}: digest {space['digest']}, resized {space['resize']}, {against}"
         parts.append(table(protocol, ("figure", "value", "n"), body))
+        parts.append(details(f"All of the protocol of {name}", facts("features and reference", of_space(space))))
     return "".join(parts)
 
 
