@@ -3,7 +3,7 @@
     python -m docs.study.steps                                     # the mixture, what is missing of it
     python -m docs.study.steps --T=4 --arms=plain,plain_wide,free,bounded
     python -m docs.study.steps --data=digits --T=8 --arms=plain,free
-    python -m docs.study.steps --data=digits --T=8 --arms=plain,free --num_steps=400 --results=runs/steps   # 10 minutes
+    python -m docs.study.steps --data=digits --T=8 --arms=plain,free --num_steps=400   # 10 minutes; a file of its own
     python -m docs.study.steps --data=emoji32 --T=4,8,16 --arms=plain,free      # and fashion: for a GPU
 
 Schedule and reverse variance are learned in every arm, from the same start; the arms differ in the shift alone.
@@ -32,9 +32,11 @@ from docs.study.run import RESULTS, load, save
 
 TIMES = (2, 4, 8, 16)  # what is run unless asked otherwise
 SEEDS = (0, 1, 2)
-SETS = ("mixture", "mixture-slow", "digits", "emoji16", "emoji32", "fashion")
+SETS = ("mixture", "mixture-slow", "mixture-drawn", "digits", "emoji16", "emoji32", "fashion")
 # The process learns so many times faster than the networks; at 1, as `mixture-slow`, 3000 steps leave it unfinished
-RATE = {"mixture": 20.0, "mixture-slow": 1.0}
+RATE = {"mixture": 20.0, "mixture-slow": 1.0, "mixture-drawn": 1.0}
+# Times of 2..T of each point in a step, beside t = 1; 0 draws one time of 1..T alone, which is noisier
+NUM_TIMES = {"mixture-drawn": 0}
 BLOCKS = 64  # test points are stored in so many means
 PLAIN_STEPS = (2, 4, 8, 16, 64)  # in which the plain model of T = 1000 is sampled
 MANY = 1000
@@ -75,11 +77,12 @@ USERS = {"plain_simple": Arm("plain, Eq. 6", _SIMPLE, "#b08968")}
 SIZE = toy.Size(num_steps=3000, batch_size=256, num_test=4096, num_samples=2000)
 
 
-def config_of(T: int, arm: Arm, size: toy.Size, rate: float = 20.0) -> ConfigDict:
-    """The mixture's config at T steps; the process learns at `rate` times the learning rate."""
+def config_of(T: int, arm: Arm, size: toy.Size, name: str = "mixture") -> ConfigDict:
+    """The mixture's config at T steps, under what `RATE` and `NUM_TIMES` say of a set."""
     config = toy.config_of(size)
-    cifar10_nll.few_steps(config, T, rate)
-    changes = {"loss.num_times": 1, "sample.last_noise": True, "process.variance_per_channel": True}
+    cifar10_nll.few_steps(config, T, RATE[name])
+    config.loss.num_times = NUM_TIMES.get(name, 1)
+    changes = {"sample.last_noise": True, "process.variance_per_channel": True}
     changes |= {"optim.lr": 2e-3, "optim.b2": 0.999, "optim.warmup_steps": 0, "optim.weight_decay": 0.0}
     if T == MANY:  # what a user has: the cosine schedule, fixed
         changes |= {"process.schedule": "cosine", "process.variance": "beta", "process.variance_per_channel": False}
@@ -89,11 +92,11 @@ def config_of(T: int, arm: Arm, size: toy.Size, rate: float = 20.0) -> ConfigDic
 
 
 def run(
-    T: int, arm: Arm, seeds: list[int], size: toy.Size = SIZE, rate: float = 20.0
+    T: int, arm: Arm, seeds: list[int], size: toy.Size = SIZE, name: str = "mixture"
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Trains and measures one arm on the mixture at one T, all seeds at once."""
     data = toy.DATA["mixture"]
-    config, size = config_of(T, arm, size, rate), toy.replace(size, width=arm.width, sampling_steps=T)
+    config, size = config_of(T, arm, size, name), toy.replace(size, width=arm.width, sampling_steps=T)
     task = toy.ToyTask(config, data, size)
     start = time.perf_counter()
     params, _ = jax.block_until_ready(toy.train(task, jnp.asarray(seeds, jnp.int32)))
@@ -177,8 +180,8 @@ def study(
     processes: int = 1,
     num_steps: int = 0,
 ) -> None:
-    """Runs whatever of these is not in results/steps-NAME.json yet, and stores it run by run."""
-    path = results / f"steps-{name}.json"
+    """Runs whatever of these is not in its file yet (`stored_in`), and stores it run by run."""
+    path = stored_in(results, name, num_steps)
     stored = load(path)
     seeds_of = lambda T, arm: [s for s in seeds if str(s) not in stored["runs"].get(str(T), {}).get(arm, {})]
     missing = [(T, arm, some) for T in times for arm in arms if (some := seeds_of(T, arm))]
@@ -187,7 +190,7 @@ def study(
         done = (
             ((T, arm, seed), figures)
             for T, arm, some in missing
-            for seed, figures in run(T, (ARMS | USERS)[arm], some, size, RATE[name])
+            for seed, figures in run(T, (ARMS | USERS)[arm], some, size, name)
         )
     else:
         from docs.study import steps_images  # scikit-learn and the judges, which points can do without
@@ -199,6 +202,11 @@ def study(
         save(stored, path)
         shown = ("above", "bound", "energy", "quality", "parameters", "seconds")
         print(f"{name} T={T} {arm} seed {seed}:", {k: figures[k] for k in shown if k in figures}, flush=True)
+
+
+def stored_in(results: Path, name: str, num_steps: int = 0) -> Path:
+    """The file of a set's figures; trainings of another length than the study's have one of their own."""
+    return results / f"steps-{name}{f'-{num_steps}' if num_steps else ''}.json"
 
 
 def reference(size: toy.Size) -> dict[str, float]:
@@ -219,10 +227,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=0, help="trainings on pictures at once; 0: one a core")
     parser.add_argument("--num_steps", type=int, default=0, help="of training on pictures; 0: the study's own")
     args = parser.parse_args()
-    if args.num_steps and (args.data in RATE or Path(args.results).resolve() == RESULTS.resolve()):
-        raise UserError(
-            f"--num_steps={args.num_steps} is for pictures, and no part of the study: add --results=FOLDER"
-        )
+    if args.num_steps and args.data in RATE:
+        raise UserError(f"--num_steps={args.num_steps} is for pictures; --data={args.data} are points")
     jax.config.update("jax_compilation_cache_dir", str(Path(args.cache).absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     arms = args.arms.split(",")
@@ -236,8 +242,9 @@ def main() -> None:
     processes = args.processes or side_by_side.sensible()
     from docs.study import steps_plots  # which reads the arms from here
 
-    study(args.data, numbers(args.T), arms, numbers(args.seeds), Path(args.results), SIZE, processes, args.num_steps)
-    print(steps_plots.table(args.data, load(Path(args.results) / f"steps-{args.data}.json")))
+    results = Path(args.results)
+    study(args.data, numbers(args.T), arms, numbers(args.seeds), results, SIZE, processes, args.num_steps)
+    print(steps_plots.table(args.data, load(stored_in(results, args.data, args.num_steps))))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ def config_of(name: str, T: int, arm: Arm, num_steps: int = 0) -> ConfigDict:
     config = images.config_of(name, SIZES[name])
     config.train.num_steps = num_steps or config.train.num_steps
     cifar10_nll.few_steps(config, T)
+    config.sample.threshold = "static"  # as the stored figures were drawn
     config.loss.num_times = NUM_TIMES.get(name, config.loss.num_times)
     config.update_from_flattened_dict(arm.overrides | {"model.num_blocks": arm.num_blocks})
     return config

@@ -11,12 +11,13 @@ import numpy as np
 
 from docs.study.plots import CLASS_COLOURS, PAGE, figure, replace_table, write
 from docs.study.run import RESULTS, load
-from docs.study.steps import ARMS, MANY, RATE, SETS, USERS
+from docs.study.steps import ARMS, MANY, RATE, SETS, USERS, stored_in
 
 SOLVERS = {"dpmpp_2m": "DPM-Solver++(2M)", "ddim": "DDIM"}
 MANY_ARMS = {"plain": ("plain, T = 1000", "black")}
 MANY_ARMS |= {arm: (f"{of.label}, T = 1000", of.colour) for arm, of in USERS.items()}
-DRAW = "decoder's draw"
+DRAW, MEAN = "decoder's draw", "decoder's mean"
+LENGTHS = {150: 150, 300: 300, 600: 0, 1200: 1200}  # steps of the digits' trainings at T = 4: `num_steps` of the file
 
 
 def few(stored: dict[str, Any]) -> list[int]:
@@ -35,15 +36,15 @@ def spread(v: np.ndarray, digits: int) -> str:
     return f"{v.mean():.{digits}f} ({v.min():.{digits}f} to {v.max():.{digits}f})"
 
 
-def paired(stored: dict[str, Any], T: int, arm: str) -> str:
+def paired(stored: dict[str, Any], T: int, arm: str, plain_T: int = 0) -> str:
     """Mean difference to the plain arm with its error, over the seeds and over blocks of points or images together.
 
-    Both have the same seeds, test points and noise; the points are the same for every seed, so that only the spread of
-    the seeds shrinks with their number.
+    Both have the same seeds, test points and, at equal T, noise; the points are the same for every seed, so that only
+    the spread of the seeds shrinks with their number. `plain_T` takes the plain arm of another T.
     """
-    runs = stored["runs"][str(T)]
-    per = "blocks" if "blocks" in next(iter(runs[arm].values())) else "per_image"
-    gaps = np.array([np.subtract(runs[arm][s][per], runs["plain"][s][per]) for s in runs[arm] if s in runs["plain"]])
+    runs, plain = stored["runs"][str(T)][arm], stored["runs"][str(plain_T or T)]["plain"]
+    per = "blocks" if "blocks" in next(iter(runs.values())) else "per_image"
+    gaps = np.array([np.subtract(runs[s][per], plain[s][per]) for s in runs if s in plain])
     over_points = gaps.mean(0).var(ddof=1) / gaps.shape[1]
     over_seeds = gaps.mean(1).var(ddof=1) / len(gaps) if len(gaps) > 1 else 0.0
     return f"{gaps.mean():+.3f} ± {np.sqrt(over_points + over_seeds):.3f}"
@@ -54,7 +55,8 @@ def table(name: str, stored: dict[str, Any]) -> str:
     toy = name in RATE
     bound = "nats above exact" if toy else "bits per dimension"
     head = ["T", "arm", "parameters", "seeds", bound, "minus plain"]
-    head += ["energy distance x 1000", "rms r"] if toy else ["recognised, %", "Frechet distance", "of the bound: t = 1"]
+    of_points = ["energy distance x 1000", "without the last noise", "rms r"]
+    head += of_points if toy else ["recognised, %", "Frechet distance", "of the bound: t = 1"]
     rows = [head]
     for T in few(stored):
         for arm in ARMS:
@@ -65,16 +67,15 @@ def table(name: str, stored: dict[str, Any]) -> str:
         for steps in _steps_of(stored, arm):
             energy = values(stored, MANY, arm, lambda run, k=f"{sampler} {steps}": 1000 * run["energy"][k])
             label = f"{MANY_ARMS[arm][0]}, {SOLVERS[sampler]}"
-            cells = [f"{steps} of {MANY}", label, "", str(len(energy)), spread(above, 3), "", spread(energy, 1)]
-            rows.append([*cells, "-"])
+            bound = f"{above.mean():.3f} ± {_error_of_points(stored, arm):.3f}"
+            rows.append([f"{steps} of {MANY}", label, "", str(len(energy)), bound, "", "-", spread(energy, 1), "-"])
     if not toy and "floor" in stored["reference"]:
         real = stored["reference"]["floor"]
         cells = ["", "*real test images*", "", "", "", "", f"{100 * real['accuracy']:.1f}", f"{real['frechet']:.2f}"]
         rows.append([*cells, ""])
     if toy:
         floor = stored["reference"]
-        cells = ["", "*held-out data*", "", "", "", "", f"{1000 * floor['energy']:.1f}"]
-        rows.append([*cells, ""])
+        rows.append(["", "*held-out data*", "", "", "", "", f"{1000 * floor['energy']:.1f}", "", ""])
     rows.insert(1, ["-"] * len(rows[0]))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -85,6 +86,12 @@ def _steps_of(stored: dict[str, Any], arm: str) -> list[int]:
     return sorted({int(key.split()[1]) for run in runs for key in run["energy"]})
 
 
+def _error_of_points(stored: dict[str, Any], arm: str) -> float:
+    """Of the bound of an arm of T = 1000: its few points are the same for every seed, whose mean leaves their error."""
+    blocks = np.mean([run["blocks"] for run in stored["runs"][str(MANY)][arm].values()], axis=0)
+    return float(blocks.std(ddof=1) / np.sqrt(len(blocks)))
+
+
 def _row(stored: dict[str, Any], T: int, arm: str, runs: dict[str, Any], toy: bool) -> list[str]:
     first = next(iter(runs.values()))
     of = lambda get: values(stored, T, arm, get)
@@ -93,11 +100,41 @@ def _row(stored: dict[str, Any], T: int, arm: str, runs: dict[str, Any], toy: bo
     cells += ["0" if arm == "plain" or "plain" not in stored["runs"][str(T)] else paired(stored, T, arm)]
     if toy:
         size = max(np.mean([run["r_rms"] for run in runs.values()], axis=0)) if "r_rms" in first else None
-        cells += [spread(of(lambda run: 1000 * run["energy"][DRAW]), 1), "-" if size is None else f"{size:.2f}"]
+        cells += [spread(of(lambda run, way=way: 1000 * run["energy"][way]), 1) for way in (DRAW, MEAN)]
+        cells += ["-" if size is None else f"{size:.2f}"]
     else:
         cells += [spread(of(lambda run: 100 * run["quality"]["accuracy"]), 1)]
         cells += [spread(of(lambda run: run["quality"]["frechet"]), 2), f"{of(lambda run: run['terms'][1]).mean():.3f}"]
     return cells
+
+
+def lengths_table(results: Path) -> str:
+    """The digits at T = 4 after trainings of several lengths: what the gain does."""
+    head = ["training steps", "plain, bits", "r free, scale, bits", "minus plain", "recognised, %", "Frechet distance"]
+    rows = [head, ["-"] * len(head)]
+    for steps, asked in LENGTHS.items():
+        stored = load(stored_in(results, "digits", asked))
+        mean = lambda arm, get, stored=stored: values(stored, 4, arm, get).mean()
+        both = lambda get, digits, mean=mean: ", ".join(f"{mean(arm, get):.{digits}f}" for arm in ("plain", "scale"))
+        bits = [f"{mean(arm, lambda run: run['bound']):.3f}" for arm in ("plain", "scale")]
+        cells = [str(steps), *bits, paired(stored, 4, "scale")]
+        cells += [both(lambda run: 100 * run["quality"]["accuracy"], 1), both(lambda run: run["quality"]["frechet"], 2)]
+        rows.append(cells)
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def against_more_steps(stored: dict[str, Any]) -> str:
+    """The scale against plain diffusion of more steps: the same bound, or a better one, in fewer?"""
+    head = ["with a scale, T", "above exact", "plain, T", "above exact", "difference"]
+    rows = [head, ["-"] * len(head)]
+    above = lambda T, arm: f"{values(stored, T, arm, lambda run: run['above']).mean():.3f}"
+    plain = [T for T in few(stored) if "plain" in stored["runs"][str(T)]]
+    for T in few(stored):
+        if "scale" in stored["runs"][str(T)]:
+            for more in (m for m in plain if T < m <= 4 * T):
+                difference = paired(stored, T, "scale", more)
+                rows.append([str(T), above(T, "scale"), str(more), above(more, "plain"), difference])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def plot_curves(stored: dict[str, Any], path: Path) -> None:
@@ -169,6 +206,10 @@ def main(results: Path = RESULTS, folder: Path = Path(__file__).parent, page: Pa
         if stored["runs"] and page.is_file():
             replace_table(page, f"steps-{name}", table(name, stored))
     mixture = sets["mixture"]
+    if page.is_file() and all(stored_in(results, "digits", asked).is_file() for asked in LENGTHS.values()):
+        replace_table(page, "steps-digits-lengths", lengths_table(results))
+    if mixture["runs"] and page.is_file():
+        replace_table(page, "steps-more", against_more_steps(mixture))
     if mixture["runs"]:
         plot_curves(mixture, folder / "steps.png")
         runs = mixture["runs"].get("4", {}).get("free", {}).values()
