@@ -2,9 +2,11 @@
 
 import itertools
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from contextdiff_jax import config as config_lib
@@ -159,11 +161,13 @@ def edit(config: ConfigDict | None, options: Options, checked_before: bool = Fal
 
 
 def sample(config: ConfigDict | None, options: Options) -> None:
-    """Draws the prompts and writes every picture, and a grid with the captions under them."""
-    from contextdiff_jax.pictures import GRID, caption_grid
+    """Draws the prompts, writes every picture when it is there, and at the end a grid with the captions under them."""
+    from contextdiff_jax.pipeline.places import check_place, home_of
     from contextdiff_jax.pipeline.requests import as_array, read_size, strength_of
     from contextdiff_jax.training.distributed import is_primary, together
 
+    with together():
+        place = check_place(options.out, home_of(options.workdir) / "samples")
     # Without a config the model must be read before the rest can be checked against its own.
     pipeline = _pipeline(None, options) if config is None else None
     config = pipeline.config if config is None else config
@@ -178,27 +182,45 @@ def sample(config: ConfigDict | None, options: Options) -> None:
         if options.negative:
             start["negative"] = options.negative
     pipeline = pipeline or _pipeline(config, options)
-    home = Path(options.workdir.replace("builtin:", "runs/builtin-"))  # nothing is written into the package
-    default, out = home / "samples" / f"step-{pipeline.step}-seed-{options.seed}", None
     with together():
-        pipeline.stream(prompts, key=options.seed, **start)  # draws nothing; whatever is wrong leaves no folder
+        batches = pipeline.stream(prompts, key=options.seed, **start)  # draws nothing yet; faults leave no folder
+        out = None
         if is_primary():
-            out = make_folder(Path(options.out) if options.out else unused(default))
-    in_words = pipeline.task.parts.captions
-    captions = in_words(prompts) if isinstance(prompts, list) else [f"{i}" for i in range(prompts)]
-    arrays = pipeline.sample_arrays(prompts, key=options.seed, **start)
+            out = make_folder(place if options.out else unused(place / f"step-{pipeline.step}-seed-{options.seed}"))
+    _write_pictures(pipeline, prompts, batches, out)
+
+
+def _write_pictures(pipeline: Any, prompts: list[Any] | int, batches: Iterable[Any], out: Path | None) -> None:
+    """Writes the pictures of a stream batch by batch, and a grid of the first; without a folder it draws alone."""
+    from contextdiff_jax.pictures import GRID, IN_GRID, caption_grid, to_uint8
+    from contextdiff_jax.progress import Progress
+
+    captions = pipeline.task.parts.captions(prompts) if isinstance(prompts, list) else [str(i) for i in range(prompts)]
+    shown, written = [], 0
+    try:
+        with Progress("sampling", len(captions), "img", before="compiling") as progress:
+            for drawn in progress.each(batches):
+                pixels = to_uint8(drawn.whole())
+                for row, image in zip(drawn.rows, pipeline.to_images(pixels), strict=True):
+                    if out is not None:
+                        with atomic(out / f"{row:04d}.png") as temporary:
+                            image.save(temporary)
+                        written += 1
+                shown += list(pixels[: IN_GRID - len(shown)])
+                progress.update(len(pixels))
+    except KeyboardInterrupt:
+        print(f"{written} of {len(captions)} pictures are in {out}" if written else "no picture was finished")
+        raise
     if out is None:
         return
-    for i, image in enumerate(pipeline.to_images(arrays)):
-        with atomic(out / f"{i:04d}.png") as temporary:
-            image.save(temporary)
-    if config.condition.kind == "layout":
+    grid = np.stack(shown)
+    if pipeline.config.condition.kind == "layout":
         from contextdiff_jax.evaluate.conditions import with_boxes
-        from contextdiff_jax.pictures import to_uint8
 
-        arrays = with_boxes(to_uint8(arrays), prompts)
-    caption_grid(arrays, captions, out / GRID)
-    print(f"{len(captions)} pictures in {out}; all of them with their captions: {out / GRID}")
+        grid = with_boxes(grid, prompts[: len(grid)])
+    caption_grid(grid, captions[: len(grid)], out / GRID)
+    which = "all of them" if len(grid) == len(captions) else f"the first {len(grid)}"
+    print(f"{len(captions)} pictures in {out}; {which} with their captions: {out / GRID}")
 
 
 def asked_for(config: ConfigDict, options: Options) -> list[str] | int:
@@ -261,20 +283,26 @@ def read_prompts(path: str) -> list[str]:
 
 
 def evaluate(config: ConfigDict, options: Options) -> None:
-    """Writes eval.json, report.png and report.html into the workdir and prints the table."""
+    """Writes eval.json, report.png and report.html into the workdir, or beside what is no run, and prints the table."""
     from contextdiff_jax.evaluate.suite import evaluate_run
+    from contextdiff_jax.pipeline.places import home_of
     from contextdiff_jax.training.distributed import together
 
+    home = home_of(options.workdir)
+    with together():  # before a model is read
+        check_writable(home, "output folder", "give another --workdir")
     pipeline = _pipeline(config, options)
     with together():
-        out = make_folder(Path(options.workdir), "--workdir")
-    evaluate_run(pipeline, out, seed=options.seed)
-    write_page(Path(options.workdir))
+        make_folder(home, "--workdir")
+    evaluate_run(pipeline, home, seed=options.seed)
+    write_page(home)
 
 
 def export(config: ConfigDict, options: Options) -> None:
     """Writes what a user keeps of a training into --out."""
-    out = options.out or str(Path(options.workdir) / "export")
+    from contextdiff_jax.pipeline.places import home_of
+
+    out = options.out or str(home_of(options.workdir) / "export")
     check_writable(Path(out), "output folder", "give another --out")
     if config.task == "diffusion":
         from contextdiff_jax.pipeline import export as export_lib
@@ -361,7 +389,10 @@ def study(options: Options) -> None:
 def heatmaps(config: ConfigDict | None, options: Options) -> None:
     """Draws prompts with a heatmap of each word, with the adapter on and off; of a run tuned on a clip, the clip."""
     from contextdiff_jax.evaluate.heat_pictures import write_heatmaps
+    from contextdiff_jax.pipeline.places import check_place, home_of
 
+    home = home_of(options.workdir)
+    place = check_place(options.out, home / "heatmaps")
     pipeline = _pipeline(config, options)
     if pipeline.config.condition.kind != "text":
         kind = pipeline.config.condition.kind
@@ -370,8 +401,7 @@ def heatmaps(config: ConfigDict | None, options: Options) -> None:
     if of_a_clip and (options.prompts or options.prompts_file or options.num_samples):
         raise UserError("--prompt cannot act: of a run that was tuned on a clip, the clip's own prompt is shown")
     prompts = [] if of_a_clip else asked_for(pipeline.config, options)
-    home = Path(options.workdir.replace("builtin:", "runs/builtin-"))
-    out = make_folder(Path(options.out) if options.out else unused(home / "heatmaps"))
+    out = make_folder(place if options.out else unused(place))
     about = write_heatmaps(pipeline, prompts, out, key=options.seed)
     for name, row in about["shares"].items():
         share, mask = (f"{row[k]:.3f} +- {row[k + '_stderr']:.3f}" for k in ("heat_in_mask", "mask_of_picture"))

@@ -71,6 +71,8 @@ def checked(options: Options, mode: str) -> Options:
             flag = field.metadata["flag"] or field.name
             elsewhere = "; " * bool(field.metadata["elsewhere"]) + field.metadata["elsewhere"]
             raise UserError(f"--{flag} cannot act in --mode={mode}; it is for {', '.join(modes)}{elsewhere}")
+    if mode in ("train", "bench") and options.workdir.startswith("builtin:"):
+        raise UserError(f"--workdir={options.workdir} is a model that ships; give a folder that can be written")
     paths = {name: getattr(options, name) for name in (*WRITTEN, *READ)}
     paths |= {name: str(local_path(paths[name])) for name in WRITTEN if paths[name]}
     return dataclasses.replace(options, **{name: _at_home(path) for name, path in paths.items()})

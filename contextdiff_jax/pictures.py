@@ -10,7 +10,8 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import atomic
 
 MIN_SIDE = 120  # pixels; smaller images are enlarged to at least this: room for a legible caption
-GRID = "grid.png"  # all samples in one picture, beside them; measures and studies leave it out
+GRID = "grid.png"  # samples in one picture, beside them; measures and studies leave it out
+IN_GRID = 64  # pictures in it at most, the first
 PAD = 10
 INK, PAPER, FRAME, RIGHT, WRONG = "#22262b", "#ffffff", "#d9dce0", "#2e9e5b", "#d1495b"
 MAX_LINES = 5

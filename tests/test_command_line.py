@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from configs import class2img, clip_mini, layout2img, t2i
-from contextdiff_jax import command_line, config, config_files, data, keys, options, task
+from contextdiff_jax import command_line, config, config_files, data, keys, options, pictures, task
 from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import write_json
@@ -91,6 +92,7 @@ def test_flags_that_a_mode_would_not_look_at_are_refused(told):
         ("--port=1", "sample", "--port .* it is for app"),
         ("--set=a=b", "metrics", "--set .* it is for study"),
         ("--seed=1", "train", "--seed cannot act in --mode=train; .*; the seed of a training is --config.seed$"),
+        ("--workdir=builtin:demo", "train", "builtin:demo is a model that ships"),
         ("--allow_config_change", "eval", "--allow_config_change .*; it is for train$"),
     ):
         with pytest.raises(UserError, match=words):
@@ -395,6 +397,40 @@ def test_differences_name_both_values_and_spare_what_may_change():
     now.optim.lr, now.sample.guidance = 5e-4, 7.0
     assert config.differences(saved, now, ignore=("sample.",)) == ["optim.lr: saved 0.003, now 0.0005"]
     assert config.differences(saved, t2i.get_config()) == []
+
+
+class Drawing:
+    """A pipeline's part in writing pictures."""
+
+    config = ConfigDict(dict(condition=dict(kind="text")))
+    task = SimpleNamespace(parts=SimpleNamespace(captions=list))
+    to_images = staticmethod(lambda pixels: [pictures.Image.fromarray(p) for p in pixels])
+
+    def batches(self, *sizes):
+        start = 0
+        for size in sizes:
+            rows = np.arange(start, start := start + size)
+            if not size:
+                raise KeyboardInterrupt
+            yield SimpleNamespace(rows=rows, whole=lambda rows=rows: np.full((len(rows), 4, 4, 3), -1.0))
+
+
+def test_pictures_are_written_as_they_are_drawn(tmp_path, capsys):
+    drawing = Drawing()
+    with pytest.raises(KeyboardInterrupt):
+        command_line._write_pictures(drawing, ["a"] * 5, drawing.batches(2, 1, 0), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0000.png", "0001.png", "0002.png"]
+    assert capsys.readouterr().out == f"3 of 5 pictures are in {tmp_path}\n"
+
+
+def test_a_grid_is_of_the_first_pictures(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pictures, "IN_GRID", 3)
+    drawing = Drawing()
+    command_line._write_pictures(drawing, list("abcde"), drawing.batches(2, 2, 1), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 6 and "5 pictures" in (said := capsys.readouterr().out)
+    assert "the first 3 with their captions" in said
+    side = pictures.MIN_SIDE + pictures.PAD
+    assert pictures.Image.open(tmp_path / "grid.png").width == 3 * side + pictures.PAD
 
 
 def test_prompts_file(tmp_path):

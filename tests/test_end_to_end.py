@@ -76,6 +76,8 @@ def test_sample_writes_every_picture_and_a_captioned_grid(run, tmp_path, capsys)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0000.png", "0001.png", "0002.png", "grid.png"]
     assert Image.open(tmp_path / "out" / "0000.png").size == (16, 16)
     assert str(tmp_path / "out" / "grid.png") in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--out=.* holds 0000.png of an earlier call, which stays"):
+        command_line.run("sample", config, options)
 
 
 def test_eval_writes_figures_and_report(run, capsys):
