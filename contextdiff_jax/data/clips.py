@@ -10,13 +10,14 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import PIL.GifImagePlugin
 import PIL.Image
 import PIL.ImageSequence
 
 from contextdiff_jax.data.images import SUFFIXES, reason, square, to_rgb, upright
+from contextdiff_jax.data.videos import decoded
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import atomic
 
@@ -70,7 +71,7 @@ class Clip:
 def read_clip(
     path: str | Path,
     image_size: int,
-    num_frames: int,
+    num_frames: int | None,
     *,
     start: int = 0,
     sampling_rate: int = 1,
@@ -82,7 +83,7 @@ def read_clip(
     Args:
         path: a folder of pictures, taken in the order of the numbers in their names, or a video.
         image_size: side of the frames, which are cropped to the centre and resized.
-        num_frames: 2 or more; 8 to 24 are usual.
+        num_frames: 2 or more; 8 to 24 are usual. None takes all that there are.
         start: the first frame, from 0.
         sampling_rate: 1 takes every frame, 2 every other one.
         crop: pixels cut off first: left, top, right, bottom.
@@ -93,23 +94,23 @@ def read_clip(
             file without pictures or that cannot be decoded.
     """
     path = place_of(path)
-    asked = (count_key, num_frames, LEAST), ("start", start, 0), ("sampling_rate", sampling_rate, 1)
-    for name, value, least in asked:
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise UserError(f"data.{name}={value!r} is refused; give a whole number from {least}")
+    least, asked = (LEAST, f"{LEAST} frames") if num_frames is None else (num_frames, f"{count_key}={num_frames}")
+    for name, value, smallest in ((count_key, least, LEAST), ("start", start, 0), ("sampling_rate", sampling_rate, 1)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < smallest:
+            raise UserError(f"data.{name}={value!r} is refused; give a whole number from {smallest}")
     if not path.exists():
         raise UserError(f"clip {str(path)!r} does not exist; give a folder of frames, or an mp4, gif or webp file")
     frames, rate_of = _open(path)
-    last = start + (num_frames - 1) * sampling_rate
+    end = None if num_frames is None else start + (num_frames - 1) * sampling_rate + 1
     pictures, sizes, seen = [], set(), 0
-    for i, picture in enumerate(itertools.islice(frames, last + 1)):
+    for i, picture in enumerate(itertools.islice(frames, end)):
         seen = i + 1
         if i >= start and (i - start) % sampling_rate == 0:
             sizes.add(picture.size)
             _check_sizes(path, sizes)
-            pictures.append(square(_cropped(path, picture, crop), image_size))
-    _check_count(path, seen, f"{count_key}={num_frames}", start, sampling_rate, num_frames)
-    return Clip(np.stack(pictures), rate_of() / sampling_rate, size=sizes.pop())
+            pictures.append(square(cropped(path, picture, crop), image_size))
+    _check_count(path, seen, asked, start, sampling_rate, least)
+    return Clip(np.stack(pictures), (rate_of(start) or RATE) / sampling_rate, size=sizes.pop())
 
 
 def place_of(path: str | Path) -> Path:
@@ -118,15 +119,15 @@ def place_of(path: str | Path) -> Path:
     return Path(os.path.expanduser(path)).absolute()
 
 
-def _open(path: Path) -> tuple[Iterator[PIL.Image.Image], Callable[[], float]]:
-    """The frames of a source, decoded as they are asked for, and its rate once they have been."""
+def _open(path: Path) -> tuple[Iterator[PIL.Image.Image], Callable[[int], float | None]]:
+    """The frames of a source, decoded as they are asked for, and once they have been its rate from a frame on."""
     if path.is_dir():
         # Other systems keep a file ._name beside a picture.
         shown = (p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-        return _pictures(path, sorted(shown, key=_number)), lambda: RATE
+        return _pictures(path, sorted(shown, key=_number)), lambda first: RATE
     if path.suffix.lower() in ANIMATIONS:
         return _animation(path)
-    return _video(path)
+    return decoded(path)
 
 
 def _number(path: Path) -> tuple:
@@ -151,7 +152,7 @@ def _as_shown(picture: PIL.Image.Image) -> PIL.Image.Image:
     return PIL.Image.fromarray(np.asarray(to_rgb(upright(picture))))
 
 
-def _animation(path: Path) -> tuple[Iterator[PIL.Image.Image], Callable[[], float]]:
+def _animation(path: Path) -> tuple[Iterator[PIL.Image.Image], Callable[[int], float]]:
     """gif and webp; the rate is that of the median of the frames' durations: a title may stand for long."""
     damaged = lambda error: UserError(f"clip {str(path)!r} cannot be decoded ({reason(error)}); give an intact file")
     try:
@@ -171,57 +172,7 @@ def _animation(path: Path) -> tuple[Iterator[PIL.Image.Image], Callable[[], floa
         except Exception as error:
             raise damaged(error) from error
 
-    return frames(), lambda: 1000.0 / statistics.median(durations)
-
-
-def _video(path: Path) -> tuple[Iterator[PIL.Image.Image], Callable[[], float]]:
-    """Whatever FFmpeg decodes."""
-    import av
-
-    damaged = lambda error: UserError(f"clip {str(path)!r} cannot be decoded ({error}); give an intact file")
-    try:
-        # Titles in other encodings than UTF-8 are nobody's concern here.
-        container = av.open(str(path), metadata_errors="replace")
-    except (av.FFmpegError, OSError) as error:
-        raise damaged(error) from error
-    if not container.streams.video:
-        has_sound = bool(container.streams.audio)
-        container.close()
-        if not has_sound:
-            raise damaged("it is cut off or no video")
-        raise UserError(f"clip {str(path)!r} has sound but no pictures; give a video")
-    stream = container.streams.video[0]
-    rate = float(stream.average_rate or stream.guessed_rate or RATE)
-    ratio = stream.sample_aspect_ratio or 1
-
-    def frames() -> Iterator[PIL.Image.Image]:
-        with container:
-            try:
-                for frame in container.decode(stream):
-                    yield _turned(_widened(_shown(frame), ratio), frame.rotation)
-            except av.FFmpegError as error:
-                raise damaged(error) from error
-
-    return frames(), lambda: rate
-
-
-def _shown(frame: Any) -> PIL.Image.Image:
-    """A decoded frame; one with transparency on white, as everywhere."""
-    if not any(component.is_alpha for component in frame.format.components):
-        return frame.to_image()
-    return to_rgb(PIL.Image.fromarray(frame.to_ndarray(format="rgba")))
-
-
-def _widened(picture: PIL.Image.Image, ratio: Fraction | int) -> PIL.Image.Image:
-    """A frame as wide as players show it, whose pixels are `ratio` times as wide as high (DV, anamorphic discs)."""
-    width = max(1, round(picture.width * ratio))
-    return picture if width == picture.width else picture.resize((width, picture.height), PIL.Image.Resampling.LANCZOS)
-
-
-def _turned(picture: PIL.Image.Image, degrees: int) -> PIL.Image.Image:
-    """A frame turned counter-clockwise to the nearest quarter, as phones store how they were held."""
-    turn = 90 * round(degrees / 90)
-    return picture.rotate(turn, expand=True) if turn else picture
+    return frames(), lambda first: 1000.0 / statistics.median(durations[first:])
 
 
 def _check_sizes(path: Path, sizes: set[tuple[int, int]]) -> None:
@@ -244,7 +195,7 @@ def _check_count(path: Path, seen: int, asked: str, start: int, sampling_rate: i
     )
 
 
-def _cropped(path: Path, picture: PIL.Image.Image, crop: Sequence[int]) -> PIL.Image.Image:
+def cropped(path: Path, picture: PIL.Image.Image, crop: Sequence[int]) -> PIL.Image.Image:
     """The picture without its margins."""
     if len(crop) != 4 or any(isinstance(c, bool) or not isinstance(c, int | np.integer) or c < 0 for c in crop):
         raise UserError(f"data.crop={tuple(crop)} is refused; give pixels to cut off: (left, top, right, bottom)")
@@ -275,10 +226,13 @@ def write_clip(path: str | Path, frames: np.ndarray, rate: float = RATE) -> None
 
 
 def _write_gif(path: Path, frames: np.ndarray, rate: float) -> None:
-    first, *rest = (PIL.Image.fromarray(frame) for frame in frames)
-    # Gifs count in hundredths of a second; disposal 2 keeps pictures that repeat apart.
-    duration = min(max(2, round(100.0 / rate)), _LONGEST_GIF // len(frames)) * 10
-    first.save(path, save_all=True, append_images=rest, duration=duration, loop=0, disposal=2)
+    """Frame by frame: Pillow's `save` makes one of pictures that repeat, and a clip would come back shorter."""
+    pictures = [PIL.Image.fromarray(f).convert("P", palette=PIL.Image.Palette.ADAPTIVE) for f in frames]
+    duration = min(max(2, round(100.0 / rate)), _LONGEST_GIF) * 10  # gifs count in hundredths of a second
+    parts, _ = PIL.GifImagePlugin.getheader(pictures[0].copy(), info={"loop": 0})
+    for picture in pictures:
+        parts += PIL.GifImagePlugin.getdata(picture, duration=duration, include_color_table=True)
+    path.write_bytes(b"".join(parts) + b";")
 
 
 def _write_mp4(path: Path, frames: np.ndarray, rate: float) -> None:

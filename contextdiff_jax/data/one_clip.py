@@ -2,13 +2,16 @@
 
 import dataclasses
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 
 from contextdiff_jax.data.base import ImageSource
-from contextdiff_jax.data.clips import Clip, Motion, place_of, read_clip
+from contextdiff_jax.data.clips import Clip, Motion, cropped, place_of, read_clip
+from contextdiff_jax.data.images import square
 from contextdiff_jax.data.moving import moving
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_object, write_json
@@ -68,12 +71,13 @@ class ClipSource(ImageSource):
         return {"image": window, "caption": self.clip.caption, "index": int(index)}
 
 
-def clip_of(cfg_data: Any) -> Clip:
+def clip_of(cfg_data: Any, whole: bool = False) -> Clip:
     """The clip of a config's `data` section: the user's at `path`, or an embedded one.
 
     Args:
         cfg_data: path, caption, num_frames, length, start, sampling_rate, crop, mask_path, flow_path, image_size; with
             no path preset, index, seed.
+        whole: without a length, whether all frames of the user's clip are read, or the first `num_frames` of them.
 
     Raises:
         UserError: what `read_clip` raises; a user's clip without a caption; masks or a flow that do not fit it.
@@ -88,10 +92,10 @@ def clip_of(cfg_data: Any) -> Clip:
         )
     where = dict(start=cfg_data.start, sampling_rate=cfg_data.sampling_rate, crop=tuple(cfg_data.crop))
     where["count_key"] = "length" if cfg_data.length else "num_frames"
-    clip = read_clip(cfg_data.path, size, count, **where)
+    clip = read_clip(cfg_data.path, size, None if whole and not cfg_data.length else count, **where)
     masks = None
     if cfg_data.mask_path:
-        masks = _white(read_clip(cfg_data.mask_path, size, count, **where), clip, cfg_data.mask_path)
+        masks = _white(read_clip(cfg_data.mask_path, size, len(clip.frames), **where), clip, cfg_data.mask_path)
     motion = read_flow(cfg_data.flow_path, clip) if cfg_data.flow_path else None
     return dataclasses.replace(clip, caption=cfg_data.caption.strip(), masks=masks, motion=motion)
 
@@ -105,11 +109,34 @@ def _white(drawn: Clip, clip: Clip, path: str) -> np.ndarray:
     if drawn.size != clip.size:
         sizes = " and the clip of ".join(f"{width} x {height}" for width, height in (drawn.size, clip.size))
         raise UserError(f"data.mask_path={path!r} has frames of {sizes}; give masks of the clip's size")
-    white = drawn.frames.mean(axis=-1) > 127
+    white = _is_white(drawn.frames)
     if white.all() or not white.any():
         what = "everything" if white.all() else "nothing"
         raise UserError(f"data.mask_path={path!r} marks {what}; draw the object white on black")
     return white
+
+
+def _is_white(frames: np.ndarray) -> np.ndarray:
+    """[F, H, W, 3] -> bool [F, H, W]."""
+    return frames.mean(axis=-1) > 127
+
+
+def given_masks(masks: np.ndarray, clip: Clip, crop: Sequence[int]) -> np.ndarray:
+    """A caller's masks of a clip, bool [F, H, W] as its frames are: either as large as these, or as the pictures that
+    they were read from, and then cropped and fitted like them.
+
+    Raises:
+        UserError: masks of another shape.
+    """
+    masks, own = np.asarray(masks), clip.frames.shape[:3]
+    read = own if clip.size is None else (own[0], *clip.size[::-1])
+    if masks.shape == read:
+        pictures = (PIL.Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)) for mask in masks)
+        return _is_white(np.stack([square(cropped("masks", picture, crop), own[1]) for picture in pictures]))
+    if masks.shape != own:
+        needed = " or ".join(map(str, dict.fromkeys((read, own))))
+        raise UserError(f"masks of shape {masks.shape}; this clip needs {needed}")
+    return masks.astype(bool)
 
 
 def check_identity(clip: Clip, folder: str | Path) -> bool:

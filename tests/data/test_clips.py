@@ -55,6 +55,66 @@ def test_a_title_that_stands_long_is_not_the_rate(kind, tmp_path):
     assert read_clip(tmp_path / f"title{kind}", SIZE, 4).rate == pytest.approx(25.0)
 
 
+def encoded(path, codec, form, times, pictures, **options):
+    """A video of pictures shown at these times, in hundredths of a second."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=100, options=options)
+        stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], form
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 100)
+        for time, picture in zip(times, pictures, strict=True):
+            kind = "rgba" if picture.shape[-1] == 4 else "rgb24"
+            frame = av.VideoFrame.from_ndarray(picture, format=kind).reformat(format=form)
+            frame.pts, frame.time_base = time, Fraction(1, 100)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_a_picture_that_stands_long_is_not_the_rate_of_a_video(tmp_path):
+    """25 a second, then one of three seconds, then 10 a second; and a container whose times are rounded."""
+    times = [0, 4, 8, 12, 316, 326, 336, 346, 356]
+    path = encoded(tmp_path / "film.mkv", "mpeg4", "yuv420p", times, frames(9))
+    assert read_clip(path, SIZE, 9).rate == pytest.approx(10.0)
+    assert read_clip(path, SIZE, 5).rate == pytest.approx(25.0)
+    assert read_clip(path, SIZE, 2, start=5, sampling_rate=2).rate == pytest.approx(5.0)
+    for rate in (30.0, 24000 / 1001):
+        write_clip(tmp_path / "even.mp4", frames(6), rate)
+        with av.open(str(tmp_path / "even.mp4")) as source, av.open(str(tmp_path / "even.mkv"), "w") as target:
+            stream = target.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                packet.stream = stream
+                target.mux(packet) if packet.dts is not None else None
+        assert read_clip(tmp_path / "even.mkv", SIZE, 6).rate == pytest.approx(rate, rel=1e-4)
+
+
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_the_transparency_of_webm_is_on_white(codec, tmp_path, monkeypatch):
+    pictures = np.zeros((3, SIZE, SIZE, 4), np.uint8)
+    pictures[:, 8:24, 8:24] = 0, 0, 0, 255
+    options = {"auto-alt-ref": "0"}
+    path = encoded(tmp_path / "clear.webm", codec, "yuva420p", [0, 10, 20], pictures, **options)
+    clip = read_clip(path, SIZE, 3)
+    assert clip.rate == pytest.approx(10.0)
+    assert clip.frames[:, 11:21, 11:21].max() < 40 and clip.frames[:, :5].min() > 200
+    monkeypatch.setattr(av.CodecContext, "create", no_codec)
+    with pytest.raises(UserError, match=f"has transparency, for which this PyAV lacks the decoder {codec};"):
+        read_clip(path, SIZE, 3)
+
+
+def no_codec(name, mode):
+    raise av.codec.codec.UnknownCodecError(name)
+
+
+def test_a_gif_keeps_frames_that_repeat(tmp_path):
+    made = frames(6)[[0, 0, 1, 2, 2, 2, 0]]
+    write_clip(tmp_path / "still.gif", made, 5.0)
+    with Image.open(tmp_path / "still.gif") as image:
+        assert (image.n_frames, image.info["loop"]) == (7, 0)
+    clip = read_clip(tmp_path / "still.gif", SIZE, None)
+    assert clip.rate == 5.0
+    np.testing.assert_array_equal(clip.frames, made)
+
+
 @pytest.mark.parametrize("kind", [".gif", ".mp4"])
 def test_a_clip_of_hours_is_written(kind, tmp_path):
     """As slow as the format can say."""
@@ -189,6 +249,8 @@ def test_bad_clips_are_refused_in_one_line(tmp_path):
         ("too few for length=7 .* at most length=6 fit", folder, (7,), {"count_key": "length"}),
         ("start earlier", folder, (4,), {"start": 5}),
         ("num_frames=1 is refused", folder, (1,), {}),
+        ("has 1 frame; a clip needs 2", one, (None,), {}),
+        ("too few for 2 frames from start=5 .* start earlier", folder, (None,), {"start": 5}),
         ("leaves nothing", folder, (4,), {"crop": (16, 0, 16, 0)}),
     ):
         with pytest.raises(UserError, match=message) as caught:
@@ -244,5 +306,9 @@ def test_a_users_clip_has_a_caption_masks_and_flow(tmp_path):
             clip_of(section(**given | dict(mask_path=wrong)))
     with pytest.raises(UserError, match="this clip needs"):
         clip_of(section(**given, num_frames=5))
+    whole = clip_of(section(**given | dict(flow_path="", sampling_rate=2), num_frames=2), whole=True)
+    np.testing.assert_array_equal(whole.frames, frames(6)[::2])
+    assert whole.masks.shape == (3, SIZE, SIZE)
+    assert len(clip_of(section(**given | dict(flow_path=""), length=5), whole=True).frames) == 5
     with pytest.raises(UserError, match="multiple of 32"):
         clip_of(section(image_size=48))
