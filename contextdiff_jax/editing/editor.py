@@ -22,7 +22,7 @@ from contextdiff_jax.editing.edit import edit, given_mask
 from contextdiff_jax.editing.inversion import Inverted, invert
 from contextdiff_jax.editing.kept import Kept, shape_of
 from contextdiff_jax.editing.plan import EditPlan, control_of, needs_words, plan_of
-from contextdiff_jax.editing.result import AUTOENCODER, INVERSION, SOURCE, Edit
+from contextdiff_jax.editing.result import AUTOENCODER, INVERSION, NO_EDITS, SOURCE, Edit
 from contextdiff_jax.editing.words import Prompt
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.keys import are
@@ -38,7 +38,7 @@ def check_targets(targets: Sequence[str]) -> None:
     """Raises UserError where edited prompts are no list of texts, one of them twice, or named as a row of the table."""
     if not isinstance(targets, list | tuple) or not are(targets, str) or len(set(targets)) != len(targets):
         raise UserError(f"edited prompts {targets!r}: give a list of different ones")
-    if taken := [target for target in targets if target in (SOURCE, AUTOENCODER, INVERSION)]:
+    if taken := [target for target in targets if target in NO_EDITS]:
         raise UserError(f"edited prompt {taken[0]!r} is the name of a row of the table; say what the clip is to show")
 
 
@@ -102,7 +102,7 @@ class Editor:
         alone = dataclasses.replace(plan.sampling, guided=False)
         self._alone = dataclasses.replace(plan, sampling=alone, fused=False, self_blend=False, latent_blend=False)
         self.numbers = sampling.Numbers.of(config.sample)
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, dict[str, float]] = {}
         self.memory: dict[str, dict[str, int]] = {}
         self._progress, self._peak_before = progress, memory.peak_measured(here().local[0])
         self._functions: dict[Hashable, Callable] = {}
@@ -130,6 +130,7 @@ class Editor:
         """Raises what `trace` does; what has been traced for another edit of the same model and plan is not again."""
         controls_of(self.model, self.config, self.clip, targets)
         self._kept.of(("traced", self.plan), lambda: bool(self.trace(targets)))
+        self._kept.of(("measured", self.config.encoder.clip), lambda: measures.check(self.model, self.config))
 
     def run(self, targets: Sequence[str]) -> Edit:
         """The clip under each prompt.
@@ -138,10 +139,11 @@ class Editor:
             UserError: no prompt, prompts that the method cannot align, too many frames for the device.
         """
         latents, regions, inverted = self.latents(targets)
-        decoded = {name: np.asarray(self._call("decode", self._decode, self.frozen, v)) for name, v in latents.items()}
-        arrays = {SOURCE: np.asarray(self._frames())} | decoded
+        decode = lambda name: self._call("decode", self._decode, self.frozen, latents[name], row=name)
+        arrays = {SOURCE: np.asarray(self._frames())} | {name: np.asarray(decode(name)) for name in latents}
         heatmaps = self._heatmaps(np.asarray(inverted.maps), targets)
-        return Edit(arrays, self._figures(arrays, regions, heatmaps), heatmaps, regions, self.clip.rate)
+        rate = self.config.edit.rate or self.clip.rate
+        return Edit(arrays, self._figures(arrays, regions, heatmaps), heatmaps, regions, rate)
 
     def latents(self, targets: Sequence[str]) -> tuple[dict[str, Array], dict[str, np.ndarray], Inverted]:
         """Latents [F, h, w, C] of the clip, of its reconstruction and of each edit; where each edit acted, [F, h, w];
@@ -172,7 +174,7 @@ class Editor:
             for i, (target, control) in enumerate(zip(targets, controls, strict=True)):
                 stage(3 + i)
                 arguments = source, self._prompt(target), inverted.of_words(i), given, drawn, control, self.numbers
-                edited = self._call("edit", self._edit, *common, *arguments, plan=self.plan)
+                edited = self._call("edit", self._edit, *common, *arguments, row=target, plan=self.plan)
                 latents[target], regions[target] = edited.x0, np.asarray(edited.mask)
             stage(len(stages))
         return latents, regions, inverted
@@ -224,8 +226,9 @@ class Editor:
         caption = self.clip.caption
         return control_of(nothing, self.num_steps, caption, caption, self.model.parts.condition.read)
 
-    def _call(self, name: str, function: Callable, *args: Any, **plan: EditPlan) -> Any:
-        """Runs a compiled function, which must fit the device, and remembers its seconds without compilation."""
+    def _call(self, name: str, function: Callable, *args: Any, row: str = "", **plan: EditPlan) -> Any:
+        """Runs a compiled function, which must fit the device, and remembers its seconds without compilation: of a
+        stage of several rows those of each."""
         what, remedy = f"{name} of {self.plan.window} frames", "take fewer (data.num_frames) or smaller ones"
 
         def compiled() -> tuple[jax.stages.Compiled, dict[str, int]]:
@@ -237,7 +240,7 @@ class Editor:
             program, self.memory[name] = self._kept.of(key, compiled)
             start = time.perf_counter()
             result = jax.block_until_ready(program(*args))
-            self.seconds[name] = time.perf_counter() - start
+            self.seconds.setdefault(name, {})[row] = time.perf_counter() - start
         return result
 
     def _jitted(self, function: Callable, **plan: EditPlan) -> Callable:
@@ -269,19 +272,19 @@ class Editor:
         read = lambda: measures.Embed(self.model, self.frozen, self.config)
         embed = self._kept.of(("clip", self.config.encoder.clip), read) if self.config.encoder.clip else None
         rows, left_out = measures.rows(embed, self.config, self.clip, arrays, regions)
-        peak = memory.peak_measured(device)
-        if peak is not None and peak == self._peak_before:
-            peak, why = None, "memory measured: this process had as much in use before the edit; run it by itself"
-            left_out.append(why)
-        per_frame = {name: seconds / count for name, seconds in self.seconds.items()}
+        peak, why = memory.of_this_edit(device, self._peak_before)
+        left_out += [why] if why else []
+        per_frame = {name: {row: s / count for row, s in rows.items()} for name, rows in self.seconds.items()}
         trajectory = (self.num_steps + 1) * count * int(np.prod(self.model.sample_shape)) * 4
         return dict(
             source_prompt=self.clip.caption,
             method=self.config.edit.to_dict() | {"sample": self.config.sample.to_dict()},
             rows=rows,
             left_out=left_out,
+            not_to_change=measures.kept_part(self.config),
+            warp_error_flow=measures.flow_of(self.config, self.clip),
             heat_in_mask=measures.heat_shares(self.clip, heatmaps),
-            seconds_per_frame=per_frame,
+            seconds_per_frame={name: rows.get("", rows) for name, rows in per_frame.items()},
             device=str(device.device_kind),
             memory_estimated=self.memory,
             memory_measured=peak,

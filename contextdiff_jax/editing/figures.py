@@ -3,6 +3,8 @@
 Frames are float [F, H, W, 3] in [-1, 1]; embeddings are CLIP's, [F, D]. Colour values count from 0 to 1 here.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.ndimage import uniform_filter
 
@@ -44,11 +46,9 @@ def psnr(frames: np.ndarray, reference: np.ndarray, where: np.ndarray | None = N
 
     Outside an object's mask this is the background PSNR. NaN where no pixel is left.
     """
-    squares = ((np.asarray(frames, np.float64) - np.asarray(reference, np.float64)) / 2.0) ** 2
-    squares = squares.mean(axis=-1) if where is None else squares.mean(axis=-1)[where]
-    if not squares.size:
-        return float("nan")
-    return float(-10.0 * np.log10(max(squares.mean(), 1e-10)))
+    squares = lambda x, y: ((np.asarray(x, np.float64) - np.asarray(y, np.float64)) / 2.0) ** 2
+    mse = _mean_over_frames(squares, frames, reference, where)
+    return float(-10.0 * np.log10(np.maximum(mse, 1e-10)))
 
 
 def ssim(frames: np.ndarray, reference: np.ndarray, where: np.ndarray | None = None) -> float:
@@ -57,16 +57,33 @@ def ssim(frames: np.ndarray, reference: np.ndarray, where: np.ndarray | None = N
     Averaged over channels and over all pixels, or over those of `where`, bool [F, H, W]: a window that reaches beyond
     those counts with its centre. Windows that reach beyond the picture see it mirrored.
     """
-    x, y = ((np.asarray(v, np.float64) + 1.0) / 2.0 for v in (frames, reference))
-    size = (1, SSIM_WINDOW, SSIM_WINDOW, 1)
-    mean = lambda v: uniform_filter(v, size, mode="reflect")
+    return _mean_over_frames(_similarity, frames, reference, where)
+
+
+def _similarity(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """SSIM of the window around each pixel of two frames [H, W, 3]."""
+    x, y = ((np.asarray(v, np.float64) + 1.0) / 2.0 for v in (x, y))
+    mean = lambda v: uniform_filter(v, (SSIM_WINDOW, SSIM_WINDOW, 1), mode="reflect")
     unbiased = SSIM_WINDOW**2 / (SSIM_WINDOW**2 - 1)
     mx, my = mean(x), mean(y)
     vx, vy, vxy = (unbiased * (mean(a * b) - p * q) for a, b, p, q in ((x, x, mx, mx), (y, y, my, my), (x, y, mx, my)))
-    values = (2 * mx * my + _C1) * (2 * vxy + _C2) / ((mx**2 + my**2 + _C1) * (vx + vy + _C2))
-    values = values.mean(axis=-1)
-    values = values if where is None else values[where]
-    return float(values.mean()) if values.size else float("nan")
+    return (2 * mx * my + _C1) * (2 * vxy + _C2) / ((mx**2 + my**2 + _C1) * (vx + vy + _C2))
+
+
+def _mean_over_frames(
+    of_pixels: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    frames: np.ndarray,
+    reference: np.ndarray,
+    where: np.ndarray | None,
+) -> float:
+    """Mean of what a function of two frames [H, W, 3] says of their pixels, over all of them or those of `where`; NaN
+    where none is left. Frame by frame: a clip may be long, and copies of it in double precision large."""
+    total, count = 0.0, 0
+    for f, (x, y) in enumerate(zip(frames, reference, strict=True)):
+        values = of_pixels(x, y).mean(axis=-1)
+        values = values if where is None else values[where[f]]
+        total, count = total + values.sum(), count + values.size
+    return float(total / count) if count else float("nan")
 
 
 def warp_error(frames: np.ndarray, motion: Motion) -> float:
@@ -76,13 +93,13 @@ def warp_error(frames: np.ndarray, motion: Motion) -> float:
     bilinearly. Papers multiply this by 10^2 or 10^3; here it is the number itself. On embedded clips the flow is the
     exact motion of the source, otherwise that of the user's file.
     """
-    frames = (np.asarray(frames, np.float64) + 1.0) / 2.0
+    colours = lambda frame: (np.asarray(frame, np.float64) + 1.0) / 2.0
     _, height, width, _ = frames.shape
     ys, xs = np.mgrid[:height, :width]
     total, count = 0.0, 0
     for f, (flow, valid) in enumerate(zip(motion.flow, motion.valid, strict=True)):
-        warped = bilinear(frames[f], xs + flow[..., 0], ys + flow[..., 1])
-        squares = ((frames[f + 1] - warped) ** 2).mean(axis=-1)
+        warped = bilinear(colours(frames[f]), xs + flow[..., 0], ys + flow[..., 1])
+        squares = ((colours(frames[f + 1]) - warped) ** 2).mean(axis=-1)
         total, count = total + squares[valid].sum(), count + valid.sum()
     return float(total / count) if count else float("nan")
 

@@ -3,14 +3,40 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from contextdiff_jax.data.clips import Clip
-from contextdiff_jax.data.vocabulary import vocabulary
-from contextdiff_jax.editing import figures, judge
-from contextdiff_jax.editing.result import AUTOENCODER, INVERSION, SOURCE
+from contextdiff_jax.editing import figures
+from contextdiff_jax.editing.judge import Judge, is_embedded
+from contextdiff_jax.editing.result import NO_EDITS, SOURCE
 from contextdiff_jax.encoders import load_clip
-from contextdiff_jax.models.recogniser import load_recogniser
+
+TOGETHER = 8  # frames that CLIP is shown at once
+OF_THE_BACKGROUND = ("outside", "around")  # values of edit.mask that leave the object alone and change the rest
+
+
+def check(model: Any, config: Any) -> None:
+    """Reads what the figures will need: what is missing or damaged is said before hours of tuning, not after them.
+
+    Raises:
+        UserError: a CLIP or a judge that cannot be read.
+    """
+    Judge.of(config.data)
+    if config.encoder.clip and model.parts.clip is None:  # the model's own has been read
+        load_clip(config.encoder.clip)
+
+
+def flow_of(config: Any, clip: Clip) -> str | None:
+    """Which flow the warp error is by: "exact" on embedded clips, else the user's file; None without any."""
+    if clip.motion is None:
+        return None
+    return "exact" if is_embedded(config.data) else str(config.data.flow_path)
+
+
+def kept_part(config: Any) -> str:
+    """What an edit was not to change."""
+    return "object" if config.edit.mask in OF_THE_BACKGROUND else "background"
 
 
 def rows(
@@ -20,12 +46,19 @@ def rows(
 
     Args:
         embed: the CLIP of the figures; None leaves them out.
-        config: its `data` says whether the clip is embedded.
+        config: its `data` says whether the clip is embedded, its `edit.mask` what was not to change.
         clip: its masks and motion are used where it has them.
         arrays: frames of every row.
-        regions: where each edit acted, [F, h, w]: what is outside is the background of a clip without masks.
+        regions: where each edit acted, [F, h, w]; they stand for the masks of a clip that has none.
+
+    Raises:
+        UserError: a judge that cannot be read.
     """
-    left_out = []
+    left_out, judge, kept = [], Judge.of(config.data), kept_part(config)
+    if judge is not None:
+        left_out += judge.left_out([name for name in arrays if name not in NO_EDITS] + [clip.caption], clip.caption)
+    elif is_embedded(config.data):
+        left_out.append(f"judge: none ships for data.preset={config.data.preset!r}")
     if embed is None:
         left_out.append("CLIP figures: config.encoder.clip names no CLIP")
     if clip.motion is None:
@@ -34,56 +67,74 @@ def rows(
     everywhere = np.max(list(regions.values()), axis=0) if regions else None
     if clip.masks is None:
         masked = any(not region.all() for region in regions.values())
-        instead = "outside the edits' own masks instead" if masked else "and the edits have no mask"
+        where = "inside" if kept == "object" else "outside"
+        instead = f"{where} the edits' own masks instead" if masked else "and the edits have no mask"
         left_out.append(f"background by true masks: none (data.mask_path), {instead}")
     table = {}
     for name, frames in arrays.items():
-        prompt = clip.caption if name in (SOURCE, AUTOENCODER, INVERSION) else name
+        prompt = clip.caption if name in NO_EDITS else name
         row = {} if embed is None else embed.row(frames, prompt, clip.caption)
         if name != SOURCE:
-            outside = _background(clip, regions.get(name, everywhere), frames.shape[1:3])
-            row |= _against_source(frames, arrays[SOURCE], outside)
-            if clip.masks is not None:
-                row["object_psnr"] = figures.psnr(frames, arrays[SOURCE], clip.masks)
+            inside = clip.masks
+            if inside is None:
+                inside = _stands_for_object(regions.get(name, everywhere), frames.shape[1:3], kept)
+            row |= _against_source(frames, arrays[SOURCE], inside)
         if clip.motion is not None:
             row["warp_error"] = figures.warp_error(frames, clip.motion)
-        if config.data.source == "clip" and not config.data.path:
-            row |= judge.named(frames, prompt, vocabulary(config.data.preset), load_recogniser(config.data.preset))
+        if judge is not None:
+            row |= judge.named(frames, prompt, clip.caption)
         table[name] = row
     return table, left_out
 
 
-def _background(clip: Clip, region: np.ndarray | None, size: tuple[int, int]) -> np.ndarray | None:
-    """Pixels that an edit was to leave alone, bool [F, H, W]; None for all that is known to be so."""
-    if clip.masks is not None:
-        return ~clip.masks
+def _stands_for_object(region: np.ndarray | None, size: tuple[int, int], kept: str) -> np.ndarray | None:
+    """The object by where an edit acted, bool [F, H, W]: all but that, where the object is what was kept; None without
+    a mask."""
     if region is None or region.all():
         return None
-    return np.repeat(np.repeat(region, size[0] // region.shape[1], 1), size[1] // region.shape[2], 2) == 0
+    acted = np.repeat(np.repeat(region, size[0] // region.shape[1], 1), size[1] // region.shape[2], 2) > 0
+    return ~acted if kept == "object" else acted
 
 
-def _against_source(frames: np.ndarray, source: np.ndarray, outside: np.ndarray | None) -> dict[str, float]:
+def _against_source(frames: np.ndarray, source: np.ndarray, inside: np.ndarray | None) -> dict[str, float]:
+    """How near a row is to the source, as a whole and, where the object is known, on it and outside."""
     row = dict(psnr=figures.psnr(frames, source))
-    if outside is not None:
-        row |= dict(
-            background_psnr=figures.psnr(frames, source, outside), background_ssim=figures.ssim(frames, source, outside)
-        )
+    if inside is not None:
+        row["background_psnr"] = figures.psnr(frames, source, ~inside)
+        row["background_ssim"] = figures.ssim(frames, source, ~inside)
+        row["object_psnr"] = figures.psnr(frames, source, inside)
     return row
 
 
 class Embed:
-    """CLIP's figures of a row.
+    """CLIP's figures of a row, in float32 whatever the model computes in: figures of two arms are to be compared.
 
     Args:
-        model: `parts.clip` is the CLIP, where there is one.
+        model: `parts.clip` is the CLIP, where there is one of that precision.
         frozen: its parameters.
         config: `encoder.clip` is the CLIP otherwise.
+
+    Raises:
+        UserError: a CLIP that cannot be read.
     """
 
     def __init__(self, model: Any, frozen: Any, config: Any):
-        self.clip = model.parts.clip or load_clip(config.encoder.clip)
-        self.params = frozen["clip"] if model.parts.clip else self.clip.params
+        own = model.parts.clip
+        if own is not None and own.dtype == jnp.float32:
+            self.clip, self.params = own, frozen["clip"]
+        else:
+            self.clip = load_clip(config.encoder.clip)
+            self.params = jax.device_put(self.clip.params)
         self._images = jax.jit(lambda params, images: self.clip.encode_image(params, images).pooled)
+
+    def images(self, frames: np.ndarray) -> np.ndarray:
+        """[F, H, W, 3] -> [F, D]; few frames at a time, by one program: a clip may be long."""
+        size, parts = min(TOGETHER, len(frames)), []
+        for start in range(0, len(frames), size):
+            part = np.asarray(frames[start : start + size])
+            filled = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
+            parts.append(np.asarray(self._images(self.params, filled))[: len(part)])
+        return np.concatenate(parts)
 
     def text(self, prompt: str) -> np.ndarray:
         """[D]."""
@@ -92,7 +143,7 @@ class Embed:
 
     def row(self, frames: np.ndarray, prompt: str, source: str) -> dict[str, float]:
         """Figures of frames that were to show the prompt."""
-        images = np.asarray(self._images(self.params, frames))
+        images = self.images(frames)
         row = dict(
             clip_text=figures.clip_text(images, self.text(prompt)),
             clip_temp=figures.clip_temp_all(images),

@@ -36,3 +36,13 @@ def check(compiled: jax.stages.Compiled, what: str, window: int, limit: int | No
 def peak_measured(device: Any) -> int | None:
     """The most bytes that were in use on the device since the process began, or None where it does not say (CPUs)."""
     return (device.memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def of_this_edit(device: Any, before: int | None) -> tuple[int | None, str]:
+    """`peak_measured`, and why it is None; `before` the edit, of which the process may have needed as much."""
+    peak = peak_measured(device)
+    if peak is None:
+        return None, f"memory measured: {device.device_kind} does not count it; memory_estimated is the compiler's"
+    if peak == before:
+        return None, "memory measured: this process had as much in use before the edit; run it by itself"
+    return peak, ""

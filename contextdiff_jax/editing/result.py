@@ -14,6 +14,7 @@ from contextdiff_jax.pictures import caption_grid, to_uint8
 
 SHOWN = 8  # frames of a clip in the picture
 SOURCE, AUTOENCODER, INVERSION = "source", "autoencoder alone", "inversion alone"
+NO_EDITS = SOURCE, AUTOENCODER, INVERSION  # rows of the clip itself; all others are edits, by their prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Edit:
     @property
     def targets(self) -> tuple[str, ...]:
         """The edited prompts."""
-        return tuple(name for name in self.arrays if name not in (SOURCE, AUTOENCODER, INVERSION))
+        return tuple(name for name in self.arrays if name not in NO_EDITS)
 
     @property
     def frames(self) -> dict[str, list[Image.Image]]:

@@ -161,6 +161,16 @@ def save_recogniser(recogniser: Recogniser, folder: str | Path) -> None:
     write_json(dataclasses.asdict(recogniser.config), folder / "config.json")
 
 
+def ships_recogniser(preset: str) -> bool:
+    """Whether the package has a judge of an OpenMoji preset."""
+    return _folder_of(preset).is_dir()
+
+
+def _folder_of(preset: str) -> Path:
+    """Where the package has it: one judge for all presets of the demo's objects."""
+    return ASSETS / f"recogniser_{'demo' if preset in OF_THE_DEMO else preset}"
+
+
 def load_recogniser(preset: str, path: str | Path | None = None) -> Recogniser:
     """Reads the judge of an OpenMoji preset.
 
@@ -171,8 +181,7 @@ def load_recogniser(preset: str, path: str | Path | None = None) -> Recogniser:
     Raises:
         UserError: no judge there, damaged or foreign weights, or a judge of another vocabulary.
     """
-    # One judge for all presets of the demo's objects.
-    folder = Path(path) if path else ASSETS / f"recogniser_{'demo' if preset in OF_THE_DEMO else preset}"
+    folder = Path(path) if path else _folder_of(preset)
     if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
         shipped = ", ".join(sorted(p.name.removeprefix("recogniser_") for p in ASSETS.glob("recogniser_*")))
         raise UserError(f"no recogniser for preset '{preset}' in {folder}; shipped for: {shipped or 'none'}")
