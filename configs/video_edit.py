@@ -97,6 +97,7 @@ def base() -> ConfigDict:
             mask_scale="",  # maximum | range: what the threshold is a share of
             mask_resolution=0,  # side of the attention maps that make the mask
             max_tokens=0,  # self-attention over more positions is left alone
+            rate=0.0,  # frames per second of what is written; 0: the clip's own, of frames without one 8
             control="",  # folder of a ControlNet, which is then shown the clip's edges
         )
     )

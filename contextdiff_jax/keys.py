@@ -105,6 +105,7 @@ _LATER = {
     "edit.mask_scale": "maximum",
     "edit.reconstruct": False,
     "edit.equalize_added": 1.0,
+    "edit.rate": 0.0,
 }
 
 
@@ -135,6 +136,8 @@ _ACTS_BESIDE = {
     "process.ends": ("free", "process.schedule", "learned"),
     "sample.last_noise": (False, "sample.sampler", "ddpm"),
 }
+# {key: (what it is at rest, whether a user's clip alone reads it, or an embedded one alone)}
+_OF_CLIPS = {"data.sampling_rate": (1, True), "data.index": (0, False)}
 
 
 def idle(config: ConfigDict) -> dict[str, tuple[Any, str]]:
@@ -143,6 +146,11 @@ def idle(config: ConfigDict) -> dict[str, tuple[Any, str]]:
     for key, (rest, other, value) in _ACTS_BESIDE.items():
         if key in flat and other in flat and flat[key] != rest and flat[other] != value:
             found[key] = rest, f"it is for config.{other}={value!r}, not {flat[other]!r}"
+    for key, (rest, of_a_path) in _OF_CLIPS.items():
+        has_path = bool(flat.get("data.path"))
+        if flat.get("data.source") == "clip" and flat.get(key, rest) != rest and has_path != of_a_path:
+            embedded = "config.data.path names the clip, and it is for embedded ones"
+            found[key] = rest, "without config.data.path the clip is an embedded one" if of_a_path else embedded
     return found
 
 

@@ -14,7 +14,7 @@ VALUES = Values(
         "edit.mask": ("attention", "outside", "clip", "around"),
         "edit.mask_scale": ("maximum", "range"),
     },
-    not_negative="edit.equalize_added",
+    not_negative="edit.equalize_added edit.rate",
     fractions="edit.cross_replace_steps edit.self_replace_steps edit.mask_threshold",
 )
 

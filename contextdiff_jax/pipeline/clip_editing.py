@@ -17,8 +17,8 @@ from contextdiff_jax import task as task_lib
 from contextdiff_jax.data.clips import LEAST, RATE, Clip
 from contextdiff_jax.data.images import square
 from contextdiff_jax.data.moving import moving
-from contextdiff_jax.data.one_clip import check_identity, clip_of
-from contextdiff_jax.editing import memory
+from contextdiff_jax.data.one_clip import check_identity, clip_of, given_masks
+from contextdiff_jax.editing import measures, memory
 from contextdiff_jax.editing.editor import PROGRAMS, Editor, controls_of
 from contextdiff_jax.editing.kept import Kept
 from contextdiff_jax.editing.methods import DEMO, METHODS, OF_THE_MODEL, RECIPES, values_of
@@ -99,18 +99,22 @@ def editor_of(
         method: a name of `editing.methods`, with recipes behind a plus; None takes the run's own, or contextdiff.
         progress: show a bar.
         options: "num_steps", "guidance", or any other key of `edit`, `sample` and `data`, None taking its own;
-            masks, bool [F, H, W]. Those that say how a clip is read are for paths.
+            masks, bool [F, H, W], of the frames' size or of the model's. Those that say how a clip is read are for
+            paths, of which all frames are taken unless `length` says how many; another model than one that was tuned
+            on a clip takes at once as many as the method does, and more in windows.
 
     Raises:
         UserError: a model that edits no clips, an unknown method or option, frames that are no clip.
     """
     masks = options.pop("masks", None)
-    config = _config(pipeline.config, method)
-    if pipeline.config.data.source == "clip" and not _is_own(frames, pipeline.config.data):
+    config, tuned = _config(pipeline.config, method), pipeline.config.data.source == "clip"
+    own = tuned and _is_own(frames, pipeline.config.data)
+    if not own:
         _read_whole(config.data)
     _set(config, options, isinstance(frames, str | Path))
-    clip = _clip(frames, source, config, masks)
-    tuned = pipeline.config.data.source == "clip"
+    clip = _clip(frames, source, config, whole=not own)
+    if masks is not None:
+        clip = dataclasses.replace(clip, masks=given_masks(masks, clip, tuple(config.data.crop)))
     config.data.num_frames = config.data.num_frames if tuned else min(config.data.num_frames, len(clip.frames))
     put_at_rest(config.sample, [name for name, value in options.items() if value is not None])
     config_lib.check(config)
@@ -145,8 +149,6 @@ def _config(own: ConfigDict, method: str | None) -> ConfigDict:
         raise UserError(f"config.model.backbone={own.model.backbone!r} edits no clips; load a Stable Diffusion model")
     config = ConfigDict(own.to_dict())
     config.sample.sampler, config.sample.eta, config.sample.threshold = "ddim", 0.0, "none"
-    # A run's own masks and flow are those of its own clip.
-    config.data.mask_path = config.data.flow_path = ""
     tuned = "edit" in config
     if tuned and method is None:
         return config
@@ -166,7 +168,7 @@ def _config(own: ConfigDict, method: str | None) -> ConfigDict:
         # The clip is the caller's; a model of single pictures could not be asked for several frames of its own data.
         config.data.source, config.data.preset = "clip", "demo"
         config.data.num_frames, config.data.overlap = 8, 4
-        _read_whole(config.data)
+        config.edit.rate = 0.0
     for key, value in values.items():
         *sections, name = key.split(".")
         node = config
@@ -184,9 +186,11 @@ def _is_own(frames: Frames, own: ConfigDict) -> bool:
 
 
 def _read_whole(data: ConfigDict) -> None:
-    """Of another clip nothing is cut off or left out: how a run's own was read says nothing of it."""
+    """Of another clip nothing is cut off or left out: how a run's own was read, and where its masks and its flow are,
+    says nothing of it."""
     with data.ignore_type():
-        data.length, data.start, data.sampling_rate, data.crop = 0, 0, 1, (0, 0, 0, 0)
+        data.length, data.start, data.sampling_rate, data.crop, data.index = 0, 0, 1, (0, 0, 0, 0), 0
+        data.mask_path = data.flow_path = ""
 
 
 def _is_demo(config: ConfigDict) -> bool:
@@ -194,29 +198,24 @@ def _is_demo(config: ConfigDict) -> bool:
     return Path(encoders.located(config.model.pretrained)).resolve() == encoders.folder_of("builtin:demo").resolve()
 
 
-def _clip(frames: Frames, source: str, config: ConfigDict, masks: np.ndarray | None) -> Clip:
-    """The frames as a clip of the model's size; the config's `data` becomes that of this clip."""
+def _clip(frames: Frames, source: str, config: ConfigDict, whole: bool) -> Clip:
+    """The frames as a clip of the model's size, of a path `whole` or as the config says; the config's `data` becomes
+    that of this clip."""
     if not isinstance(source, str) or not source.strip():
         raise UserError(f"source prompt {source!r} is empty; say what the clip shows")
     config.data.caption = source.strip()
     if isinstance(frames, str | Path):
         config.data.path = str(Path(frames))
-        clip = clip_of(config.data)
-    else:
-        config.data.path = GIVEN
-        if not isinstance(frames, Iterable):
-            raise UserError(f"frames={frames!r} are no clip; give pictures, an array uint8 [F, H, W, 3], or a path")
-        pictures = [_picture(frame) for frame in frames]
-        if len(pictures) < LEAST or len({p.size for p in pictures}) > 1:
-            sizes = sorted({p.size for p in pictures})
-            raise UserError(f"{len(pictures)} frames of sizes {sizes}: give {LEAST} or more of one size")
-        arrays = np.stack([square(picture, config.data.image_size) for picture in pictures])
-        clip = Clip(arrays, RATE, caption=config.data.caption)
-    if masks is None:
-        return clip
-    if np.shape(masks) != clip.frames.shape[:3]:
-        raise UserError(f"masks of shape {np.shape(masks)}; this clip needs {clip.frames.shape[:3]}")
-    return dataclasses.replace(clip, masks=np.asarray(masks, bool))
+        return clip_of(config.data, whole)
+    config.data.path = GIVEN
+    if not isinstance(frames, Iterable):
+        raise UserError(f"frames={frames!r} are no clip; give pictures, an array uint8 [F, H, W, 3], or a path")
+    pictures = [_picture(frame) for frame in frames]
+    sizes = sorted({p.size for p in pictures})
+    if len(pictures) < LEAST or len(sizes) > 1:
+        raise UserError(f"{len(pictures)} frames of sizes {sizes}: give {LEAST} or more of one size")
+    arrays = np.stack([square(picture, config.data.image_size) for picture in pictures])
+    return Clip(arrays, RATE, caption=config.data.caption, size=sizes[0])
 
 
 def _picture(frame: Image.Image | np.ndarray) -> Image.Image:
@@ -268,7 +267,7 @@ def check(task: Any, config: ConfigDict, prompts: Sequence[str]) -> None:
 
     Raises:
         UserError: prompts, words or masks that do not fit the method or the clip; a method that does not fit the model;
-            too many frames for the device.
+            too many frames for the device; a CLIP or a judge of the figures that cannot be read.
     """
     targets, clip = targets_of(config, prompts), clip_of(config.data)
     controls_of(task, config, clip, targets)
@@ -279,6 +278,7 @@ def check(task: Any, config: ConfigDict, prompts: Sequence[str]) -> None:
 def check_stages(editor: Editor, targets: Sequence[str]) -> None:
     """The part of `check` for an editor that is there."""
     stages = editor.trace(targets)
+    measures.check(editor.model, editor.config)
     if here().platform != "cpu":
         memory.check(stages["edit"].lower().compile(), "edit", editor.plan.window)
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from configs import video_edit
-from contextdiff_jax import command_line, training
+from contextdiff_jax import command_line, keys, training
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.data.one_clip import clip_of, keep_identity
 from contextdiff_jax.editing import memory
@@ -64,6 +64,12 @@ def test_clips_that_are_none(recipe, tmp_path):
     (tmp_path / "corrupt.mp4").write_bytes(b"no video" * 100)
     mixed = folder_of(folder_of(tmp_path / "mixed", 2).parent / "mixed", 2, (48, 40))
     recipe.data.caption = "a square"
+    recipe.data.sampling_rate = 2
+    refused(recipe, tmp_path / "run", "config.data.sampling_rate=2 cannot act: without config.data.path", "a circle")
+    recipe.data.sampling_rate, recipe.data.path = 1, "clip.mp4"
+    refused(recipe, tmp_path / "run", "config.data.index=9 cannot act: config.data.path names the clip", "a circle")
+    keys.put_at_rest(recipe)  # what a preset brings is no mistake
+    assert recipe.data.index == 0
     for path, message in (
         ("nowhere.mp4", "does not exist"),
         ("empty", "holds no pictures"),
@@ -131,6 +137,16 @@ def test_an_edit_of_what_the_network_has_not_leaves_no_folder(recipe, tmp_path, 
     with pytest.raises(UserError, match="the network attends"):
         command_line.run("edit", recipe, options)
     assert [path.name for path in tmp_path.iterdir()] == ["clip.json"]
+    # A page of the run that is there shows what has been edited since; a training writes its own.
+    pages, done = [], SimpleNamespace(table=str, write=lambda folder: None)
+    monkeypatch.setattr(Editor, "trace", lambda self, targets: {})
+    monkeypatch.setattr(Editor, "run", lambda self, targets: done)
+    monkeypatch.setattr(command_line, "write_page", pages.append)
+    (tmp_path / "config.json").write_text("{}")
+    command_line.run("edit", recipe, options)
+    command_line.edit(recipe, options, checked_before=True)
+    assert pages == [tmp_path]
+    (tmp_path / "config.json").unlink()
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(distributed, "together", contextlib.nullcontext)
     for mode, message in (("edit", "--mode=edit needs no other process"), ("train", "edit.after_training=True needs")):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from diffusers_helpers import randomised
 from ml_collections import ConfigDict
+from PIL import Image
 from stable_diffusion_helpers import UNET, save_pipeline
 
 import contextdiff_jax as cdx
@@ -51,6 +52,10 @@ def test_windows_masks_edges_and_several_prompts_at_once(pipe, tmp_path, monkeyp
     with av.open(str(edited.save(tmp_path / "x.mp4"))) as video:
         shown = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert np.shape(shown) == (FRAMES, SIZE, 4 * SIZE, 3)  # source, reconstruction, two edits
+    seconds = edited.figures["seconds_per_frame"]
+    assert set(seconds["edit"]) == set(TARGETS) and seconds["decode"].keys() > seconds["edit"].keys()
+    assert all(isinstance(seconds[stage], float) for stage in ("encode", "invert", "reconstruct"))
+    assert edited.figures["not_to_change"] == "object" and edited.figures["warp_error_flow"] is None
     kept = masks.reshape(FRAMES, 8, 2, 8, 2).any(axis=(2, 4))
     for target in TARGETS:
         np.testing.assert_array_equal(edited.masks[target], 1.0 - kept)
@@ -86,8 +91,7 @@ def test_a_file_is_read_as_the_options_say(pipe, tmp_path):
     """A recipe alone is that of the default method, on a model that has none of its own."""
     frames = np.repeat(np.arange(12, dtype=np.uint8) * 20, SIZE * SIZE * 3).reshape(12, SIZE, SIZE, 3)
     drawn, flow = np.zeros_like(frames), np.zeros((4, SIZE, SIZE, 2), np.float32)
-    for i, picture in enumerate(drawn):  # a gif joins pictures that are the same
-        picture[: 3 + i % 2] = 255
+    drawn[:, :3] = 255
     write_clip(tmp_path / "long.gif", frames, 10)
     write_clip(tmp_path / "masks.gif", drawn, 10)
     np.save(tmp_path / "flow.npy", flow)
@@ -104,6 +108,44 @@ def test_a_file_is_read_as_the_options_say(pipe, tmp_path):
         pipe.edit(tmp_path / "long.gif", SOURCE, TARGETS, method="ddim", length=7, sampling_rate=2)
 
 
+@pytest.fixture
+def asked(pipe, monkeypatch):
+    """(clip, config) of which an editor would be made; no network is built."""
+    nothing = SimpleNamespace(task=None, params_of=lambda pipeline: None, kept=None)
+    monkeypatch.setattr(clip_editing.ClipModels, "of", lambda self, pipeline, config: nothing)
+    monkeypatch.setattr(clip_editing, "Editor", lambda task, params, frozen, clip, config, **how: (clip, config))
+    return lambda given, method, **options: clip_editing.editor_of(pipe, given, SOURCE, method, options)
+
+
+def test_without_a_length_all_frames_are_taken(asked, tmp_path):
+    """Of a short clip as of a long one, and of a file as of an array."""
+    frames = np.repeat(np.arange(30, dtype=np.uint8) * 8, SIZE * SIZE * 3).reshape(30, SIZE, SIZE, 3)
+    for count, window in ((30, 24), (5, 5)):
+        write_clip(tmp_path / f"{count}.gif", frames[:count], 10)
+        for given in (tmp_path / f"{count}.gif", frames[:count]):
+            clip, config = asked(given, "tune_a_video")
+            np.testing.assert_array_equal(clip.frames, frames[:count])
+            assert config.data.num_frames == window
+    assert len(asked(tmp_path / "30.gif", "ddim", length=9)[0].frames) == 9
+
+
+def test_masks_are_of_the_frames_or_of_the_model(asked, tmp_path):
+    """Those of the frames go through the same crop."""
+    frames, large = np.zeros((3, 2 * SIZE, 4 * SIZE, 3), np.uint8), np.zeros((3, 2 * SIZE, 4 * SIZE), bool)
+    frames[:, 8:16, 24:40], large[:, 8:16, 24:40] = 255, True
+    small = np.zeros((3, SIZE, SIZE), bool)
+    small[:, 4:8, 4:12] = True
+    (tmp_path / "frames").mkdir()
+    for i, frame in enumerate(frames):
+        Image.fromarray(np.pad(frame, ((0, 0), (8, 0), (0, 0)))).save(tmp_path / "frames" / f"{i}.png")
+    crop = dict(crop=(8, 0, 0, 0))
+    wide = np.pad(large, ((0, 0), (0, 0), (8, 0)))
+    for given, masks, how in ((frames, large, {}), (frames, 255 * small, {}), (tmp_path / "frames", wide, crop)):
+        clip, config = asked(given, "ddim", masks=masks, rate=12, **how)
+        np.testing.assert_array_equal(clip.masks, small)
+        assert config.edit.rate == 12.0
+
+
 def test_what_frames_of_one_s_own_cannot_be(pipe):
     frames = np.zeros((3, SIZE, SIZE, 3), np.uint8)
     for given, options, message in (
@@ -111,7 +153,8 @@ def test_what_frames_of_one_s_own_cannot_be(pipe):
         (frames, dict(start=1), "option start=1 is for a clip's path"),
         (frames, dict(mask_path="masks"), "option mask_path='masks' is for a clip's path"),
         (frames, dict(strenght=1), "option strenght=1 is unknown"),
-        (frames, dict(masks=np.zeros((2, SIZE, SIZE))), "masks of shape"),
+        (frames, dict(masks=np.zeros((2, SIZE, SIZE))), r"masks of shape .* needs \(3, 16, 16\)"),
+        (frames, dict(index=3), "config.data.index=3 cannot act: config.data.path names the clip"),
         (frames[:1], {}, "give 2 or more"),
         (5, {}, "frames=5 are no clip"),
         (frames, dict(method=5), "method '5' is unknown"),
@@ -125,11 +168,12 @@ def test_what_frames_of_one_s_own_cannot_be(pipe):
 def test_how_a_run_s_own_clip_was_read_says_nothing_of_another(monkeypatch, tmp_path):
     config, read = video_edit.get_config("tiny"), []
     own = dict(path=str(tmp_path / "own.mp4"), length=9, start=3, sampling_rate=2, crop=(1, 2, 3, 4))
+    own |= dict(mask_path="masks", flow_path="flow.npy")
     config.data.update(own)
     tuned = SimpleNamespace(config=config, task="own", clip_models=clip_editing.ClipModels())
 
-    def clip_of(data):
-        read.append({key: data[key] for key in own})
+    def clip_of(data, whole):
+        read.append({key: data[key] for key in own} | dict(whole=whole))
         raise UserError("read")
 
     monkeypatch.setattr(clip_editing, "clip_of", clip_of)
@@ -137,8 +181,9 @@ def test_how_a_run_s_own_clip_was_read_says_nothing_of_another(monkeypatch, tmp_
     for path, options in (("own.mp4", {}), ("other.mp4", {}), ("other.mp4", dict(start=1))):
         with pytest.raises(UserError, match="read"):
             clip_editing.editor_of(tuned, path, SOURCE, None, options)
-    whole = dict(path="other.mp4", length=0, start=0, sampling_rate=1, crop=(0, 0, 0, 0))
-    assert read == [own | dict(path="own.mp4"), whole, whole | dict(start=1)]
+    whole = dict(path="other.mp4", length=0, start=0, sampling_rate=1, crop=(0, 0, 0, 0), whole=True)
+    whole |= dict(mask_path="", flow_path="")
+    assert read == [own | dict(path="own.mp4", whole=False), whole, whole | dict(start=1)]
     # Pictures of another size are another model's.
     monkeypatch.setattr(clip_editing.task_lib, "build", lambda config, **how: config.data.image_size)
     assert tuned.clip_models.of(tuned, config).task == "own"
