@@ -158,6 +158,8 @@ def edit(config: ConfigDict | None, options: Options, checked_before: bool = Fal
     print(edited.table())
     edited.write(out)
     print(f"figures: {out / 'edit.json'}   picture: {out / 'edit.png'}   side by side: {out / 'edit.mp4'}")
+    if not checked_before and (Path(options.workdir) / "config.json").is_file():  # a training writes it at its end
+        write_page(Path(options.workdir))
 
 
 def sample(config: ConfigDict | None, options: Options) -> None:

@@ -17,6 +17,7 @@ from docs.video.run import RESULTS
 
 PAGE = Path(__file__).parents[1] / "RESULTS.md"
 BEGIN, END = "<!-- video study: begin -->\n", "<!-- video study: end -->\n"
+ADAPTER = (("with", True), ("without", False))
 BOUNDS = {AUTOENCODER: "autoencoder alone", INVERSION: "inversion alone"}
 # Heading, kinds of edit that count, figure, factor, digits. What an edit was to change is not compared with the source.
 COLUMNS = (
@@ -36,7 +37,7 @@ def stored(results: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 def cell(values: list[float], factor: float, digits: int) -> str:
-    """Mean and standard deviation over clips and seeds (a clip's kinds of edit are averaged first)."""
+    """Mean and standard deviation over clips and seeds (what a clip and a seed have several of is averaged first)."""
     if not values:
         return "-"
     values = factor * np.asarray(values)
@@ -52,16 +53,40 @@ def lines(runs: list[dict[str, Any]]) -> list[str]:
     table = ["| method | adapter | runs (clips, seeds) | " + " | ".join(c[0] for c in COLUMNS) + " |"]
     table.append("|-" * (len(COLUMNS) + 3) + "|")
     for name in METHODS:
-        for adapter in (True, False):
+        for words, adapter in ADAPTER:
             if found := groups.get((name, adapter)):
                 cells = [cell(_values(found, kinds, figure), *how) for _, kinds, figure, *how in COLUMNS]
-                clips, seeds = ({run[key] for run in found} for key in ("clip", "seed"))
-                count = f"{len(found)} ({len(clips)}, {len(seeds)})"
-                table.append(f"| {name} | {'with' if adapter else 'without'} | {count} | {' | '.join(cells)} |")
+                table.append(f"| {name} | {words} | {_count(found)} | {' | '.join(cells)} |")
     for name, words in BOUNDS.items():
-        cells = [cell(_values(runs, (name,), figure), *how) for _, _, figure, *how in COLUMNS]
-        table.append(f"| {words} | | | {' | '.join(cells)} |")
+        for which, found in _bounds(runs, name).items():
+            cells = [cell(_per_clip(found, name, figure), *how) for _, _, figure, *how in COLUMNS]
+            table.append(f"| {words} | {which} | {_count(found)} | {' | '.join(cells)} |")
     return table
+
+
+def _count(runs: list[dict[str, Any]]) -> str:
+    """How many pairs of a clip and a seed, of how many clips and seeds."""
+    pairs = {(run["clip"], run["seed"]) for run in runs}
+    return f"{len(pairs)} ({len({clip for clip, _ in pairs})}, {len({seed for _, seed in pairs})})"
+
+
+def _bounds(runs: list[dict[str, Any]], name: str) -> dict[str, list[dict[str, Any]]]:
+    """{with or without the adapter: runs} of a row that bounds all methods; one group where the adapter changes
+    nothing, as in the autoencoder."""
+    arms = {words: [r for r in runs if r["adapter"] == adapter and name in r["rows"]] for words, adapter in ADAPTER}
+    arms = {words: found for words, found in arms.items() if found}
+    rows = [{(r["clip"], r["seed"], r["method"]): r["rows"][name] for r in found} for found in arms.values()]
+    alike = len(rows) < 2 or all(rows[0][key] == rows[1][key] for key in rows[0].keys() & rows[-1].keys())
+    return {"": [run for found in arms.values() for run in found]} if alike else arms
+
+
+def _per_clip(runs: list[dict[str, Any]], name: str, figure: str) -> list[float]:
+    """One value of each clip and seed: the mean over the runs that repeat the row."""
+    found: dict[tuple[int, int], list[float]] = defaultdict(list)
+    for run in runs:
+        if figure in run["rows"].get(name, {}):
+            found[run["clip"], run["seed"]].append(run["rows"][name][figure])
+    return [float(np.mean(values)) for values in found.values()]
 
 
 def _values(runs: list[dict[str, Any]], kinds: tuple[str, ...], figure: str) -> list[float]:

@@ -12,6 +12,7 @@ import scipy.stats
 from page_helpers import make_run
 
 from contextdiff_jax import command_line
+from contextdiff_jax.editing.result import NO_EDITS
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.groups import Seen
 from contextdiff_jax.evaluate.kept import read_kept, write_kept
@@ -134,6 +135,13 @@ def test_a_report_needs_no_evaluation_and_no_config(tmp_path):
     (trained / "eval" / "marks.json").unlink()
     page = write_report_page(trained).read_text()
     assert "has not been evaluated" in page and "Protocol" not in page and "no result" in page
+    # The video shows the source, the inversion and the edits; other rows of the table are not in it.
+    (trained / "edit").mkdir()
+    rows = {name: {"psnr": 20.0} for name in (*NO_EDITS, "a frog", "a bear")}
+    (trained / "edit" / "edit.json").write_text(json.dumps({"source_prompt": "a star", "rows": rows}))
+    (trained / "edit" / "edit.mp4").write_bytes(b"video")
+    page = write_report_page(trained).read_text()
+    assert "Side by side: source, reconstruction, then a frog, a bear.<" in page and page.count(NO_EDITS[-1]) == 1
     (tmp_path / "empty").mkdir()
     for folder, words in ((tmp_path / "none", "does not exist"), (tmp_path / "empty", "holds no run")):
         with pytest.raises(UserError, match=words):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from contextdiff_jax.editing.result import NO_EDITS
 from contextdiff_jax.evaluate.groups import Seen
 from contextdiff_jax.evaluate.pages import tables
 from contextdiff_jax.evaluate.pages.charts import Curve, chart
@@ -186,7 +187,7 @@ def clips(run: Run) -> str:
     parts = []
     for folder in run.edits():
         about = read_object(folder / "edit.json", "edit again")
-        targets = [name for name in about["rows"]]
+        targets = [name for name in about["rows"] if name not in NO_EDITS]
         parts.append(f"<h3>{text(folder.name)}: {text(about['source_prompt'])}</h3>")
         if (folder / "edit.mp4").is_file():
             shown = "source, reconstruction, then " + ", ".join(targets)
