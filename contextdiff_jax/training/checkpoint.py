@@ -131,9 +131,7 @@ class Checkpoints:
             except _Damaged as error:
                 problem = str(error)
             except Exception as error:
-                if refusal := form.refusal(error, directory, integrity.has_checksums(directory)):
-                    raise UserError(refusal) from error
-                problem = f"it cannot be read ({form.brief(error)})"
+                problem = _why_unreadable(error, directory)
         if not distributed.all_true(not problem):
             return None, problem or "another process cannot read it"
         return result, ""
@@ -289,6 +287,17 @@ class Checkpoints:
                 self._remove_half_written()
 
 
+def _why_unreadable(error: Exception, directory: Path) -> str:
+    """Why a checkpoint is damaged, of which reading has raised an error.
+
+    Raises:
+        UserError: it may be whole; see `checkpoint_format.refusal`.
+    """
+    if refusal := form.refusal(error, directory, integrity.has_checksums(directory)):
+        raise UserError(refusal) from error
+    return f"it cannot be read ({form.brief(error)})"
+
+
 def _compared(loaded: dict[str, Any], state: TrainState) -> bool:
     """True, if the state is what was saved; raises `_Damaged` otherwise."""
     if problem := form.disagreement(loaded, form.items_of(state)):
@@ -322,9 +331,7 @@ def load_params(workdir: str | Path, step: int | None = None, ema: bool = True) 
                 loaded = form.read(directory, {name: form.on_host(directory / name)})
                 problem = form.disagreement(loaded, {name: loaded[name]})
             except Exception as error:
-                if refusal := form.refusal(error, directory, integrity.has_checksums(directory)):
-                    raise UserError(refusal) from error
-                problem = f"it cannot be read ({form.brief(error)})"
+                problem = _why_unreadable(error, directory)
         if problem is None:
             if problems:
                 logging.warning("checkpoint %s; using checkpoint %d", "; ".join(problems), candidate)

@@ -70,23 +70,21 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
         state = checkpoints.restore(setup.abstract, batches, any_records=allow_config_change)
         first = 0 if state is None else int(state.step)
         state = setup.init_state() if state is None else state
-        with distributed.together():
-            if distributed.is_primary():
-                _write_config(config, workdir / "config.json")
-                if first < num_steps:
-                    note_start(workdir, setup.runtime, str(batches.get_state().get("records", "")), first)
         if hasattr(task, "keep"):
             task.keep(workdir)
+        validation = Validation(setup) if every.validate_every else None
+        records = str(batches.get_state().get("records", ""))
         checkpoints.open()
         metrics = Metrics(workdir, first, num_steps, config.data.batch_size)
         stack.callback(metrics.close)
         metrics.say(_greeting(setup, first, num_steps))
         for change in changes:
             metrics.say(f"changed {allowed}: {change}")
-
-        validation = Validation(setup) if every.validate_every else None
         if validation:
             metrics.say(validation.about)
+        if first >= num_steps:
+            _write_config(config, workdir / "config.json")
+
         watch = Watch(setup.init_guard())
         compiled, queued = None, deque()
         for step in range(first + 1, num_steps + 1):
@@ -101,6 +99,9 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
             if compiled is None:
                 with metrics.pause():
                     compiled = _compile(setup, batch, metrics)
+                    # Only now is it this config's run: a start that was refused leaves the folder as it was.
+                    _write_config(config, workdir / "config.json")
+                    note_start(workdir, setup.runtime, records, first)
             state, watch.guard, values = compiled(state, watch.guard, setup.frozen, batch)
             metrics.add(values)
             queued.append(values["loss"])
@@ -141,15 +142,19 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
 
 
 def _write_config(config: ConfigDict, path: Path) -> None:
-    """Puts the config into the workdir.
+    """Puts the config into the workdir; of all processes.
 
     Raises:
         UserError: the disk is full.
     """
-    try:
-        write_json(config.to_dict(), path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); make room, or take another --workdir") from error
+    with distributed.together():
+        try:
+            if distributed.is_primary():
+                write_json(config.to_dict(), path)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror}); make room, or take another --workdir"
+            ) from error
 
 
 def _compile(setup: Setup, batch: Batch, metrics: Metrics) -> jax.stages.Compiled:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import resource
 import sys
@@ -10,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+from absl import logging
 from tqdm import tqdm
 
+from contextdiff_jax.files import atomic
 from contextdiff_jax.runtime import here
 from contextdiff_jax.training import distributed
 from contextdiff_jax.training.event_files import TensorBoard
@@ -102,7 +105,9 @@ class Metrics:
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         """Both files; what cannot be written to metrics.jsonl now is written with the next."""
-        self._unwritten.append(json.dumps({"step": step, **{k: float(f"{v:.7g}") for k, v in values.items()}}) + "\n")
+        # JSON has no word for what is not finite.
+        rounded = {name: float(f"{v:.7g}") if math.isfinite(v) else None for name, v in values.items()}
+        self._unwritten.append(json.dumps({"step": step, **rounded}, allow_nan=False) + "\n")
         try:
             append_whole(self._path, "".join(self._unwritten))
             self._unwritten = []
@@ -157,19 +162,24 @@ def append_whole(path: Path, text: str) -> None:
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Removes the lines of later steps, and one that a kill left half-written, from a metrics.jsonl."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    """Removes the lines of later steps, and one that a kill left half-written, from a metrics.jsonl; where the disk
+    refuses that, which is logged, they stay."""
+    try:
+        before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        kept = "".join(line + "\n" for line in before.splitlines() if _is_until(line, step))
+        if kept != before:
+            with atomic(path) as temporary:
+                temporary.write_text(kept, encoding="utf-8")
+    except OSError as error:
+        logging.warning("%s cannot be rewritten (%s): lines of steps after %d stay in it", path, error, step)
+
+
+def _is_until(line: str, step: int) -> bool:
+    """Whether a line is whole, and of a step up to this one."""
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def peak_memory() -> int:

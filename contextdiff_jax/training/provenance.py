@@ -12,13 +12,14 @@ from absl import logging
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_object, write_json
 from contextdiff_jax.runtime import Runtime
+from contextdiff_jax.training import distributed
 
 FILE = "about.json"
 PACKAGES = ("jax", "flax", "optax", "numpy")
 
 
 def note_start(workdir: Path, runtime: Runtime, records: str, step: int) -> None:
-    """Adds this start of a run to its about.json; what an unreadable file held is given up.
+    """Adds this start of a run to its about.json, the first process; what an unreadable file held is given up.
 
     Args:
         workdir: of the run.
@@ -26,6 +27,8 @@ def note_start(workdir: Path, runtime: Runtime, records: str, step: int) -> None
         records: what tells its training data from others.
         step: from which it goes on.
     """
+    if not distributed.is_primary():
+        return
     start = {
         "step": step,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -61,11 +61,10 @@ ANOTHER_MODEL = (
 )
 # How a model is computed or watched; whatever of a config says so makes no other model of it.
 HOW_IT_RUNS = ("model.dropout", "model.dtype", "model.remat", "adapter.track_lipschitz", "condition.kept_texts")
-THE_SAME_MODEL = (*HOW_IT_RUNS, "model.pretrained", "condition.encoder", "clip.tokenizer_dir")
-
-
 # What parameters start from.
 STARTS = ("model.init_from", "adapter.start")
+# Where what is frozen lies says nothing about what it is: that is in the run's frozen.json.
+THE_SAME_MODEL = (*HOW_IT_RUNS, *STARTS, "model.pretrained", "condition.encoder", "clip.tokenizer_dir")
 
 
 def only_started_from(config: ConfigDict) -> tuple[str, ...]:

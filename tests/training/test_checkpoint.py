@@ -356,6 +356,20 @@ def test_no_flag_allows_another_model(tmp_path, key, value):
     assert not check_workdir(tmp_path, other)
 
 
+@pytest.mark.parametrize("key", ["model.init_from", "adapter.start"])
+def test_what_is_frozen_may_lie_elsewhere(tmp_path, key):
+    """That it is the same says the run's record of it."""
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    own, moved = t2i.get_config("tiny"), t2i.get_config("tiny")
+    own.train.trainable = moved.train.trainable = ("^lora/",)
+    own.update_from_flattened_dict({key: "here"})
+    moved.update_from_flattened_dict({key: "there"})
+    write_json(own.to_dict(), tmp_path / "config.json")
+    with pytest.raises(UserError, match=f"{key}: saved 'here', now 'there'.*allow it with --allow_config_change"):
+        check_workdir(tmp_path, moved)
+    assert check_workdir(tmp_path, moved, allow_config_change=True) == [f"{key}: saved 'here', now 'there'"]
+
+
 def test_how_a_model_runs_makes_no_other_of_it(tmp_path):
     own, given = t2i.get_config("tiny"), t2i.get_config("tiny")
     given.model.remat, given.model.dtype, given.model.dropout = True, "bfloat16", 0.5

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -269,11 +270,26 @@ def test_metrics_are_complete(tmp_path):
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
-def test_drop_after_keeps_earlier_lines_and_drops_a_torn_one(tmp_path):
+def test_drop_after_keeps_earlier_lines_and_drops_a_torn_one(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 2, "loss": 1.0}\n{"step": 4, "loss": 0.5}\n{"step": 6, "lo')
+    before = path.read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "atomic", lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        drop_after(path, 2)  # said, and nothing is lost
+    assert path.read_text() == before
     drop_after(path, 2)
     assert path.read_text() == '{"step": 2, "loss": 1.0}\n'
+    written = path.stat()
+    drop_after(path, 2)
+    assert path.stat() == written, "nothing was dropped"
+
+
+def test_what_is_not_finite_is_null_in_the_metrics(tmp_path):
+    for_one = metrics.Metrics(tmp_path, 0, 4, 1)
+    for_one.note(2, {"loss": 0.5, "stderr": float("nan"), "most": float("inf")})
+    for_one.close()
+    assert records(tmp_path) == [{"step": 2, "loss": 0.5, "stderr": None, "most": None}]
 
 
 def test_previews_are_captioned_grids(tmp_path):
@@ -329,12 +345,10 @@ def test_a_step_that_does_not_fit_the_device_is_one_line(tmp_path, monkeypatch):
         raise jax.errors.JaxRuntimeError("INTERNAL: a fault of another kind")
 
 
-def test_a_start_that_failed_binds_nobody_before_the_first_checkpoint(tmp_path, whole, monkeypatch, capfd):
-    monkeypatch.setattr(loop.compilation, "available", lambda device: 1000)
-    with pytest.raises(UserError, match="take smaller batches"):
-        train(ToyTask(toy_config(**{"data.image_size": 64, "data.batch_size": 32})), tmp_path)
+def test_a_start_that_failed_binds_nobody_before_the_first_checkpoint(tmp_path, whole, capfd):
+    with pytest.raises(Crash):
+        train(InterruptedTask(toy_config(**{"data.image_size": 64, "data.batch_size": 32}), 2, crash), tmp_path)
     (tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir()
-    monkeypatch.undo()
     state = train(ToyTask(toy_config()), tmp_path)
     chex.assert_trees_all_equal(jax.device_get(state), whole[1])
     assert "changed before the first checkpoint: data.batch_size: saved 32, now 16" in capfd.readouterr().err
@@ -343,6 +357,24 @@ def test_a_start_that_failed_binds_nobody_before_the_first_checkpoint(tmp_path, 
         folder.rename(folder.with_name(f"{folder.name}.damaged-0"))
     with pytest.raises(UserError, match="data.batch_size: saved 16, now 32"):
         train(ToyTask(toy_config(**{"data.batch_size": 32})), tmp_path)
+
+
+def test_a_refused_start_leaves_the_run_as_it_was(tmp_path, whole, monkeypatch):
+    class AnotherClip(ToyTask):
+        def keep(self, workdir):
+            raise UserError("the run was tuned on another clip")
+
+    run = Path(shutil.copytree(whole[0], tmp_path / "run"))
+    before = {name: (run / name).read_bytes() for name in ("config.json", "about.json", "metrics.jsonl")}
+    longer = toy_config(**{"train.num_steps": 14})
+    with pytest.raises(UserError, match="another clip"):
+        train(AnotherClip(longer), run)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="take smaller batches"):
+        patch.setattr(loop.compilation, "available", lambda device: 1000)
+        train(ToyTask(longer), run)
+    assert before == {name: (run / name).read_bytes() for name in before}
+    assert int(train(ToyTask(longer), run).step) == 14
+    assert json.loads((run / "config.json").read_text())["train"]["num_steps"] == 14
 
 
 def test_a_config_of_a_model_from_elsewhere_is_never_replaced(tmp_path):
