@@ -39,6 +39,7 @@ OPEN_CLIP_ENDS = {
     "ln_final.bias": "text_model.final_layer_norm.bias",
 }
 OPEN_CLIP_UNUSED = ("text_projection", "logit_scale", "attn_mask")
+CLIP_UNUSED = ("text_projection.weight", "logit_scale")  # of whole CLIP models, which some files were merged from
 
 
 def unet(tensors: Tensors) -> Tensors:
@@ -98,7 +99,8 @@ def vae(tensors: Tensors) -> Tensors:
 def clip(tensors: Tensors) -> Tensors:
     """The text encoder's of 1.x: transformers' own, in early files without their first part."""
     names = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
-    return {name if name.startswith("text_model.") else f"text_model.{name}": tensor for name, tensor in names.items()}
+    used = {name: tensor for name, tensor in names.items() if name not in CLIP_UNUSED}
+    return {name if name.startswith("text_model.") else f"text_model.{name}": tensor for name, tensor in used.items()}
 
 
 def open_clip(tensors: Tensors) -> Tensors:

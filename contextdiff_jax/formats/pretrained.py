@@ -20,12 +20,11 @@ from flax import traverse_util
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import atomic, read_json, read_object, write_json
-from contextdiff_jax.formats import single_file
-from contextdiff_jax.formats.tensor_files import CODES, DTYPES, Stored, read_header, read_tensor, write_file
+from contextdiff_jax.formats import hub, single_file
+from contextdiff_jax.formats.tensor_files import CODES, DTYPES, STEMS, Stored, read_header, read_tensor, write_file
 from contextdiff_jax.types import Array, Params
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-STEMS = ("model", "diffusion_pytorch_model")  # transformers, diffusers
 NameMap = Callable[[str], str | tuple[str, ...]]
 
 
@@ -39,7 +38,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         return single_file.read_config(Path(folder))
     path = Path(folder) / "config.json"
     if not Path(folder).is_dir():
-        raise UserError(f"model folder {str(folder)!r} does not exist; give the folder of a downloaded model")
+        remedy = hub.remedy(folder, "give the folder of a downloaded model")
+        raise UserError(f"model folder {str(folder)!r} does not exist; {remedy}")
     if not path.is_file():
         raise UserError(f"{str(folder)!r} has no config.json; give a folder in the Hugging Face layout")
     return read_object(path)

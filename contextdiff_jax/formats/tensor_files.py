@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from contextdiff_jax.errors import UserError
 
+STEMS = ("model", "diffusion_pytorch_model")  # names of a network's file: transformers', diffusers'
 DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),

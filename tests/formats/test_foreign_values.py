@@ -10,7 +10,7 @@ from contextdiff_jax.encoders.clip_config import CLIPTextConfig
 from contextdiff_jax.encoders.t5 import T5Config
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import hub, tensor_files
-from contextdiff_jax.formats.pretrained import stored_tensors
+from contextdiff_jax.formats.pretrained import read_config, stored_tensors
 from contextdiff_jax.formats.tokenizers import load_tokenizer, trained_length
 from contextdiff_jax.models.sd_config import UNetConfig, sample_side
 from contextdiff_jax.pipeline.loading import stable_diffusion_config
@@ -173,6 +173,36 @@ def test_hub_names_are_found_in_the_cache(tmp_path, monkeypatch):
         cdx.Pipeline.load("openai/clip-mini")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert hub.local("~/home") == tmp_path / "home"
+
+
+def test_a_model_that_the_cache_has_in_part_is_named_with_what_it_lacks(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    state = tmp_path / "models--me--model" / "snapshots" / "aa"
+    state.mkdir(parents=True)
+
+    def check(words):
+        with pytest.raises(UserError, match=f"'me/model' .* in part: .*aa lacks {words}; .*hf download me/model"):
+            hub.local("me/model")
+
+    hub.local("me/model")  # a tokenizer alone, or whatever else: its readers say what they miss
+    (state / "config.json").write_text("{}")
+    check("model.safetensors")
+    (state / "model.safetensors").symlink_to(tmp_path / "blobs" / "gone")
+    check("model.safetensors")
+    shards = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (state / "model.safetensors.index.json").write_text(json.dumps(shards))
+    (state / "model-00001-of-00002.safetensors").write_text("")
+    check("model-00002-of-00002.safetensors")
+    (state / "model-00002-of-00002.safetensors").write_text("")
+    assert hub.local("me/model") == state
+    (state / "config.json").rename(state / "model_index.json")
+    (state / "unet").mkdir()
+    (state / "unet" / "diffusion_pytorch_model.safetensors").write_text("")
+    check("unet/config.json")
+    (state / "unet" / "config.json").write_text("{}")
+    assert hub.local("me/model") == state
+    with pytest.raises(UserError, match="vae' does not exist; download it: hf download me/model"):
+        read_config(state / "vae")
 
 
 def test_what_is_no_pipeline_is_named(tmp_path):

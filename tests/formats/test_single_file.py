@@ -31,7 +31,9 @@ def saved(tmp_path_factory):
     parts = {
         "model.diffusion_model.": original_layout.unet(pipeline.unet.state_dict(), 1, (False, True)),
         "first_stage_model.": original_layout.vae(pipeline.vae.state_dict(), 2),
-        "cond_stage_model.transformer.": pipeline.text_encoder.state_dict(),
+        # As in files that were merged from a whole CLIP: with what the text encoder does not use.
+        "cond_stage_model.transformer.": pipeline.text_encoder.state_dict() | {"text_projection.weight": torch.eye(64)},
+        "cond_stage_model.": {"logit_scale": torch.ones([])},
     }
     return pipeline, root / "folder", original_layout.save(root / "v1.safetensors", parts), parts
 
@@ -48,6 +50,8 @@ def test_the_file_of_these_tests_is_what_diffusers_converts(saved):
 
 def test_one_file_is_the_model_of_the_folder(saved):
     _, folder, file, _ = saved
+    with pytest.raises(UserError, match="ema=False: .*leave the ema out"):
+        cdx.Pipeline.load(file, ema=False)
     ours, expected = cdx.Pipeline.load(file), cdx.Pipeline.load(folder)
     jax.tree.map(np.testing.assert_array_equal, ours.params, expected.params)
     jax.tree.map(np.testing.assert_array_equal, ours.frozen, expected.frozen)
@@ -71,7 +75,7 @@ def test_open_clip_of_2_x_and_what_its_unet_predicts(saved, tmp_path):
         "model.diffusion_model.": original_layout.unet(linear.state_dict(), 1, (False, True)),
         "cond_stage_model.model.": original_layout.open_clip(text.state_dict(), 2),
     }
-    del second["cond_stage_model.transformer."]
+    del second["cond_stage_model.transformer."], second["cond_stage_model."]
     file = original_layout.save(tmp_path / "model.safetensors", second)
     assert single_file.version(file) == 2
     read = encoders.load_text_encoder(file / "text_encoder", tokenizer_dir=folder / "tokenizer")
