@@ -202,5 +202,6 @@ def add(params: Params, changes: Mapping[str, Change], weight: float) -> Params:
         delta = delta.transpose(*range(2, delta.ndim), 1, 0)
         if delta.size != kernel.size or delta.shape[-2:] != kernel.shape[-2:]:
             raise UserError(f"the LoRA changes {layer} by {delta.shape}, but the model has {tuple(kernel.shape)}")
-        flat[f"{layer}/kernel"] = kernel + (weight * change.scale) * delta.reshape(kernel.shape)
+        changed = kernel + (weight * change.scale) * delta.reshape(kernel.shape)
+        flat[f"{layer}/kernel"] = changed.astype(kernel.dtype)
     return traverse_util.unflatten_dict(flat, sep="/")

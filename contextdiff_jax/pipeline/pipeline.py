@@ -117,12 +117,15 @@ class Pipeline:
         if isinstance(condition, TextCondition) and frozen["condition"]:
             layers[lora.TEXT] = lora.layers_of(frozen["condition"], condition.encoder.names)
         changes = lora.read(path, layers)
+        # All of it is made before any of it is taken: a change that does not fit leaves the model as it was.
+        params, text = self.params, frozen
         if lora.UNET in changes:
-            denoiser = lora.add(self.params["denoiser"], changes[lora.UNET], weight)
-            self.params = self._placed(self.params | {"denoiser": denoiser})
+            denoiser = lora.add(params["denoiser"], changes[lora.UNET], weight)
+            params = self._placed(params | {"denoiser": denoiser})
         if lora.TEXT in changes:
-            text = lora.add(frozen["condition"], changes[lora.TEXT], weight)
-            self.frozen = self._placed(frozen | {"condition": text})
+            text = self._placed(frozen | {"condition": lora.add(frozen["condition"], changes[lora.TEXT], weight)})
+        self.params, self.frozen = params, text
+        if lora.TEXT in changes:
             name = lora.digest(changes[lora.TEXT])
             self._text_changes[name] = self._text_changes.get(name, 0.0) + weight
             self._contexts.clear()

@@ -4,6 +4,7 @@ import json
 
 import diffusers
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -154,6 +155,18 @@ def test_a_lora_of_the_text_encoder(pipeline, tmp_path):
         pipe.save(tmp_path / "export")
     pipe.load_lora(tmp_path / lora.FILE, weight=-0.5)
     pipe.load_lora(tmp_path, weight=0)
+    # A file that does not fit in one of its parts changes nothing, and the type of the weights stays.
+    unet = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    fits = {f"{unet}.lora_A.weight": torch.ones(1, 32), f"{unet}.lora_B.weight": torch.ones(32, 1)}
+    text = {f"text_encoder.{layer}.lora_A.weight": a[:, :9].contiguous(), f"text_encoder.{layer}.lora_B.weight": b}
+    save_file(fits | text, tmp_path / "torn.safetensors")
+    params = pipe.params
+    with pytest.raises(UserError, match="the LoRA changes text_model"):
+        pipe.load_lora(tmp_path / "torn.safetensors")
+    assert pipe.params is params
+    change = lora.Change(np.ones((1, 4), np.float32), np.ones((4, 1), np.float32), 1.0)
+    half = lora.add({"a": {"kernel": jnp.zeros((4, 4), jnp.bfloat16)}}, {"a": change}, 0.5)["a"]["kernel"]
+    assert half.dtype == jnp.bfloat16 and np.all(half == 0.5)
     np.testing.assert_allclose(find(), before, atol=1e-6)
     pipe.save(tmp_path / "export")
     with pytest.raises(UserError, match="weight='1' is no number"):
