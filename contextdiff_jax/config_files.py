@@ -1,6 +1,7 @@
 """The config that a command line names: its file, its preset, and the keys that flags may change."""
 
 import difflib
+import importlib
 import importlib.util
 import sys
 import traceback
@@ -71,21 +72,19 @@ def asked_keys(argv: list[str]) -> list[str]:
 
 
 def _load_config(path: str) -> ConfigDict:
-    """get_config(preset) of FILE.py[:preset]; the folder above the file becomes importable, for `configs.common`."""
+    """get_config(preset) of FILE.py[:preset]."""
     file, _, preset = path.partition(":")
     if not Path(file).is_file():
         shipped = sorted({p.name for folder in SHIPPED_CONFIGS for p in folder.glob("[!_]*.py")} - {"common.py"})
         raise UserError(
             f"config file {file!r} does not exist; shipped ones, e.g. configs/t2i.py, are {', '.join(shipped)}"
         )
-    root = str(Path(file).resolve().parent.parent)
-    if root not in sys.path:
-        sys.path.insert(0, root)
     spec = importlib.util.spec_from_file_location("_requested_config", file)
     if spec is None:
         raise UserError(f"config file {file!r} is not a Python file; give one like configs/t2i.py")
     module = importlib.util.module_from_spec(spec)
     try:
+        _make_importable(Path(file).resolve().parent.parent)
         spec.loader.exec_module(module)
         config = module.get_config(preset) if preset else module.get_config()
         config_lib.check_sections(config, file)
@@ -96,6 +95,18 @@ def _load_config(path: str) -> ConfigDict:
         line = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(line.filename).name}:{line.lineno}"
         raise UserError(f"config file {file!r} failed at {where}: {type(error).__name__}: {error}") from error
+
+
+def _make_importable(root: Path) -> None:
+    """Lets a config import from the folder above it, and the package `configs`: one's own there, else what ships."""
+    shipped, own = next(folder for folder in SHIPPED_CONFIGS if (folder / "common.py").is_file()), root / "configs"
+    for place in (shipped.parent, root):
+        if str(place) not in sys.path:
+            sys.path.insert(0, str(place))
+    if own.is_dir() and not (own / "__init__.py").is_file():
+        # Python passes such a folder over for a package further on: what is in it comes first here as well.
+        package = importlib.import_module("configs")
+        package.__path__ = list(dict.fromkeys([str(own), *package.__path__]))
 
 
 def _check_key(config: ConfigDict, key: str) -> None:

@@ -135,6 +135,7 @@ _ACTS_BESIDE = {
     "process.init": ("log_snr", "process.schedule", "learned"),
     "process.ends": ("free", "process.schedule", "learned"),
     "sample.last_noise": (False, "sample.sampler", "ddpm"),
+    "eval.bpd_always": (False, "space.kind", "pixels"),
 }
 # {key: (what it is at rest, whether a user's clip alone reads it, or an embedded one alone)}
 _OF_CLIPS = {"data.sampling_rate": (1, True), "data.index": (0, False)}

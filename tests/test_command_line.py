@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -181,6 +182,25 @@ def test_a_shipped_config_is_found_from_anywhere(given, tmp_path, monkeypatch):
     assert config_files.with_config_file(["main", "--config=t2i.py"]) == ["main", "--config=t2i.py"], "one's own first"
 
 
+def test_a_config_of_ones_own_builds_on_what_ships_as_it_is_installed(tmp_path, monkeypatch):
+    root = Path(t2i.__file__).parents[1]
+    shipped = tmp_path / "site" / "contextdiff_jax" / "shipped" / "configs"
+    shutil.copytree(root / "configs", shipped, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(config_files, "SHIPPED_CONFIGS", (tmp_path / "site" / "configs", shipped))
+    mine = "from configs import t2i\ndef get_config(preset=None):\n    return t2i.get_config(preset)\n"
+    for folder, text in (("user", mine), ("other/configs", f"from configs import beside\n{mine}")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "mine.py").write_text(text)
+        (tmp_path / folder / "beside.py").write_text("")
+        with monkeypatch.context() as fresh:
+            fresh.setattr(sys, "path", [place for place in sys.path if Path(place or ".").resolve() != root])
+            for name in [name for name in sys.modules if name.split(".")[0] == "configs"]:
+                fresh.delitem(sys.modules, name)
+            config_files.check_config_flags(["main", f"--config={tmp_path / folder / 'mine.py'}:tiny"])
+            assert sys.modules["configs.t2i"].__file__ == str(shipped / "t2i.py")
+            fresh.delitem(sys.modules, "configs.beside", raising=False)
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
@@ -312,6 +332,7 @@ LEARNED = {"process.schedule": "learned", "process.variance": "learned", "loss.o
         ({"sample.variance": "process"}, ["sample.variance='process'", "cannot act", "sampler='ddpm', not 'ddim'"]),
         (BOUND, ["sample.num_steps=15", "sample.variance='process'", "all 1000", "sample.variance='posterior'"]),
         ({"loss.num_times": 4}, ["loss.num_times=4", "nelbo"]),
+        (SD | {"eval.bpd_always": True}, ["eval.bpd_always=True cannot act", "space.kind='pixels', not 'latents'"]),
         ({"adapter.scale": 1.0}, ["adapter.scale=1.0", "reach zero"]),
         ({"adapter.scale": 0.99999999}, ["adapter.scale=0.99999999", "to 0.99"]),
         ({"process.log_snr": (6.0, -8.0, 1.0)}, ["process.log_snr=(6.0, -8.0, 1.0)", "two numbers"]),
