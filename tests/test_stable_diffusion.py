@@ -13,8 +13,9 @@ from PIL import Image
 import contextdiff_jax as cdx
 from configs import t2i
 from contextdiff_jax import command_line
+from contextdiff_jax import task as task_lib
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.pipeline import export
+from contextdiff_jax.pipeline import export, loading
 from contextdiff_jax.samplers import sampling
 from tests import stable_diffusion_helpers as helpers
 
@@ -149,14 +150,16 @@ def test_only_the_subset_is_trained_and_resuming_continues(trained, loaded):
 def test_export_loads_in_diffusers_and_here(trained, exported):
     (config, workdir), out = trained, exported
     card = (out / "README.md").read_text()
-    assert card.startswith("---") and "tiny-sd" in card
-    theirs = diffusers.StableDiffusionPipeline.from_pretrained(out)
+    assert card.startswith("---") and "base_model" not in card, "a folder is no name on the hub"
+    # Only the U-Net: the pipeline would draw without the shift of the adapter, which is on.
+    assert "diffusers loads" not in card and not export.is_diffusers_pipeline(out)
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(out, subfolder="unet")
     again = cdx.Pipeline.load(out)
     ours = cdx.Pipeline.load(workdir)
     xt = np.random.default_rng(0).normal(size=(2, 8, 8, 4)).astype(np.float32)
     tokens = np.random.default_rng(1).normal(size=(2, 16, 24)).astype(np.float32)
     with torch.no_grad():
-        expected = theirs.unet(torch.tensor(xt).permute(0, 3, 1, 2), 500, torch.tensor(tokens)).sample
+        expected = theirs(torch.tensor(xt).permute(0, 3, 1, 2), 500, torch.tensor(tokens)).sample
     from contextdiff_jax.types import Context
 
     context = Context(tokens=tokens, pooled=tokens[:, 0], mask=np.ones((2, 16), bool))
@@ -174,6 +177,39 @@ def test_export_loads_in_diffusers_and_here(trained, exported):
     )
     with pytest.raises(UserError, match="no export"):
         run("export", config, workdir, out=str(workdir))
+
+
+@pytest.mark.parametrize(
+    "changes, scheduler",
+    [
+        ({}, diffusers.PNDMScheduler),
+        ({"process.schedule": "cosine", "model.prediction": "v", "sample.spacing": "trailing"}, None),
+        ({"process.zero_terminal_snr": True, "model.prediction": "v"}, None),
+    ],
+)
+def test_an_export_has_the_scheduler_of_its_own_process(folder, tmp_path, changes, scheduler):
+    source = helpers.copy(folder[0] / "tiny-sd", tmp_path / "sd")
+    index = json.loads((source / "model_index.json").read_text()) | {"scheduler": ["diffusers", "PNDMScheduler"]}
+    (source / "model_index.json").write_text(json.dumps(index))
+    config = loading.stable_diffusion_config(source)
+    config.update_from_flattened_dict(changes)
+    task = task_lib.build(config)
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    export.write(task, task.load(jax.tree.map(lambda _: place, shapes)), 0, tmp_path / "export", half=True)
+    assert "diffusers loads it unchanged" in (tmp_path / "export" / "README.md").read_text()
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "export").scheduler
+    assert type(theirs) is (scheduler or diffusers.DDIMScheduler)
+    np.testing.assert_allclose(theirs.alphas_cumprod, task.schedule.alpha_bar[1:], atol=2e-6)
+    assert theirs.config.prediction_type == {"v": "v_prediction", "eps": "epsilon"}[task.parts.prediction]
+    if scheduler is None:
+        theirs.set_timesteps(10)
+        np.testing.assert_array_equal(theirs.timesteps + 1, [t for t, _ in sampling.Plan.of(task, _ten(config)).moves])
+
+
+def _ten(config):
+    config.sample.num_steps = 10
+    return config.sample
 
 
 def test_img2img_starts_from_the_picture(loaded):

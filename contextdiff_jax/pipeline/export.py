@@ -2,12 +2,13 @@
 
 <folder>/contextdiff.json       the config, with paths inside the folder
 <folder>/README.md              model card
-<folder>/denoiser/              config.json, model.safetensors; for Stable Diffusion instead the whole pipeline in
-                                the diffusers layout: unet/ (trained), and all that model_index.json names
+<folder>/denoiser/              config.json, model.safetensors; for Stable Diffusion instead unet/ (trained),
+                                text_encoder/ and tokenizer/ in the diffusers layout, and model_index.json where
+                                diffusers draws with all that what is drawn here
 <folder>/adapter/               config.json, model.safetensors
 <folder>/condition/             likewise, where the condition's network is trained: classes and layouts
 <folder>/process/               likewise, where the schedule or the reverse variance is learned
-<folder>/vae/ scheduler/        of the pretrained folder, where diffusion is in latents
+<folder>/vae/ scheduler/        of the pretrained folder, the latter with the process that was trained on
 <folder>/image_encoder/         the CLIP of config.encoder.clip, where it does not ship with the package
 <folder>/condition_encoder/     likewise the text encoder, where it is another model
 <folder>/controlnet/            that of edit.control, where one guided the tuning on a clip
@@ -16,11 +17,9 @@
 """
 
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -32,24 +31,23 @@ from contextdiff_jax.config import complete, leaves
 from contextdiff_jax.encoders.text import TextEncoder
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import local_path, read_json, read_object, write_json
-from contextdiff_jax.formats import diffusers_format, hub, lora, pretrained, single_file
-from contextdiff_jax.formats.tokenizers import TOKENIZER_FILES
+from contextdiff_jax.formats import diffusers_format, hub, lora, pretrained
+from contextdiff_jax.pipeline import pretrained_parts
+from contextdiff_jax.pipeline.pretrained_parts import PIPELINE_INDEX, is_diffusers_pipeline
 from contextdiff_jax.progress import Progress
-from contextdiff_jax.samplers.scheduler_config import PRETRAINED, with_zero_terminal_snr
 from contextdiff_jax.tasks import identity, warm_start
 from contextdiff_jax.tasks.diffusion import DiffusionTask
+from contextdiff_jax.training.workdir import STARTS, only_started_from
 from contextdiff_jax.types import Params
 
 CONFIG = warm_start.EXPORT
-PIPELINE_INDEX = "model_index.json"
 # Names in an export, beside those of a pipeline's parts.
 WRITTEN = {
     *(CONFIG, PIPELINE_INDEX, RGB_MAP, identity.FILE, "README.md"),
     *("denoiser", "adapter", "condition", "process", "lora", "orbax", "image_encoder", "condition_encoder"),
     *("unet", "vae", "vqvae", "scheduler", "text_encoder", "tokenizer", "controlnet"),
 }
-PATHS = ("model.pretrained", "encoder.clip", "condition.encoder", "space.latents", "edit.control")
-_KEPT = (".json", ".txt", ".model")  # of a pretrained folder's parts, beside the weights that we read ourselves
+PATHS = ("model.pretrained", "encoder.clip", "condition.encoder", "space.latents", "edit.control", *STARTS)
 _LISTED = 100  # classes that a model card names
 
 
@@ -66,17 +64,18 @@ def write(task: DiffusionTask, params: Params, step: int, out: str | Path, half:
     Raises:
         UserError: a folder with other content, or one that the model itself is read from.
     """
-    out = local_path(out).absolute()
+    named = local_path(out).absolute()
+    out = named.resolve()  # of a link, the folder behind it
     _check_target(task.config, out)
     building = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(building, ignore_errors=True)
     try:
         building.mkdir(parents=True)
-        _write(task, params, step, building, out.name, half)
+        _write(task, params, step, building, named.name, half)
         _replace(out, building)
         identity.check(out, read_config(out)[0])
     except OSError as error:
-        raise UserError(f"export {out} cannot be written ({error}); give another --out") from error
+        raise UserError(f"export {named} cannot be written ({error}); give another --out") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -86,7 +85,12 @@ def _replace(out: Path, building: Path) -> None:
     before = out.with_name(f"{building.name}.before")
     if out.exists():
         out.rename(before)
-    building.rename(out)
+    try:
+        building.rename(out)
+    except OSError:
+        if before.exists():
+            before.rename(out)
+        raise
     if not before.exists():
         return
     index = before / PIPELINE_INDEX
@@ -103,8 +107,9 @@ def _check_target(config: ConfigDict, out: Path) -> None:
         raise UserError(f"--out={out} is a file; give a folder")
     if out.is_dir() and any(out.iterdir()) and not is_export(out):
         raise UserError(f"{out} holds something that is no export; give an empty --out")
+    started = only_started_from(config)
     for key, value in _paths(config).items():
-        if hub.local(value).resolve().is_relative_to(out.resolve()):
+        if key not in started and hub.local(value).resolve().is_relative_to(out.resolve()):
             raise UserError(f"the model is read from {out} itself (config.{key}={value}); give another --out")
 
 
@@ -122,15 +127,10 @@ def _write(task: DiffusionTask, params: Params, step: int, out: Path, name: str,
         params, portable.train.lora.rank = task.merged(params), 0
     _write_networks(task, params, out, half)
     if config.model.pretrained:
-        source = encoders.folder_of(config.model.pretrained)
-        _write_parts_of_file(task, out) if source.is_file() else _copy_parts(source, out, ("vae", "vqvae", "scheduler"))
+        pretrained_parts.write(task, out)
         portable.model.pretrained, portable.model.random_start = ".", False
-        if config.process.schedule == PRETRAINED and config.process.zero_terminal_snr:
-            file = out / "scheduler" / "scheduler_config.json"
-            write_json(with_zero_terminal_snr(read_object(file)), file)
-    portable.model.init_from = portable.space.latents = portable.space.rgb_map = ""
-    if "adapter" in params:
-        portable.adapter.start = ""
+    portable.space.latents = portable.space.rgb_map = ""
+    portable.update_from_flattened_dict({key: "" for key in STARTS if leaves(config).get(key)})
     if task.parts.clip is not None:
         portable.encoder.clip = _write_encoder(config.encoder.clip, task.parts.clip, out / "image_encoder")
     if config.condition.kind == "text" and config.condition.encoder:
@@ -138,7 +138,7 @@ def _write(task: DiffusionTask, params: Params, step: int, out: Path, name: str,
         portable.condition.encoder = _write_encoder(config.condition.encoder, encoder, out / "condition_encoder")
     if task.edges is not None:
         portable.edit.control = "controlnet"
-        _copy(hub.local(config.edit.control), out / portable.edit.control)
+        pretrained_parts.copy(hub.local(config.edit.control), out / portable.edit.control)
     if isinstance(task.parts.space, Latents) and (rgb_map := task.parts.space.params["rgb"]):
         write_rgb_map(rgb_map, out)
         portable.space.latents = "."
@@ -153,10 +153,10 @@ def _write_networks(task: DiffusionTask, params: Params, out: Path, half: bool) 
     with Progress("exporting", len(params) + (not half), "network") as progress:
         for name, network in params.items():
             if (name, config.model.backbone) == ("denoiser", "sd"):
-                _write_sd(task, network, out, dtype)
+                pretrained_parts.write_unet(task, network, out, dtype)
             else:
                 own = np.float32 if name == "process" else dtype
-                pretrained.write_params(out / name, network, _tensor_name, sections[name].to_dict(), own)
+                pretrained.write_params(out / name, network, warm_start.tensor_name, sections[name].to_dict(), own)
             progress.update()
         if not half:
             with ocp.StandardCheckpointer() as checkpointer:
@@ -189,86 +189,22 @@ def read_networks(folder: str | Path, config: ConfigDict, expected: Params) -> P
         expected: shapes of all parameters.
     """
     names = ["adapter", "condition", "process"] + (["denoiser"] if config.model.backbone != "sd" else [])
-    read = lambda name: pretrained.read_params(Path(folder) / name, expected[name], _tensor_name)
+    read = lambda name: pretrained.read_params(Path(folder) / name, expected[name], warm_start.tensor_name)
     return {name: read(name) for name in names if name in expected}
-
-
-def _tensor_name(path: str) -> str:
-    return warm_start.tensor_name(path)
 
 
 def _write_lora(config: ConfigDict, params: Params, out: Path) -> None:
     """The change alone, for the model that was changed; the export's denoiser has it already."""
-    name_of = diffusers_format.tensor_name if config.model.backbone == "sd" else _tensor_name
+    name_of = diffusers_format.tensor_name if config.model.backbone == "sd" else warm_start.tensor_name
     lora.write(out / "lora", params, config.train.lora.scale, name_of)
-
-
-def _write_parts_of_file(task: DiffusionTask, out: Path) -> None:
-    """Autoencoder and scheduler of a single file; where the file's U-Net is trained, the whole pipeline around it."""
-    source, parts = encoders.folder_of(task.config.model.pretrained), task.parts
-    if isinstance(parts.space, Latents):
-        parts.space.vae.save(out / "vae", parts.space.vae.params)
-    write_json(single_file.scheduler(source), out / "scheduler" / "scheduler_config.json")
-    if task.config.model.backbone != "sd" or task.config.condition.encoder:
-        return
-    _save_encoder(source / "text_encoder", parts.condition.encoder, out / "text_encoder")
-    (out / "tokenizer").mkdir()
-    for name in TOKENIZER_FILES:
-        if (out / "text_encoder" / name).is_file():
-            (out / "text_encoder" / name).rename(out / "tokenizer" / name)
-    write_json(single_file.INDEX, out / PIPELINE_INDEX)
-
-
-def _write_sd(task: DiffusionTask, params: Params, out: Path, dtype: Any) -> None:
-    """The pipeline folder with the trained U-Net; what was not trained is copied as it is."""
-    from contextdiff_jax.models.sd_unet import read_unet_config, save_sd_unet
-
-    source = encoders.folder_of(task.config.model.pretrained)
-    save_sd_unet(out / "unet", read_unet_config(source / "unet"), params, dtype)
-    if source.is_file():
-        return
-    if not (source / PIPELINE_INDEX).is_file():
-        _copy_parts(source, out, ("text_encoder", "tokenizer"))
-        return
-    index = read_object(source / PIPELINE_INDEX)
-    parts = [name for name, value in index.items() if isinstance(value, list) and name != "unet"]
-    _copy_parts(source, out, parts)
-    # What the folder lacks as safetensors (a safety checker in an old format) is not there for diffusers either.
-    absent = [name for name in parts if not (out / name).is_dir() and index[name] != [None, None]]
-    write_json(index | {name: [None, None] for name in absent}, out / PIPELINE_INDEX)
-
-
-def _copy_parts(source: Path, out: Path, names: Any) -> None:
-    """Copies parts of a pipeline: configs, tokenizer files and the safetensors that a reader takes; never a pickle."""
-    for name in names:
-        _copy(source / name, out / name)
-
-
-def _copy(part: Path, target: Path) -> None:
-    """The same of one network's folder."""
-    files = [f for f in part.glob("*") if f.suffix in _KEPT]
-    if any((part / f"{stem}.safetensors").is_file() for stem in pretrained.STEMS):
-        files += [part / f"{stem}.safetensors" for stem in pretrained.STEMS]
-    else:
-        files += part.glob("*-of-*.safetensors")
-    for file in files:
-        if file.is_file():
-            target.mkdir(exist_ok=True)
-            shutil.copyfile(file, target / file.name)
 
 
 def _write_encoder(path: str, encoder: TextEncoder, folder: Path) -> str:
     """Writes an encoder into the export; returns its name there. What ships with the package stays there."""
     if path.startswith(encoders.BUILTIN):
         return path
-    _save_encoder(path, encoder, folder)
+    pretrained_parts.save_encoder(path, encoder, folder)
     return folder.name
-
-
-def _save_encoder(path: str | Path, encoder: TextEncoder, folder: Path) -> None:
-    """Writes an encoder as it lies at `path`, read again: a task may hold it in another type, and on other devices."""
-    read = encoders.load_text_encoder(path, tokenizer_dir=encoder.tokenizer_dir)
-    read.save(folder, read.params)
 
 
 def _write_card(config: ConfigDict, step: int, out: Path, name: str, classes: Sequence[str]) -> None:
@@ -303,34 +239,18 @@ def _write_card(config: ConfigDict, step: int, out: Path, name: str, classes: Se
         "\n".join(f"- {fact}" for fact in facts),
         f'```python\nimport contextdiff_jax as cdx\n\nimages = cdx.Pipeline.load("{name}").sample({example})\n```',
     ]
-    if sd and config.condition.kind == "text":
-        lines.append(
-            "The folder is also a Stable Diffusion pipeline: diffusers loads it unchanged and then samples without the "
-            "shift of the adapter."
-        )
+    if is_diffusers_pipeline(out):
+        lines.append("The folder is also a Stable Diffusion pipeline: diffusers loads it unchanged.")
     task = "text-to-image" if config.condition.kind == "text" else "unconditional-image-generation"
     pretrained.write_model_card(
         out,
         "\n\n".join(lines),
         library_name="contextdiff_jax",
         tags=("diffusion", "contextdiff", "jax", task),
-        base_model=_hub_name(config.model.pretrained) if sd else None,
+        base_model=hub.name_of(encoders.folder_of(config.model.pretrained)) if sd else None,
     )
-
-
-def _hub_name(path: str) -> str | None:
-    """ORG/NAME of a folder in the hub's cache, else the folder's name; None for a bare commit."""
-    if cached := re.search(r"models--([^/]+)--([^/]+)/snapshots/", str(Path(path).absolute()) + "/"):
-        return "/".join(cached.groups())
-    name = Path(path).resolve().name
-    return None if re.fullmatch(r"[0-9a-f]{40}", name) else name
 
 
 def is_export(folder: str | Path) -> bool:
     """Whether a folder is an export."""
     return (Path(folder) / CONFIG).is_file()
-
-
-def is_diffusers_pipeline(folder: str | Path) -> bool:
-    """Whether a folder is a pipeline in the diffusers layout."""
-    return (Path(folder) / PIPELINE_INDEX).is_file()

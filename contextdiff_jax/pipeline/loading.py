@@ -66,18 +66,16 @@ def find(path: str | Path, *, step: int | None, ema: bool, config: ConfigDict | 
 
 def _find(path: Path, step: int | None, ema: bool, config: ConfigDict | None) -> Saved:
     """The same of one process."""
-    if path.is_file():
-        single_file.check(path)
-        _only_checkpoint(path, step)
-        own, step, read = stable_diffusion_config(path), 0, lambda expected: {}
-    elif export.is_export(path):
-        _only_checkpoint(path, step)
+    if export.is_export(path):
+        _only_checkpoint(path, step, ema)
         own, step = export.read_config(path)
         read = partial(export.read_networks, path, own)
-    elif export.is_diffusers_pipeline(path):
-        _only_checkpoint(path, step)
-        if problem := recognise.refuse_pipeline(path / export.PIPELINE_INDEX):
+    elif path.is_file() or export.is_diffusers_pipeline(path):
+        if path.is_file():
+            single_file.check(path)
+        elif problem := recognise.refuse_pipeline(path / export.PIPELINE_INDEX):
             raise UserError(problem)
+        _only_checkpoint(path, step, ema)
         own, step, read = stable_diffusion_config(path), 0, lambda expected: {}
     else:
         if not folder_of(path).is_dir() and (problem := recognise.no_model(path)):
@@ -93,10 +91,11 @@ def _find(path: Path, step: int | None, ema: bool, config: ConfigDict | None) ->
     return Saved(result, step, read)
 
 
-def _only_checkpoint(path: str | Path, step: int | None) -> None:
-    """A folder without checkpoints has no step to choose."""
-    if step is not None:
-        raise UserError(f"step={step}: {path} is no run with checkpoints but one model; leave the step out")
+def _only_checkpoint(path: Path, step: int | None, ema: bool) -> None:
+    """A folder without checkpoints has neither a step nor parameters to choose."""
+    for name, value, chosen in (("step", step, step is not None), ("ema", ema, not ema)):
+        if chosen:
+            raise UserError(f"{name}={value}: {path} is no run with checkpoints but one model; leave the {name} out")
 
 
 def _with_sampling_of(own: ConfigDict, config: ConfigDict, path: str | Path) -> ConfigDict:
@@ -121,7 +120,8 @@ def _with_sampling_of(own: ConfigDict, config: ConfigDict, path: str | Path) -> 
     if not export.is_export(path):
         paths = {key for key in paths if _is_gone(mine[key])}
         result.update_from_flattened_dict({key: given[key] for key in paths if key in given})
-    unread = STARTS if export.is_export(path) else only_started_from(own)
+    # Whatever was trained, an export has it whole: a LoRA is in its weights.
+    unread = (*STARTS, "train.lora.", "train.trainable") if export.is_export(path) else only_started_from(own)
     differing = [
         line
         for line in config_lib.differences(own, config, ignore=("model.random_start", *HOW_IT_RUNS, *unread))

@@ -35,8 +35,8 @@ _SAMPLERS = {
     "EulerDiscreteScheduler": "ddim",
     "PNDMScheduler": None,
 }
-_PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-_SPACINGS = {"leading": "leading", "trailing": "trailing", "linspace": "uniform"}
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+SPACINGS = {"leading": "leading", "trailing": "trailing", "linspace": "uniform"}
 _TINY_TERMINAL = 2.0**-24  # alpha_bar_T where zero would be an infinite sigma
 
 # Defaults of the keys that matter, as the classes themselves have them.
@@ -92,8 +92,8 @@ _DEFAULTS = {
 # What is supported, where that is a choice.
 _ACCEPTED = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
-    "prediction_type": tuple(_PREDICTIONS),
-    "timestep_spacing": tuple(_SPACINGS),
+    "prediction_type": tuple(PREDICTIONS),
+    "timestep_spacing": tuple(SPACINGS),
     "final_sigmas_type": ("zero", "sigma_min"),
     "algorithm_type": ("dpmsolver++",),
     "solver_order": (2,),
@@ -231,9 +231,9 @@ def from_scheduler_config(config: Mapping[str, Any], sampler: str | None = None)
     lower_order = 15 if values.get("lower_order_final") else 0
     return SchedulerConfig(
         schedule=s,
-        prediction=_PREDICTIONS[values["prediction_type"]],
+        prediction=PREDICTIONS[values["prediction_type"]],
         sampler=_SAMPLERS[name] if sampler is None else sampler,
-        spacing=_SPACINGS[values["timestep_spacing"]],
+        spacing=SPACINGS[values["timestep_spacing"]],
         steps_offset=values["steps_offset"],
         final=int(at_noise),
         threshold="static" if values.get("thresholding") or values.get("clip_sample") else None,

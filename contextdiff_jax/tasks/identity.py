@@ -26,6 +26,7 @@ from contextdiff_jax.samplers.scheduler_config import PRETRAINED, values_of
 from contextdiff_jax.tasks import warm_start
 from contextdiff_jax.tasks.readers import needs_clip, scheduler_file, tokenizer_of
 from contextdiff_jax.training import distributed
+from contextdiff_jax.training.workdir import only_started_from
 
 FILE = "frozen.json"
 _SHOWN = 4  # settings that a message names
@@ -50,6 +51,8 @@ def sources(config: ConfigDict) -> dict[str, Path]:
         found["edit.control"] = encoders.folder_of(config.edit.control)
     if config.model.init_from and partly:
         found["model.init_from"] = warm_start.folder_named(config.model.init_from)
+    elif config.adapter.enabled and config.adapter.start and "adapter.start" not in only_started_from(config):
+        found["adapter.start"] = encoders.folder_of(config.adapter.start) / "adapter"
     return found
 
 
@@ -92,13 +95,19 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
-def _identity(name: str, folder: Path, known: Mapping[str, Any]) -> dict[str, str]:
+def _identity(name: str, folder: Path, known: Mapping[str, Any], place: Path) -> dict[str, str]:
     """What tells a network from others; the weights are read only where the files are not those of `known`."""
     if name == "model.init_from":
-        return dict(path=str(folder), stamp="", digest=trees.digest(warm_start.read_all(folder)))
+        return dict(stamp="", digest=trees.digest(warm_start.read_all(folder)))
     stamp = files.stamp(folder)
-    same = known.get("stamp") == stamp and known.get("path") == str(folder)
-    return dict(path=str(folder), stamp=stamp, digest=known["digest"] if same else files.digest(folder))
+    same = known.get("stamp") == stamp and known.get("path") in (_path_in(place, folder), str(folder))
+    return dict(stamp=stamp, digest=known["digest"] if same else files.digest(folder))
+
+
+def _path_in(place: Path, folder: Path) -> str:
+    """How a record in `place` names a folder: from there where it lies in it, so that both can be moved."""
+    here, there = place.resolve(), folder.resolve()
+    return there.relative_to(here).as_posix() if there.is_relative_to(here) else str(folder)
 
 
 def _recorded(path: Path) -> dict[str, dict[str, Any]]:
@@ -133,23 +142,33 @@ def _compared(place: str | Path, config: ConfigDict, binding: bool) -> dict[str,
     recorded = _recorded(path)
     now = settings(config)
     for name, folder in sources(config).items():
-        now[name] = now.get(name, {}) | _identity(name, folder, recorded.get(name, {}))
+        now[name] = now.get(name, {"path": str(folder)}) | _identity(name, folder, recorded.get(name, {}), path.parent)
+    for found in now.values():
+        found["path"] = _path_in(path.parent, Path(found["path"]))
     for name, found in now.items():
         if binding and name in recorded and (differing := _differing(recorded[name], found)):
             raise UserError(
-                f"{place} was made with the {name} of {recorded[name]['path']} ({differing[0]}), but {found['path']} "
-                f"holds another ({differing[1]}); put that back, or take another place for another model"
+                f"{place} was made with the {name} of {path.parent / recorded[name]['path']} ({differing[0]}), but "
+                f"{path.parent / found['path']} holds another ({differing[1]}); put that back, or take another place "
+                "for another model"
             )
-    whole = {name: recorded.get(name, {}) | found for name, found in now.items()}
-    news = any(recorded.get(name, {}).keys() != found.keys() for name, found in whole.items())
-    news = news or (not binding and whole.items() != recorded.items())
+    whole = {name: _joined(recorded.get(name, {}), found) if binding else found for name, found in now.items()}
+    # The same networks elsewhere, or written anew, are recorded as they are now: else they are read at every start.
     of_the_package = path.resolve().is_relative_to(encoders.ASSETS.resolve())
-    if news and distributed.is_primary() and not of_the_package:
+    if recorded | whole != recorded and distributed.is_primary() and not of_the_package:
         try:
             write_json(recorded | whole, path)
         except OSError as error:
-            logging.warning("%s cannot be written (%s); the model's frozen networks are not recorded", path, error)
+            unknown = any(recorded.get(name, {}).keys() != found.keys() for name, found in whole.items())
+            said = "the model's frozen networks are not recorded" if unknown else "where they lie now is not recorded"
+            logging.warning("%s cannot be written (%s); %s", path, error, said)
     return now
+
+
+def _joined(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """What was recorded of a network and what is found of it now, which agree where both say something."""
+    settings = then.get("settings", {}) | now.get("settings", {})
+    return {**then, **now} | ({"settings": settings} if settings else {})
 
 
 def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -15,6 +15,7 @@ from configs import cifar10_nll, t2i
 from contextdiff_jax import task as task_lib
 from contextdiff_jax import trees
 from contextdiff_jax.conditions.spaces import write_rgb_map
+from contextdiff_jax.config import leaves
 from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import digests as files
@@ -89,7 +90,7 @@ def fresh(config):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_export_stands_alone(kind, tmp_path):
+def test_an_export_stands_alone(kind, tmp_path, monkeypatch):
     (tmp_path / "origin").mkdir()
     task, params = fresh(KINDS[kind](tmp_path / "origin"))
     export.write(task, params, 7, tmp_path / "export")
@@ -102,7 +103,9 @@ def test_an_export_stands_alone(kind, tmp_path):
     assert str(tmp_path / "origin") not in json.dumps(
         {k: v for k, v in json.loads((moved / export.CONFIG).read_text())["config"].items() if k != "data"}
     )
-    again = cdx.Pipeline.load(moved)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "digest", None)  # a move costs no reading of what is frozen
+        again = cdx.Pipeline.load(moved)
     jax.tree.map(np.testing.assert_array_equal, again.params, params)
     jax.tree.map(np.testing.assert_array_equal, again.frozen, task.frozen)
     frozen = identity.sources(again.config).keys() | identity.settings(again.config).keys()
@@ -150,8 +153,25 @@ def test_an_export_over_an_export_leaves_what_is_not_its_own(tmp_path, monkeypat
     assert sorted(path.name for path in out.iterdir()) == [export.CONFIG, "denoiser", "eval.json", "samples"]
     assert not list((out / "denoiser").iterdir()) and [path.name for path in tmp_path.iterdir()] == ["export"]
 
+    # What cannot be put in its place leaves the earlier export there, and a link stays a link.
+    rename = type(out).rename
 
-def test_what_the_files_of_frozen_networks_say_belongs_to_the_model(tmp_path):
+    def full(self, target):
+        if self.name.startswith(".") and not self.name.endswith(".before"):
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot be written .*No space left"):
+        patch.setattr(type(out), "rename", full)
+        export.write(task, {}, 3, out)
+    assert (out / export.CONFIG).read_text() == "2" and (out / "eval.json").is_file()
+    (tmp_path / "link").symlink_to(out)
+    export.write(task, {}, 4, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (out / export.CONFIG).read_text() == "4"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "link"]
+
+
+def test_what_the_files_of_frozen_networks_say_belongs_to_the_model(tmp_path, monkeypatch):
     helpers.save_pipeline(tmp_path / "sd")
     config = loading.stable_diffusion_config(tmp_path / "sd")
     identity.check(tmp_path, config)
@@ -178,6 +198,18 @@ def test_what_the_files_of_frozen_networks_say_belongs_to_the_model(tmp_path):
     (tmp_path / identity.FILE).write_text(json.dumps(older))
     identity.check(tmp_path, config)
     assert json.loads((tmp_path / identity.FILE).read_text()) == recorded
+    # A copy, whose files have other times, is read once.
+    copied = shutil.copytree(tmp_path, tmp_path / "copied", copy_function=shutil.copyfile)
+    elsewhere, read, digest = loading.stable_diffusion_config(copied / "sd"), [], files.digest
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "digest", lambda folder: read.append(folder.name) or digest(folder))
+        with monkeypatch.context() as full:
+            full.setattr(identity, "write_json", lambda *args: (_ for _ in ()).throw(OSError(30, "Read-only")))
+            identity.check(copied, elsewhere)
+        identity.check(copied, elsewhere)
+        assert sorted(read) == sorted(2 * ["text_encoder", "vae"])
+        identity.check(copied, elsewhere)
+    assert len(read) == 4 and json.loads((copied / identity.FILE).read_text())["vae"]["path"] == "sd/vae"
     # What a start has recorded binds once there is a checkpoint.
     run = types.SimpleNamespace(config=config, _keep=lambda folder: None)
     file.write_text(json.dumps(json.loads(before) | change))
@@ -233,7 +265,7 @@ def test_a_model_starts_from_an_export_by_its_name_on_the_hub(previous, tmp_path
         warm_start.check("me/none")
 
 
-def test_a_lora_leaves_the_model_as_it_was_until_it_is_trained(previous):
+def test_a_lora_leaves_the_model_as_it_was_until_it_is_trained(previous, tmp_path):
     config = like_the_stored_one(**{"model.init_from": str(previous / "export"), "train.lora.rank": 2})
     for trainable in (".*",), ("^adapter/",):
         config.train.trainable = trainable
@@ -250,9 +282,23 @@ def test_a_lora_leaves_the_model_as_it_was_until_it_is_trained(previous):
     layer = _leaf(up, name.rpartition("/")[0])
     expected = _leaf(params["denoiser"], name) + jnp.asarray(layer["down"]) @ layer["up"]
     np.testing.assert_allclose(_leaf(changed, name), expected, rtol=1e-5, atol=1e-6)
+    # Its export holds the changed weights, and is the model that the run's own config describes.
+    export.write(task, params, 7, tmp_path / "export", half=True)
+    own = export.read_config(tmp_path / "export")[0]
+    assert own.train.lora.rank == 0 and loading._with_sampling_of(own, config, tmp_path / "export").model == own.model
+    # A base that has moved is found where another config says that it lies; of two that exist none is guessed.
+    moved, saved = like_the_stored_one(**leaves(config)), like_the_stored_one(**leaves(config))
+    moved.model.init_from, saved.model.init_from = str(tmp_path / "export"), "gone"
+    assert loading._with_sampling_of(saved, moved, tmp_path / "run").model.init_from == moved.model.init_from
+    with pytest.raises(UserError, match="model.init_from: saved .*, now "):
+        loading._with_sampling_of(config, moved, tmp_path / "run")
     config.model.init_from = ""
     with pytest.raises(UserError, match="name it: config.model.init_from"):
         fresh(config)
+    config.train.lora.rank, config.adapter.start = 0, str(previous / "export")
+    for trainable, names in (("^denoiser/", {"adapter.start"}), ("^adapter/", set())):
+        config.train.trainable = (trainable,)
+        assert identity.sources(config).keys() - {"encoder.clip"} == names
 
 
 def _leaf(tree, name):
