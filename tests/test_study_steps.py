@@ -58,13 +58,14 @@ def test_every_run_that_is_missing_is_a_job_and_the_arms_take_turns(monkeypatch)
     assert handed == [(4, "plain", 0), (4, "free", 2), (4, "plain", 1)]
 
 
-def test_a_shorter_training_is_no_part_of_the_study(monkeypatch, tmp_path):
+def test_a_training_of_another_length_has_a_file_of_its_own(monkeypatch, tmp_path):
     of = lambda num_steps: steps_images.config_of("digits", 8, steps.ARMS["plain"], num_steps).train.num_steps
     assert (of(0), of(40)) == (600, 40)
-    for flags in (["--data=digits"], ["--data=mixture", f"--results={tmp_path}"]):
-        monkeypatch.setattr("sys.argv", ["steps", "--num_steps=40", *flags])
-        with pytest.raises(UserError, match="num_steps=40 is for pictures"):
-            steps.main()
+    assert steps.stored_in(tmp_path, "digits").name == "steps-digits.json"
+    assert steps.stored_in(tmp_path, "digits", 40).name == "steps-digits-40.json"
+    monkeypatch.setattr("sys.argv", ["steps", "--num_steps=40", "--data=mixture", f"--results={tmp_path}"])
+    with pytest.raises(UserError, match="num_steps=40 is for pictures"):
+        steps.main()
 
 
 def test_plots_and_tables_are_those_of_the_stored_results(tmp_path):
