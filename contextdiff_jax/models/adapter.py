@@ -8,6 +8,7 @@ import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from contextdiff_jax.layers import Attention, zeros
 from contextdiff_jax.models.blocks import TimeEmbedding, depth_to_space, sinusoidal_grid
@@ -146,6 +147,24 @@ class Adapter(nn.Module):
         r = nn.Dense(out_dim, dtype=jnp.float32, kernel_init=zeros, name="out")(x.astype(jnp.float32))
         r = depth_to_space(r.reshape(x.shape[0], rows, cols, out_dim), self.patch_size)
         return bounded(r, self.bound, self.scale)
+
+
+def build(config: ConfigDict, dtype: jnp.dtype) -> Adapter:
+    """The adapter of a whole config, computing in `dtype`."""
+    return Adapter(
+        depth=config.adapter.depth,
+        num_heads=config.adapter.num_heads,
+        width=config.adapter.width,
+        patch_size=config.adapter.patch_size,
+        bound=config.adapter.bound,
+        scale=config.adapter.scale,
+        spectral_norm=config.adapter.spectral_norm,
+        self_attention=config.adapter.self_attention,
+        num_frames=config.data.num_frames,
+        frames_back=config.adapter.frames_back,
+        num_timesteps=config.process.num_timesteps,
+        dtype=dtype,
+    )
 
 
 def bounded(out: Array, bound: float, scale: float) -> Array:

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -12,33 +11,28 @@ import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from contextdiff_jax import data, losses
 from contextdiff_jax.conditions import LayoutCondition
-from contextdiff_jax.conditions.spaces import RGB_MAP, Latents, nearest_multiple, read_rgb_map, write_rgb_map
-from contextdiff_jax.data import one_clip
+from contextdiff_jax.conditions.spaces import nearest_multiple
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.losses import Variance
-from contextdiff_jax.models import backbones, lora, precond
-from contextdiff_jax.models.adapter import Adapter, ScaledShift, Shift
+from contextdiff_jax.models import adapter, backbones, lora, precond
+from contextdiff_jax.models.adapter import ScaledShift, Shift
 from contextdiff_jax.process import chart
 from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.runtime import Runtime
 from contextdiff_jax.samplers import sampling
 from contextdiff_jax.samplers.scheduler_config import PRETRAINED, from_scheduler_config
-from contextdiff_jax.tasks import frames, identity, objective, warm_start
+from contextdiff_jax.tasks import frames, objective, run_files, warm_start
 from contextdiff_jax.tasks.batches import Batches
 from contextdiff_jax.tasks.edge_control import EdgeControl
 from contextdiff_jax.tasks.kept_texts import TABLE
 from contextdiff_jax.tasks.parts import Parts
+from contextdiff_jax.tasks.previews import Previews
 from contextdiff_jax.tasks.readers import read_adapter, with_located_models
-from contextdiff_jax.tasks.records import held_out
-from contextdiff_jax.training import distributed
 from contextdiff_jax.training.sharding import put_tree, tree_shardings
-from contextdiff_jax.training.workdir import has_trained
 from contextdiff_jax.types import Array, Batch, Context, Params
 
 
@@ -69,20 +63,7 @@ class DiffusionTask:
             self.frozen = self.frozen | {"control": self.edges.params}
         self.adapter, self._adapter_start = None, located.adapter.start if config.adapter.enabled else ""
         if config.adapter.enabled:
-            self.adapter = Adapter(
-                depth=config.adapter.depth,
-                num_heads=config.adapter.num_heads,
-                width=config.adapter.width,
-                patch_size=config.adapter.patch_size,
-                bound=config.adapter.bound,
-                scale=config.adapter.scale,
-                spectral_norm=config.adapter.spectral_norm,
-                self_attention=config.adapter.self_attention,
-                num_frames=config.data.num_frames,
-                frames_back=config.adapter.frames_back,
-                num_timesteps=config.process.num_timesteps,
-                dtype=parts.dtype,
-            )
+            self.adapter = adapter.build(config, parts.dtype)
 
     # Data and parameters.
 
@@ -128,10 +109,10 @@ class DiffusionTask:
         if self.adapter is not None:
             features = self.parts.features
             tokens = jax.eval_shape(self._features, self.frozen, x0)
-            adapter = partial(
+            init = partial(
                 self.adapter.lazy_init, grid=features.grid(self.sample_shape), sample_shape=self.sample_shape
             )
-            params["adapter"] = adapter(key_adapter, tokens, t=t, context=context)["params"]
+            params["adapter"] = init(key_adapter, tokens, t=t, context=context)["params"]
         if self.config.train.lora.rank:
             params["lora"] = lora.init(jax.random.fold_in(key, 3), params["denoiser"], self.config.train.lora)
             lora.check(self.config, params)
@@ -292,27 +273,9 @@ class DiffusionTask:
     # Training.
 
     def draw(self, batch: Batch, key: Array) -> Batch:
-        """The batch with this step's randomness beside it: t int32 [B], eps [B, H, W, C], drop_cond bool [B]; of clips
-        eps [B, F, H, W, C].
-
-        Times are stratified over the batch (one uniform draw, evenly spaced offsets), which lowers the variance of
-        the loss; with `loss.num_times` each example has several, int32 [B, n], see `losses.times`. Drawing for the
-        whole batch at once keeps the step independent of how it is split.
-        """
-        key_t, key_eps, key_drop = jax.random.split(key, 3)
-        key_space = jax.random.fold_in(key, 1)
-        size = len(jax.tree.leaves(batch)[0])
-        u = (jax.random.uniform(key_t) + jnp.arange(size) / size) % 1.0
-        num_timesteps = self.schedule.num_timesteps
-        t = 1 + jnp.minimum(jnp.floor(u * num_timesteps), num_timesteps - 1).astype(jnp.int32)
-        if self.config.loss.num_times:
-            t = losses.times(key_t, num_timesteps, self.config.loss.num_times, size)
-        count = self.config.data.num_frames
-        eps = frames.unfold(jax.random.normal(key_eps, (size * count, *self.sample_shape)), count)
-        drop_cond = jax.random.bernoulli(key_drop, self.config.loss.cond_drop_prob, (size,))
-        of_space = self.parts.space.draw(frames.fold(batch, count), key_space)
-        of_space = {name: frames.unfold(value, count) for name, value in of_space.items()}
-        return batch | {"t": t, "eps": eps, "drop_cond": drop_cond} | of_space
+        """The batch with this step's randomness beside it; see `objective.draw`."""
+        shape, space = self.sample_shape, self.parts.space
+        return objective.draw(self.config, self.schedule.num_timesteps, shape, space, batch, key)
 
     def loss(
         self, params: Params, frozen: Params, batch: Batch, key: Array, *, train: bool = True
@@ -368,65 +331,20 @@ class DiffusionTask:
         sampling.Plan.of(self, self.config.sample)
 
     @cached_property
-    def _preview_prompts(self) -> list[Any]:
-        read = lambda: held_out(self.config, self.parts)
-        records = distributed.the_same(read, lambda found: found[1].identity)[1]
-        shown = data.chosen(len(records), 16, self.config.data.seed)
-        return self.parts.prompts([records[i] for i in shown])
-
-    @cached_property
-    def _draw(self) -> Callable[..., Array]:
-        plan, numbers = (of(self.config.sample) for of in (partial(sampling.Plan.of, self), sampling.Numbers.of))
-
-        def draw(params: Params, frozen: Params, condition: Batch, keys: Array) -> Array:
-            context = self.encode(params, frozen, condition)
-            return sampling.sample(self, params, frozen, context, keys, numbers, plan=plan)
-
-        return jax.jit(draw)
+    def _previews(self) -> Previews:
+        return Previews(self)
 
     def preview(self, params: Params, frozen: Params, key: Array) -> tuple[np.ndarray, list[str]] | None:
         """A fixed set of held-out captions and the pictures drawn for them, whole on every process; None for clips."""
-        if self.config.data.num_frames > 1:
-            return None
-        asked = self._preview_prompts
-        count, keys = len(asked), jax.random.split(key, len(asked))
-        condition, size = self.parts.condition.read(asked), min(self.config.sample.batch_size, count)
-        images = []
-        for start in range(0, count, size):
-            rows = np.minimum(np.arange(start, start + size), count - 1)  # the last batch is filled up: one compilation
-            part = self._draw(params, frozen, {k: v[rows] for k, v in condition.items()}, keys[rows])
-            images.append(multihost_utils.process_allgather(part, tiled=True))
-        return np.concatenate(images)[:count], self.parts.captions(asked)
+        return None if self.config.data.num_frames > 1 else self._previews.drawn(params, frozen, key)
 
     def keep(self, workdir: Path) -> None:
-        """Puts what a checkpoint lacks into the run's folder: digests of what is frozen, the adapter's map from latents
-        to colours, and which clip was tuned on. All processes call it, and compare what is frozen. What an earlier
-        start has put there counts once there is a checkpoint.
+        """Puts what a checkpoint lacks into the run's folder; all processes call it. See `run_files.keep`.
 
         Raises:
             UserError: the run was started with others.
         """
-        binding = has_trained(workdir) or (workdir / warm_start.EXPORT).is_file()
-        with distributed.together():
-            if distributed.is_primary() and not binding:
-                for name in (one_clip.CLIP, RGB_MAP):
-                    (workdir / name).unlink(missing_ok=True)
-        identity.check(workdir, self.config, binding)
-        with distributed.together():
-            if distributed.is_primary():
-                self._keep(workdir)
+        run_files.keep(self.config, workdir, self._keep)
 
     def _keep(self, workdir: Path) -> None:
-        """Of one process alone."""
-        if self.config.data.source == "clip":
-            one_clip.keep_identity(one_clip.clip_of(self.config.data), workdir)
-        rgb_map = self.frozen["space"].get("rgb") if isinstance(self.parts.space, Latents) else None
-        if not rgb_map:
-            return
-        kept = read_rgb_map(workdir)
-        if kept is not None and any(not np.array_equal(kept[name], rgb_map[name]) for name in rgb_map):
-            raise UserError(
-                f"{workdir} was trained with another map from latents to colours than {self.config.space.latents!r} "
-                f"holds; put {workdir / RGB_MAP} back there, or take another --workdir"
-            )
-        write_rgb_map(rgb_map, workdir)
+        run_files.of_one_process(self.config, self.parts.space, self.frozen, workdir)

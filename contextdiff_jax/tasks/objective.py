@@ -1,4 +1,5 @@
-"""The joint objective of theta and phi: Eq. 4, 5 or 6 at given x0, denoiser and shift, one value per example."""
+"""The joint objective of theta and phi: Eq. 4, 5 or 6 at given x0, denoiser and shift, one value per example; and what
+is drawn for it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from contextdiff_jax import losses
+from contextdiff_jax.conditions.spaces import Latents, Pixels
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.losses import Variance
 from contextdiff_jax.models import lipschitz
@@ -15,7 +17,8 @@ from contextdiff_jax.models.adapter import Shift
 from contextdiff_jax.process import chart, forward, scaled
 from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.samplers.scheduler_config import PRETRAINED
-from contextdiff_jax.types import Array
+from contextdiff_jax.tasks import frames
+from contextdiff_jax.types import Array, Batch
 
 
 def check_weighting(config: ConfigDict, scheduler: Mapping[str, Any]) -> None:
@@ -38,6 +41,44 @@ def check_weighting(config: ConfigDict, scheduler: Mapping[str, Any]) -> None:
             "the pretrained scheduler's rescale_betas_zero_snr) is 0 at T: the network would never be trained where "
             "sampling begins; use 'snr_plus_1', the error of v, or 'constant'"
         )
+
+
+def draw(
+    config: ConfigDict,
+    num_timesteps: int,
+    sample_shape: tuple[int, ...],
+    space: Pixels | Latents,
+    batch: Batch,
+    key: Array,
+) -> Batch:
+    """The batch with a step's randomness beside it: t int32 [B], eps [B, H, W, C], drop_cond bool [B]; of clips
+    eps [B, F, H, W, C]; and what the space draws.
+
+    Times are stratified over the batch (one uniform draw, evenly spaced offsets), which lowers the variance of
+    the loss; with `loss.num_times` each example has several, int32 [B, n], see `losses.times`. Drawing for the
+    whole batch at once keeps the step independent of how it is split.
+
+    Args:
+        config: the whole config.
+        num_timesteps: T of the process.
+        sample_shape: (H, W, C) of x0.
+        space: where x0 lives.
+        batch: fields [B, ...], of clips [B, F, ...].
+        key: of the step.
+    """
+    key_t, key_eps, key_drop = jax.random.split(key, 3)
+    key_space = jax.random.fold_in(key, 1)
+    size = len(jax.tree.leaves(batch)[0])
+    u = (jax.random.uniform(key_t) + jnp.arange(size) / size) % 1.0
+    t = 1 + jnp.minimum(jnp.floor(u * num_timesteps), num_timesteps - 1).astype(jnp.int32)
+    if config.loss.num_times:
+        t = losses.times(key_t, num_timesteps, config.loss.num_times, size)
+    count = config.data.num_frames
+    eps = frames.unfold(jax.random.normal(key_eps, (size * count, *sample_shape)), count)
+    drop_cond = jax.random.bernoulli(key_drop, config.loss.cond_drop_prob, (size,))
+    of_space = space.draw(frames.fold(batch, count), key_space)
+    of_space = {name: frames.unfold(value, count) for name, value in of_space.items()}
+    return batch | {"t": t, "eps": eps, "drop_cond": drop_cond} | of_space
 
 
 def full_bound(
