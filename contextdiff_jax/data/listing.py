@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import composed
 
+LISTED = 10  # names of a message
+
 
 def files_below(root: pathlib.Path) -> list[str]:
     """Names of all files relative to the folder, with slashes, sorted; hidden ones and hidden folders are left out.
@@ -51,10 +53,10 @@ def is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def listed(names: list[str], most: int = 10) -> str:
+def listed(names: list[str]) -> str:
     """Names in a message: the first few, and how many more there are."""
-    more = f", and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 def differing(known: Sequence[str], found: Sequence[str]) -> str:

@@ -20,13 +20,14 @@ from contextdiff_jax.training import Setup
 from contextdiff_jax.training.sharding import make_mesh
 
 ROUNDS, STEPS = 5, 4  # timed rounds of each variant, steps per round
+READING = 3.0  # seconds for which the input pipeline is timed
 
 
-def records_per_second(batches: Iterator, batch_size: int, seconds: float = 3.0) -> float:
+def records_per_second(batches: Iterator, batch_size: int) -> float:
     """What the input pipeline delivers on its own, all its threads at work, without a step that waits for it."""
     next(batches)
     start, count = time.perf_counter(), 0
-    while (spent := time.perf_counter() - start) < seconds or not count:
+    while (spent := time.perf_counter() - start) < READING or not count:
         next(batches)
         count += batch_size
     return count / spent

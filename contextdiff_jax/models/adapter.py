@@ -18,6 +18,7 @@ from contextdiff_jax.process.scaled import Warp
 from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.types import Array, Context, Params
 
+ITERATIONS = 16  # of the power iteration for a kernel
 _TINY = 1e-30
 
 
@@ -186,7 +187,7 @@ def cap_spectral_norms(variables: Params, cap: float) -> Params:
     return jax.tree_util.tree_map_with_path(limited, variables)
 
 
-def largest_singular_value(kernel: Array, num_iterations: int = 16) -> Array:
+def largest_singular_value(kernel: Array) -> Array:
     """|W|_2 of a kernel [M, N] by power iteration from a fixed start, so that there is no state to keep.
 
     The result is u^T W v with u and v held fixed, whose gradient in W is that of the singular value. It errs on the low
@@ -198,7 +199,7 @@ def largest_singular_value(kernel: Array, num_iterations: int = 16) -> Array:
         return v / jnp.maximum(jnp.linalg.norm(v), _TINY)
 
     start = jax.random.normal(jax.random.key(0), kernel.shape[1:], kernel.dtype)
-    v = jax.lax.fori_loop(0, num_iterations, improve, start)
+    v = jax.lax.fori_loop(0, ITERATIONS, improve, start)
     Wv = kernel @ v
     u, v = jax.lax.stop_gradient((Wv / jnp.maximum(jnp.linalg.norm(Wv), _TINY), v))
     return u @ kernel @ v
