@@ -6,19 +6,19 @@ import jax
 import jax.numpy as jnp
 
 from contextdiff_jax import runtime
-from contextdiff_jax.layers import Attention, zeros
+from contextdiff_jax.layers import Attention, GroupNorm, zeros
 from contextdiff_jax.types import Array, Context
 
+MAX_PERIOD = 10_000.0  # of the code of t
 
-def sinusoidal_embedding(
-    t: Array, dim: int, max_period: float = 10_000.0, freq_shift: float = 0.0, sin_first: bool = False
-) -> Array:
+
+def sinusoidal_embedding(t: Array, dim: int, freq_shift: float = 0.0, sin_first: bool = False) -> Array:
     """Cosines and sines of `t` (float or int [B]) at `dim // 2` frequencies that fall from 1: [B, dim].
 
-    The frequency after the last would be 1 / max_period; with `freq_shift` 1 the last one is.
+    The frequency after the last would be 1 / MAX_PERIOD; with `freq_shift` 1 the last one is.
     """
     half = dim // 2
-    freqs = jnp.exp(-jnp.log(max_period) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
+    freqs = jnp.exp(-jnp.log(MAX_PERIOD) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
     angles = t.astype(jnp.float32)[:, None] * freqs
     parts = [jnp.cos(angles), jnp.sin(angles)]
     return jnp.concatenate(parts[::-1] if sin_first else parts, axis=-1)
@@ -94,6 +94,13 @@ def embed_condition(
 def beside_spatial(xt: Array, context: Context) -> Array:
     """x_t with the condition's maps as more channels: [B, H, W, C] and [B, H, W, D] -> [B, H, W, C + D]."""
     return xt if context.spatial is None else jnp.concatenate([xt, context.spatial.astype(xt.dtype)], axis=-1)
+
+
+def output(h: Array, channels: int) -> Array:
+    """What a network answers, [B, H, W, channels]; called inside it, zero at its start. In float32 whatever the type:
+    bfloat16 would round an x0 near 1 by up to 0.002."""
+    h = nn.silu(GroupNorm(jnp.float32, name="out_norm")(h))
+    return nn.Conv(channels, (3, 3), dtype=jnp.float32, kernel_init=zeros, name="out")(h)
 
 
 def space_to_depth(x: Array, p: int) -> Array:

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from contextdiff_jax.layers import GroupNorm, ResBlock, upsample, zeros
+from contextdiff_jax.layers import ResBlock, upsample
 from contextdiff_jax.models.blocks import (
     SpatialAttention,
     beside_spatial,
     depth_to_space,
     embed_condition,
+    output,
     space_to_depth,
 )
 from contextdiff_jax.types import Array, Context
@@ -94,7 +95,4 @@ class UNet(nn.Module):
                 h = stage(jnp.concatenate([h, skips.pop()], axis=-1), level, f"up_{level}_{i}")
             if level > 0:
                 h = nn.Conv(h.shape[-1], (3, 3), dtype=self.dtype, name=f"up_{level}")(upsample(h))
-        # The output in float32 whatever the type: bfloat16 would round an x0 near 1 by up to 0.002
-        h = nn.silu(GroupNorm(jnp.float32, name="out_norm")(h))
-        h = nn.Conv(out_channels, (3, 3), dtype=jnp.float32, kernel_init=zeros, name="out")(h)
-        return depth_to_space(h, self.patch_size)
+        return depth_to_space(output(h, out_channels), self.patch_size)

@@ -6,8 +6,8 @@ import einops
 import flax.linen as nn
 import jax.numpy as jnp
 
-from contextdiff_jax.layers import GroupNorm, ResBlock, zeros
-from contextdiff_jax.models.blocks import SpatialAttention, beside_spatial, embed_condition
+from contextdiff_jax.layers import ResBlock
+from contextdiff_jax.models.blocks import SpatialAttention, beside_spatial, embed_condition, output
 from contextdiff_jax.types import Array, Context
 
 
@@ -86,6 +86,4 @@ class VDMUNet(nn.Module):
         h = block(h, "middle_2")
         for i in range(self.num_blocks + 1):
             h = block(jnp.concatenate([h, skips.pop()], axis=-1), f"out_{i}")
-        # In float32 whatever the type, as in models/unet.py
-        h = nn.silu(GroupNorm(jnp.float32, name="out_norm")(h))
-        return nn.Conv(self.heads * xt.shape[-1], (3, 3), dtype=jnp.float32, kernel_init=zeros, name="out")(h)
+        return output(h, self.heads * xt.shape[-1])

@@ -29,14 +29,17 @@ class Warp(NamedTuple):
 def straight(s: Schedule, x: Array, x0: Array, warp: Warp, t: Array) -> Array:
     """y_t of x_t; t in 0..T."""
     y = x - warp.shift
-    noise = y - jnp.sqrt(gather(s.alpha_bar, index(s, t), x0)) * x0
-    return y + (1.0 / warp.scale - 1.0) * noise
+    return y + (1.0 / warp.scale - 1.0) * _noise(s, y, x0, t)
 
 
 def bent(s: Schedule, y: Array, x0: Array, warp: Warp, t: Array) -> Array:
     """x_t of y_t; t in 0..T."""
-    noise = y - jnp.sqrt(gather(s.alpha_bar, index(s, t), x0)) * x0
-    return y + (warp.scale - 1.0) * noise + warp.shift
+    return y + (warp.scale - 1.0) * _noise(s, y, x0, t) + warp.shift
+
+
+def _noise(s: Schedule, y: Array, x0: Array, t: Array) -> Array:
+    """What is stretched: y - sqrt(ab_t) x0."""
+    return y - jnp.sqrt(gather(s.alpha_bar, index(s, t), x0)) * x0
 
 
 def carried(
