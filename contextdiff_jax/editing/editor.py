@@ -17,10 +17,10 @@ from contextdiff_jax import compilation
 from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.data.edges import edges
 from contextdiff_jax.editing import measures, memory
+from contextdiff_jax.editing.cache import Kept, shape_of
 from contextdiff_jax.editing.control import Control
 from contextdiff_jax.editing.edit import edit, given_mask
 from contextdiff_jax.editing.inversion import Inverted, invert
-from contextdiff_jax.editing.kept import Kept, shape_of
 from contextdiff_jax.editing.plan import EditPlan, control_of, needs_words, plan_of
 from contextdiff_jax.editing.result import AUTOENCODER, INVERSION, NO_EDITS, SOURCE, Edit
 from contextdiff_jax.editing.words import Prompt

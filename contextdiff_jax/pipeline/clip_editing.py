@@ -19,8 +19,8 @@ from contextdiff_jax.data.images import square
 from contextdiff_jax.data.moving import moving
 from contextdiff_jax.data.one_clip import check_identity, clip_of, given_masks
 from contextdiff_jax.editing import measures, memory
+from contextdiff_jax.editing.cache import Kept
 from contextdiff_jax.editing.editor import PROGRAMS, Editor, controls_of
-from contextdiff_jax.editing.kept import Kept
 from contextdiff_jax.editing.methods import DEMO, METHODS, OF_THE_MODEL, RECIPES, values_of
 from contextdiff_jax.editing.plan import needs_words
 from contextdiff_jax.errors import UserError

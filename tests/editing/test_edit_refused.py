@@ -16,8 +16,8 @@ from contextdiff_jax import command_line, keys, training
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.data.one_clip import clip_of, keep_identity
 from contextdiff_jax.editing import memory
+from contextdiff_jax.editing.cache import Kept, shape_of
 from contextdiff_jax.editing.editor import Editor
-from contextdiff_jax.editing.kept import Kept, shape_of
 from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.pipeline import clip_editing
