@@ -46,7 +46,7 @@ _SHAPE = re.compile(r"(pred|[suf]\d+|bf16)\[([\d,]*)\]")
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class StepCost:
     """What one chip does in one step, by the compiler.
 
     Attributes:
@@ -116,7 +116,7 @@ class Plan:
         ]
 
 
-def plan(config: ConfigDict, topology: str = "") -> Plan:
+def plan(config: ConfigDict, topology: str = "") -> StepCost:
     """Compiles the training step of a config for a topology, or for this machine.
 
     Args:
@@ -131,13 +131,13 @@ def plan(config: ConfigDict, topology: str = "") -> Plan:
     return compiled(setup)[0]
 
 
-def compiled(setup: Setup) -> tuple[Plan, jax.stages.Compiled]:
+def compiled(setup: Setup) -> tuple[StepCost, jax.stages.Compiled]:
     """The training step for batches of the task's shape, and what it will need."""
     batch = spec_of(batch_spec(setup.task), jax.sharding.NamedSharding(setup.mesh, sharding.ROWS))
     start = time.perf_counter()
     step = setup.lower(batch, setup.frozen_spec).compile()
     memory, cost = step.memory_analysis(), step.cost_analysis()
-    found = Plan(
+    found = StepCost(
         runtime=setup.runtime,
         mesh=dict(setup.mesh.shape),
         parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(setup.abstract.params)),

@@ -19,9 +19,9 @@ class Device:
 V5E = runtime.Runtime("tpu", 0.0, (Device(),) * 4, "v5e:2x2")
 
 
-def example(**changes) -> plan_lib.Plan:
+def example(**changes) -> plan_lib.StepCost:
     figures = dict(runtime=V5E, mesh={"data": 4}, parameters=5, batch_size=8, arguments=10**9, temporaries=10**9)
-    return plan_lib.Plan(**(figures | dict(flops=197e9, moved=819e6, sent=10**9, compile_seconds=1.0) | changes))
+    return plan_lib.StepCost(**(figures | dict(flops=197e9, moved=819e6, sent=10**9, compile_seconds=1.0) | changes))
 
 
 def test_the_roofline_is_the_slowest_of_three():
