@@ -358,7 +358,7 @@ def bench(config: ConfigDict, options: Options) -> None:
 def metrics(options: Options) -> None:
     """Measures a set of pictures against another, or writes the statistics of one."""
     from contextdiff_jax import training
-    from contextdiff_jax.evaluate.measure import measure_on_command
+    from contextdiff_jax.evaluate.measure_command import measure_on_command
 
     training.initialize_distributed(options.coordinator, options.num_processes, options.process_id)
     measure_on_command(

@@ -62,7 +62,7 @@ FEATURES = flags.DEFINE_multi_string(
 CAPTIONS = flags.DEFINE_string(
     "captions",
     "",
-    _of("captions", "text file with a caption a line, a table (.jsonl, .csv), or the folder that has both."),
+    _of("captions", "text file with a caption a line, a table (.jsonl, .csv, .tsv), or their folder."),
 )
 SETS = flags.DEFINE_multi_string("set", [], _of("sets", "NAME=FOLDER of results, ours first; repeatable."))
 MODEL = flags.DEFINE_string("model", "", _of("model", "a run or an export; default the model that ships."))

@@ -121,7 +121,7 @@ def small_space(space: FeatureSpace, reference: Records, judge=None) -> Callable
         Kid(space.pooled, y),
         PrecisionAndRecall(space.pooled, y),
         Cmmd(space.pooled, y),
-        ClipScore(space.pooled, space.embed_texts),
+        ClipScore(space.cropped, space.captioned.embed, prefix=space.captioned.prefix),
         *([Accuracy(judge)] if judge is not None else []),
     ]
 
@@ -144,8 +144,9 @@ def main() -> None:
         print(f"\nEfficientNet-Lite0: {per_thousand:.0f} s of processor time for 1,000 pictures, compilation included")
 
 
-IMAGENET_COLUMNS = {"kid": "kernel distance", "precision": "precision", "recall": "recall"}
-CLIP_COLUMNS = {"frechet": "Frechet", **IMAGENET_COLUMNS, "cmmd": "CMMD", "clip_score": "CLIPScore", "both": "judge"}
+IMAGENET_COLUMNS = {"kernel_distance": "kernel distance", "precision": "precision", "recall": "recall"}
+CLIP_COLUMNS = {"frechet_distance": "Frechet"} | IMAGENET_COLUMNS
+CLIP_COLUMNS |= {"cmmd": "CMMD", "clip_score": "CLIPScore", "both": "judge"}
 
 
 def show(rows: dict[str, dict[str, float]], columns: dict[str, str]) -> None:

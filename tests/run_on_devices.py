@@ -28,7 +28,7 @@ def figures_of(found: dict) -> dict[str, np.ndarray]:
     """Of an evaluation with the adapter on: the terms of the bound, distances and the share that is recognised."""
     bound, setting = found["bits_per_dim"]["adapter on"], "adapter on"
     space = found["spaces"]["clip clip_mini"][setting]["figures"]
-    distances = [found["judge_features"][setting]["frechet"], space["kernel_distance"]["kid"], space["cmmd"]["cmmd"]]
+    distances = [found["judge_features"][setting]["frechet"], *(space[m][m] for m in ("kernel_distance", "cmmd"))]
     recognised = [row["both"] for name, row in found["alignment"].items() if name.endswith(setting)]
     return {
         "bound": np.array([bound["diffusion"], bound["reconstruction"]]),

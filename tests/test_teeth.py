@@ -24,8 +24,8 @@ def moved(rows, name: str, figure: str, times: float = 4.0) -> bool:
 
 @pytest.mark.parametrize("name", ["blurred", "noise", "JPEG"])
 def test_spoilt_pictures_move_distances_and_quality(rows, name):
-    assert rows[name]["frechet"] > 2 * rows["other real renders"]["frechet"]
-    assert moved(rows, name, "kid")
+    assert rows[name]["frechet_distance"] > 2 * rows["other real renders"]["frechet_distance"]
+    assert moved(rows, name, "kernel_distance")
     assert rows[name]["cmmd"] > 2 * rows["other real renders"]["cmmd"]
     assert moved(rows, name, "precision")
     assert not moved(rows, name, "both", times=2)  # the drawings are still what they were
@@ -33,7 +33,7 @@ def test_spoilt_pictures_move_distances_and_quality(rows, name):
 
 @pytest.mark.parametrize("name", ["duplicates", teeth.ONE_CLASS])
 def test_missing_variety_moves_coverage_and_not_quality(rows, name):
-    assert rows[name]["frechet"] > 3 * rows["other real renders"]["frechet"]
+    assert rows[name]["frechet_distance"] > 3 * rows["other real renders"]["frechet_distance"]
     assert moved(rows, name, "recall", times=8)
     assert not moved(rows, name, "precision")
     assert not moved(rows, name, "both", times=2)
@@ -44,11 +44,11 @@ def test_shuffled_captions_move_the_alignment_alone(rows):
     row, real = rows["shuffled captions"], rows["other real renders"]
     assert moved(rows, "shuffled captions", "clip_score", times=20)
     assert row["both"] < 0.2 < 0.9 < real["both"]
-    for figure in ("frechet", "kid", "precision", "recall", "cmmd"):
+    for figure in ("frechet_distance", "kernel_distance", "precision", "recall", "cmmd"):
         assert row[figure] == real[figure]
 
 
 def test_other_real_renders_are_the_floor(rows):
     floor = rows["other real renders"]
-    assert abs(floor["kid"]) < 4 * floor["kid_stderr"]
+    assert abs(floor["kernel_distance"]) < 4 * floor["kernel_distance_stderr"]
     assert floor["precision"] > 0.8 and floor["recall"] > 0.8

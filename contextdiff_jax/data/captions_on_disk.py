@@ -44,7 +44,7 @@ def read(folder: pathlib.Path, image_names: Sequence[str], names: Sequence[str])
 
 
 def read_table(path: pathlib.Path, image_names: Sequence[str]) -> dict[str, str]:
-    """The captions of one table, .jsonl or .csv, wherever it stands; errors are those of `read`.
+    """The captions of one table, .jsonl, .csv or .tsv, wherever it stands; errors are those of `read`.
 
     Args:
         path: of the table.
@@ -96,7 +96,7 @@ def _from_tables(folder: pathlib.Path, tables: list[str], image_names: Sequence[
     captions: dict[str, str] = {}
     places: dict[str, str] = {}
     for table in tables:
-        rows = _json_rows if table.endswith(".jsonl") else _csv_rows
+        rows = _json_rows if table.lower().endswith(".jsonl") else _csv_rows
         for where, entry in rows(folder / table):
             name, caption = _parse(entry, where)
             name = _on_disk(_from(folder, posixpath.join(posixpath.dirname(table), name)), on_disk)

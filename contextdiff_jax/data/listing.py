@@ -11,11 +11,15 @@ from contextdiff_jax.files import composed
 LISTED = 10  # names of a message
 
 
-def files_below(root: pathlib.Path) -> list[str]:
+def files_below(root: pathlib.Path, asked_by: str = "data.path") -> list[str]:
     """Names of all files relative to the folder, with slashes, sorted; hidden ones and hidden folders are left out.
 
     Links are followed. Each folder is read once: by its own name where it has one below the root, else by that of the
     first link to it, so that links in a circle do no harm and no picture comes twice.
+
+    Args:
+        root: the folder.
+        asked_by: what the message calls the setting that names it.
 
     Raises:
         UserError: a folder that cannot be read.
@@ -41,7 +45,7 @@ def files_below(root: pathlib.Path) -> list[str]:
                         (linked if entry.is_symlink() else todo).append(name)
         except OSError as error:
             problem = f"the folder {root / here} cannot be read ({error.strerror})"
-            raise UserError(f"data.path: {problem}; make it readable, or move it out of {root}") from error
+            raise UserError(f"{asked_by}: {problem}; make it readable, or move it out of {root}") from error
     return sorted(names)
 
 

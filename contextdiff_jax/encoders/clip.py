@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from contextdiff_jax.attention import attention
 from contextdiff_jax.encoders.clip_config import ACTIVATIONS, CLIPConfig, CLIPTextConfig, TowerConfig
+from contextdiff_jax.encoders.resizing import resize_8bit
 from contextdiff_jax.types import Array
 
 
@@ -217,6 +218,24 @@ def preprocess(images: Array, config: CLIPConfig, mean: Array, std: Array) -> Ar
     if (height, width) != (size, size):
         images = jax.image.resize(images, (batch, size, size, channels), "cubic", antialias=True)
     return ((images + 1.0) / 2.0 - mean) / std
+
+
+def cropped(images: Array, size: int) -> Array:
+    """Pictures as OpenAI's code hands them to CLIP: the shorter side becomes `size`, and a square is cut out.
+
+    Args:
+        images: [B, H, W, 3] of 0 to 255.
+        size: of a side, S.
+
+    Returns:
+        [B, S, S, 3] of whole numbers in 0..255, float32.
+    """
+    height, width = images.shape[1:3]
+    short = min(height, width)
+    # The longer side is cut down to a whole number, the corner of the crop rounded, halves to even.
+    height, width = size * height // short, size * width // short
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return resize_8bit(images, height, width)[:, top : top + size, left : left + size]
 
 
 def tensor_name(path: str) -> str:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from contextdiff_jax.attention import attention
+from contextdiff_jax.encoders.resizing import resize_8bit
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import pretrained
 from contextdiff_jax.types import Array, Params
@@ -128,12 +129,8 @@ class Dinov2:
     params: Params
 
     def encode_image(self, params: Params, images: Array) -> Array:
-        """images [B, H, W, 3] uint8, or float in 0..255, resized (antialiased cubic) to 224 -> [B, D]; pure."""
-        images = jnp.asarray(images, jnp.float32)
-        shape = (len(images), SIZE, SIZE, 3)
-        if images.shape != shape:
-            images = jnp.clip(jax.image.resize(images, shape, "cubic", antialias=True), 0.0, 255.0)
-        pixels = (images / 255.0 - jnp.array(MEAN)) / jnp.array(STD)
+        """images [B, H, W, 3] uint8, or float in 0..255, brought to 224 x 224 as Pillow does it -> [B, D]; pure."""
+        pixels = (resize_8bit(images, SIZE, SIZE) / 255.0 - jnp.array(MEAN)) / jnp.array(STD)
         return Dinov2Net(self.config).apply({"params": params}, pixels)[:, 0]
 
 

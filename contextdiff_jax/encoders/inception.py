@@ -3,10 +3,12 @@
 It is not torchvision's network: pictures are resized as TensorFlow 1 does, 3 x 3 average pools do not count padding,
 the pool of the last block is a maximum, and the Inception score takes the logits without their bias.
 
-The weights are those of pytorch-fid's release, converted once:
+The weights are those of pytorch-fid's release, converted once. The SHA-256 of the release goes along, because a
+distance is called FID in these weights alone:
 
-    python -c "import torch, safetensors.torch as s; s.save_file(
-        torch.load('pt_inception-2015-12-05-6726825d.pth', weights_only=True), 'inception-2015-12-05.safetensors')"
+    python -c "import hashlib, torch, safetensors.torch as s; name = 'pt_inception-2015-12-05-6726825d.pth';
+        sha = hashlib.sha256(open(name, 'rb').read()).hexdigest();
+        s.save_file(torch.load(name, weights_only=True), 'inception-2015-12-05.safetensors', {'sha256': sha})"
 """
 
 import dataclasses
@@ -17,6 +19,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors import safe_open
 
 from contextdiff_jax.encoders.conv_bn import STATISTICS, ConvBN
 from contextdiff_jax.errors import UserError
@@ -25,6 +28,7 @@ from contextdiff_jax.types import Array, Params
 
 SIZE = 299
 SPATIAL_CHANNELS = 7  # of sFID, as ADM's evaluator takes them: 17 * 17 * 7 = 2023 features
+RELEASE = "6726825d"  # first digits of the release's SHA-256, which are in its name as well
 REMEDY = "convert pt_inception-2015-12-05-6726825d.pth as contextdiff_jax/encoders/inception.py says"
 
 
@@ -226,6 +230,17 @@ def tensor_name(path: str) -> str:
     """Our parameter path -> the name in the checkpoint."""
     *parts, last = path.split("/")
     return ".".join([*parts, STATISTICS[last] if parts[-1] == "bn" else {"kernel": "weight"}.get(last, last)])
+
+
+def not_the_original(path: str | Path) -> str:
+    """Why a file of weights does not count as FID's own; "" where it does."""
+    with safe_open(path, framework="numpy") as file:
+        found = (file.metadata() or {}).get("sha256")
+    if found is None:
+        return f"{path} does not say of which release its weights are, so that nothing is called FID; {REMEDY}"
+    if not found.startswith(RELEASE):
+        return f"{path} was converted from another file (SHA-256 {found[:8]}), so that nothing is called FID; {REMEDY}"
+    return ""
 
 
 def load_inception(path: str | Path) -> Inception:

@@ -64,6 +64,11 @@ class ClassJudge:
     params: Params
     trained: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def about(self) -> dict[str, Any]:
+        """What tells this judge from others."""
+        name = f"classifier of {len(self.names)} classes"
+        return {"name": name, "digest": trees.digest(self.params), "resize": "none"} | dict(self.trained)
+
     @functools.cached_property
     def _labels(self) -> Callable[[Params, Array], Array]:
         net = ClassNet(len(self.names))

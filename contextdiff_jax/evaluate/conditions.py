@@ -1,5 +1,6 @@
 """What is asked of a model in its evaluation, by kind of condition, and who judges the answers."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -92,14 +93,17 @@ def judging_of(pipeline: Pipeline, judge: Recogniser | None, out: Path) -> Judgi
     """
     config = pipeline.config
     if _by_own_classifier(config):
-        return classes(pipeline, by_classifier(class_judge.judge_of(config, out / "judge")), ("images", REAL_IMAGES))
-    if judge is None:
+        judge = class_judge.judge_of(config, out / "judge")
+        judging = classes(pipeline, by_classifier(judge), ("images", REAL_IMAGES))
+    elif judge is None:
         return unjudged(pipeline)
-    if config.condition.kind == "layout":
-        return layouts(pipeline, judge)
-    if asks_combinations(config, judge):
-        return combinations(pipeline, judge)
-    return classes(pipeline, by_recogniser(judge), ("renders", config.eval.num_samples))
+    elif config.condition.kind == "layout":
+        judging = layouts(pipeline, judge)
+    elif asks_combinations(config, judge):
+        judging = combinations(pipeline, judge)
+    else:
+        judging = classes(pipeline, by_recogniser(judge), ("renders", config.eval.num_samples))
+    return dataclasses.replace(judging, judged_by=judge.about())
 
 
 def by_recogniser(judge: Recogniser) -> Named:

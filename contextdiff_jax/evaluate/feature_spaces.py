@@ -13,18 +13,22 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from contextdiff_jax.encoders import ASSETS, BUILTIN, folder_of, load_clip
+from contextdiff_jax.encoders import ASSETS, BUILTIN, Clip, clip, folder_of, load_clip
 from contextdiff_jax.encoders.dinov2 import load_dinov2
 from contextdiff_jax.encoders.efficientnet import load_efficientnet
-from contextdiff_jax.encoders.inception import load_inception
+from contextdiff_jax.encoders.inception import load_inception, not_the_original
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.evaluate.metrics.clip_score import PREFIX
 from contextdiff_jax.formats.tensor_files import opened
+from contextdiff_jax.formats.tokenizers import token_counter
 from contextdiff_jax.models.recogniser import load_recogniser, resize
 from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.runtime import here
 from contextdiff_jax.types import Array, Params
 
 BATCH = 32  # pictures of a forward pass; smaller batches are padded, so that there is one program per size of picture
+FORWARD_BYTES = 1 << 26  # of their pixels, one picture on each device apart: large ones go a few at a time
+Run = Callable[[Params, Array], dict[str, Array]]
 SPACES = (
     "efficientnet, inception:FILE.safetensors, clip:FOLDER, clip:builtin:clip_mini, dinov2:FOLDER, judge:PRESET (demo)"
 )
@@ -49,6 +53,29 @@ class Described:
     is_fid: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Captioned:
+    """How a space compares pictures with captions: CLIPScore crops pictures where the space itself squashes them.
+
+    Attributes:
+        embed: captions -> [B, D].
+        see: as a space's `run`, of pictures that are cropped.
+        side: of square pictures, which both see alike.
+        resize: in words.
+        prefix: put before every caption.
+        too_long: captions -> whether each is cut, bool [B].
+        max_length: tokens from which on they are.
+    """
+
+    embed: Callable[[Sequence[str]], np.ndarray]
+    see: Run
+    side: int
+    resize: str
+    prefix: str
+    too_long: Callable[[Sequence[str]], np.ndarray]
+    max_length: int
+
+
 class FeatureSpace:
     """A network with what is to be said of it. The features of the last batch are kept: metrics share a forward pass.
 
@@ -57,22 +84,23 @@ class FeatureSpace:
         run: (params, images uint8 [B, H, W, 3]) -> {"pooled": [B, D], and where there are any "spatial" [B, D'],
             "probabilities" [B, K]}.
         params: of the network.
-        embed_texts: captions -> [B, D]; None where there is no text encoder.
+        captioned: None where there is no text encoder.
+        not_fid: of a network with FID's layout, why its distance is not called FID.
     """
 
     def __init__(
         self,
         described: Described,
-        run: Callable[[Params, Array], dict[str, Array]],
+        run: Run,
         params: Params,
-        embed_texts: Callable[[Sequence[str]], np.ndarray] | None = None,
+        captioned: Captioned | None = None,
+        not_fid: str = "",
     ):
-        self.described, self.embed_texts = described, embed_texts
-        # All devices of this process: each has the parameters and sees its share of the pictures.
-        devices = Mesh(np.array(here().local), ("data",))
-        self._run, self._params = jax.jit(run), jax.device_put(params, NamedSharding(devices, P()))
-        self._rows, self._size = NamedSharding(devices, P("data")), -(-BATCH // devices.size) * devices.size
-        self._last: tuple[Any, dict[str, np.ndarray]] = (None, {})
+        self.described, self.captioned, self.not_fid = described, captioned, not_fid
+        devices = _devices()
+        self._runs = {"space": jax.jit(run)} | ({"cropped": jax.jit(captioned.see)} if captioned else {})
+        self._params, self._rows = _placed(params), NamedSharding(devices, P("data"))
+        self._last: dict[str, tuple[Any, dict[str, np.ndarray]]] = {}
 
     def about(self) -> dict[str, Any]:
         """What a result says of the space, beside its name."""
@@ -80,15 +108,26 @@ class FeatureSpace:
 
     def features(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """All that the network says of pictures [B, H, W, 3], uint8 or float in [-1, 1] (rounded to 8 bits first)."""
-        if self._last[0] is not images:
+        return self._forward("space", images)
+
+    def _forward(self, run: str, images: np.ndarray) -> dict[str, np.ndarray]:
+        """What one of the functions says of pictures, a few at a time."""
+        if run not in self._last or self._last[run][0] is not images:
             pixels, parts = to_uint8(images), []
-            for start in range(0, len(pixels), self._size):
-                part = pixels[start : start + self._size]
-                padded = np.concatenate([part, np.zeros((self._size - len(part), *part.shape[1:]), np.uint8)])
-                found = self._run(self._params, jax.device_put(padded, self._rows))
+            devices = self._rows.mesh.size
+            size = -(-min(BATCH, FORWARD_BYTES // pixels[0].nbytes) // devices) * devices or devices
+            for start in range(0, len(pixels), size):
+                part = pixels[start : start + size]
+                padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
+                found = self._runs[run](self._params, jax.device_put(padded, self._rows))
                 parts.append({k: np.asarray(v)[: len(part)] for k, v in found.items()})
-            self._last = (images, {k: np.concatenate([p[k] for p in parts]) for k in parts[0]})
-        return self._last[1]
+            self._last[run] = (images, {k: np.concatenate([p[k] for p in parts]) for k in parts[0]})
+        return self._last[run][1]
+
+    def cropped(self, images: np.ndarray) -> np.ndarray:
+        """[B, D], of CLIPScore, which crops pictures; for a space with captions alone."""
+        alike = images.shape[1:3] == (self.captioned.side, self.captioned.side)
+        return self._forward("space" if alike else "cropped", images)["pooled"]
 
     def pooled(self, images: np.ndarray) -> np.ndarray:
         """[B, D]."""
@@ -123,8 +162,9 @@ def _inception(place: str) -> FeatureSpace:
         out = model.encode_image(params, images)
         return {"pooled": out.pooled, "spatial": out.spatial, "probabilities": jax.nn.softmax(out.logits, axis=-1)}
 
-    described = Described("inception-2015-12-05", _digest([file]), "TF1 bilinear, 299", 2048, is_fid=True)
-    return FeatureSpace(described, run, model.params)
+    why = not_the_original(file)
+    described = Described("inception-2015-12-05", _digest([file]), "TF1 bilinear, 299", 2048, is_fid=not why)
+    return FeatureSpace(described, run, model.params, not_fid=why)
 
 
 def _efficientnet(place: str) -> FeatureSpace:
@@ -141,23 +181,45 @@ def _efficientnet(place: str) -> FeatureSpace:
 
 def _clip(place: str) -> FeatureSpace:
     model = load_clip(place)
-    encode = jax.jit(model.encode_text)
-
-    def embed_texts(captions: Sequence[str]) -> np.ndarray:
-        out = []
-        for start in range(0, len(captions), BATCH):
-            part = list(captions[start : start + BATCH])
-            tokens = model.tokenize(part + [""] * (BATCH - len(part)))
-            out.append(np.asarray(encode(model.params, **tokens).pooled)[: len(part)])
-        return np.concatenate(out)
+    params, side = _placed(model.params), model.config.image_size
 
     def run(params: Params, images: Array) -> dict[str, Array]:
         return {"pooled": model.encode_image(params, images.astype(jnp.float32) / 127.5 - 1.0).pooled}
 
-    resize = f"antialiased cubic, {model.config.image_size}"
+    captioned = Captioned(
+        embed=_text_embedding(model, params),
+        see=lambda params, images: run(params, clip.cropped(images, side)),
+        side=side,
+        resize=f"cubic in 8 bits of the shorter side, centre crop, {side}",
+        prefix="" if place.startswith(BUILTIN) else PREFIX,  # the embedded ones have read bare captions alone
+        too_long=_too_long(model),
+        max_length=model.max_length,
+    )
     digest = _digest(_weights(folder_of(place)))
-    described = Described(f"clip {_name(place)}", digest, resize, model.config.projection_dim)
-    return FeatureSpace(described, run, model.params, embed_texts)
+    name, width = f"clip {_name(place)}", model.config.projection_dim
+    return FeatureSpace(Described(name, digest, f"antialiased cubic, {side}", width), run, params, captioned)
+
+
+def _text_embedding(model: Clip, params: Params) -> Callable[[Sequence[str]], np.ndarray]:
+    """Captions -> [B, D], by the text tower alone of parameters that are on the devices."""
+    encode = jax.jit(model.encode_text)
+    tower = {name: params[name] for name in ("text_model", "text_projection", "logit_scale")}
+
+    def embed(captions: Sequence[str]) -> np.ndarray:
+        out = []
+        for start in range(0, len(captions), BATCH):
+            part = list(captions[start : start + BATCH])
+            tokens = model.tokenize(part + [""] * (BATCH - len(part)))
+            out.append(np.asarray(encode(tower, **tokens).pooled)[: len(part)])
+        return np.concatenate(out)
+
+    return embed
+
+
+def _too_long(model: Clip) -> Callable[[Sequence[str]], np.ndarray]:
+    """Captions -> whether each has more tokens than the model takes, bool [B]."""
+    count = token_counter(model.tokenizer_dir)
+    return lambda captions: count(captions) > model.max_length
 
 
 def _dinov2(place: str) -> FeatureSpace:
@@ -165,7 +227,7 @@ def _dinov2(place: str) -> FeatureSpace:
     model = load_dinov2(folder)
     run = lambda params, images: {"pooled": model.encode_image(params, images)}
     name = f"dinov2 {_name(place)}"
-    described = Described(name, _digest(_weights(folder)), "antialiased cubic, 224", model.config.hidden_size)
+    described = Described(name, _digest(_weights(folder)), "cubic in 8 bits, 224", model.config.hidden_size)
     return FeatureSpace(described, run, model.params)
 
 
@@ -190,6 +252,16 @@ OPENERS = {
     "dinov2": _dinov2,
     "judge": _judge,
 }
+
+
+def _devices() -> Mesh:
+    """All of this process: each has the parameters and sees its share of the pictures."""
+    return Mesh(np.array(here().local), ("data",))
+
+
+def _placed(params: Params) -> Params:
+    """Parameters on the devices; those that are there stay where they are."""
+    return jax.device_put(params, NamedSharding(_devices(), P()))
 
 
 def _name(place: str) -> str:

@@ -5,13 +5,14 @@ These are the judge's figures and no other's: a Frechet distance is FID only in 
 
 import warnings
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from contextdiff_jax.data.base import ImageSource
 from contextdiff_jax.evaluate.metrics import frechet, precision_recall
 from contextdiff_jax.evaluate.metrics.base import Metric, Records, Rows, entries, indices
+from contextdiff_jax.evaluate.metrics.frechet import too_few
 from contextdiff_jax.evaluate.metrics.precision_recall import NEIGHBOURS
 from contextdiff_jax.progress import Progress
 
@@ -25,7 +26,12 @@ class Judge(Protocol):
     def features(self, images: np.ndarray) -> np.ndarray: ...
 
 
-def fidelity(images: np.ndarray, reference: np.ndarray, judge: Judge) -> dict[str, float | int]:
+def describe(judge: Judge) -> dict[str, Any]:
+    """What tells the judge from others, and how wide its features are."""
+    return judge.about() | {"width": int(judge.config.net().channels[0] // 2)}
+
+
+def fidelity(images: np.ndarray, reference: np.ndarray, judge: Judge) -> dict[str, Any]:
     """How near pictures come to a reference.
 
     Args:
@@ -34,16 +40,19 @@ def fidelity(images: np.ndarray, reference: np.ndarray, judge: Judge) -> dict[st
         judge: the recogniser.
 
     Returns:
-        {"frechet"}, and {"precision", "recall"} in 0..1 with their "*_stderr", and "n".
+        {"frechet"}, and {"precision", "recall"} in 0..1 with their "*_stderr", and "n"; "too_few" where the Frechet
+        distance rests on no more pictures than features.
     """
     return _figures(judge.features(images), reference)
 
 
-def _figures(features: np.ndarray, reference: np.ndarray) -> dict[str, float | int]:
+def _figures(features: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
+    few = too_few(reference.shape[1], len(features), len(reference), instead="")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of few pictures: the floor has as few
+        warnings.simplefilter("ignore")  # of few pictures: the row itself says so
         distance = frechet(features, reference)
-    return {"frechet": distance} | entries(precision_recall(features, reference)._asdict()) | {"n": len(features)}
+    figures = {"frechet": distance} | entries(precision_recall(features, reference)._asdict()) | {"n": len(features)}
+    return figures | ({"too_few": few} if few else {})
 
 
 class Fidelity(Metric):
@@ -61,7 +70,7 @@ class Fidelity(Metric):
         """Takes in a batch."""
         self.kept.add(self.judge.features(images), indices(records, images))
 
-    def result(self) -> dict[str, float | int]:
+    def result(self) -> dict[str, Any]:
         """As `fidelity`."""
         return _figures(self.kept.values(), self.reference)
 

@@ -59,6 +59,7 @@ class Judging:
         counts: what a group has besides pictures, such as objects: {name: how many}.
         shown: pictures as the reports show them.
         asked_for: which held-out records the prompts are of, where they are.
+        judged_by: what tells the judge from others; {} without one.
     """
 
     groups: Sequence[Group]
@@ -68,6 +69,7 @@ class Judging:
     counts: Callable[[Group], Mapping[str, int]] = lambda group: {}
     shown: Shown = lambda images, places: images
     asked_for: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    judged_by: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +109,10 @@ def settings_of(pipeline: Pipeline) -> dict[str, dict[str, bool]]:
 
 
 class Clock:
-    """Pictures per second, without the batch that compiles."""
+    """Pictures per second, without the batch that compiles.
+
+    A batch that is filled up takes as long as a full one, so what is counted is what a batch has room for.
+    """
 
     def __init__(self) -> None:
         self._batches: list[tuple[int, float]] = []
@@ -117,7 +122,7 @@ class Clock:
         start = time.perf_counter()
         for drawn in batches:
             images = drawn.whole()
-            self._batches.append((len(images), time.perf_counter() - start))
+            self._batches.append((len(drawn.images), time.perf_counter() - start))
             yield images
             start = time.perf_counter()
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.groups import Seen
-from contextdiff_jax.evaluate.picture_sets import DAMAGED
+from contextdiff_jax.evaluate.npz_pictures import DAMAGED
 from contextdiff_jax.files import atomic, read_object, write_json
 
 INDEX, PICTURES = "marks.json", "pictures.npz"

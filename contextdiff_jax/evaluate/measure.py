@@ -2,10 +2,7 @@
 
 import dataclasses
 import itertools
-import json
-import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ from tqdm import tqdm
 from contextdiff_jax.data.listing import listed
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import statistics
-from contextdiff_jax.evaluate.feature_spaces import FeatureSpace, open_space
+from contextdiff_jax.evaluate.feature_spaces import FeatureSpace
 from contextdiff_jax.evaluate.metrics import (
     ClipScore,
     Cmmd,
@@ -27,12 +24,13 @@ from contextdiff_jax.evaluate.metrics import (
     Moments,
     PrecisionAndRecall,
     across_processes,
+    distinct,
 )
-from contextdiff_jax.evaluate.metrics.base import Records, Rows, check, indices, shown
+from contextdiff_jax.evaluate.metrics.base import Records, Rows, check, indices
 from contextdiff_jax.evaluate.metrics.distributed import joined
-from contextdiff_jax.evaluate.picture_sets import Batch, PictureSet, has_pictures, stamp
+from contextdiff_jax.evaluate.npz_pictures import has_pictures
+from contextdiff_jax.evaluate.picture_sets import Batch, PictureSet
 from contextdiff_jax.evaluate.unfinished import Journal, not_seen
-from contextdiff_jax.files import check_file, write_json
 from contextdiff_jax.training.distributed import is_primary, together
 
 BATCH = 128
@@ -137,25 +135,66 @@ def references(
     return found
 
 
-def metrics_of(space: FeatureSpace, reference: Reference | None, captions: bool) -> dict[str, Metric]:
-    """The metrics that a space and a reference allow, by name."""
+def metrics_of(space: FeatureSpace, reference: Reference | None, captions: bool, total: int) -> dict[str, Metric]:
+    """The metrics that a space and a reference allow, by name; those that compare features share them.
+
+    Args:
+        space: of the features.
+        reference: None leaves all comparisons out.
+        captions: whether the pictures have any.
+        total: how many pictures there are to be.
+    """
     fid = space.described.is_fid
+    kernel = "kid" if fid else "kernel_distance"
     found: dict[str, Metric] = {}
     if reference is not None:
-        found["fid" if fid else "frechet_distance"] = Frechet(space.pooled, reference.moments["pooled"])
+        name, instead = "fid" if fid else "frechet_distance", kernel if reference.features is not None else ""
+        found[name] = Frechet(space.pooled, reference.moments["pooled"], name=name, instead=instead)
         if fid and "spatial" in reference.moments:
-            found["sfid"] = Frechet(space.spatial, reference.moments["spatial"])
+            found["sfid"] = Frechet(space.spatial, reference.moments["spatial"], name="sfid", instead=instead)
         if reference.features is not None:
-            features = check(reference.features, "features of the reference")  # in float64 once for all of them
-            found["kid" if fid else "kernel_distance"] = Kid(space.pooled, features)
-            found["precision_recall"] = PrecisionAndRecall(space.pooled, features)
-            if space.embed_texts is not None:
-                found["cmmd"] = Cmmd(space.pooled, features)
+            # In float64 once for all of them, and what the pictures say once for all of them.
+            features, rows = check(reference.features, "features of the reference"), Rows()
+            found[kernel] = Kid(space.pooled, features, rows, name=kernel)
+            found["precision_recall"] = PrecisionAndRecall(space.pooled, features, rows)
+            if space.captioned is not None:
+                found["cmmd"] = Cmmd(space.pooled, features, rows)
     if fid:
-        found["inception_score"] = InceptionScores(space.probabilities)
-    if captions and space.embed_texts is not None:
-        found["clip_score"] = ClipScore(space.pooled, space.embed_texts)
+        found["inception_score"] = InceptionScores(space.probabilities, total)
+    if captions and space.captioned is not None:
+        read = space.captioned
+        how = {"resize": read.resize, "max_length": read.max_length}
+        found["clip_score"] = ClipScore(space.cropped, read.embed, prefix=read.prefix, too_long=read.too_long, seen=how)
     return found
+
+
+def not_measured(space: FeatureSpace, reference: Reference | None) -> dict[str, str]:
+    """Why metrics that the space has are not among `metrics_of`, by name: a reference of statistics lacks them."""
+    fid = space.described.is_fid
+    missing = {"fid": space.not_fid} if space.not_fid else {}
+    if reference is None:
+        return missing
+    if reference.features is None:
+        why = "the reference is a file of statistics, which has no single pictures; give --reference the pictures"
+        names = ("kid" if fid else "kernel_distance", "precision_recall", *["cmmd"] * (space.captioned is not None))
+        missing |= dict.fromkeys(names, why)
+    if fid and "spatial" not in reference.moments:
+        missing["sfid"] = "the statistics of the reference have none of its features (mu_s and sigma_s)"
+    return missing
+
+
+def look(space: FeatureSpace, metrics: dict[str, Metric], images: np.ndarray, records: Records) -> None:
+    """Gives a batch to the metrics of a space.
+
+    Raises:
+        UserError: features that are not finite.
+    """
+    if metrics.keys() - {"clip_score"}:
+        check_finite(space, space.features(images), records)
+    if "clip_score" in metrics:
+        check_finite(space, {"cropped": space.cropped(images)}, records)
+    for metric in distinct(metrics.values()):
+        metric.update(images, records)
 
 
 def measure(
@@ -179,42 +218,37 @@ def measure(
 
     Returns:
         {"images", "reference": what was measured; "spaces": {name: {"digest", "resize", "width", "reference": this
-        space's, "figures": {metric: result}, "refused": {metric: why}}}}.
+        space's, "figures": {metric: result}, "how": {metric: its estimator}, "refused": {metric: why}}}}.
 
     Raises:
         UserError: bad input of any kind, in one line.
     """
     pictures = PictureSet(images, crop, captions)
-    if captions and not any(space.embed_texts for space in spaces):
+    if captions and not any(space.captioned for space in spaces):
         raise UserError("captions are given, but no feature space has a text encoder; add --features=clip:FOLDER")
     check_names(spaces)
     found: Sequence[Reference | None] = [None] * len(spaces)
     if str(reference):
         found = references(reference, spaces, crop, pictures.crop_rule, journal)
-    metrics = [metrics_of(space, ref, bool(captions)) for space, ref in zip(spaces, found, strict=True)]
-    if not any(metrics):
-        raise UserError("nothing to measure: --reference is not given, and no --captions for a clip space")
-    parts = {f"{i}/{name}": metric.kept for i, group in enumerate(metrics) for name, metric in group.items()}
+    groups = [metrics_of(s, ref, bool(captions), pictures.total) for s, ref in zip(spaces, found, strict=True)]
+    if not any(groups):
+        notes = "".join(f"; {space.not_fid}" for space in spaces if space.not_fid)
+        raise UserError(f"nothing to measure: --reference is not given, and no --captions for a clip space{notes}")
+    metrics = distinct(itertools.chain.from_iterable(group.values() for group in groups))
+    parts = {f"{i}": metric.kept for i, metric in enumerate(metrics)}
     with together():
         batches = own_share(passes(pictures, f"images {pictures.path.name}"))
         for batch, records in not_seen(batches, journal, "images", parts):
             for ref in found:
                 _check_same_size(pictures.shape, ref)
-            for space, group in zip(spaces, metrics, strict=True):
-                check_finite(space, space.features(batch), records)
-                for metric in group.values():
-                    metric.update(batch, records)
-    for metric in itertools.chain.from_iterable(group.values() for group in metrics):
-        across_processes(metric)
+            for space, group in zip(spaces, groups, strict=True):
+                look(space, group, batch, records)
+    across_processes(*itertools.chain.from_iterable(group.values() for group in groups))
     result: dict[str, Any] = {"images": pictures.described(), "reference": None, "spaces": {}}
-    for space, ref, group in zip(spaces, found, metrics, strict=True):
-        figures, refused = results(group)
-        about = ref.about if ref is not None else None
-        result["spaces"][space.described.name] = space.about() | {
-            "reference": about,
-            "figures": figures,
-            "refused": refused,
-        }
+    for space, ref, group in zip(spaces, found, groups, strict=True):
+        about = {"reference": ref.about if ref is not None else None} | results(group)
+        about["refused"] |= not_measured(space, ref)
+        result["spaces"][space.described.name] = space.about() | about
     abouts = [space["reference"] for space in result["spaces"].values()]
     result["reference"] = abouts[0] if all(about == abouts[0] for about in abouts) else "one for each space"
     if not any(space["figures"] for space in result["spaces"].values()):
@@ -230,15 +264,15 @@ def check_names(spaces: Sequence[FeatureSpace]) -> None:
         raise UserError(f"two feature spaces are called {twice[0]!r}; measure in one at a time, or rename a folder")
 
 
-def results(metrics: dict[str, Metric]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Figures by metric, and why others are refused."""
-    figures, refused = {}, {}
+def results(metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
+    """{"figures": {metric: result}, "how": {metric: its estimator}, "refused": {metric: why there is no figure}}."""
+    figures, how, refused = {}, {}, {}
     for name, metric in metrics.items():
         try:
-            figures[name] = metric.result()
+            figures[name], how[name] = metric.result(), metric.how()
         except UserError as error:
             refused[name] = str(error)
-    return figures, refused
+    return {"figures": figures, "how": how, "refused": refused}
 
 
 def _check_same_size(shape: tuple[int, int], reference: Reference | None) -> None:
@@ -249,116 +283,3 @@ def _check_same_size(shape: tuple[int, int], reference: Reference | None) -> Non
             f"pictures are {shape[1]} x {shape[0]} and the reference's {other[1]} x {other[0]}; "
             f"crop both to one size, e.g. --crop={min(*shape, *other)}"
         )
-
-
-def measure_on_command(
-    images: str, reference: str, features: Sequence[str], *, crop: int | None, captions: str, out: str
-) -> None:
-    """`--mode=metrics`: prints the figures, and writes the result as JSON to `out`, or prints it where there is none.
-
-    Without a reference and with `out` an npz, the pictures' statistics go there instead. With `out` a measurement that
-    was cut off goes on where it was, in one process.
-
-    Raises:
-        UserError: bad input of any kind, in one line.
-    """
-    if not images:
-        raise UserError("--images is missing; give a folder or npz of pictures: --images=A --reference=B")
-    if out:
-        check_file(out)
-    if out.endswith(".npz") and (reference or captions):
-        given = "--reference" if reference else "--captions"
-        raise UserError(
-            f"--out={out} with {given}: an npz takes the statistics of --images alone; name a .json for figures, or "
-            f"leave {given} out"
-        )
-    if out.endswith(".npz"):
-        if len(features) != 1:
-            raise UserError(f"{len(features)} feature spaces for one file of statistics; give one --features")
-        pictures, (space,) = PictureSet(images, crop), [open_space(spec) for spec in features]
-        journal = _journal(out, [space], images, "", "", crop)
-        (found,) = observe(pictures, [space], keep=False, journal=journal)
-        if is_primary():
-            _keep_statistics(out, space, found)
-            print(f"statistics of {pictures.n} pictures in {space.described.name}: {out}")
-        if journal is not None:
-            journal.end()
-        return
-    if not reference and not captions and not any(spec.startswith("inception:") for spec in features):
-        raise UserError("--reference is missing; give pictures or statistics, or --out=FILE.npz to write statistics")
-    spaces = [open_space(spec) for spec in features]
-    journal = _journal(out, spaces, images, reference, captions, crop)
-    result = measure(images, reference, spaces, crop=crop, captions=captions, journal=journal)
-    if not is_primary():
-        return
-    report(result)
-    if not out:
-        print(json.dumps(result, indent=2))
-        return
-    try:
-        write_json(result, out)
-    except OSError as error:
-        print(json.dumps(result, indent=2))
-        raise UserError(f"{out} cannot be written ({error.strerror or error}); it is printed instead") from error
-    if journal is not None:
-        journal.end()
-    print(f"figures with their protocol: {out}")
-
-
-def _journal(
-    out: str, spaces: Sequence[FeatureSpace], images: str, reference: str, captions: str, crop: int | None
-) -> Journal | None:
-    """What the same measurement has left beside `out`, if it was cut off; None where nothing is kept of it: without
-    `out`, and of several processes, each of which sees a share of the pictures."""
-    if not out or jax.process_count() > 1:
-        return None
-    files = {"images": stamp(images), "reference": stamp(reference), "captions": stamp(captions)}
-    about = files | {"crop": crop, "batch": BATCH, "spaces": [dataclasses.asdict(space.described) for space in spaces]}
-    path = Path(out).expanduser()
-    journal = Journal(path.with_name(f".{path.name}.unfinished.npz"), json.dumps(about, sort_keys=True, default=str))
-    if journal.found:
-        print(f"going on with the measurement that was cut off, for {out}", file=sys.stderr)
-    return journal
-
-
-def _keep_statistics(out: str, space: FeatureSpace, found: Reference) -> None:
-    """Writes statistics; where that fails after all, they go into a folder for temporary files, and are not lost.
-
-    Raises:
-        UserError: they are there.
-    """
-    try:
-        statistics.write(out, space.described, found.moments, found.about)
-    except OSError as error:
-        elsewhere = Path(tempfile.mkdtemp(prefix="statistics-")) / Path(out).name
-        statistics.write(elsewhere, space.described, found.moments, found.about)
-        raise UserError(
-            f"{out} cannot be written ({error.strerror or error}); the statistics are in {elsewhere}: move them"
-        ) from error
-
-
-def report(result: dict[str, Any]) -> None:
-    """Figures for a terminal, on standard error, so that the JSON can be piped."""
-    for name, space in result["spaces"].items():
-        for figures in space["figures"].values():
-            n = figures["n"]
-            for key, value in shown(figures).items():
-                error = f" +- {figures[key + '_stderr']:.2g}" if f"{key}_stderr" in figures else ""
-                print(f"{name + ', ' + key:50s} {value:.6g}{error}  (n = {n})", file=sys.stderr)
-        for metric, why in space["refused"].items():
-            print(f"{name}, {metric} refused: {why}", file=sys.stderr)
-    references = [space["reference"] for space in result["spaces"].values() if space["reference"]]
-    unknown = [about["path"] for about in references if about.get("resize") == statistics.UNKNOWN]
-    if unknown:
-        print(
-            f"{unknown[0]} does not say how its pictures were resized and cropped; here they are resized as TensorFlow "
-            "1 does it, and another resize moves the FID",
-            file=sys.stderr,
-        )
-    for side in (result["images"], *(about for i, about in enumerate(references) if about not in references[:i])):
-        if "grids_left_out" in side:
-            grids = ", ".join(side["grids_left_out"])
-            print(f"left out of {side['path']}: {grids}, which shows other pictures together", file=sys.stderr)
-        if "unreadable" in side:
-            left_out = side["unreadable"]
-            print(f"left out of {side['path']}: {left_out['count']}, {'; '.join(left_out['first'])}", file=sys.stderr)

@@ -1,10 +1,10 @@
 """Sets of pictures to be measured: a folder of files or an npz of arrays, read as a stream."""
 
+import collections
 import concurrent.futures
 import hashlib
 import itertools
-import zipfile
-import zlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,30 +16,37 @@ from contextdiff_jax.data import captions_on_disk
 from contextdiff_jax.data.images import SUFFIXES, reason, square, to_rgb, upright
 from contextdiff_jax.data.listing import files_below, listed
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.evaluate import npz_pictures
 from contextdiff_jax.files import read_text, text_lines
 from contextdiff_jax.pictures import GRID
 
 NAMED = 10  # files that a result lists
 THREADS = 4
-DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # of archives
+AHEAD = 2 * THREADS  # pictures that are decoded before they are asked for
+BATCH_BYTES = 1 << 27  # of a batch at the most, one picture apart
+TABLES = (".jsonl", ".csv", ".tsv")
+FILMS = ("GIF", "TIFF", "WEBP", "PNG")  # formats whose other frames are other pictures
 Batch = tuple[np.ndarray, list[dict[str, Any]]]
 
 
 class PictureSet:
     """Pictures of one size, in the order of their names. After a pass over `batches` it knows what was in it.
 
+    Files are turned as their EXIF says and laid on white; of several frames the first counts.
+
     Args:
         path: a folder (its subfolders too; the grid.png that --mode=sample puts there is left out), or an npz with one
-            array [N, H, W, 3] of uint8, as ADM's samplers write it.
+            array [N, H, W, 3] of uint8, as ADM's samplers write it; [N, H, W] and 1 or 4 channels are taken too.
         crop: None takes pictures as they are; a number crops each to a square at its centre and resizes it (Lanczos).
-        captions: "", or a text file with one caption a line in the order of the pictures, a table (.jsonl or .csv) as
-            folders of training pictures have it, or the folder itself, which has its captions as those have.
+        captions: "", or a text file with one caption a line in the order of the pictures, a table (.jsonl, .csv or
+            .tsv) as folders of training pictures have it, or the folder itself, which has its captions as those have.
 
     Attributes:
         grids: names of the grids that were left out.
         n: pictures read.
         shape: (height, width) of the first.
         unreadable: (name, reason) of each file that was left out.
+        films: names of files with several frames.
         digest: of all pixels in order, the first 16 digits of a SHA-256.
 
     Raises:
@@ -54,15 +61,19 @@ class PictureSet:
             raise UserError(f"pictures {str(path)!r} do not exist; give a folder of pictures or an npz file")
         self.names, self.grids = None, []
         if self.path.is_dir():
-            names = [name for name in files_below(self.path) if Path(name).suffix.lower() in SUFFIXES]
+            names = [name for name in files_below(self.path, "pictures") if Path(name).suffix.lower() in SUFFIXES]
             self.names = [name for name in names if Path(name).name != GRID]
             self.grids = [name for name in names if Path(name).name == GRID]
-        self.total = len(self.names) if self.names is not None else _npz_shape(self.path)[0]
+        self.total = len(self.names) if self.names is not None else npz_pictures.find(self.path).shape[0]
         if not self.total:
             accepted = ", ".join(sorted(SUFFIXES))
             raise UserError(f"{str(path)!r} holds no pictures; accepted: {accepted}, or an npz of them")
         self.captions = captions_of(Path(captions), self.names, self.total) if str(captions) else None
-        self.n, self.shape, self.unreadable = 0, None, []
+        self._start()
+
+    def _start(self) -> None:
+        """Nothing is known of the pictures yet."""
+        self.n, self.shape, self.unreadable, self.films = 0, None, [], []
         self._digest = hashlib.sha256()
 
     @property
@@ -71,17 +82,20 @@ class PictureSet:
         return self._digest.hexdigest()[:16]
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """(images uint8 [B, H, W, 3], records with "index", "name" and maybe "caption"), B at most `size`.
+        """(images uint8 [B, H, W, 3], records with "index", "name" and maybe "caption"), B at most `size`, and fewer of
+        large pictures.
 
         Raises:
             UserError: pictures of two sizes, or none that can be read.
         """
-        self.n, self.shape, self.unreadable, self._digest = 0, None, [], hashlib.sha256()
+        self._start()
         pictures = self._from_folder() if self.names is not None else self._from_npz(size)
+        if first := next(pictures, None):
+            pictures, size = itertools.chain([first], pictures), max(1, min(size, BATCH_BYTES // first[0].nbytes))
         while batch := list(itertools.islice(pictures, size)):
             self.n += len(batch)
             images = np.stack([image for image, _ in batch])
-            self._digest.update(images.tobytes())
+            self._digest.update(images)
             yield images, [record for _, record in batch]
         if not self.n:
             named = listed([f"{name} ({why})" for name, why in self.unreadable])
@@ -93,6 +107,9 @@ class PictureSet:
         """What a result says of the set."""
         shape = list(self.shape or ())
         about = {"path": str(self.path), "n": self.n, "digest": self.digest, "size": shape, "crop": self.crop_rule}
+        about["decoded"] = "transparency on white" + ", upright by EXIF" * (self.names is not None)
+        if self.films:
+            about["first_of_several_frames"] = {"count": len(self.films), "first": self.films[:NAMED]}
         if self.grids:
             about["grids_left_out"] = self.grids[:NAMED]
         if self.unreadable:
@@ -121,50 +138,41 @@ class PictureSet:
         return image
 
     def _from_folder(self) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-        """Decoded in threads, a bounded number ahead."""
+        """Decoded in threads, a few ahead: pictures may be large."""
         with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-            for start in range(0, len(self.names), 256):
-                names = self.names[start : start + 256]
-                for i, found in enumerate(pool.map(self._read, names), start):
-                    if isinstance(found, str):
-                        self.unreadable.append((self.names[i], found))
-                    else:
-                        yield self._checked(found, self.names[i]), self._record(i, self.names[i])
+            todo, waiting = enumerate(self.names), collections.deque()
+            submit = lambda some: waiting.extend((i, pool.submit(self._read, name)) for i, name in some)
+            submit(itertools.islice(todo, AHEAD))
+            while waiting:
+                i, future = waiting.popleft()
+                found, several = future.result()
+                submit(itertools.islice(todo, 1))
+                if several:
+                    self.films.append(self.names[i])
+                if isinstance(found, str):
+                    self.unreadable.append((self.names[i], found))
+                else:
+                    yield self._checked(found, self.names[i]), self._record(i, self.names[i])
 
-    def _read(self, name: str) -> np.ndarray | str:
-        """A file's pixels, or why they cannot be had."""
+    def _read(self, name: str) -> tuple[np.ndarray | str, bool]:
+        """A file's pixels, or why they cannot be had; and whether it has other frames."""
         try:
             with PIL.Image.open(self.path / name) as image:
+                several = image.format in FILMS and getattr(image, "is_animated", False)
                 if self.crop is not None:
-                    return square(image, self.crop)
-                return np.asarray(to_rgb(upright(image)))
+                    return square(image, self.crop), several
+                return np.asarray(to_rgb(upright(image))), several
         except Exception as error:  # decoders raise almost anything on damaged files
-            return reason(error)
+            return reason(error), False
 
     def _from_npz(self, size: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         """Read through the archive a few pictures at a time: 50,000 of them are never in memory."""
         index = 0
-        for block in _npz_rows(self.path, size):
+        for block in npz_pictures.rows(self.path, size):
             for image in block:
                 image = image if self.crop is None else square(PIL.Image.fromarray(image), self.crop)
                 yield self._checked(image, f"picture {index}"), self._record(index, str(index))
                 index += 1
-
-
-def _open_array(path: Path) -> tuple[zipfile.ZipFile, Any, tuple[int, ...], np.dtype]:
-    """The first array of pictures in an npz, opened at its first value."""
-    try:
-        archive = zipfile.ZipFile(path)
-        for name in archive.namelist():
-            handle = archive.open(name)
-            version = np.lib.format.read_magic(handle)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(handle)
-            if len(shape) == 4 and shape[-1] == 3 and dtype == np.uint8 and not fortran:
-                return archive, handle, shape, dtype
-    except DAMAGED as error:
-        raise UserError(f"{str(path)!r} is no npz file ({error}); give a folder of pictures or an npz") from error
-    raise UserError(f"{str(path)!r} has no array of pictures; expected uint8 [N, height, width, 3], as arr_0")
 
 
 def stamp(path: str | Path) -> str:
@@ -173,57 +181,58 @@ def stamp(path: str | Path) -> str:
     if not str(path):
         return ""
     root = Path(path).expanduser()
-    names = files_below(root) if root.is_dir() else [""]
+    names = files_below(root, "pictures") if root.is_dir() else [""]
     states = ((name, (root / name).stat()) for name in names if (root / name).exists())
     found = [(name, state.st_size, state.st_mtime_ns) for name, state in states]
     return hashlib.sha256(repr((str(root.resolve()), found)).encode()).hexdigest()[:16]
 
 
-def has_pictures(path: str | Path) -> bool:
-    """Whether a file is an npz with an array of pictures."""
-    try:
-        return bool(_npz_shape(Path(path).expanduser()))
-    except UserError:
-        return False
-
-
-def _npz_shape(path: Path) -> tuple[int, ...]:
-    archive, handle, shape, _ = _open_array(path)
-    handle.close()
-    archive.close()
-    return shape
-
-
-def _npz_rows(path: Path, size: int) -> Iterator[np.ndarray]:
-    """Blocks of pictures [<= size, H, W, 3]."""
-    archive, handle, shape, dtype = _open_array(path)
-    one = int(np.prod(shape[1:]))
-    with archive, handle:
-        for start in range(0, shape[0], size):
-            rows = min(size, shape[0] - start)
-            try:
-                data = handle.read(rows * one)
-            except DAMAGED as error:
-                raise UserError(f"{str(path)!r} is damaged ({error}); write it again") from error
-            if len(data) < rows * one:
-                raise UserError(f"{str(path)!r} is cut short at picture {start + len(data) // one}; write it again")
-            yield np.frombuffer(data, dtype).reshape(rows, *shape[1:])
-
-
 def captions_of(path: Path, names: Sequence[str] | None, total: int) -> list[str]:
-    """One caption per picture, in their order."""
+    """One caption per picture, in their order.
+
+    Raises:
+        UserError: a kind of file that is not read, captions that do not match, or lines of which nobody can say whose
+            they are.
+    """
     path = path.expanduser()
     if path.is_dir() and names is not None:
-        beside = captions_on_disk.read(path, names, files_below(path))
+        beside = captions_on_disk.read(path, names, files_below(path, "captions"))
         return _matched([beside.get(name, "") for name in names], path, names, total)
-    if path.suffix in (".jsonl", ".csv"):
+    if path.suffix.lower() in TABLES:
         if names is None:
             raise UserError(f"captions {str(path)!r} name files, which an npz has not; give one caption a line")
         by_name = captions_on_disk.read_table(path, names)
         return _matched([by_name.get(name, "") for name in names], path, names, total)
     text = read_text(path).rstrip()
     lines = text_lines(text) if text else []
+    _check_lines(path, lines)
+    if names is not None:
+        _check_order(path, names)
     return _matched([line.strip() for line in lines], path, names, total)
+
+
+def _check_lines(path: Path, lines: Sequence[str]) -> None:
+    """Raises UserError for a table that is none by its name: its lines would be taken for captions."""
+    objects = all(line.lstrip().startswith("{") for line in lines if line.strip()) and any(map(str.strip, lines))
+    columns = re.split("[,;\t]", lines[0]) if lines else []
+    if path.suffix.lower() == ".json" or objects:
+        raise UserError(
+            f"captions {str(path)!r} are JSON; give one object a line, with file_name and text, and name it .jsonl"
+        )
+    if len(columns) > 1 and "file_name" in [column.strip(' "') for column in columns]:
+        raise UserError(f"captions {str(path)!r} are a table with a column file_name; name it .csv or .tsv")
+
+
+def _check_order(path: Path, names: Sequence[str]) -> None:
+    """Raises UserError where counting orders the names otherwise than sorting does: the lines may follow either."""
+    by_number = lambda name: [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", name))]
+    counted = sorted(names, key=by_number)
+    if moved := [(a, b) for a, b in zip(names, counted, strict=True) if a != b]:
+        sorted_by, counted_by = moved[0]
+        raise UserError(
+            f"captions {str(path)!r} have one line a picture, but {sorted_by} comes before {counted_by} by letters and "
+            "after it by numbers; fill the names up with zeros, or give a table with file names"
+        )
 
 
 def _matched(found: list[str], path: Path, names: Sequence[str] | None, total: int) -> list[str]:

@@ -6,6 +6,7 @@ Ours say besides in which space they were taken ("contextdiff", a JSON text that
 import dataclasses
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.feature_spaces import Described
 from contextdiff_jax.evaluate.metrics.frechet import Moments
-from contextdiff_jax.evaluate.picture_sets import DAMAGED
+from contextdiff_jax.evaluate.npz_pictures import DAMAGED
 from contextdiff_jax.files import atomic
 
 ABOUT = "contextdiff"
@@ -40,7 +41,7 @@ class Statistics:
 def is_statistics(path: str | Path) -> bool:
     """Whether a file is an npz with a mean and a covariance."""
     path = Path(path).expanduser()
-    if path.suffix != ".npz" or not path.is_file():
+    if path.suffix != ".npz" or not path.is_file() or not zipfile.is_zipfile(path):
         return False
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -121,7 +122,8 @@ def _check_space(path: str | Path, mu: np.ndarray, about: dict[str, Any], space:
         if not space.is_fid:
             raise UserError(
                 f"statistics {str(path)!r} do not say in which features they were taken, so they count as FID's; "
-                f"measure with --features=inception:FILE, or write statistics in {space.name} with --mode=metrics --out"
+                f"measure in those, --features=inception:FILE of a file that was converted as encoders/inception.py "
+                f"says, or write statistics in {space.name} with --mode=metrics --out"
             )
         return
     asked = dataclasses.asdict(space)

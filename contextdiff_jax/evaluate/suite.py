@@ -19,11 +19,11 @@ from contextdiff_jax.evaluate.bpd import BitsPerDim, bits_per_dim, join
 from contextdiff_jax.evaluate.class_judge import as_float
 from contextdiff_jax.evaluate.conditions import asks_combinations, judge_of, judging_of
 from contextdiff_jax.evaluate.feature_spaces import FeatureSpace, open_space
-from contextdiff_jax.evaluate.fidelity import LEAST, REFERENCE, Fidelity, fidelity, renders
+from contextdiff_jax.evaluate.fidelity import LEAST, REFERENCE, Fidelity, describe, fidelity, renders
 from contextdiff_jax.evaluate.groups import Seen, draw, settings_of
 from contextdiff_jax.evaluate.kept import write_kept
-from contextdiff_jax.evaluate.measure import Reference, check_names, metrics_of, observe_batches, results
-from contextdiff_jax.evaluate.metrics import Metric
+from contextdiff_jax.evaluate.measure import Reference, check_names, metrics_of, not_measured, observe_batches, results
+from contextdiff_jax.evaluate.metrics import Metric, distinct
 from contextdiff_jax.evaluate.metrics.base import shown
 from contextdiff_jax.evaluate.picture_sets import Batch
 from contextdiff_jax.evaluate.report import write_report
@@ -46,8 +46,9 @@ UNFINISHED = "unfinished.npz"  # in that folder, of an evaluation that is under 
 def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]:
     """Evaluates the model and writes eval.json and report.png into `out`, and pictures and marks into its `eval`.
 
-    Every picture is drawn once; each metric takes in the stream, so that memory does not grow with their number. An
-    evaluation that was cut off goes on where it was, and gives the same figures.
+    Every picture is drawn once, and each metric takes in the stream. What stays in memory is the few pictures that
+    reports show, and of each of the others its marks and, once for all metrics of a space, its features. An evaluation
+    that was cut off goes on where it was, and gives the same figures.
 
     Args:
         pipeline: the trained model; its config says how much to evaluate.
@@ -72,13 +73,18 @@ def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]
     spaces = [open_space(spec) for spec in config.eval.features]
     check_names(spaces)
     measured = _Measured(config, judge, spaces)
+    if judging.judged_by:
+        figures["judge"] = dict(judging.judged_by)
     if judging.asked_for:
         figures["asked_for"] = dict(judging.asked_for)
+    count = sum(len(group.records) for group in judging.groups)
+    if is_primary():
+        _say_what_will_be_refused(spaces, measured.references, count)
     journal = _journal(pipeline, out, seed)
     seen: list[Seen] = []
     rows, figures["samples_per_second"] = {}, {}
     for setting, options in settings_of(pipeline).items():
-        metrics = measured.start(setting or "samples")
+        metrics = measured.start(setting or "samples", count)
         found, speed = draw(pipeline, judging, setting, options, seed, metrics, journal)
         figures["samples_per_second"][setting or "samples"] = speed
         seen += [kept for kept, _ in found]
@@ -131,6 +137,18 @@ def _grids(seen: Sequence[Seen]) -> dict[str, tuple]:
     return grids
 
 
+def _say_what_will_be_refused(spaces: Sequence[FeatureSpace], references: Sequence[Reference], count: int) -> None:
+    """Before anything is drawn: Frechet distances of no more pictures than features are refused at the end."""
+    for space, reference in zip(spaces, references, strict=True):
+        width, held_out = space.described.width, reference.moments["pooled"].n
+        if min(count, held_out) <= width:
+            print(
+                f"a Frechet distance in {space.described.name} will be refused: {count} pictures will be drawn, and "
+                f"{held_out} are held out, which must both be more than its {width} features; raise eval.num_samples "
+                "and eval.reference, or take its kernel distance"
+            )
+
+
 class _Measured:
     """Distances of each setting's pictures to held-out ones: in the judge's features, and in those of the config.
 
@@ -142,20 +160,21 @@ class _Measured:
 
     def __init__(self, config: ConfigDict, judge: Recogniser | None, spaces: Sequence[FeatureSpace]):
         self._judge, self._spaces, self._config = judge, spaces, config
-        self._fidelity: dict[str, Fidelity] = {}
+        self._fidelity: dict[str, Metric] = {}
         self._by_space: dict[str, list[dict[str, Metric]]] = {}
-        self._references: list[Reference] = []
+        self.references: list[Reference] = []
         self._splits, sources = zip(*self._sources(), strict=True)
         if judge is not None:
             # Half of seen and half of unseen combinations, as the pictures are; as many others are the floor, or as
             # many as the splits have beside the reference.
             left = min(map(len, sources)) - REFERENCE // len(sources)
             count = min(max(LEAST, 2 * config.eval.num_samples), left)
-            self._features = judge.features(renders(sources, REFERENCE, first=count))
+            rendered = renders(sources, REFERENCE, first=count)
+            self._features, self._digest = judge.features(rendered), hashlib.sha256(rendered.tobytes()).hexdigest()[:16]
             self._floor = fidelity(renders(sources, count), self._features, judge)
         if spaces:
             held_out = _HeldOut(self._splits, sources, config.eval.reference)
-            self._references = observe_batches(held_out.batches(), spaces, held_out.described)
+            self.references = observe_batches(held_out.batches(), spaces, held_out.described)
 
     def _sources(self) -> list[tuple[str, ImageSource]]:
         """(split, records) of what pictures are compared with."""
@@ -163,12 +182,12 @@ class _Measured:
         splits = ("test", "unseen") if asks_combinations(self._config, self._judge) else ()
         return [(split, same_source(section, split)) for split in splits] or [same_held_out(section)]
 
-    def start(self, setting: str) -> list[Metric]:
-        """Fresh metrics for a setting."""
+    def start(self, setting: str, count: int) -> list[Metric]:
+        """Fresh metrics for so many pictures of a setting."""
         captions = self._config.condition.kind != "none"  # else a picture's caption is its number
-        groups = [metrics_of(s, ref, captions) for s, ref in zip(self._spaces, self._references, strict=True)]
+        groups = [metrics_of(s, ref, captions, count) for s, ref in zip(self._spaces, self.references, strict=True)]
         self._by_space[setting] = groups
-        found = [metric for group in groups for metric in group.values()]
+        found = distinct(metric for group in groups for metric in group.values())
         if self._judge is not None:
             self._fidelity[setting] = Fidelity(self._judge, self._features)
             found.append(self._fidelity[setting])
@@ -178,19 +197,20 @@ class _Measured:
         """Entries of eval.json."""
         found: dict[str, Any] = {}
         if self._judge is not None:
-            rows, refused = results(self._fidelity)
-            rows |= {"floor: other real renders": self._floor}
+            measured = results(self._fidelity)
+            rows = measured["figures"] | {"floor: other real renders": self._floor}
             against = {"against": f"{len(self._features)} of {' and '.join(self._splits)}"}
             found["judge_features"] = {name: row | against for name, row in rows.items()}
-            if refused:
-                found["judge_features_refused"] = refused
+            found["judge_features_of"] = describe(self._judge) | {"reference_digest": self._digest}
+            if measured["refused"]:
+                found["judge_features_refused"] = measured["refused"]
         if self._spaces:
             found["spaces"] = {}
         for i, space in enumerate(self._spaces):
-            about = found["spaces"][space.described.name] = space.about() | {"reference": self._references[i].about}
+            about = found["spaces"][space.described.name] = space.about() | {"reference": self.references[i].about}
             for setting, groups in self._by_space.items():
-                figures, refused = results(groups[i])
-                about[setting] = {"figures": figures, "refused": refused}
+                about[setting] = results(groups[i])
+                about[setting]["refused"] |= not_measured(space, self.references[i])
         return found
 
 
@@ -283,15 +303,16 @@ def _print(figures: Mapping[str, Any]) -> None:
     for name, row in figures.get("judge_features", {}).items():
         shares = f"precision {row['precision']:.2f}  recall {row['recall']:.2f}"
         counts = f"(n = {row['n']}, against {row['against']})"
-        print(f"{'judge Frechet distance, ' + name:40s} {row['frechet']:.3g}  {shares}  {counts}")
+        few = f"  TOO FEW: {row['too_few']}" if "too_few" in row else ""
+        print(f"{'judge Frechet distance, ' + name:40s} {row['frechet']:.3g}  {shares}  {counts}{few}")
     for name, why in figures.get("judge_features_refused", {}).items():
         print(f"judge Frechet distance, {name} refused: {why}")
     for name, space in figures.get("spaces", {}).items():
         for setting in figures["samples_per_second"].keys() & space.keys():
             for metric, why in space[setting]["refused"].items():
                 print(f"{name}, {setting}, {metric} refused: {why}")
-            for row in space[setting]["figures"].values():
-                cells = "  ".join(f"{k} {v:.4g}" for k, v in shown(row).items())
+            for metric, row in space[setting]["figures"].items():
+                cells = "  ".join(f"{k} {v:.4g}" for k, (v, _) in shown(metric, row).items())
                 print(f"{name + ', ' + setting:40s} {cells}  (n = {row['n']})")
     for name, row in figures.get("bits_per_dim", {}).items():
         measured = f"{row['mean']:.3f} +- {row['stderr']:.3f}  ({row['images']} of {row['split']})"

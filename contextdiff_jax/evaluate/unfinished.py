@@ -9,13 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 from absl import logging
 
-from contextdiff_jax.evaluate.picture_sets import DAMAGED
+from contextdiff_jax.evaluate.npz_pictures import DAMAGED
 from contextdiff_jax.files import atomic
 from contextdiff_jax.training.distributed import broadcast_bytes, is_primary
 
 EVERY = 60.0  # least seconds between two writings
 PATIENCE = 20  # times as long as a writing takes, where that is more: features of many pictures are large
 IDENTITY = "identity"
+LAYOUT = 2  # of the parts and their states; a file of another version is left unread
 
 
 class Part(Protocol):
@@ -38,7 +39,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, identity: str, every: float = EVERY):
-        self._path, self._identity, self._every = path, identity, every
+        self._path, self._identity, self._every = path, f"{LAYOUT} {identity}", every
         self._parts: dict[str, Part] = {}
         self._found = self._read()
         self._due = time.monotonic() + every

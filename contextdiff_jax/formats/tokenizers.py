@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +104,18 @@ def load_tokenizer(folder: str | Path, max_length: int) -> Tokenize:
         return dict(tokens=table("ids", np.int32), token_mask=table("attention_mask", bool))
 
     return tokenize
+
+
+def token_counter(folder: str | Path) -> Callable[[Sequence[str]], np.ndarray]:
+    """How many tokens texts have before any is cut, start and end among them: texts -> int [n].
+
+    Raises:
+        UserError: as `load_tokenizer`, of the folder.
+    """
+    tokenizer, _ = _open(Path(folder))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return lambda texts: np.array([len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts))], np.int64)
 
 
 def _side(folder: Path, key: str) -> str:

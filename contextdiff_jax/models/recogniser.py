@@ -11,6 +11,7 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,6 +20,7 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import load_file, save
 
+from contextdiff_jax import trees
 from contextdiff_jax.data.vocabulary import OF_THE_DEMO, vocabulary
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import atomic, write_json
@@ -83,6 +85,11 @@ class Recogniser:
 
     config: RecogniserConfig
     params: Params
+
+    def about(self) -> dict[str, Any]:
+        """What tells this judge from others."""
+        name, size = f"recogniser {self.config.preset}", self.config.image_size
+        return {"name": name, "digest": trees.digest(self.params), "resize": f"antialiased linear, {size}"}
 
     @functools.cached_property
     def _ids(self) -> Callable[[Params, Array], tuple[Array, Array]]:

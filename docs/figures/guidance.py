@@ -41,7 +41,7 @@ def sweep(pipeline: Pipeline, weights: tuple[float, ...], seeds: int, count: int
     sources = [data.source(pipeline.config.data, split) for split in ("test", "unseen")]
     reference, found = judge.features(renders(sources, REFERENCE)), {}
     clip = open_space("clip:builtin:clip_mini")
-    texts = clip.embed_texts(captions)
+    texts = clip.captioned.embed(captions)
     for arm, setting in settings_of(pipeline).items():
         rows = {name: np.zeros((seeds, len(weights))) for name in ("frechet", "aligned", "clip")}
         for s in range(seeds):

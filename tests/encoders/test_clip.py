@@ -4,9 +4,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from encoder_helpers import SHAPES, relative_error, saved_clip, texts, torch_outputs
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from contextdiff_jax.encoders import Clip, clip, load_clip
 from contextdiff_jax.errors import UserError
@@ -95,6 +97,25 @@ def test_preprocess_is_pytorchs_antialiased_bicubic(size):
     # At borders PyTorch repeats the edge when it enlarges, and both renormalise the kernel when they shrink.
     inner = slice(None) if size >= 16 else slice(4, -4)
     np.testing.assert_allclose(ours[:, inner, inner], theirs[:, inner, inner], atol=2e-5)
+
+
+@pytest.mark.parametrize("height, width", [(47, 90), (33, 47), (91, 60), (20, 30), (32, 32), (47, 93)])
+def test_cropped_pictures_are_those_of_the_published_pipeline(height, width):
+    images = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
+    images[0, : height // 2, : width // 2] = 255 * (images[0, : height // 2, : width // 2] > 127)  # overshoots
+    ours = np.asarray(clip.cropped(images, 32))
+    picture = PIL.Image.fromarray(images[0])
+    new = (32, int(32 * height / width)) if width <= height else (int(32 * width / height), 32)
+    left, top = (round((side - 32) / 2) for side in new)
+    theirs = np.asarray(picture.resize(new, PIL.Image.Resampling.BICUBIC))[top : top + 32, left : left + 32]
+    difference = np.abs(ours[0] - theirs)
+    assert difference.max() <= 1 and np.mean(difference > 0) < 1e-3  # Pillow's weights have 22 bits
+    if width != 93:  # transformers rounds half a pixel down, torchvision to even
+        processor = CLIPImageProcessorPil(size=32, crop_size=32, do_normalize=False, do_rescale=False)
+        pixels = processor(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+        np.testing.assert_array_equal(pixels, theirs)
+    squashed = jax.image.resize(images.astype(np.float32), ours.shape, "cubic")
+    assert (height, width) == (32, 32) or np.abs(squashed[0] - theirs).max() > 20  # what CMMD is taken of
 
 
 def test_gradients_reach_the_image(tmp_path):

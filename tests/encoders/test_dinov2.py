@@ -1,11 +1,14 @@
 """DINOv2 against transformers', with random weights saved and read back."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 import torch
 import transformers
 from encoder_helpers import randomised, relative_error
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from contextdiff_jax.encoders import dinov2
 from contextdiff_jax.errors import UserError
@@ -28,6 +31,20 @@ def test_class_token_is_transformers(tmp_path, trained):
     with torch.no_grad():
         theirs = model(torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32)).last_hidden_state[:, 0]
     assert relative_error(jax.jit(ours.encode_image)(ours.params, images), theirs.numpy()) < 1e-5
+
+
+def test_pictures_are_squashed_as_the_image_processor_does(tmp_path, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (1, 90, 61, 3), dtype=np.uint8)
+    seen = []
+    net = lambda config: SimpleNamespace(apply=lambda variables, pixels: seen.append(pixels) or pixels)
+    monkeypatch.setattr(dinov2, "Dinov2Net", net)
+    dinov2.Dinov2(dinov2.Dinov2Config(), {}).encode_image({}, images)
+    size = {"height": dinov2.SIZE, "width": dinov2.SIZE}
+    processor = BitImageProcessorPil(
+        size=size, do_center_crop=False, resample=3, image_mean=dinov2.MEAN, image_std=dinov2.STD, do_convert_rgb=False
+    )
+    theirs = processor(images[0], return_tensors="np")["pixel_values"].transpose(0, 2, 3, 1)
+    assert np.abs((np.asarray(seen[0]) - theirs) * np.array(dinov2.STD)).max() < 1.1 / 255  # a level
 
 
 def test_large_model_has_the_released_shape():

@@ -93,6 +93,14 @@ def test_resize_is_tensorflows_and_neither_half_pixel_nor_antialiased():
         assert np.abs(wrong_resize(antialias)(images) - theirs).max() > 10.0
 
 
+def test_only_the_release_counts_as_fids(tmp_path):
+    for sha, words in (("6726825d0af5f", ""), (None, "does not say of which release"), ("0123456789", "another file")):
+        path = tmp_path / f"{sha}.safetensors"
+        safetensors.torch.save_file({"x": torch.zeros(1)}, path, None if sha is None else {"sha256": sha})
+        why = inception.not_the_original(path)
+        assert (words in why and "convert pt_inception" in why) if words else why == ""
+
+
 def test_foreign_weights_are_named(tmp_path):
     with pytest.raises(UserError, match="do not exist; convert pt_inception"):
         inception.load_inception(tmp_path / "none.safetensors")

@@ -31,6 +31,12 @@ def test_other_renders_are_the_floor(floor):
     assert floor["n"] == COUNT and floor["precision"] > 0.85 and floor["recall"] > 0.85
 
 
+def test_few_pictures_are_marked(judged, floor):
+    judge, reference, images = judged
+    assert "20 pictures in 32 features" in fidelity(images[:20], reference, judge)["too_few"]
+    assert "too_few" not in floor
+
+
 def blurred(images):
     return np.asarray(gaussian_blur(jnp.asarray(images), jnp.ones((len(images), 1, 1, 1))))
 

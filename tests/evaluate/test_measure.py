@@ -21,10 +21,12 @@ from contextdiff_jax import command_line
 from contextdiff_jax.data import OpenMojiSource
 from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.evaluate import feature_spaces, measure_command, metrics, picture_sets, statistics, unfinished
 from contextdiff_jax.evaluate import measure as measure_module
-from contextdiff_jax.evaluate import metrics, statistics, unfinished
 from contextdiff_jax.evaluate.feature_spaces import Described, FeatureSpace, open_space
-from contextdiff_jax.evaluate.measure import measure, observe, report
+from contextdiff_jax.evaluate.measure import measure, observe
+from contextdiff_jax.evaluate.measure_command import report
+from contextdiff_jax.evaluate.metrics.base import shown
 from contextdiff_jax.evaluate.picture_sets import PictureSet
 from contextdiff_jax.evaluate.unfinished import Journal
 from contextdiff_jax.models.recogniser import load_recogniser
@@ -47,7 +49,7 @@ def test_folders_and_npz_give_the_figures_of_the_arrays(tmp_path):
     results = [measure(tmp_path / i, tmp_path / j, [space]) for i, j in (("a", "b"), ("a.npz", "b.npz"))]
     for result in results:
         figures = result["spaces"]["colours"]["figures"]
-        assert figures["fid"]["frechet"] == pytest.approx(metrics.frechet(x, y), rel=1e-6)
+        assert figures["fid"]["fid"] == pytest.approx(metrics.frechet(x, y), rel=1e-6)
         assert figures["kid"]["kid"] == pytest.approx(metrics.kid(x, y), rel=1e-5)
         assert set(figures) == {"fid", "sfid", "kid", "precision_recall", "inception_score"}
         assert result["spaces"]["colours"]["digest"] == "0123"
@@ -58,8 +60,25 @@ def test_folders_and_npz_give_the_figures_of_the_arrays(tmp_path):
 
 def test_only_fids_own_features_give_fid(tmp_path):
     folder(tmp_path / "a", pictures(20, 0))
-    figures = measure(tmp_path / "a", tmp_path / "a", [colours()])["spaces"]["colours"]["figures"]
-    assert set(figures) == {"frechet_distance", "kernel_distance", "precision_recall"}
+    space = measure(tmp_path / "a", tmp_path / "a", [colours()])["spaces"]["colours"]
+    assert set(space["figures"]) == {"frechet_distance", "kernel_distance", "precision_recall"} and not space["refused"]
+    other = colours()
+    other.not_fid = "w.safetensors does not say of which release its weights are"
+    assert "of which release" in measure(tmp_path / "a", tmp_path / "a", [other])["spaces"]["colours"]["refused"]["fid"]
+
+
+def test_every_figure_is_printed_under_its_own_name(tmp_path, capsys):
+    a = folder(tmp_path / "a", pictures(20, 0))
+    names = {}
+    for fid in (True, False):
+        report(result := measure(a, a, [colours(is_fid=fid)]))
+        names[fid] = [line.split()[1] for line in capsys.readouterr().err.splitlines() if line.startswith("colours, ")]
+        assert result["spaces"]["colours"]["how"].keys() == result["spaces"]["colours"]["figures"].keys()
+    scores = [f"inception_score_{kind}" for kind in ("all", "split_mean", "split_std")]
+    assert names[True] == ["fid", "sfid", "kid", "precision", "recall", *scores]
+    assert names[False] == ["frechet_distance", "kernel_distance", "precision", "recall"]
+    assert shown("fid", {"frechet": 1.0, "n": 3}) == {"fid": (1.0, None)}  # of an older version
+    assert shown("kernel_distance", {"kid": 1.0, "kid_stderr": 0.5}) == {"kernel_distance": (1.0, 0.5)}
 
 
 def test_pictures_reach_the_network_in_whole_batches_and_once():
@@ -95,7 +114,10 @@ def test_statistics_stand_in_for_pictures(tmp_path):
         result = measure(a, tmp_path / name, [space])
         figures = result["spaces"]["colours"]["figures"]
         assert set(figures) == kept  # kernel distance, precision and recall need the pictures themselves
-        assert figures["fid"]["frechet"] == pytest.approx(theirs["fid"]["frechet"], rel=1e-6)
+        refused = result["spaces"]["colours"]["refused"]
+        assert set(refused) == {"fid", "sfid", "kid", "precision_recall", "inception_score"} - kept
+        assert "has no single pictures" in refused["kid"]
+        assert figures["fid"]["fid"] == pytest.approx(theirs["fid"]["fid"], rel=1e-6)
         assert result["reference"]["n"] == (50 if name == "ours.npz" else None)
 
 
@@ -189,6 +211,106 @@ def test_tables_of_captions_are_read_as_those_of_training_pictures(tmp_path):
         PictureSet(tmp_path / "a", captions=tmp_path / "m.csv")
 
 
+def test_lines_are_refused_where_numbers_and_letters_order_the_pictures_otherwise(tmp_path):
+    a, lines = tmp_path / "a", "\n".join(f"caption {i}" for i in range(12))
+    folder(a, pictures(12, 0))
+    (tmp_path / "c.txt").write_text(lines)
+    assert PictureSet(a, captions=tmp_path / "c.txt").captions[10] == "caption 10"
+    for i in range(12):
+        (a / f"{i:03d}.png").rename(a / f"{i}.png")
+    with pytest.raises(UserError, match="one line a picture, but 10.png comes before 2.png by letters"):
+        PictureSet(a, captions=tmp_path / "c.txt")
+    rows = [{"file_name": f"{i}.png", "text": f"caption {i}"} for i in range(12)]
+    (tmp_path / "m.JSONL").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "m.tsv").write_text("file_name\ttext\n" + "\n".join("\t".join(row.values()) for row in rows))
+    for name in ("m.JSONL", "m.tsv"):
+        assert PictureSet(a, captions=tmp_path / name).captions[2] == "caption 10"
+
+
+@pytest.mark.parametrize(
+    "name, text, words",
+    [
+        ("m.json", "one\ntwo\nthree\n", "are JSON; give one object a line"),
+        ("m.txt", '{"file_name": "000.png", "text": "x"}\n' * 3, "are JSON; .* name it .jsonl"),
+        ("m.txt", "file_name;text\n000.png;x\n001.png;y\n", "a column file_name; name it .csv"),
+    ],
+)
+def test_tables_under_other_names_are_no_captions(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=words):
+        PictureSet(folder(tmp_path / "a", pictures(3, 0)), captions=tmp_path / name)
+
+
+def test_arrays_of_other_layouts_are_read(tmp_path):
+    rgb, read = pictures(9, 0), lambda name: np.concatenate([b for b, _ in PictureSet(tmp_path / name).batches(4)])
+    grey, alpha = rgb[..., 0], np.concatenate([rgb, np.full((9, SIDE, SIDE, 1), 255, np.uint8)], axis=-1)
+    alpha[:, 0, 0, 3] = 0
+    white = rgb.copy()
+    white[:, 0, 0] = 255
+    in_grey = np.repeat(grey[..., None], 3, axis=-1)
+    for name, stored, expected in (
+        ("fortran", np.asfortranarray(rgb), rgb),
+        ("grey", np.repeat(grey, 2, axis=2), np.repeat(in_grey, 2, axis=2)),
+        ("one", grey[..., None], in_grey),
+        ("alpha", alpha, white),
+    ):
+        np.savez(tmp_path / f"{name}.npz", arr_0=stored)
+        np.testing.assert_array_equal(read(f"{name}.npz"), expected)
+    np.savez(tmp_path / "two.npz", a=rgb, b=rgb)
+    with pytest.raises(UserError, match=r"has 2 arrays of pictures \(a, b\); keep one"):
+        PictureSet(tmp_path / "two.npz")
+    np.save(tmp_path / "array.npy", rgb)
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    with pytest.raises(UserError, match="array.npz' is no npz file"):
+        measure(tmp_path / "array.npz", tmp_path / "array.npz", [colours()])
+    assert not statistics.is_statistics(tmp_path / "array.npz")
+
+
+def test_locked_archives_are_one_line(tmp_path):
+    np.savez(tmp_path / "a.npz", arr_0=pictures(3, 0))
+    raw = bytearray((tmp_path / "a.npz").read_bytes())
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag of encryption in both of its headers
+        raw[raw.index(mark) + place] |= 1
+    (tmp_path / "a.npz").write_bytes(raw)
+    with pytest.raises(UserError, match="is no npz file .*encrypted"):
+        PictureSet(tmp_path / "a.npz")
+    assert not statistics.is_statistics(tmp_path / "a.npz")
+
+
+def test_files_with_several_frames_are_named(tmp_path, capsys):
+    a, images = folder(tmp_path / "a", pictures(20, 0)), [PIL.Image.fromarray(p) for p in pictures(3, 1)]
+    for name in ("film.gif", "pages.tiff"):
+        images[0].save(a / name, save_all=True, append_images=images[1:])
+    result = measure(a, a, [colours()])
+    assert result["images"]["first_of_several_frames"] == {"count": 2, "first": ["film.gif", "pages.tiff"]}
+    report(result)
+    assert "of 2 files the first frame alone was read: film.gif, pages.tiff" in capsys.readouterr().err
+
+
+def test_large_pictures_come_a_few_at_a_time(tmp_path, monkeypatch):
+    a, read, decoded = folder(tmp_path / "a", pictures(40, 0)), PictureSet._read, []
+    monkeypatch.setattr(PictureSet, "_read", lambda self, name: decoded.append(name) or read(self, name))
+    monkeypatch.setattr(picture_sets, "BATCH_BYTES", 5 * SIDE * SIDE * 3)
+    sizes = []
+    for images, _ in PictureSet(a).batches(128):
+        sizes.append(len(images))
+        assert len(decoded) <= sum(sizes) + picture_sets.AHEAD
+    assert sizes == [5] * 8
+    np.savez(tmp_path / "a.npz", pictures(40, 0))
+    assert [len(images) for images, _ in PictureSet(tmp_path / "a.npz").batches(128)] == [5] * 8
+    space = colours()
+    whole = space.pooled(images := pictures(70, 0))
+    monkeypatch.setattr(feature_spaces, "FORWARD_BYTES", 4 * images[0].nbytes)
+    np.testing.assert_allclose(space.pooled(images.copy()), whole, rtol=1e-6)
+
+
+def test_folders_that_cannot_be_read_are_not_the_trainings(tmp_path, monkeypatch):
+    a = folder(tmp_path / "a", pictures(3, 0))
+    monkeypatch.setattr("os.scandir", lambda path: (_ for _ in ()).throw(PermissionError(errno.EACCES, "denied")))
+    with pytest.raises(UserError, match="^pictures: the folder .* cannot be read"):
+        PictureSet(a)
+
+
 def test_statistics_that_name_no_space_are_fids(tmp_path):
     np.savez(tmp_path / "s.npz", mu=np.zeros(6), sigma=np.eye(6))
     with pytest.raises(UserError, match="do not say in which features"):
@@ -242,7 +364,7 @@ def bad(tmp_path, name: str):
         "nothing there": (tmp_path / "none", fine, {}, "do not exist"),
         "empty folder": (tmp_path / "empty", fine, {}, "holds no pictures; accepted: .bmp"),
         "empty reference": (fine, tmp_path / "empty", {}, "holds no pictures"),
-        "one picture": (folder(tmp_path / "one", pictures(1, 0)), fine, {}, "1 pictures in 6 features.*kid"),
+        "one picture": (folder(tmp_path / "one", pictures(1, 0)), fine, {}, "1 pictures in 6 .*kernel_distance"),
         "mixed sizes": (mixed, fine, {}, "mixes sizes: 000.png is 8 x 8 and 003.png is 12 x 12; .*--crop=8"),
         "two sizes": (fine, folder(tmp_path / "large", pictures(9, 0, side=12)), {}, "pictures are 8 x 8 .* 12 x 12"),
         "no archive": (tmp_path / "text.npz", fine, {}, "is no npz file"),
@@ -300,7 +422,7 @@ def test_an_npz_of_statistics_and_pictures_gives_both(tmp_path):
     assert of(tmp_path / "both.npz", colours()) == of(b, colours())
     both, own = of(tmp_path / "both.npz", fid), of(b, fid)
     assert both["kid"] == own["kid"] and both["precision_recall"] == own["precision_recall"]
-    assert both["fid"]["frechet"] == pytest.approx(metrics.frechet(fid.features(pictures(40, 0))["pooled"], wider))
+    assert both["fid"]["fid"] == pytest.approx(metrics.frechet(fid.features(pictures(40, 0))["pooled"], wider))
     assert measure(a, tmp_path / "both.npz", [fid])["reference"]["pictures"]["n"] == 50
     plain = colours(name="plain")
     for spaces in ([fid, plain], [plain, fid]):  # each has its own
@@ -343,7 +465,7 @@ def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch):
 
 
 def test_an_inception_score_needs_no_reference(tmp_path, monkeypatch):
-    monkeypatch.setattr(measure_module, "open_space", lambda spec: colours(is_fid=True))
+    monkeypatch.setattr(measure_command, "open_space", lambda spec: colours(is_fid=True))
     a, out = folder(tmp_path / "a", pictures(60, 0)), tmp_path / "o.json"
     command_line.run("metrics", None, command_line.Options("", images=str(a), features=("inception:x",), out=str(out)))
     assert set(json.loads(out.read_text())["spaces"]["colours"]["figures"]) == {"inception_score"}
@@ -381,6 +503,8 @@ def test_command_line(tmp_path):
         ours = json.load(file)["spaces"]["clip clip_mini"]
     assert {"kernel_distance", "precision_recall", "cmmd", "clip_score"} == ours["figures"].keys()
     assert "128 features" in ours["refused"]["frechet_distance"]
+    how = ours["how"]["clip_score"]
+    assert (how["prefix"], how["captions_cut"], how["max_length"]) == ("", 0, 32) and "centre crop, 32" in how["resize"]
     flags = [f"--images={a}", f"--reference={options.reference}", f"--captions={tmp_path / 'captions.txt'}"]
     command = [sys.executable, "-m", "contextdiff_jax.main", "--mode=metrics", "--features=clip:builtin:clip_mini"]
     done = subprocess.run([*command, *flags], capture_output=True, text=True)
@@ -405,16 +529,22 @@ def test_command_line_says_what_is_missing(tmp_path):
             command_line.run("metrics", None, command_line.Options("", **options))
 
 
-def test_statistics_from_the_command_line(tmp_path):
+def test_statistics_from_the_command_line(tmp_path, capsys):
     a, out = folder(tmp_path / "a", pictures(200, 0)), tmp_path / "s.npz"
     options = dict(images=str(a), features=("clip:builtin:clip_mini",), crop=32)
+    few = folder(tmp_path / "few", pictures(100, 0))
+    (few / "bad.png").write_bytes(b"no picture")
+    command_line.run("metrics", None, command_line.Options("", out=str(out), **options | {"images": str(few)}))
+    said = capsys.readouterr().err
+    assert "WARNING: a Frechet distance of 100 pictures in 128 features" in said and "bad.png: not an image" in said
     command_line.run("metrics", None, command_line.Options("", out=str(out), **options))
+    assert "WARNING" not in capsys.readouterr().err
     command_line.run(
         "metrics", None, command_line.Options("", reference=str(out), out=str(tmp_path / "o.json"), **options)
     )
     with open(tmp_path / "o.json") as file:
         figures = json.load(file)["spaces"]["clip clip_mini"]["figures"]
-    assert figures == {"frechet_distance": {"frechet": pytest.approx(0.0, abs=1e-5), "n": 200}}
+    assert figures == {"frechet_distance": {"frechet_distance": pytest.approx(0.0, abs=1e-5), "n": 200}}
 
 
 def test_a_measurement_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, capsys):
@@ -429,10 +559,10 @@ def test_a_measurement_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, capsy
             if len(seen) in cuts:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(measure_module, "open_space", lambda spec: colours(is_fid=True))
+    monkeypatch.setattr(measure_command, "open_space", lambda spec: colours(is_fid=True))
     monkeypatch.setattr(measure_module, "BATCH", 8)
     monkeypatch.setattr(unfinished, "PATIENCE", 0)
-    monkeypatch.setattr(measure_module, "Journal", functools.partial(Cut, every=0.0))
+    monkeypatch.setattr(measure_command, "Journal", functools.partial(Cut, every=0.0))
     run = lambda out, reference=str(b): command_line.run(
         "metrics",
         None,
@@ -456,11 +586,15 @@ def test_a_measurement_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, capsy
     run("s.npz", "")
     assert statistics.read(tmp_path / "s.npz", colours(is_fid=True).described, "none").about["n"] == 21
     assert len(seen) == 6 + 1 + 3 and not list(tmp_path.glob(".*unfinished*"))
+    folder(a, pictures(1, 5, side=12), start=21)  # refused in the second batch
+    with pytest.raises(UserError, match="mixes sizes"):
+        run("m.json")
+    assert not list(tmp_path.glob(".*unfinished*"))
 
 
 def test_what_was_computed_is_not_lost_with_its_file(tmp_path, monkeypatch, capsys):
     a, write = folder(tmp_path / "a", pictures(20, 0)), statistics.write
-    monkeypatch.setattr(measure_module, "open_space", lambda spec: colours())
+    monkeypatch.setattr(measure_command, "open_space", lambda spec: colours())
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
 
@@ -475,7 +609,7 @@ def test_what_was_computed_is_not_lost_with_its_file(tmp_path, monkeypatch, caps
         command_line.run("metrics", None, options)
     kept = re.search(r"are in (\S+):", str(caught.value))[1]
     assert statistics.read(kept, colours().described, "none").about["n"] == 20
-    monkeypatch.setattr(measure_module, "write_json", lambda value, path: refuse(path))
+    monkeypatch.setattr(measure_command, "write_json", lambda value, path: refuse(path))
     options = dataclasses.replace(options, reference=str(a), out=str(tmp_path / "m.json"))
     with pytest.raises(UserError, match="m.json cannot be written .*printed instead"):
         command_line.run("metrics", None, options)

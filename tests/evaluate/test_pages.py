@@ -307,10 +307,11 @@ def test_figures_in_feature_spaces_are_on_the_pages(tmp_path):
         rewrite(run / "eval.json", alignment={}, judge_features={}, bits_per_dim={})
         rewrite(run / "eval.json", judge={"name": "recogniser_demo", "digest": "45"})
     page = write_compare(folders, tmp_path / "c.html").read_text()
-    assert "a: colours: digest 0123" in page and "b: colours: digest 0123" in page and "frechet, samples" in page
+    assert "a: colours: digest 0123" in page and "b: colours: digest 0123" in page
+    assert "frechet_distance, samples" in page  # by its metric, also where an older version named the figure otherwise
     assert "All of the protocol of b: colours" in page
     page = write_report_page(folders[0]).read_text()
-    assert "colours: frechet" in page and "; no result" not in page and "frechet, samples" in page
+    assert "colours: frechet distance" in page and "; no result" not in page and "frechet_distance, samples" in page
     assert "8 x 9" in page and "recogniser_demo" in page  # protocol of the space, and who judged
 
 

@@ -1,15 +1,17 @@
 """The parts of an evaluation that need no model: held-out pictures, floors, few samples, a run without an adapter."""
 
+import itertools
 import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from measure_helpers import colours, pictures
+from measure_helpers import SIDE, colours, pictures
 
 from configs import t2i
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.evaluate import suite
+from contextdiff_jax.evaluate import groups, suite
+from contextdiff_jax.evaluate.feature_spaces import Captioned
 from contextdiff_jax.evaluate.groups import Judging
 from contextdiff_jax.evaluate.pages import write_report_page
 
@@ -34,7 +36,11 @@ def config():
 @pytest.fixture
 def measured(config, monkeypatch):
     """Makes what measures, of two sources of 30 pictures and a judge that sees mean colours."""
-    judge = SimpleNamespace(features=lambda images: np.asarray(images, np.float64).mean((1, 2)))
+    judge = SimpleNamespace(
+        features=lambda images: np.asarray(images, np.float64).mean((1, 2)),
+        about=lambda: {"name": "mean colours", "digest": "0123", "resize": "none"},
+        config=SimpleNamespace(net=lambda: SimpleNamespace(channels=(6,))),
+    )
     monkeypatch.setattr(suite, "REFERENCE", 20)
     monkeypatch.setattr(suite._Measured, "_sources", lambda self: [("a", Source(30)), ("b", Source(30, 1))])
     return lambda spaces=(): suite._Measured(config, judge, spaces)
@@ -51,11 +57,18 @@ def test_the_floor_is_as_large_as_the_splits_allow(measured, config, count, floo
     found = measured().figures()["judge_features"]
     assert found["floor: other real renders"]["n"] == floor
     assert found["floor: other real renders"]["against"] == "20 of a and b"
+    assert ("too_few" in found["floor: other real renders"]) == (floor <= 3)
+
+
+def test_the_judge_of_distances_is_named(measured):
+    about, again = (measured().figures()["judge_features_of"] for _ in range(2))
+    assert about == again and len(about.pop("reference_digest")) == 16
+    assert about == {"name": "mean colours", "digest": "0123", "resize": "none", "width": 3}
 
 
 def test_too_few_samples_refuse_the_judges_distances_and_keep_the_rest(measured):
     evaluation = measured([colours()])
-    seen_by(evaluation.start("samples"), pictures(3, 0))
+    seen_by(evaluation.start("samples", 3), pictures(3, 0))
     figures = evaluation.figures()
     assert "3 rows" in figures["judge_features_refused"]["samples"] and "samples" not in figures["judge_features"]
     assert "kernel_distance" in figures["spaces"]["colours"]["samples"]["figures"]
@@ -73,13 +86,29 @@ def test_held_out_pictures_are_spread_over_the_records_and_described(measured):
     assert len(list(other.batches())) == 1 and other.described()["digest"] != held_out.described()["digest"]
 
 
+def test_speed_counts_what_a_batch_has_room_for(monkeypatch):
+    """The last batch is filled up, and takes as long as the others."""
+    times = itertools.count()
+    monkeypatch.setattr(groups, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    clock, room = groups.Clock(), np.zeros((8, 1))
+    drawn = [SimpleNamespace(images=room, whole=lambda n=n: room[:n]) for n in (8, 8, 1)]
+    assert [len(images) for images in clock.timed(drawn)] == [8, 8, 1]
+    assert clock.per_second == 8
+
+
 def test_numbers_are_no_captions(measured, config):
     space = colours()
-    space.embed_texts = lambda texts: np.ones((len(texts), 6))
-    names = lambda: {type(metric).__name__ for metric in measured([space]).start("samples")}
-    assert "ClipScore" in names()
+    embed, see = lambda texts: np.ones((len(texts), 6)), lambda params, images: {"pooled": images}
+    space.captioned = Captioned(embed, see, SIDE, "none", "", lambda texts: np.zeros(len(texts)), 77)
+
+    def names():
+        evaluation = measured([space])
+        evaluation.start("samples", 3)
+        return set(evaluation.figures()["spaces"]["colours"]["samples"]["refused"])
+
+    assert {"clip_score", "cmmd"} <= names()  # none has seen a picture
     config.condition.kind = "none"
-    assert "ClipScore" not in names() and "Cmmd" in names()
+    assert "clip_score" not in names() and "cmmd" in names()
 
 
 def test_a_run_without_an_adapter_prints_and_shows_its_figures(config, tmp_path, monkeypatch, capsys):
@@ -97,11 +126,14 @@ def test_a_run_without_an_adapter_prints_and_shows_its_figures(config, tmp_path,
     config.eval.features = ("colours",)
     pipeline = SimpleNamespace(config=config, step=3, task=SimpleNamespace(adapter=None))
     suite.evaluate_run(pipeline, tmp_path)
-    assert "colours, samples" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "colours, samples   " in printed and "  kernel_distance " in printed and "kid" not in printed
+    assert "a Frechet distance in colours will be refused: 0 pictures will be drawn" in printed
     found = json.loads((tmp_path / "eval.json").read_text())
     assert "samples" in found["spaces"]["colours"] and found["samples_per_second"] == {"samples": 5.0}
     page = write_report_page(tmp_path).read_text()
-    assert "kid, samples" in page and "colours: frechet" in page and "no result" not in page
+    assert "kernel_distance, samples" in page and "kid, samples" not in page
+    assert "colours: frechet distance" in page and "no result" not in page
     config.eval.features = ("colours", "colours")
     with pytest.raises(UserError, match="two feature spaces are called 'colours'"):
         suite.evaluate_run(pipeline, tmp_path)

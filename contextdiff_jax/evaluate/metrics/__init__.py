@@ -7,7 +7,7 @@ A Frechet distance is FID, and a kernel distance KID, only in the features of FI
 """
 
 from contextdiff_jax.evaluate.metrics.accuracy import Accuracy, accuracy
-from contextdiff_jax.evaluate.metrics.base import Figure, Metric
+from contextdiff_jax.evaluate.metrics.base import FeatureMetric, Figure, Metric, distinct
 from contextdiff_jax.evaluate.metrics.clip_score import ClipScore, clip_cosine, clip_score
 from contextdiff_jax.evaluate.metrics.cmmd import Cmmd, cmmd
 from contextdiff_jax.evaluate.metrics.distributed import across_processes
@@ -20,6 +20,7 @@ __all__ = [
     "Accuracy",
     "ClipScore",
     "Cmmd",
+    "FeatureMetric",
     "Figure",
     "Frechet",
     "InceptionScore",
@@ -35,6 +36,7 @@ __all__ = [
     "clip_score",
     "cmmd",
     "distance",
+    "distinct",
     "frechet",
     "inception_score",
     "kid",

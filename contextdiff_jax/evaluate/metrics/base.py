@@ -1,7 +1,7 @@
 """What all metrics share: checked features, a figure with its error, and the streaming form."""
 
 import abc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -34,9 +34,14 @@ class Figure(float):
         return float(self), self.stderr
 
 
-def shown(figures: Mapping[str, Any]) -> dict[str, float]:
-    """Of a metric's result the figures themselves: without counts and standard errors."""
-    return {key: v for key, v in figures.items() if key not in ("n", "splits") and not key.endswith("_stderr")}
+UNNAMED = ("frechet", "kid")  # what results of older versions call a figure, whatever the metric's own name
+
+
+def shown(metric: str, figures: Mapping[str, Any]) -> dict[str, tuple[float, float | None]]:
+    """Of a metric's result the figures themselves, without counts: {name: (value, standard error or None)}."""
+    names = [key for key in figures if key not in ("n", "splits") and not key.endswith("_stderr")]
+    own = lambda key: metric if key in UNNAMED else key
+    return {own(key): (figures[key], figures.get(f"{key}_stderr")) for key in names}
 
 
 def share(hits: np.ndarray) -> Figure:
@@ -170,6 +175,33 @@ class Metric(abc.ABC):
     @abc.abstractmethod
     def result(self) -> dict[str, float | int]:
         """Names and numbers: the figure, its "*_stderr" where one can be had, and "n" pictures."""
+
+    def how(self) -> dict[str, Any]:
+        """The estimator, for whoever wants to repeat the figure: constants and rules by name."""
+        return {}
+
+
+class FeatureMetric(Metric):
+    """A metric that compares the features of a stream with those of a reference; keeps the features.
+
+    Args:
+        features: the network.
+        reference: features of the reference [M, D].
+        kept: where the features are kept. Metrics of one space share it; then one of them is updated, see `distinct`.
+    """
+
+    def __init__(self, features: Features, reference: np.ndarray, kept: Rows | None = None):
+        self.features, self.reference = features, check(reference, "features of the reference")
+        self.kept: Rows = Rows() if kept is None else kept
+
+    def update(self, images: np.ndarray, records: Records) -> None:
+        """Takes in a batch."""
+        self.kept.add(check(self.features(images)), indices(records, images))
+
+
+def distinct(metrics: Iterable[Metric]) -> list[Metric]:
+    """The metrics that are to be updated: one of those that share what is kept, and all others."""
+    return list({id(metric.kept): metric for metric in metrics}.values())
 
 
 def indices(records: Records, images: np.ndarray) -> np.ndarray:

@@ -1,9 +1,11 @@
 """CMMD (Jayasumana et al. 2024): a Gaussian kernel's distance between CLIP embeddings."""
 
+from typing import Any
+
 import numpy as np
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.evaluate.metrics.base import Features, Metric, Records, Rows, blocks, check, check_pair, indices
+from contextdiff_jax.evaluate.metrics.base import FeatureMetric, blocks, check_pair
 
 SIGMA = 10.0  # of the kernel exp(-|x - y|^2 / (2 sigma^2))
 SCALE = 1000.0
@@ -44,21 +46,14 @@ def _mean_kernel(x: np.ndarray, y: np.ndarray) -> float:
     return total / (len(x) * len(y))
 
 
-class Cmmd(Metric):
-    """CMMD of a stream to the embeddings of a reference; keeps the embeddings.
-
-    Args:
-        features: CLIP's image embeddings.
-        reference: embeddings of the reference [M, D].
-    """
-
-    def __init__(self, features: Features, reference: np.ndarray):
-        self.features, self.reference, self.kept = features, check(reference, "features of the reference"), Rows()
-
-    def update(self, images: np.ndarray, records: Records) -> None:
-        """Takes in a batch."""
-        self.kept.add(check(self.features(images)), indices(records, images))
+class Cmmd(FeatureMetric):
+    """CMMD of a stream to the embeddings of a reference; keeps the embeddings."""
 
     def result(self) -> dict[str, float | int]:
         """{"cmmd", "n"}."""
         return {"cmmd": cmmd(self.kept.values(), self.reference), "n": self.kept.n}
+
+    def how(self) -> dict[str, Any]:
+        """Kernel and estimator."""
+        kernel = {"kernel": "exp(-|x - y|^2 / (2 sigma^2)) of embeddings of length 1", "sigma": SIGMA, "scale": SCALE}
+        return kernel | {"estimator": "V-statistic: all pairs, each picture with itself too"}

@@ -4,12 +4,15 @@ import io
 
 import numpy as np
 
-from contextdiff_jax.evaluate.metrics.base import Accumulator, Metric
+from contextdiff_jax.evaluate.metrics.base import Accumulator, Metric, distinct
 
 
-def across_processes(metric: Metric) -> None:
-    """Makes every process's metric that of the whole stream; all processes call it, with the same metric."""
-    metric.kept = joined(metric.kept)
+def across_processes(*metrics: Metric) -> None:
+    """Makes every process's metrics those of the whole stream; all processes call it, with the same metrics. What
+    several of them share goes around once."""
+    whole = {id(metric.kept): joined(metric.kept) for metric in distinct(metrics)}
+    for metric in metrics:
+        metric.kept = whole[id(metric.kept)]
 
 
 def joined(own: Accumulator) -> Accumulator:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -146,14 +147,18 @@ def distance(mean_x: np.ndarray, cov_x: np.ndarray, mean_y: np.ndarray, cov_y: n
     return max(float(total), 0.0)  # rounding can leave equal Gaussians a hair below zero
 
 
-def too_few(width: int, n: int, m: int) -> str:
-    """Why the covariances of n and m pictures cannot be trusted: no more than features; "" where they can."""
+def too_few(width: int, n: int, m: int, instead: str = "kid") -> str:
+    """Why the covariances of n and m pictures cannot be trusted: no more than features; "" where they can.
+
+    `instead` names the kernel distance that can be had in its place; "" where none can.
+    """
     fewest = min(n, m)
     if fewest > width:
         return ""
+    other = f", or take {instead}, which is unbiased at any number" if instead else ""
     return (
         f"a Frechet distance of {fewest} pictures in {width} features rests on singular covariances; "
-        f"give more than {width} pictures on both sides, or take kid, which is unbiased at any number"
+        f"give more than {width} pictures on both sides{other}"
     )
 
 
@@ -171,10 +176,20 @@ class Frechet(Metric):
     Args:
         features: the network.
         reference: moments of the reference in the same features.
+        name: of the figure; "fid" in the features of FID's own network, "sfid" in its spatial ones.
+        instead: as `too_few` takes it.
     """
 
-    def __init__(self, features: Features, reference: Moments):
+    def __init__(
+        self,
+        features: Features,
+        reference: Moments,
+        *,
+        name: str = "frechet_distance",
+        instead: str = "kernel_distance",
+    ):
         self.features, self.reference, self.kept = features, reference, Moments()
+        self.name, self.instead = name, instead
 
     def update(self, images: np.ndarray, records: Records) -> None:
         """Takes in a batch."""
@@ -182,15 +197,19 @@ class Frechet(Metric):
         self.kept.add(self.features(images))
 
     def result(self) -> dict[str, float | int]:
-        """{"frechet", "n"}.
+        """{name, "n"}.
 
         Raises:
             UserError: no more pictures than features.
         """
         if not self.kept.n:
             raise UserError("a Frechet distance of 0 pictures; give some")
-        if few := too_few(len(self.kept.mean), self.kept.n, self.reference.n):
+        if few := too_few(len(self.kept.mean), self.kept.n, self.reference.n, self.instead):
             raise UserError(few)
         kept, reference = self.kept, self.reference
         value = distance(kept.mean, kept.covariance, reference.mean, reference.covariance)
-        return {"frechet": value, "n": kept.n}
+        return {self.name: value, "n": kept.n}
+
+    def how(self) -> dict[str, Any]:
+        """Covariances and root."""
+        return {"covariances": "divided by N - 1", "root": "symmetric, float64"}

@@ -1,7 +1,7 @@
 """The Inception score (Salimans et al. 2016): exp of the mean KL of p(y | x) from p(y)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -9,7 +9,6 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.metrics.base import Features, Metric, Records, check, indices
 
 SPLITS = 10
-GOLDEN = (5**0.5 - 1) / 2
 
 
 class InceptionScore(float):
@@ -18,7 +17,7 @@ class InceptionScore(float):
     Attributes:
         split_mean, split_std: mean and spread (dividing by their number) of the scores of the splits, each with its own
             p(y): what most papers print as "a +- b". The fewer pictures a split has, the lower it is.
-        splits: their number.
+        splits: their number; 0, and the mean NaN, where a split would have no picture.
     """
 
     split_mean: float
@@ -27,16 +26,24 @@ class InceptionScore(float):
 
     def __new__(cls, over_all: float, of_splits: Sequence[float]) -> Self:
         score = super().__new__(cls, over_all)
-        score.split_mean, score.split_std = float(np.mean(of_splits)), float(np.std(of_splits))
         score.splits = len(of_splits)
+        some = of_splits if score.splits else [np.nan]
+        score.split_mean, score.split_std = float(np.mean(some)), float(np.std(some))
         return score
 
     def __repr__(self) -> str:
-        return f"{float(self):.6g} (in {self.splits} splits {self.split_mean:.6g} +- {self.split_std:.2g})"
+        of_splits = f" (in {self.splits} splits {self.split_mean:.6g} +- {self.split_std:.2g})"
+        return f"{float(self):.6g}" + of_splits * bool(self.splits)
 
 
 class Entropies:
     """Sums from which the scores of all splits follow: memory flat in N.
+
+    The splits are contiguous slices of the stream, as Salimans et al. and ADM's evaluator take them.
+
+    Args:
+        total: places in the stream.
+        splits: how many slices.
 
     Attributes:
         n: pictures by split, [S].
@@ -44,10 +51,10 @@ class Entropies:
         sum_p_log_p: [S].
     """
 
-    def __init__(self, splits: int = SPLITS):
+    def __init__(self, total: int, splits: int = SPLITS):
         if splits < 1:
             raise UserError(f"splits={splits}; give 1 or more (papers take 10)")
-        self.splits = splits
+        self.total, self.splits = total, splits
         self.n, self.sum_p, self.sum_p_log_p = np.zeros(splits, np.int64), None, np.zeros(splits)
 
     def add(self, p: np.ndarray, places: np.ndarray) -> None:
@@ -58,7 +65,7 @@ class Entropies:
         p = p / p.sum(axis=1, keepdims=True)
         if self.sum_p is None:
             self.sum_p = np.zeros((self.splits, p.shape[1]))
-        split = split_of(places, self.splits)
+        split = np.asarray(places, np.int64) * self.splits // self.total
         np.add.at(self.n, split, 1)
         np.add.at(self.sum_p, split, p)
         np.add.at(self.sum_p_log_p, split, _p_log_p(p).sum(axis=1))
@@ -71,16 +78,15 @@ class Entropies:
         self.n, self.sum_p_log_p = self.n + other.n, self.sum_p_log_p + other.sum_p_log_p
 
     def score(self) -> InceptionScore:
-        """Both conventions.
+        """Both conventions; that of all pictures alone where a split has none.
 
         Raises:
-            UserError: a split without a picture.
+            UserError: no pictures.
         """
-        if not self.n.all():
-            raise UserError(
-                f"an Inception score of {self.n.sum()} pictures in {self.splits} splits; give more pictures"
-            )
-        each = [_score(n, p, e) for n, p, e in zip(self.n, self.sum_p, self.sum_p_log_p, strict=True)]
+        if not self.n.any():
+            raise UserError("an Inception score of 0 pictures; give some")
+        splits = zip(self.n, self.sum_p, self.sum_p_log_p, strict=True)
+        each = [_score(n, p, e) for n, p, e in splits] if self.n.all() else []
         whole = _score(self.n.sum(), self.sum_p.sum(axis=0), self.sum_p_log_p.sum())
         return InceptionScore(whole, each)
 
@@ -93,12 +99,6 @@ class Entropies:
         """Takes the place of what was seen so far."""
         self.n, self.sum_p_log_p = state["n"], state["sum_p_log_p"]
         self.sum_p = state["sum_p"] if state["sum_p"].size else None
-
-
-def split_of(places: np.ndarray, splits: int) -> np.ndarray:
-    """The split of each place in the stream: multiples of the golden ratio, which spread evenly and share no period
-    with classes that take turns."""
-    return (np.mod(places * GOLDEN, 1.0) * splits).astype(np.int64)
 
 
 def _p_log_p(p: np.ndarray) -> np.ndarray:
@@ -114,12 +114,13 @@ def _score(n: int, sum_p: np.ndarray, sum_p_log_p: float) -> float:
 def inception_score(p: np.ndarray, splits: int = SPLITS) -> InceptionScore:
     """The score of class probabilities [N, K], rows that sum to 1, by both conventions.
 
-    K balanced one-hots score K over all pictures. Not more than two pictures a split make one split.
+    K balanced one-hots score K over all pictures. The splits are contiguous slices; fewer pictures than splits have
+    the score over all pictures alone.
 
     Raises:
         UserError: no pictures, rows that are no probabilities.
     """
-    entropies = Entropies(splits if len(p) > 2 * splits else 1)
+    entropies = Entropies(len(p), splits)
     entropies.add(p, np.arange(len(p)))
     return entropies.score()
 
@@ -129,23 +130,28 @@ class InceptionScores(Metric):
 
     Args:
         probabilities: the network with its softmax; FID's Inception takes its logits without their bias.
-        splits: how many.
+        total, splits: as `Entropies` takes them.
     """
 
-    def __init__(self, probabilities: Features, splits: int = SPLITS):
-        self.features, self.kept = probabilities, Entropies(splits)
+    def __init__(self, probabilities: Features, total: int, splits: int = SPLITS):
+        self.features, self.kept = probabilities, Entropies(total, splits)
 
     def update(self, images: np.ndarray, records: Records) -> None:
         """Takes in a batch."""
         self.kept.add(self.features(images), indices(records, images))
 
     def result(self) -> dict[str, float | int]:
-        """{"inception_score_all", "inception_score_split_mean", "inception_score_split_std", "splits", "n"}."""
+        """{"inception_score_all", "inception_score_split_mean", "inception_score_split_std", "splits", "n"}; those of
+        splits are missing where one has no picture."""
         score = self.kept.score()
-        return {
-            "inception_score_all": float(score),
+        of_splits = {
             "inception_score_split_mean": score.split_mean,
             "inception_score_split_std": score.split_std,
             "splits": score.splits,
-            "n": int(self.kept.n.sum()),
         }
+        figures = {"inception_score_all": float(score)} | (of_splits if score.splits else {})
+        return figures | {"n": int(self.kept.n.sum())}
+
+    def how(self) -> dict[str, Any]:
+        """How the splits are drawn."""
+        return {"splits": self.kept.splits, "drawn": "contiguous slices of the pictures in their order"}

@@ -1,19 +1,18 @@
 """The kernel distance (Binkowski et al. 2018): KID in the features of FID's own network. Unbiased at any N."""
 
+from typing import Any
+
 import numpy as np
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.metrics.base import (
+    FeatureMetric,
     Features,
     Figure,
-    Metric,
-    Records,
     Rows,
     blocks,
-    check,
     check_pair,
     entries,
-    indices,
 )
 
 
@@ -81,31 +80,35 @@ def _mmd2(x: np.ndarray, y: np.ndarray) -> Figure:
     return Figure(value, variance**0.5)
 
 
-class Kid(Metric):
+class Kid(FeatureMetric):
     """The kernel distance of a stream to the features of a reference; keeps the features.
 
     Args:
-        features: the network.
-        reference: features of the reference [M, D].
+        features, reference, kept: as `FeatureMetric` takes them.
         subsets, subset_size, seed: as `kid` takes them.
+        name: of the figure; "kid" in the features of FID's own network.
     """
 
     def __init__(
         self,
         features: Features,
         reference: np.ndarray,
+        kept: Rows | None = None,
         *,
         subsets: int | None = None,
         subset_size: int = 1000,
         seed: int = 0,
+        name: str = "kernel_distance",
     ):
-        self.features, self.reference, self.kept = features, check(reference, "features of the reference"), Rows()
-        self.how = dict(subsets=subsets, subset_size=subset_size, seed=seed)
-
-    def update(self, images: np.ndarray, records: Records) -> None:
-        """Takes in a batch."""
-        self.kept.add(check(self.features(images)), indices(records, images))
+        super().__init__(features, reference, kept)
+        self.name, self._drawn = name, dict(subsets=subsets, subset_size=subset_size, seed=seed)
 
     def result(self) -> dict[str, float | int]:
-        """{"kid", "kid_stderr", "n"}."""
-        return entries({"kid": kid(self.kept.values(), self.reference, **self.how)}) | {"n": self.kept.n}
+        """{name, its "*_stderr", "n"}."""
+        return entries({self.name: kid(self.kept.values(), self.reference, **self._drawn)}) | {"n": self.kept.n}
+
+    def how(self) -> dict[str, Any]:
+        """Kernel and estimator."""
+        whole = {"estimator": "unbiased U-statistic over all pairs of both sets", "error": "jackknife over both sets"}
+        parts = {"estimator": "mean over random subsets", "error": "spread of that mean"} | self._drawn
+        return {"kernel": "(x.y / D + 1)^3"} | (whole if self._drawn["subsets"] is None else parts)

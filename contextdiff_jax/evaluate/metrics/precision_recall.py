@@ -1,21 +1,18 @@
 """Improved precision and recall (Kynkaanniemi et al. 2019): quality and coverage apart."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.metrics.base import (
+    FeatureMetric,
     Features,
     Figure,
-    Metric,
-    Records,
     Rows,
     blocks,
-    check,
     check_pair,
     entries,
-    indices,
     share,
 )
 
@@ -79,23 +76,24 @@ def _compare(x: np.ndarray, y: np.ndarray, radii_x: np.ndarray, radii_y: np.ndar
     return PrecisionRecall(share(in_y), share(in_x))
 
 
-class PrecisionAndRecall(Metric):
+class PrecisionAndRecall(FeatureMetric):
     """Precision and recall of a stream against the features of a reference; keeps the features.
 
     Args:
-        features: the network.
-        reference: features of the reference [M, D].
+        features, reference, kept: as `FeatureMetric` takes them.
         k: neighbours.
     """
 
-    def __init__(self, features: Features, reference: np.ndarray, k: int = NEIGHBOURS):
-        self.features, self.reference, self.kept = features, check(reference, "features of the reference"), Rows()
+    def __init__(
+        self, features: Features, reference: np.ndarray, kept: Rows | None = None, *, k: int = NEIGHBOURS
+    ):
+        super().__init__(features, reference, kept)
         self.k = k
-
-    def update(self, images: np.ndarray, records: Records) -> None:
-        """Takes in a batch."""
-        self.kept.add(check(self.features(images)), indices(records, images))
 
     def result(self) -> dict[str, float | int]:
         """{"precision", "recall", their "*_stderr", "n"}."""
         return entries(precision_recall(self.kept.values(), self.reference, self.k)._asdict()) | {"n": self.kept.n}
+
+    def how(self) -> dict[str, Any]:
+        """Neighbours and the error."""
+        return {"k": self.k, "manifold": "balls to the k-th nearest other point", "error": "binomial"}

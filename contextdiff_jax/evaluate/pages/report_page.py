@@ -108,16 +108,16 @@ def main_figures(run: Run) -> dict[str, tuple[str, str]]:
 
 def _of_space(space: str, row: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """The first figure in a feature space; {} where all are refused."""
-    shown = [
-        (setting, key, number(figures[key], figures.get(f"{key}_stderr")))
+    found = [
+        (setting, key, number(*figure))
         for setting in tables.settings_in(row)
-        for figures in list(row[setting]["figures"].values())[:1]
-        for key in list(figures)[:1]
+        for metric, figures in list(row[setting]["figures"].items())[:1]
+        for key, figure in list(tables.shown(metric, figures).items())[:1]
     ]
-    if not shown:
+    if not found:
         return {}
-    _, key, value = shown[0]
-    under = ", ".join(f"{setting} {other}" for setting, k, other in shown[1:] if k == key)
+    _, key, value = found[0]
+    under = ", ".join(f"{setting} {other}" for setting, k, other in found[1:] if k == key)
     return {f"{space}: {key.replace('_', ' ')}": (value, under)}
 
 

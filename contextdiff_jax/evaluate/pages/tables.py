@@ -47,7 +47,7 @@ def distances(rows: Mapping[str, Mapping[str, Any]]) -> str:
             kind_of(name),
             [
                 text(name),
-                cell(number(row.get("frechet"))),
+                cell(number(row.get("frechet")) + " (too few pictures)" * ("too_few" in row)),
                 share_cell(row, "precision"),
                 share_cell(row, "recall"),
                 cell(number(row.get("n"))),
@@ -92,9 +92,9 @@ def spaces(found: Mapping[str, Mapping[str, Any]]) -> str:
     for name, space in found.items():
         body = []
         for setting in settings_in(space):
-            for figures in space[setting]["figures"].values():
-                for key, value in shown(figures).items():
-                    cells = cell(text(number(value, figures.get(f"{key}_stderr")))), cell(number(figures["n"]))
+            for metric, figures in space[setting]["figures"].items():
+                for key, (value, stderr) in shown(metric, figures).items():
+                    cells = cell(text(number(value, stderr))), cell(number(figures["n"]))
                     body.append((kind_of(setting), [text(f"{key}, {setting}"), *cells]))
             for metric, why in space[setting]["refused"].items():
                 body.append(

@@ -11,6 +11,7 @@ from measure_helpers import colours, pictures
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import metrics
 from contextdiff_jax.evaluate.measure import measure
+from contextdiff_jax.evaluate.metrics import base
 from contextdiff_jax.evaluate.metrics.distributed import pack, unpack
 
 N, WIDTH = 61, 6
@@ -35,7 +36,7 @@ def probabilities(images: np.ndarray) -> np.ndarray:
 
 
 def embed(texts: list[str]) -> np.ndarray:
-    return np.array([[float(t.split()[1]) + 1.0] + [1.0] * (WIDTH - 1) for t in texts])
+    return np.array([[float(t.split()[-1]) + 1.0] + [1.0] * (WIDTH - 1) for t in texts])
 
 
 class Judge:
@@ -43,6 +44,7 @@ class Judge:
         return (flat(images)[:, 0] > 0).astype(int), np.zeros(len(images), int)
 
 
+LONG = "A photo depicts picture 9"  # captions of two digits count as too long
 REFERENCE = np.random.default_rng(1).uniform(-0.8, 1, (70, WIDTH))
 MAKERS = {
     "frechet": lambda: metrics.Frechet(flat, metrics.Moments.of(REFERENCE)),
@@ -50,8 +52,8 @@ MAKERS = {
     "kid of subsets": lambda: metrics.Kid(flat, REFERENCE, subsets=3, subset_size=20),
     "precision and recall": lambda: metrics.PrecisionAndRecall(flat, REFERENCE),
     "cmmd": lambda: metrics.Cmmd(flat, REFERENCE),
-    "inception score": lambda: metrics.InceptionScores(probabilities, splits=3),
-    "clip score": lambda: metrics.ClipScore(flat, embed),
+    "inception score": lambda: metrics.InceptionScores(probabilities, N, splits=3),
+    "clip score": lambda: metrics.ClipScore(flat, embed, too_long=lambda t: np.char.str_len(t) > len(LONG)),
     "accuracy": lambda: metrics.Accuracy(Judge()),
 }
 
@@ -80,14 +82,20 @@ def test_any_partition_gives_the_same_figure(name):
 def test_streams_give_the_figures_of_the_arrays():
     images, records = stream()
     x = flat(images)
-    results = {}
+    results, metric_how = {}, {}
     for name, make in MAKERS.items():
         metric = make()
         metric.update(images, records)
+        metric_how[name] = metric.how()
         results[name] = metric.result()
-    assert results["frechet"]["frechet"] == pytest.approx(metrics.frechet(x, REFERENCE))
+    how = metric_how["clip score"]
+    assert how["captions_cut"] == N - 10 and how["prefix"] == "A photo depicts " and how["weight"] == 2.5
+    assert metric_how["kid"]["estimator"].startswith("unbiased U") and metric_how["kid of subsets"]["subsets"] == 3
+    assert metric_how["precision and recall"]["k"] == 3 and metric_how["cmmd"]["sigma"] == 10
+    assert results["frechet"]["frechet_distance"] == pytest.approx(metrics.frechet(x, REFERENCE))
     kid = metrics.kid(x, REFERENCE)
-    assert (results["kid"]["kid"], results["kid"]["kid_stderr"]) == pytest.approx((kid, kid.stderr))
+    found = results["kid"]
+    assert (found["kernel_distance"], found["kernel_distance_stderr"]) == pytest.approx((kid, kid.stderr))
     precision, recall = metrics.precision_recall(x, REFERENCE)
     assert (results["precision and recall"]["precision"], results["precision and recall"]["recall"]) == (
         precision,
@@ -105,6 +113,18 @@ def test_streams_give_the_figures_of_the_arrays():
     assert results["accuracy"]["object"] == metrics.accuracy((x[:, 0] > 0).astype(int), asked)
 
 
+def test_metrics_of_one_space_keep_its_features_once():
+    images, records = stream()
+    rows = base.Rows()
+    kid, share = metrics.Kid(flat, REFERENCE, rows), metrics.PrecisionAndRecall(flat, REFERENCE, rows)
+    for metric in metrics.distinct([kid, share]):
+        metric.update(images, records)
+    metrics.across_processes(kid, share)
+    assert kid.kept is share.kept and rows.n == N
+    assert kid.result()["kernel_distance"] == pytest.approx(metrics.kid(flat(images), REFERENCE))
+    assert share.result()["precision"] == metrics.precision_recall(flat(images), REFERENCE).precision
+
+
 def test_moments_survive_a_large_mean():
     x = np.random.default_rng(0).normal(size=(1000, 3))
     moments = metrics.Moments()
@@ -117,7 +137,7 @@ def test_what_a_stream_gets_wrong():
     images, records = stream()
     few = metrics.Frechet(flat, metrics.Moments.of(REFERENCE))
     few.update(images[:6], records[:6])
-    with pytest.raises(UserError, match="6 pictures in 6 features .* more than 6 pictures .* kid"):
+    with pytest.raises(UserError, match="6 pictures in 6 features .* more than 6 pictures .* kernel_distance"):
         few.result()
     with pytest.raises(UserError, match="one record per picture"):
         few.update(images, records[:3])
