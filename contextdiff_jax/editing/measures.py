@@ -99,9 +99,10 @@ def _stands_for_object(region: np.ndarray | None, size: tuple[int, int], kept: s
 def _against_source(frames: np.ndarray, source: np.ndarray, inside: np.ndarray | None) -> dict[str, float]:
     """How near a row is to the source, as a whole and, where the object is known, on it and outside."""
     row = dict(psnr=figures.psnr(frames, source))
-    if inside is not None:
+    if inside is not None and not inside.all():
         row["background_psnr"] = figures.psnr(frames, source, ~inside)
         row["background_ssim"] = figures.ssim(frames, source, ~inside)
+    if inside is not None and inside.any():
         row["object_psnr"] = figures.psnr(frames, source, inside)
     return row
 
