@@ -55,10 +55,9 @@ def _head_by_head(q: Array, k: Array, v: Array, scale: float) -> Array:
     return jnp.moveaxis(jax.lax.map(one_head, tuple(heads_first)), 0, 2)
 
 
-def attention_weights(q: Array, k: Array, mask: Array | None = None, scale: float | None = None) -> Array:
+def attention_weights(q: Array, k: Array, mask: Array | None = None) -> Array:
     """The softmax by itself, computed plainly: q [B, Tq, H, D], k [B, Tk, H, D] -> float32 [B, H, Tq, Tk]."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    logits = jnp.einsum("bthd,bshd->bhts", q * scale, k, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("bthd,bshd->bhts", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
     return jax.nn.softmax(logits if mask is None else jnp.where(mask, logits, -jnp.inf))
 
 

@@ -126,15 +126,15 @@ def check_writable(folder: str | Path, what: str, remedy: str) -> None:
         raise UserError(f"{what} {str(folder)!r} cannot be written ({error.strerror}: {place}); {remedy}") from error
 
 
-def check_file(path: str | Path, flag: str = "--out") -> None:
+def check_file(path: str | Path) -> None:
     """Tries whether a file of results can be written, before the work that fills it.
 
     Raises:
         UserError: that cannot be done, or the path is a folder.
     """
     if Path(path).is_dir():
-        raise UserError(f"{flag}={path} is a folder; name a file in it")
-    check_writable(Path(path).parent, "folder of results", f"give another {flag}")
+        raise UserError(f"--out={path} is a folder; name a file in it")
+    check_writable(Path(path).parent, "folder of results", "give another --out")
 
 
 def read_json(
