@@ -8,6 +8,7 @@ limited in size and deleted as soon as it has been read.
 
 import os
 import tempfile
+from collections import deque
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +26,8 @@ from contextdiff_jax.samplers import SAMPLERS
 
 HOST, PORT = "127.0.0.1", 7860
 LARGEST_UPLOAD = 64 * 2**20  # bytes
-FRAMES, STEPS = (2, 24), (1, 100)  # least and most
+FRAMES, STEPS, GUIDANCE = (2, 24), (1, 100), (1.0, 15.0)  # least and most
+KEPT = 20  # results that stay on the disk; older ones are deleted
 SHOWN_SIDE = 384  # pixels that small pictures are enlarged to, by a whole factor
 
 
@@ -39,6 +41,11 @@ class Desk:
 
     def __init__(self, pipeline: Pipeline, folder: str | Path):
         self.pipeline, self.folder = pipeline, Path(folder)
+        sample = pipeline.config.sample
+        # A model's own settings can be asked for, whatever the page's usual range.
+        self.steps = (STEPS[0], max(STEPS[1], sample.num_steps))
+        self.guidance = (GUIDANCE[0], max(GUIDANCE[1], sample.guidance))
+        self._results: deque[Path] = deque()
 
     @property
     def edits_clips(self) -> bool:
@@ -59,7 +66,8 @@ class Desk:
         """
         if not prompt or not prompt.strip():
             raise UserError("the prompt is empty; say what is to be drawn")
-        how = dict(num_steps=whole("steps", steps, *STEPS), sampler=sampler, guidance=float(guidance))
+        how = dict(num_steps=whole("steps", steps, *self.steps), sampler=sampler)
+        how["guidance"] = real("guidance", guidance, *self.guidance)
         key, pictures, rows = whole("seed", seed, 0, 2**31 - 1), [], {}
         has_words = self.pipeline.config.condition.kind == "text"
         read = Prompt.read(prompt, self.pipeline.task.parts.condition.read) if has_words else None
@@ -96,9 +104,10 @@ class Desk:
         try:
             if Path(upload).stat().st_size > LARGEST_UPLOAD:
                 raise UserError(f"the clip is larger than {LARGEST_UPLOAD >> 20} MB; cut it shorter")
-            if not source.strip() or not target.strip():
+            if not (source and source.strip() and target and target.strip()):
                 raise UserError("a text is missing; say what the clip shows, and what it is to show")
-            how = dict(steps=whole("steps", steps, *STEPS), guidance=float(guidance), method=method)
+            how = dict(steps=whole("steps", steps, *self.steps), method=method)
+            how["guidance"] = real("guidance", guidance, *self.guidance)
             how["num_frames"] = whole("frames", frames, *FRAMES)
             edited = self.pipeline.edit(upload, source, target, progress=False, **how)
         except UserError as error:
@@ -110,7 +119,25 @@ class Desk:
     def _file(self, suffix: str) -> Path:
         handle, path = tempfile.mkstemp(suffix, dir=self.folder)
         os.close(handle)
+        self._results.append(Path(path))
+        while len(self._results) > KEPT:
+            self._results.popleft().unlink(missing_ok=True)
         return Path(path)
+
+
+def real(name: str, value: Any, least: float, most: float, what: str = "number") -> float:
+    """A number from a field of the page.
+
+    Raises:
+        UserError: it is none, or out of range.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not least <= number <= most:  # what is no number is not within anything
+        raise UserError(f"{name} = {value!r} is refused; give a {what} from {least:.10g} to {most:.10g}")
+    return number
 
 
 def whole(name: str, value: Any, least: int, most: int) -> int:
@@ -119,9 +146,10 @@ def whole(name: str, value: Any, least: int, most: int) -> int:
     Raises:
         UserError: it is none, or out of range.
     """
-    if value is None or value != int(value) or not least <= value <= most:
+    number = real(name, value, least, most, "whole number")
+    if number != int(number):
         raise UserError(f"{name} = {value!r} is refused; give a whole number from {least} to {most}")
-    return int(value)
+    return int(number)
 
 
 def enlarged(pixels: np.ndarray) -> np.ndarray:
@@ -166,6 +194,7 @@ def build(desk: Desk, name: str) -> Any:
         return call
 
     sample = desk.pipeline.config.sample
+    usual = max(GUIDANCE[0], sample.guidance)
     with gr.Blocks(title=f"contextdiff: {name}", analytics_enabled=False, delete_cache=(600, 600)) as page:
         gr.Markdown(
             f"# {name}\nThe adapter on and off, from the same noise, with the same steps, sampler and guidance."
@@ -173,9 +202,9 @@ def build(desk: Desk, name: str) -> Any:
         with gr.Tab("Draw"):
             prompt = gr.Textbox(label="Prompt", elem_id="prompt", placeholder="a frog on a purple background")
             with gr.Row():
-                steps = gr.Slider(*STEPS, value=sample.num_steps, step=1, label="Steps")
+                steps = gr.Slider(*desk.steps, value=sample.num_steps, step=1, label="Steps")
                 sampler = gr.Dropdown(list(SAMPLERS), value=sample.sampler, label="Sampler")
-                guidance = gr.Slider(1, 15, value=max(1.0, sample.guidance), step=0.5, label="Guidance")
+                guidance = gr.Slider(*desk.guidance, value=usual, step=0.5, label="Guidance")
                 seed = gr.Number(value=0, precision=0, label="Seed")
             go = gr.Button("Draw", variant="primary", elem_id="draw")
             pictures = gr.Gallery(label="Pictures", columns=2, elem_id="pictures", interactive=False)
@@ -198,8 +227,8 @@ def _clips(gr: ModuleType, desk: Desk, told: Any, sample: Any) -> None:
         with gr.Row():
             method = gr.Dropdown(list(METHODS), value="contextdiff", label="Method")
             frames = gr.Slider(*FRAMES, value=8, step=1, label="Frames")
-            steps = gr.Slider(*STEPS, value=sample.num_steps, step=1, label="Steps")
-            guidance = gr.Slider(1, 15, value=7.5, step=0.5, label="Guidance")
+            steps = gr.Slider(*desk.steps, value=sample.num_steps, step=1, label="Steps")
+            guidance = gr.Slider(*desk.guidance, value=7.5, step=0.5, label="Guidance")
         go = gr.Button("Edit", variant="primary", elem_id="edit")
         video = gr.Video(label="Source, reconstruction, edit", elem_id="video", interactive=False)
         figures = gr.Textbox(label="Figures", lines=6, interactive=False)

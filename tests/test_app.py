@@ -3,6 +3,7 @@
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -28,6 +29,10 @@ def test_bad_input_is_one_line(pipe, tmp_path):
         (dict(steps=0), "steps = 0 is refused"),
         (dict(seed=1.5), "seed = 1.5 is refused"),
         (dict(seed=None), "seed = None"),
+        (dict(steps=float("nan")), "steps = nan is refused"),
+        (dict(seed=float("inf")), "seed = inf is refused; give a whole number from 0 to 2147483647"),
+        (dict(guidance=None), "guidance = None is refused; give a number from 1 to 15"),
+        (dict(guidance=float("nan")), "guidance = nan is refused"),
     ):
         with pytest.raises(UserError, match=words):
             desk.draw(**(good | change))
@@ -40,8 +45,21 @@ def test_bad_input_is_one_line(pipe, tmp_path):
     assert str(tmp_path) not in str(error.value) and not upload.exists()  # read, refused, deleted
     upload.write_bytes(bytes(10))
     with pytest.raises(UserError, match="a text is missing"):
-        desk.edit(str(upload), "", "a star", "contextdiff", 8, 2, 3.0)
+        desk.edit(str(upload), None, "a star", "contextdiff", 8, 2, 3.0)
     assert not upload.exists()
+
+
+def test_a_models_own_settings_can_be_asked_for():
+    sample = SimpleNamespace(num_steps=250, guidance=20.0)
+    desk = app.Desk(SimpleNamespace(config=SimpleNamespace(sample=sample)), "folder")
+    assert desk.steps == (1, 250) and desk.guidance == (1.0, 20.0)
+
+
+def test_old_results_are_deleted(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "KEPT", 2)
+    desk = app.Desk(pipe, tmp_path)
+    made = [desk._file(".png") for _ in range(4)]
+    assert sorted(tmp_path.iterdir()) == sorted(made[2:])
 
 
 def test_large_uploads_are_refused(pipe, tmp_path, monkeypatch):

@@ -12,6 +12,14 @@ REFERENCE = ("path", "n", "digest", "size", "crop")  # and of the pictures that 
 
 def of_run(run: Run) -> dict[str, Any]:
     """{name: value} of all that the figures depend on, beside the model; {} before an evaluation."""
+    found = of_evaluation(run)
+    for name, space in run.figures.get("spaces", {}).items():
+        found |= {f"{name}: {key}": value for key, value in of_space(space).items()}
+    return found
+
+
+def of_evaluation(run: Run) -> dict[str, Any]:
+    """The same without the feature spaces."""
     figures = run.figures
     if not figures:
         return {}
@@ -19,8 +27,6 @@ def of_run(run: Run) -> dict[str, Any]:
     for section in ("judge", "sample", "eval"):
         value = figures.get(section)
         found |= {f"{section}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {section: value}
-    for name, space in figures.get("spaces", {}).items():
-        found |= {f"{name}: {key}": value for key, value in of_space(space).items()}
     for row in list(figures.get("judge_features", {}).values())[:1]:
         found["judge's features against"] = row.get("against")
     for row in list(figures.get("bits_per_dim", {}).values())[:1]:

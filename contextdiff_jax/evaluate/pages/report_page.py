@@ -25,7 +25,7 @@ from contextdiff_jax.evaluate.pages.html import (
     tiles,
     video,
 )
-from contextdiff_jax.evaluate.pages.protocols import of_run
+from contextdiff_jax.evaluate.pages.protocols import of_evaluation
 from contextdiff_jax.evaluate.pages.run import Run
 from contextdiff_jax.files import atomic, read_object
 
@@ -235,7 +235,7 @@ def protocol(run: Run) -> str:
         for k, v in run.figures.items()
         if isinstance(v, str | int | float) and k not in ("title", "hardware", "step", "seed", "judge")
     }
-    rest = {k: v for k, v in of_run(run).items() if k not in ("hardware", "step", "seed")}
+    rest = {k: v for k, v in of_evaluation(run).items() if k not in ("hardware", "step", "seed")}
     return facts("How the figures were made", about | rest | {k: number(v) for k, v in plain.items()})
 
 
