@@ -368,6 +368,7 @@ def metrics(options: Options) -> None:
         crop=options.crop,
         captions=options.captions,
         out=options.out,
+        prefix=options.caption_prefix,
     )
 
 

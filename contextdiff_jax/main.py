@@ -64,6 +64,9 @@ CAPTIONS = flags.DEFINE_string(
     "",
     _of("captions", "text file with a caption a line, a table (.jsonl, .csv, .tsv), or their folder."),
 )
+CAPTION_PREFIX = flags.DEFINE_string(
+    "caption_prefix", None, _of("caption_prefix", "put before every caption for CLIPScore; default the paper's.")
+)
 SETS = flags.DEFINE_multi_string("set", [], _of("sets", "NAME=FOLDER of results, ours first; repeatable."))
 MODEL = flags.DEFINE_string("model", "", _of("model", "a run or an export; default the model that ships."))
 HOST = flags.DEFINE_string(
@@ -124,6 +127,7 @@ def main(argv: list[str]) -> None:
                 reference=REFERENCE.value,
                 features=tuple(FEATURES.value),
                 captions=CAPTIONS.value,
+                caption_prefix=CAPTION_PREFIX.value,
                 crop=CROP.value,
                 negative=NEGATIVE.value,
                 size=SIZE.value,

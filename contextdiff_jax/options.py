@@ -36,6 +36,7 @@ class Options:
     reference: str = _of("metrics")
     features: tuple[str, ...] = _of("metrics", ())
     captions: str = _of("metrics study")
+    caption_prefix: str | None = _of("metrics", None)
     crop: int | None = _of("metrics", None)
     negative: str = _of("sample")
     size: str = _of("sample")

@@ -6,9 +6,9 @@ the pool of the last block is a maximum, and the Inception score takes the logit
 The weights are those of pytorch-fid's release, converted once. The SHA-256 of the release goes along, because a
 distance is called FID in these weights alone:
 
-    python -c "import hashlib, torch, safetensors.torch as s; name = 'pt_inception-2015-12-05-6726825d.pth';
-        sha = hashlib.sha256(open(name, 'rb').read()).hexdigest();
-        s.save_file(torch.load(name, weights_only=True), 'inception-2015-12-05.safetensors', {'sha256': sha})"
+    python -c "import hashlib, torch, safetensors.torch as s; pth = 'pt_inception-2015-12-05-6726825d.pth'; s.save_file(
+        torch.load(pth, weights_only=True), 'inception-2015-12-05.safetensors',
+        {'sha256': hashlib.sha256(open(pth, 'rb').read()).hexdigest()})"
 """
 
 import dataclasses

@@ -135,7 +135,9 @@ def references(
     return found
 
 
-def metrics_of(space: FeatureSpace, reference: Reference | None, captions: bool, total: int) -> dict[str, Metric]:
+def metrics_of(
+    space: FeatureSpace, reference: Reference | None, captions: bool, total: int, prefix: str | None = None
+) -> dict[str, Metric]:
     """The metrics that a space and a reference allow, by name; those that compare features share them.
 
     Args:
@@ -143,6 +145,7 @@ def metrics_of(space: FeatureSpace, reference: Reference | None, captions: bool,
         reference: None leaves all comparisons out.
         captions: whether the pictures have any.
         total: how many pictures there are to be.
+        prefix: of captions; None takes that of the space.
     """
     fid = space.described.is_fid
     kernel = "kid" if fid else "kernel_distance"
@@ -164,7 +167,8 @@ def metrics_of(space: FeatureSpace, reference: Reference | None, captions: bool,
     if captions and space.captioned is not None:
         read = space.captioned
         how = {"resize": read.resize, "max_length": read.max_length}
-        found["clip_score"] = ClipScore(space.cropped, read.embed, prefix=read.prefix, too_long=read.too_long, seen=how)
+        before = read.prefix if prefix is None else prefix
+        found["clip_score"] = ClipScore(space.cropped, read.embed, prefix=before, too_long=read.too_long, seen=how)
     return found
 
 
@@ -204,6 +208,7 @@ def measure(
     *,
     crop: int | None = None,
     captions: str | Path = "",
+    prefix: str | None = None,
     journal: Journal | None = None,
 ) -> dict[str, Any]:
     """Every metric that the spaces allow, with the whole protocol. Several processes share the work; all call it.
@@ -214,6 +219,7 @@ def measure(
         spaces: feature spaces, one or more.
         crop: as `PictureSet` takes it, for both sides.
         captions: of the pictures, as `PictureSet` takes them.
+        prefix: as `metrics_of` takes it.
         journal: of a single process; what it holds of the same measurement is not looked at again.
 
     Returns:
@@ -230,7 +236,7 @@ def measure(
     found: Sequence[Reference | None] = [None] * len(spaces)
     if str(reference):
         found = references(reference, spaces, crop, pictures.crop_rule, journal)
-    groups = [metrics_of(s, ref, bool(captions), pictures.total) for s, ref in zip(spaces, found, strict=True)]
+    groups = [metrics_of(s, ref, bool(captions), pictures.total, prefix) for s, ref in zip(spaces, found, strict=True)]
     if not any(groups):
         notes = "".join(f"; {space.not_fid}" for space in spaces if space.not_fid)
         raise UserError(f"nothing to measure: --reference is not given, and no --captions for a clip space{notes}")
@@ -273,6 +279,14 @@ def results(metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
         except UserError as error:
             refused[name] = str(error)
     return {"figures": figures, "how": how, "refused": refused}
+
+
+def cut_captions(how: Mapping[str, Any]) -> str:
+    """What a result says of captions that were too long; "" where none was."""
+    read = how.get("clip_score", {})
+    if not read.get("captions_cut"):
+        return ""
+    return f"{read['captions_cut']} captions are longer than its {read['max_length']} tokens, and were cut there"
 
 
 def _check_same_size(shape: tuple[int, int], reference: Reference | None) -> None:

@@ -14,7 +14,7 @@ import jax
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import statistics
 from contextdiff_jax.evaluate.feature_spaces import FeatureSpace, open_space
-from contextdiff_jax.evaluate.measure import BATCH, Reference, measure, observe
+from contextdiff_jax.evaluate.measure import BATCH, Reference, cut_captions, measure, observe
 from contextdiff_jax.evaluate.metrics.base import shown
 from contextdiff_jax.evaluate.metrics.frechet import too_few
 from contextdiff_jax.evaluate.picture_sets import PictureSet, stamp
@@ -24,7 +24,14 @@ from contextdiff_jax.training.distributed import is_primary
 
 
 def measure_on_command(
-    images: str, reference: str, features: Sequence[str], *, crop: int | None, captions: str, out: str
+    images: str,
+    reference: str,
+    features: Sequence[str],
+    *,
+    crop: int | None,
+    captions: str,
+    out: str,
+    prefix: str | None = None,
 ) -> None:
     """`--mode=metrics`: prints the figures, and writes the result as JSON to `out`, or prints it where there is none.
 
@@ -36,6 +43,8 @@ def measure_on_command(
     """
     if not images:
         raise UserError("--images is missing; give a folder or npz of pictures: --images=A --reference=B")
+    if prefix is not None and not captions:
+        raise UserError(f"--caption_prefix={prefix!r} cannot act without captions; add --captions")
     if out:
         check_file(out)
     if out.endswith(".npz") and (reference or captions):
@@ -48,7 +57,7 @@ def measure_on_command(
         if len(features) != 1:
             raise UserError(f"{len(features)} feature spaces for one file of statistics; give one --features")
         pictures, (space,) = PictureSet(images, crop), [open_space(spec) for spec in features]
-        journal = _journal(out, [space], images, "", "", crop)
+        journal = _journal(out, [space], images, "", "", crop=crop)
         with _over_if_refused(journal):
             (found,) = observe(pictures, [space], keep=False, journal=journal)
         if is_primary():
@@ -61,9 +70,9 @@ def measure_on_command(
     if not reference and not captions and not any(spec.startswith("inception:") for spec in features):
         raise UserError("--reference is missing; give pictures or statistics, or --out=FILE.npz to write statistics")
     spaces = [open_space(spec) for spec in features]
-    journal = _journal(out, spaces, images, reference, captions, crop)
+    journal = _journal(out, spaces, images, reference, captions, crop=crop, prefix=prefix)
     with _over_if_refused(journal):
-        result = measure(images, reference, spaces, crop=crop, captions=captions, journal=journal)
+        result = measure(images, reference, spaces, crop=crop, captions=captions, prefix=prefix, journal=journal)
     if is_primary():
         report(result)
         _write(result, out)
@@ -96,14 +105,14 @@ def _over_if_refused(journal: Journal | None) -> Iterator[None]:
 
 
 def _journal(
-    out: str, spaces: Sequence[FeatureSpace], images: str, reference: str, captions: str, crop: int | None
+    out: str, spaces: Sequence[FeatureSpace], images: str, reference: str, captions: str, **how: Any
 ) -> Journal | None:
     """What the same measurement has left beside `out`, if it was cut off; None where nothing is kept of it: without
     `out`, and of several processes, each of which sees a share of the pictures."""
     if not out or jax.process_count() > 1:
         return None
     files = {"images": stamp(images), "reference": stamp(reference), "captions": stamp(captions)}
-    about = files | {"crop": crop, "batch": BATCH, "spaces": [dataclasses.asdict(space.described) for space in spaces]}
+    about = files | how | {"batch": BATCH, "spaces": [dataclasses.asdict(space.described) for space in spaces]}
     path = Path(out).expanduser()
     journal = Journal(path.with_name(f".{path.name}.unfinished.npz"), json.dumps(about, sort_keys=True, default=str))
     if journal.found:
@@ -143,9 +152,8 @@ def report(result: dict[str, Any]) -> None:
                 print(f"{name + ', ' + key:50s} {value:.6g}{error}  (n = {figures['n']})", file=sys.stderr)
         for metric, why in space["refused"].items():
             print(f"{name}, {metric} refused: {why}", file=sys.stderr)
-        if cut := space["how"].get("clip_score", {}).get("captions_cut"):
-            limit = space["how"]["clip_score"]["max_length"]
-            print(f"{name}: {cut} captions are longer than its {limit} tokens, and were cut there", file=sys.stderr)
+        if cut := cut_captions(space["how"]):
+            print(f"{name}: {cut}", file=sys.stderr)
     references = [space["reference"] for space in result["spaces"].values() if space["reference"]]
     unknown = [about["path"] for about in references if about.get("resize") == statistics.UNKNOWN]
     if unknown:

@@ -1,5 +1,7 @@
 """FID's Inception against torch-fidelity's, with random weights saved and read back; each classic mistake must show."""
 
+import hashlib
+import re
 from unittest import mock
 
 import jax
@@ -91,6 +93,14 @@ def test_resize_is_tensorflows_and_neither_half_pixel_nor_antialiased():
     np.testing.assert_allclose(inception.resize_tf1(images.astype(np.float32), 299), theirs, atol=1e-3)
     for antialias in (False, True):
         assert np.abs(wrong_resize(antialias)(images) - theirs).max() > 10.0
+
+
+def test_the_documented_line_converts_and_says_of_what(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"x": torch.ones(1)}, "pt_inception-2015-12-05-6726825d.pth")
+    exec(re.search('python -c "(.*?)"\n', inception.__doc__, re.DOTALL)[1], {})
+    sha = hashlib.sha256((tmp_path / "pt_inception-2015-12-05-6726825d.pth").read_bytes()).hexdigest()
+    assert f"(SHA-256 {sha[:8]})" in inception.not_the_original(tmp_path / "inception-2015-12-05.safetensors")
 
 
 def test_only_the_release_counts_as_fids(tmp_path):

@@ -505,6 +505,12 @@ def test_command_line(tmp_path):
     assert "128 features" in ours["refused"]["frechet_distance"]
     how = ours["how"]["clip_score"]
     assert (how["prefix"], how["captions_cut"], how["max_length"]) == ("", 0, 32) and "centre crop, 32" in how["resize"]
+    assert how["prefix"] != (other := "See: ")
+    named = dataclasses.replace(options, captions=str(tmp_path / "captions.txt"), caption_prefix=other, reference="")
+    command_line.run("metrics", None, dataclasses.replace(named, out=str(tmp_path / "named.json")))
+    named = json.loads((tmp_path / "named.json").read_text())["spaces"]["clip clip_mini"]
+    assert named["how"]["clip_score"]["prefix"] == other
+    assert named["figures"]["clip_score"]["clip_score"] != ours["figures"]["clip_score"]["clip_score"]
     flags = [f"--images={a}", f"--reference={options.reference}", f"--captions={tmp_path / 'captions.txt'}"]
     command = [sys.executable, "-m", "contextdiff_jax.main", "--mode=metrics", "--features=clip:builtin:clip_mini"]
     done = subprocess.run([*command, *flags], capture_output=True, text=True)
@@ -518,6 +524,7 @@ def test_command_line_says_what_is_missing(tmp_path):
     for options, words in (
         ({}, "--images is missing"),
         (dict(images=a), "--reference is missing"),
+        (dict(images=a, reference=a, caption_prefix=""), "--caption_prefix='' cannot act without captions"),
         (dict(images=a, out="s.npz", features=("efficientnet", "efficientnet")), "2 feature spaces for one file"),
         (dict(images=a, reference=a, out=f"{a}/000.png/o.json"), "folder of results .* cannot be written"),
         (dict(images=a, reference=a, out=a), "--out=.* is a folder"),

@@ -10,7 +10,7 @@ from measure_helpers import SIDE, colours, pictures
 
 from configs import t2i
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.evaluate import groups, suite
+from contextdiff_jax.evaluate import distances, groups, suite
 from contextdiff_jax.evaluate.feature_spaces import Captioned
 from contextdiff_jax.evaluate.groups import Judging
 from contextdiff_jax.evaluate.pages import write_report_page
@@ -41,9 +41,9 @@ def measured(config, monkeypatch):
         about=lambda: {"name": "mean colours", "digest": "0123", "resize": "none"},
         config=SimpleNamespace(net=lambda: SimpleNamespace(channels=(6,))),
     )
-    monkeypatch.setattr(suite, "REFERENCE", 20)
-    monkeypatch.setattr(suite._Measured, "_sources", lambda self: [("a", Source(30)), ("b", Source(30, 1))])
-    return lambda spaces=(): suite._Measured(config, judge, spaces)
+    monkeypatch.setattr(distances, "REFERENCE", 20)
+    monkeypatch.setattr(distances.Measured, "_sources", lambda self: [("a", Source(30)), ("b", Source(30, 1))])
+    return lambda spaces=(): distances.Measured(config, judge, spaces)
 
 
 def seen_by(metrics, images):
@@ -78,11 +78,11 @@ def test_held_out_pictures_are_spread_over_the_records_and_described(measured):
     about = measured([colours()]).figures()["spaces"]["colours"]["reference"]
     assert (about["n"], about["size"]) == (12, [8, 8]) and len(about["digest"]) == 16
     assert about["split"] == "a and b"
-    held_out = suite._HeldOut(["test"], [Source(60)], 6)
+    held_out = distances.HeldOut(["test"], [Source(60)], 6)
     (images, records), *_ = held_out.batches()
     levels = (images.mean((1, 2, 3)) + 1) * 127.5
     assert np.ptp(levels) > 60 and [r["index"] for r in records] == list(range(6))  # first and last classes among them
-    other = suite._HeldOut(["test"], [Source(60, 2)], 6)
+    other = distances.HeldOut(["test"], [Source(60, 2)], 6)
     assert len(list(other.batches())) == 1 and other.described()["digest"] != held_out.described()["digest"]
 
 

@@ -84,9 +84,7 @@ class PrecisionAndRecall(FeatureMetric):
         k: neighbours.
     """
 
-    def __init__(
-        self, features: Features, reference: np.ndarray, kept: Rows | None = None, *, k: int = NEIGHBOURS
-    ):
+    def __init__(self, features: Features, reference: np.ndarray, kept: Rows | None = None, *, k: int = NEIGHBOURS):
         super().__init__(features, reference, kept)
         self.k = k
 
