@@ -157,6 +157,7 @@ def _attended(
             taken = {name: field[rows] for name, field in fields.items()}
             given = None if images is None else jnp.asarray(images[rows])
             drawn = run(pipeline.params, pipeline.frozen, taken, np.int32(key), rows, numbers, given)
+            progress.began()
             count = min(size, len(prompts) - start)
             maps.append(recorder.maps()[:count])
             parts.append(np.asarray(drawn)[:count])
