@@ -221,7 +221,8 @@ def draw(
         group, count = course.group, len(course.group.records)
         how = dict(done=course.done, before="compiling")
         with Progress(f"{group.name} {setting}".strip(), count, "img", **how) as progress:
-            for images in clock.timed(pipeline.stream(group.asked, key=seed, first=course.done, **options)):
+            drawn = pipeline.stream(group.asked, key=seed, first=course.done, **options)
+            for images in clock.timed(progress.each(drawn)):
                 course.update(images, metrics, before)
                 progress.update(len(images))
                 journal.tick()

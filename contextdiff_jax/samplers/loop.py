@@ -46,10 +46,19 @@ def timesteps(T: int, num_steps: int, spacing: str = "uniform", *, steps_offset:
         # arange may add a zero at the end by rounding
         times = np.arange(T, 0, -T / num_steps)[:num_steps]
     else:
+        if (most := most_steps(T, num_steps, spacing, steps_offset)) < num_steps:
+            remedy = f"take at most {most}" if most else f"it is from 0 to {T - 1}"
+            raise UserError(f"{num_steps} leading steps with steps_offset={steps_offset} leave 1..{T}; {remedy}")
         times = np.arange(num_steps)[::-1] * (T // num_steps) + 1 + steps_offset
-        if not 0 <= steps_offset <= T - 1 - (num_steps - 1) * (T // num_steps):
-            raise UserError(f"steps_offset={steps_offset} puts {num_steps} steps outside 1..{T}; try 0")
     return np.append(np.rint(times), 0).astype(np.int32)
+
+
+def most_steps(T: int, num_steps: int, spacing: str, steps_offset: int) -> int:
+    """The largest number of steps, at most `num_steps`, whose times are among 1..T; 0 where there is none."""
+    if spacing != "leading":
+        return min(num_steps, T)
+    numbers = range(min(num_steps, T), 0, -1)
+    return next((n for n in numbers if 0 <= steps_offset <= T - 1 - (n - 1) * (T // n)), 0)
 
 
 def check_num_steps(T: int, num_steps: int) -> None:

@@ -1,6 +1,6 @@
 """Sampling in pieces: where it starts, the chart it runs in, the run, and the decoding.
 
-`sample` is the four in a row; editing and a cascade put them together in their own way. What a compiled program depends
+`sample` is the four in a row; editing puts them together in its own way. What a compiled program depends
 on is a `Plan`, known before anything is traced; its arguments are arrays and `Numbers`, so that another guidance scale
 compiles nothing.
 """
@@ -113,7 +113,7 @@ class Plan:
         else:
             T = model.schedule.num_timesteps
             options = {"spacing": samplers.moves(T, sample.num_steps, sample.spacing)}
-        moves = options["spacing"][-int(sample.num_steps * strength) :]
+        moves = options["spacing"][-max(1, int(sample.num_steps * strength)) :]  # a share of 1 / n may round below it
         return cls(
             sampler=sample.sampler,
             moves=tuple((int(t), int(s)) for t, s in moves),
@@ -162,6 +162,7 @@ def sample(
     plan: Plan,
     null: Context | None = None,
     image: Array | None = None,
+    noise: Array | None = None,
     watch: Watch | None = None,
 ) -> Array:
     """Images under conditions; pure and jittable, one compilation per plan and batch shape.
@@ -177,12 +178,13 @@ def sample(
         null: what guidance moves away from, [B]; None takes the model's own.
         image: images [B, H, W, C] in [-1, 1] to start from, noised by the contextual forward process; None starts from
             noise.
+        noise: where to start instead, x at the first time of the plan [B, *shape]; None draws it from the keys.
         watch: called on the host with (t, x0_hat) wherever the denoiser is.
 
     Returns:
         [B, H, W, C] in [-1, 1].
     """
-    x = start(model, params, frozen, context, keys, plan, image)
+    x = start(model, params, frozen, context, keys, plan, image) if noise is None else noise
     chart = guided_chart(model, params, frozen, context, plan, numbers, null)
     if watch is not None:
         chart = watched(chart, watch)

@@ -16,7 +16,7 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats.kinds import check
 from contextdiff_jax.process import schedule
 from contextdiff_jax.process.schedule import Schedule
-from contextdiff_jax.samplers.loop import check_num_steps, timesteps
+from contextdiff_jax.samplers.loop import check_num_steps, most_steps, timesteps
 
 PRETRAINED = "pretrained"  # as a value of the config: what the pretrained folder says
 
@@ -162,8 +162,8 @@ class SchedulerConfig:
         check_num_steps(T, num_steps)
         if self.scheduler == "DPMSolverMultistepScheduler" and self.spacing != "trailing":
             # One time more than there are steps, of which the last, near 0, is left out
-            if num_steps == T:
-                raise UserError(f"num_steps={num_steps} is too many for DPM-Solver++'s grid; at most {T - 1}")
+            if (most := most_steps(T, num_steps + 1, self.spacing, self.steps_offset) - 1) < num_steps:
+                raise UserError(f"num_steps={num_steps} is too many for DPM-Solver++'s grid; at most {most}")
             t = timesteps(T, num_steps + 1, self.spacing, steps_offset=self.steps_offset)[:num_steps]
         else:
             t = timesteps(T, num_steps, self.spacing, steps_offset=self.steps_offset)[:num_steps]

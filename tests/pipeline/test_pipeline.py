@@ -1,6 +1,7 @@
 """The pipeline on the smallest model: one program for all guidance scales, streams, negative prompts, sizes, steps."""
 
 import logging
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,9 +9,14 @@ import pytest
 from test_stored_figures import PROMPTS, shaken
 
 import contextdiff_jax as cdx
+from contextdiff_jax import samplers
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.pipeline import requests
+from contextdiff_jax.pipeline.streams import Drawn, Steps
+from contextdiff_jax.process import chart
+from contextdiff_jax.samplers import sampling
+from contextdiff_jax.samplers.scheduler_config import from_scheduler_config
 from tests import small_models
 
 
@@ -60,6 +66,15 @@ def test_other_sizes_and_every_step(pipe):
     assert [(step, steps) for step, steps, _ in told] == [(1, 3), (2, 3), (3, 3)]
     # The last step ends at t = 0, on the last estimate.
     np.testing.assert_allclose(pipe.decode(told[-1][2]), images, atol=1e-5)
+
+    def fail(step, steps, x0_hat):
+        told.append(step)
+        raise KeyError("a fault of the caller's")
+
+    told.clear()
+    with pytest.raises(KeyError, match="the caller's"):  # the same program
+        pipe.sample_arrays(PROMPTS[:1], size=(16, 24), steps=3, on_step=fail)
+    assert told == [1]
     assert [image.size for image in pipe.to_images(images)] == [(24, 16)]
     none = "not \\(height, width\\)"
     for size, words in (((16, 18), r"divisible by 4.*try \(16, 20\)"), ((16, 0), none), (16, none), ("16x16", none)):
@@ -95,6 +110,12 @@ def test_inversion_starts_at_the_picture(pipe):
     assert np.abs(trajectory[2, 0] - trajectory[2, 1]).max() > 1e-3, "each under its own prompt"
     one = pipe.invert([image, image], prompt=PROMPTS[0], steps=2)
     np.testing.assert_allclose(one, trajectory[:, [0, 0]], atol=1e-5)
+    for how, words in (
+        (dict(sampler="heun"), "sampler='heun' cannot act"),
+        (dict(steps=2, num_steps=3), "two names of the same"),
+    ):
+        with pytest.raises(UserError, match=words):
+            pipe.invert(image, PROMPTS[:1], **how)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +128,9 @@ def test_inversion_starts_at_the_picture(pipe):
         (dict(strength=0.3), "strength=0.3 cannot act"),
         (dict(image=5), "5 is no picture"),
         (dict(layouts=[[]]), "takes no layouts"),
+        (dict(steps=3, num_steps=5), "steps=3 and num_steps=5 are two names"),
+        (dict(on_step=5), "on_step=5 cannot be called"),
+        (dict(noise=np.zeros((2, 16, 16, 3))), r"give floats \(3, 16, 16, 3\)"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_at_the_call(pipe, how, words):
@@ -122,3 +146,46 @@ def test_a_model_of_a_clip_draws_no_pictures(pipe, monkeypatch):
     for call in (pipe.sample, pipe.stream, lambda prompts: pipe.invert(np.zeros((16, 16, 3)), prompts)):
         with pytest.raises(UserError, match="tuned on a clip, 4 frames at once.*Pipeline.edit"):
             call(PROMPTS)
+
+
+def test_an_adapter_that_is_not_there_cannot_be_switched_on():
+    config = small_models.text_to_image()
+    config.adapter.enabled = False
+    assert not requests.section_of(config, dict(adapter=False)).adapter
+    config.sample.adapter = True  # which recipes have; a caller has not asked for it
+    assert requests.section_of(config, {}).adapter
+    with pytest.raises(UserError, match="adapter=True cannot act"):
+        requests.section_of(config, dict(adapter=True))
+
+
+SD = dict(_class_name="PNDMScheduler", steps_offset=1, set_alpha_to_one=False)
+
+
+@pytest.mark.parametrize("sampler", ["heun", "ddim"])
+@pytest.mark.parametrize("steps", [3, 50])
+def test_every_step_of_stable_diffusions_grid_is_told_once(sampler, steps):
+    """Its steps end beside the next one's start (3 steps) or on it (50), the last at t = 1, where Heun asks again."""
+    found = from_scheduler_config(SD, sampler="ddim")
+    rows = found.moves(steps)
+    plan = SimpleNamespace(moves=[(int(t), int(s)) for t, s in rows], sampler=sampler)
+    told, predictions = [], []
+    tell = Steps(plan, lambda step, count, x0_hat: told.append((step, count, float(x0_hat[0, 0]))))
+
+    def watch(t, x0_hat):
+        predictions.append(float(x0_hat[0, 0]))
+        tell(t, x0_hat)
+
+    f = sampling.watched(chart.plain(lambda x, t: x * 0.5), watch)
+    getattr(samplers, sampler)(f, found.schedule, jax.random.key(0), np.ones((1, 1)), steps, spacing=rows)
+    jax.effects_barrier()
+    tell.finish()
+    each = 2 if sampler == "heun" else 1
+    assert len(predictions) == each * steps and len(set(predictions)) == len(predictions)
+    assert told == [(i + 1, steps, predictions[each * i]) for i in range(steps)]
+
+
+def test_pictures_that_are_no_numbers_are_named():
+    images = np.zeros((4, 2, 2, 3), np.float32)
+    images[1, 0, 0, 0], images[3] = np.inf, np.nan  # the last fills the batch up
+    with pytest.warns(UserWarning, match=r"1 pictures hold NaN .*: 7 \(counted from 0\)"):
+        assert len(Drawn(jax.numpy.asarray(images), np.array([6, 7, 8])).whole()) == 3

@@ -38,7 +38,7 @@ def test_texts_are_gone_through_once():
     texts = TextCondition(types.SimpleNamespace(params={}, tokenize=len))
     for both in (map(str, ("a", "b")), np.array(["a", "b"])):
         assert requests.prompts_of(texts, both) == ["a", "b"]
-    assert requests.prompts_of(texts, "a") == ["a"]
+    assert requests.prompts_of(texts, "a") == requests.prompts_of(texts, np.array("a")) == ["a"]
     for wrong, words in (
         (3.0, "pass one or several texts"),
         (Path("x"), "pass one or several texts"),
@@ -76,6 +76,10 @@ def test_none_takes_the_model_s_own_option():
 def test_a_strength_is_of_a_picture():
     assert requests.strength_of(None, 10, True) == requests.STRENGTH and requests.strength_of(None, 10, False) == 1.0
     assert requests.strength_of(np.float32(0.5), 10, True) == 0.5
+    for steps in (3, 49, 98, 1000):  # the limit that is named is taken, though 49 * (1 / 49) is below 1
+        assert requests.strength_of(1 / steps, steps, True) == 1 / steps
+    with pytest.raises(UserError, match="strength=0.8, which is taken where none is given, of 1 steps; accepted: 1 to"):
+        requests.strength_of(None, 1, True)
     for wrong, of_picture in (("0.5", True), (0.0, True), (1.1, True), (float("nan"), True), (0.3, False)):
         with pytest.raises(UserError, match="strength="):
             requests.strength_of(wrong, 10, of_picture)
@@ -85,6 +89,36 @@ def test_a_strength_is_of_a_picture():
 def test_what_is_no_picture(wrong):
     with pytest.raises(UserError, match="no picture"):
         requests.pictures(wrong, 1, (4, 4), 3)
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
+        (np.zeros((4, 4, 3), complex), "image of complex128"),
+        (np.full((4, 4, 3), None), "image of object"),
+        (np.full((4, 4, 3), "a"), "image of <U1"),
+    ],
+)
+def test_arrays_that_are_no_picture(wrong, words):
+    with pytest.raises(UserError, match=words):
+        requests.pictures(wrong, 1, (4, 4), 3)
+    whole = requests.pictures(jnp.zeros((4, 4, 3), jnp.bfloat16), 1, (4, 4), 3)
+    assert np.abs(whole).max() < 0.01
+
+
+def test_given_noise_is_one_start_per_picture():
+    given = np.ones((2, 4, 4, 3), np.float16)
+    assert requests.check_noise(given, 2, (4, 4, 3), False).dtype == np.float32
+    for wrong, count, of_picture, words in (
+        (given, 2, True, "noise=... and image=..."),
+        (given, 3, False, r"shape \(2, 4, 4, 3\); give floats \(3, 4, 4, 3\)"),
+        (given.astype(int), 2, False, "noise is int64"),
+        (given * np.nan, 2, False, "noise holds NaN"),
+        ("noise", 1, False, "noise is <U5"),
+    ):
+        with pytest.raises(UserError, match=words):
+            requests.check_noise(wrong, count, (4, 4, 3), of_picture)
 
 
 def test_one_layout_stands_for_a_list_of_one():

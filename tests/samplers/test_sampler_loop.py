@@ -8,7 +8,7 @@ import pytest
 
 from contextdiff_jax import samplers
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.samplers.loop import timesteps
+from contextdiff_jax.samplers.loop import most_steps, timesteps
 
 
 @pytest.mark.parametrize("spacing", samplers.SPACINGS)
@@ -48,13 +48,22 @@ def test_spacings_are_those_of_diffusers(num_steps, spacing, offset):
         ((10, 2.0), {}, "num_steps=2.0"),
         ((10, True), {}, "num_steps=True"),
         ((10, 2, "even"), {}, "uniform, trailing, leading"),
-        ((10, 2, "leading"), dict(steps_offset=5), "steps_offset=5"),
-        ((10, 2, "leading"), dict(steps_offset=-1), "steps_offset=-1"),
+        ((10, 2, "leading"), dict(steps_offset=5), "steps_offset=5.* at most 1"),
+        ((10, 2, "leading"), dict(steps_offset=-1), "steps_offset=-1.* from 0 to 9"),
+        ((1000, 1000, "leading"), dict(steps_offset=1), "1000 leading steps .* at most 999"),
     ],
 )
 def test_bad_grids_are_user_errors(args, options, words):
     with pytest.raises(UserError, match=words):
         timesteps(*args, **options)
+
+
+def test_the_largest_number_of_steps_that_is_named_fits():
+    for T, offset in ((10, 1), (10, 4), (12, 2), (7, 6)):
+        most = most_steps(T, T, "leading", offset)
+        assert timesteps(T, most, "leading", steps_offset=offset)[0] <= T
+        for more in range(most + 1, T + 1):
+            assert 1 + offset + (more - 1) * (T // more) > T
 
 
 def test_get_finds_samplers_by_name():
