@@ -84,16 +84,18 @@ class StableDiffusionBackbone:
         return self.module.lazy_init(key, xt, t, context.tokens, spatial=context.spatial)["params"]
 
     def load(self, shardings: Params) -> Params | None:
-        """The folder's weights, without layers that join frames and are no copies; None for a random start."""
+        """The folder's weights; of the layers that join frames those that it has, or that begin as copies of others.
+        None for a random start."""
         from contextdiff_jax.models.sd_unet import read_sd_unet
 
         if self.random_start:
             return None
-        if self.module.video.temporal_attention != "parallel":
-            return read_sd_unet(self.folder, shardings)
+        video = self.module.video
+        if video.temporal_attention != "parallel":
+            return read_sd_unet(self.folder, shardings, video)
         # What a branch is a copy of need not be wanted itself: tuning asks for the trained leaves alone.
         read = trees.merge(sources_of_branches(shardings), shardings)
-        return with_branches_over_time(read_sd_unet(self.folder, read), shardings)
+        return with_branches_over_time(read_sd_unet(self.folder, read, video), shardings)
 
     def __call__(
         self,

@@ -7,13 +7,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from contextdiff_jax import trees
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import hub, pretrained
 from contextdiff_jax.formats.diffusers_format import STEM, tensor_name
 from contextdiff_jax.layers import GroupNorm, zeros
 from contextdiff_jax.models.sd_blocks import MidStage, Stage, TimeEmbedding, frame_conv
 from contextdiff_jax.models.sd_config import UNetConfig
-from contextdiff_jax.models.video import Edit, Frames, VideoConfig
+from contextdiff_jax.models.video import Edit, Frames, VideoConfig, joins_frames
 from contextdiff_jax.types import Array, Params
 
 
@@ -144,12 +145,16 @@ def read_unet_config(folder: str | Path) -> UNetConfig:
     return UNetConfig.from_dict(pretrained.read_config(hub.local(folder)))
 
 
-def read_sd_unet(folder: str | Path, shardings: Params | None = None) -> Params:
-    """Parameters of a U-Net, float32; with the layer for maps beside x_t where the folder has it.
+def read_sd_unet(
+    folder: str | Path, shardings: Params | None = None, video: VideoConfig = VideoConfig()
+) -> Params:
+    """Parameters of a U-Net, float32; with the layer for maps beside x_t, and those of the layers that join frames,
+    which the folder has.
 
     Args:
         folder: in the layout of diffusers, `unet` of a pipeline's folder.
         shardings: tree of shardings, as `pretrained.read_params` takes it.
+        video: the layers that may join frames; the folder of a network that was never tuned on a clip has none.
 
     Raises:
         UserError: no such folder, another kind of model, weights that do not fit.
@@ -157,9 +162,12 @@ def read_sd_unet(folder: str | Path, shardings: Params | None = None) -> Params:
     config = read_unet_config(folder)
     latents = jnp.zeros((1, config.factor, config.factor, config.in_channels))
     args = latents, jnp.zeros(1), jnp.zeros((1, 1, config.cross_attention_dim))
-    found = pretrained.stored_tensors(hub.local(folder)).get(tensor_name("conv_spatial/kernel"))
+    stored = pretrained.stored_tensors(hub.local(folder))
+    found = stored.get(tensor_name("conv_spatial/kernel"))
     spatial = None if found is None else jnp.zeros((*latents.shape[:3], found.shape[1]))  # stored as O I H W
-    expected = jax.eval_shape(SDUNet(config).init, jax.random.key(0), *args, spatial=spatial)["params"]
+    network = SDUNet(config, video=video)
+    expected = jax.eval_shape(network.init, jax.random.key(0), *args, spatial=spatial)["params"]
+    expected = trees.select(expected, lambda name: not joins_frames(name) or tensor_name(name) in stored)
     return pretrained.read_params(hub.local(folder), expected, tensor_name, shardings=shardings)
 
 

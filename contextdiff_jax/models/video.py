@@ -177,6 +177,11 @@ class TemporalAttention(nn.Module):
         return einops.rearrange(attend(clips, mask=seen, edit=edit), "(b t) f d -> (b f) t d", t=x.shape[1])
 
 
+def joins_frames(name: str) -> bool:
+    """Whether a parameter, by its "/"-joined name, is one of a layer that joins frames; all of those say so."""
+    return "temporal" in name
+
+
 def sources_of_branches(places: Params) -> Params:
     """Shardings of the self-attention that the wanted ones of ControlVideo's branches begin as copies of.
 
@@ -188,18 +193,19 @@ def sources_of_branches(places: Params) -> Params:
 
 
 def with_branches_over_time(params: Params, places: Params) -> Params:
-    """The wanted leaves, ControlVideo's branches among them as copies of the self-attention beside them.
+    """The wanted leaves; those of ControlVideo's branches that were not read are copies of the self-attention beside
+    them.
 
     Args:
-        params: of the U-Net that was read, with `sources_of_branches` in it.
+        params: of the U-Net that was read, with `sources_of_branches` in it; the branches too where it was tuned.
         places: shardings of the wanted leaves; what the U-Net has beside them is left out.
     """
     flat, result = traverse_util.flatten_dict(params), {}
     for path in traverse_util.flatten_dict(places):
-        if _BRANCH in path:
-            result[path] = jnp.copy(flat[_beside(path)])
-        elif path in flat:
+        if path in flat:
             result[path] = flat[path]
+        elif _BRANCH in path:
+            result[path] = jnp.copy(flat[_beside(path)])
     return traverse_util.unflatten_dict(result)
 
 

@@ -24,8 +24,8 @@ from contextdiff_jax.pipeline import export, loading
 from contextdiff_jax.tasks import identity, warm_start
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.training.state import initial_params
+from tests import editing_helpers, stored_helpers
 from tests import stable_diffusion_helpers as helpers
-from tests import stored_helpers
 
 
 def tiny(config):
@@ -120,6 +120,17 @@ def test_an_export_stands_alone(kind, tmp_path, monkeypatch):
         export.write(task, params, 7, tmp_path / "half", half=True)
         kinds = lambda part: {tensor.code for tensor in pretrained.stored_tensors(tmp_path / "half" / part).values()}
         assert kinds("process") == {"F32"} and kinds("denoiser") == {"F16"}
+
+
+@pytest.mark.parametrize("method", ["contextdiff", "controlvideo"])
+def test_an_export_of_a_tuned_clip_has_its_layers_over_time(method, tmp_path):
+    """As they were tuned, of which none is a copy of another layer any more."""
+    helpers.save_pipeline(tmp_path / "sd")
+    task, params = editing_helpers.model_of(editing_helpers.config_of(tmp_path / "sd", method))
+    assert any("temporal" in name for name in trees.names(params["denoiser"]))
+    export.write(task, params, 7, tmp_path / "export")
+    shutil.rmtree(tmp_path / "sd")
+    jax.tree.map(np.testing.assert_array_equal, cdx.Pipeline.load(tmp_path / "export").params, params)
 
 
 def test_another_network_in_an_export_is_refused(tmp_path):
