@@ -3,13 +3,16 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
+from contextdiff_jax import trees
 from contextdiff_jax.layers import Attention, zeros
 from contextdiff_jax.models.blocks import TimeEmbedding, depth_to_space, sinusoidal_grid
 from contextdiff_jax.models.video import TemporalAttention
@@ -28,7 +31,8 @@ class AdapterBlock(nn.Module):
     Attributes:
         num_heads: attention heads.
         dtype: type of the computation.
-        self_attention: attend among the queries first, so that a patch's shift may depend on other patches.
+        self_attention: attend among the queries first, so that a patch's shift may depend on other patches. It starts
+            as zero: an adapter without it is the start of one with it.
         num_frames: F of the clips that the batch is made of.
         frames_back: attend then, at each position, to this many frames of the clip, the last of them the frame itself;
             0 leaves that out. It starts as zero: an adapter trained on images is the start of one for clips.
@@ -53,7 +57,7 @@ class AdapterBlock(nn.Module):
             return h * (1 + scale_and_shift[2 * i - 2]) + scale_and_shift[2 * i - 1]
 
         if self.self_attention:
-            x = x + Attention(self.num_heads, self.dtype, name="self")(normed(x, 3))
+            x = x + Attention(self.num_heads, self.dtype, zeros, name="self")(normed(x, 3))
         if self.frames_back:
             ages = jnp.arange(self.num_frames)[:, None] - jnp.arange(self.num_frames)
             h = nn.LayerNorm(dtype=self.dtype, name="norm_temporal")(x)
@@ -166,6 +170,30 @@ def build(config: ConfigDict, dtype: jnp.dtype) -> Adapter:
         num_timesteps=config.process.num_timesteps,
         dtype=dtype,
     )
+
+
+def without_self_attention(shapes: Params) -> Params:
+    """The shapes of an adapter's parameters as they are without self-attention, whose modulation is the last third."""
+
+    def narrower(path: tuple, leaf: Any) -> Any:
+        if path[-2].key != "modulation":
+            return leaf
+        return jax.ShapeDtypeStruct((*leaf.shape[:-1], leaf.shape[-1] * 2 // 3), leaf.dtype)
+
+    kept = trees.select(shapes, lambda name: "/self/" not in name)
+    return jax.tree_util.tree_map_with_path(narrower, kept)
+
+
+def with_self_attention(params: Params) -> Params:
+    """Parameters of an adapter without self-attention, on the host, for one with it, whose own layers they leave out:
+    its modulation is zero, which leaves what it attends to plainly normed."""
+
+    def wider(path: tuple, value: np.ndarray) -> np.ndarray:
+        if path[-2].key != "modulation":
+            return value
+        return np.concatenate([value, np.zeros_like(value[..., : value.shape[-1] // 2])], axis=-1)
+
+    return jax.tree_util.tree_map_with_path(wider, params)
 
 
 def bounded(out: Array, bound: float, scale: float) -> Array:

@@ -21,6 +21,7 @@ from contextdiff_jax.conditions.spaces import Latents, Pixels, read_rgb_map
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_object
 from contextdiff_jax.formats import hub, pretrained, single_file
+from contextdiff_jax.models.adapter import with_self_attention, without_self_attention
 from contextdiff_jax.process import schedule
 from contextdiff_jax.process.learned import Process
 from contextdiff_jax.runtime import Runtime, here
@@ -31,6 +32,7 @@ from contextdiff_jax.samplers.scheduler_config import (
     with_zero_terminal_snr,
 )
 from contextdiff_jax.tasks.places import Places, within
+from contextdiff_jax.training.sharding import put_tree
 from contextdiff_jax.types import Params
 
 
@@ -52,7 +54,8 @@ def with_located_models(config: ConfigDict) -> ConfigDict:
 
 
 def read_adapter(folder: str | Path, expected: Params, shardings: Params) -> Params:
-    """The parameters of an adapter that was trained before; what it has not (attention over time) is left out.
+    """The parameters of an adapter that was trained before; the layers of attention over time and among the patches
+    that it has not are left out, and start as zero.
 
     Args:
         folder: an export, with its `adapter` in it.
@@ -63,10 +66,16 @@ def read_adapter(folder: str | Path, expected: Params, shardings: Params) -> Par
         UserError: no adapter there, or one of other shapes.
     """
     with naming("adapter.start", folder):
-        folder = hub.local(folder) / "adapter"
-        trained = lambda name: "temporal/" not in name
-        expected, shardings = trees.select(expected, trained), trees.select(shardings, trained)
-        return pretrained.read_params(folder, expected, lambda path: path.replace("/", "."), shardings=shardings)
+        folder, name_of = hub.local(folder) / "adapter", lambda path: path.replace("/", ".")
+        stored = pretrained.stored_tensors(folder)
+        there = lambda name: "temporal/" not in name or name_of(name) in stored
+        expected, shardings = trees.select(expected, there), trees.select(shardings, there)
+        of_self = [name for name in trees.names(expected) if "/self/" in name]
+        if not of_self or any(name_of(name) in stored for name in of_self):
+            return pretrained.read_params(folder, expected, name_of, shardings=shardings)
+        found = with_self_attention(pretrained.read_params(folder, without_self_attention(expected), name_of))
+        found = trees.select(found, set(trees.names(shardings)).__contains__)
+        return put_tree(found, trees.select(shardings, set(trees.names(found)).__contains__))
 
 
 @contextlib.contextmanager

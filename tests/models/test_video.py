@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from contextdiff_jax import trees
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.formats import pretrained
 from contextdiff_jax.models.adapter import Adapter
 from contextdiff_jax.models.sd_blocks import TransformerBlock
 from contextdiff_jax.models.sd_config import UNetConfig
 from contextdiff_jax.models.sd_unet import SDUNet
 from contextdiff_jax.models.video import FrameConv, Frames, VideoConfig, with_branches_over_time
+from contextdiff_jax.tasks.readers import read_adapter
 from contextdiff_jax.types import Context
 
 F = 4
@@ -221,22 +224,24 @@ def test_control_is_added_to_skips_and_middle(given, image_net):
         jax.eval_shape(run, (*nothing[:3], nothing[2], nothing[4]))
 
 
-def test_the_adapter_of_clips_starts_as_the_one_of_images_and_looks_back_only():
+def test_the_adapter_of_clips_starts_as_the_one_of_images_and_looks_back_only(tmp_path):
+    """That of images may have no attention among its patches either."""
     keys = jax.random.split(jax.random.key(0), 3)
     tokens, text = jax.random.normal(keys[0], (2 * F, 4, 6)), jax.random.normal(keys[1], (2 * F, 3, 5))
     context = Context(text, text[:, 0], jnp.ones((2 * F, 3), bool))
     t, shape = jnp.full(2 * F, 5), (4, 4, 2)
-    image = Adapter(1, 2, 8, 2, 1.0, 10, self_attention=True)
-    clip = dataclasses.replace(image, num_frames=F, frames_back=3)
+    image = Adapter(1, 2, 8, 2, 1.0, 10)
+    clip = dataclasses.replace(image, self_attention=True, num_frames=F, frames_back=3)
     run = lambda net, params, tokens: jax.jit(lambda p, x: net.apply({"params": p}, x, (2, 2), t, context, shape))(
         params, tokens
     )
-    params = clip.init(keys[2], tokens, (2, 2), t, context, shape)["params"]
-    params["out"]["kernel"] = jax.random.normal(keys[2], params["out"]["kernel"].shape)
-    block = {k: v for k, v in params["block_0"].items() if "temporal" not in k}
-    np.testing.assert_allclose(
-        run(clip, params, tokens), run(image, params | {"block_0": block}, tokens), atol=1e-6
-    )
+    start, rng = image.init(keys[2], tokens, (2, 2), t, context, shape)["params"], np.random.default_rng(0)
+    drawn = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), start)
+    pretrained.write_params(tmp_path / "adapter", drawn, lambda path: path.replace("/", "."), {})
+    fresh = clip.init(keys[2], tokens, (2, 2), t, context, shape)["params"]
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    params = trees.merge(fresh, read_adapter(tmp_path, fresh, jax.tree.map(lambda _: place, fresh)))
+    np.testing.assert_allclose(run(clip, params, tokens), run(image, drawn, tokens), atol=1e-6)
     out = params["block_0"]["temporal"]["over_time"]["out"]
     out["kernel"] = jax.random.normal(keys[2], out["kernel"].shape)
     before, after = run(clip, params, tokens), run(clip, params, tokens.at[F].add(1.0))
