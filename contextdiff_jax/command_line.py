@@ -11,7 +11,15 @@ from ml_collections import ConfigDict
 
 from contextdiff_jax import config as config_lib
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import atomic, check_writable, local_path, read_text, refusals_in_words, text_lines
+from contextdiff_jax.files import (
+    atomic,
+    check_writable,
+    local_path,
+    read_text,
+    refusals_in_words,
+    text_lines,
+    whole_folder,
+)
 from contextdiff_jax.options import Options, checked
 
 SHIPPED = "builtin:demo"  # what draws without a config and a workdir
@@ -53,12 +61,12 @@ def train(config: ConfigDict, options: Options) -> None:
     from contextdiff_jax.training.distributed import together
 
     with together():
-        task = _prepared(config, options)
+        task, kept = _prepared(config, options)
     state = training.train(task, options.workdir, allow_config_change=options.allow_config_change)
     finished = int(state.step) == config.train.num_steps
     del state, task  # what follows reads the model again, and has the device to itself
     if "edit" in config and config.edit.after_training and finished:
-        edit(config, options, checked_before=True)
+        edit(config, options, kept)
     if config.task == "diffusion" and config.eval.after_training and finished:
         import jax
 
@@ -69,8 +77,9 @@ def train(config: ConfigDict, options: Options) -> None:
     write_page(Path(options.workdir))
 
 
-def _prepared(config: ConfigDict, options: Options) -> Any:
-    """The task to be trained; whatever is wrong with it, or with what is to follow its training, is said here."""
+def _prepared(config: ConfigDict, options: Options) -> tuple[Any, Any]:
+    """The task to be trained; whatever is wrong with it, or with what is to follow its training, is said here. And what
+    has been compiled of an edit that follows."""
     from contextdiff_jax import data, training
     from contextdiff_jax import task as task_lib
     from contextdiff_jax.training.sharding import make_mesh
@@ -83,13 +92,15 @@ def _prepared(config: ConfigDict, options: Options) -> Any:
         from contextdiff_jax.pipeline import clip_editing
 
         clip_editing.check_clip(config, options.workdir)
+    kept = None
     if edits_after := tunes and config.edit.after_training:
+        _check_out(options.out)
         _check_alone("config.edit.after_training=True", "set it to False, and edit by --mode=edit in one process")
     task = task_lib.build(config, mesh=make_mesh(config.mesh))
     if (options.prompts or options.out) and not edits_after:
         raise UserError("--prompt and --out cannot act: nothing is edited after this training; leave them out")
     if edits_after:
-        clip_editing.check(task, config, options.prompts)
+        kept = clip_editing.check(task, config, options.prompts)
     if config.task == "diffusion" and config.eval.after_training:  # what is not there is said before the training
         from contextdiff_jax.evaluate.conditions import check_judge
         from contextdiff_jax.evaluate.feature_spaces import open_space
@@ -97,7 +108,7 @@ def _prepared(config: ConfigDict, options: Options) -> Any:
         check_judge(config)
         for space in config.eval.features:
             open_space(space)
-    return task
+    return task, kept
 
 
 def write_page(folder: Path) -> None:
@@ -130,15 +141,16 @@ def _check_alone(what: str, remedy: str) -> None:
         raise UserError(f"{what} needs no other process, and there are {jax.process_count()}; {remedy}")
 
 
-def edit(config: ConfigDict | None, options: Options, checked_before: bool = False) -> None:
+def edit(config: ConfigDict | None, options: Options, kept: Any = None) -> None:
     """Edits the clip that a run was tuned on, under any prompts, and writes pictures, videos and figures.
 
     Args:
         config: None takes the run's own.
         options: of the command line.
-        checked_before: whether `clip_editing.check` has said already what cannot be edited.
+        kept: what `clip_editing.check` returned, which has said already what cannot be edited; None asks again.
     """
     _check_alone("--mode=edit", "run it in one")
+    _check_out(options.out)
     pipeline = _pipeline(None, options) if config is None else None
     config = pipeline.config if config is None else config
     if "edit" not in config:
@@ -150,16 +162,25 @@ def edit(config: ConfigDict | None, options: Options, checked_before: bool = Fal
     targets, clip = clip_editing.targets_of(config, options.prompts), clip_of(config.data)
     pipeline = pipeline or _pipeline(config, options)
     keep_identity(clip, options.workdir)
-    editor = Editor(pipeline.task, pipeline.params, pipeline.frozen, clip, pipeline.config)
-    if not checked_before:  # whatever is wrong leaves no folder
-        clip_editing.check_stages(editor, targets)
-    out = make_folder(Path(options.out) if options.out else unused(Path(options.workdir) / "edit"))
+    editor = Editor(pipeline.task, pipeline.params, pipeline.frozen, clip, pipeline.config, kept=kept)
+    if kept is None:  # whatever is wrong leaves no folder
+        editor.check(targets)
+    default = Path(options.workdir) / "edit"
+    check_writable(Path(options.out) if options.out else default, "output folder", "give another --out")
     edited = editor.run(targets)
     print(edited.table())
-    edited.write(out)
+    out = Path(options.out) if options.out else unused(default)
+    with whole_folder(out) as building:
+        edited.write(building)
     print(f"figures: {out / 'edit.json'}   picture: {out / 'edit.png'}   side by side: {out / 'edit.mp4'}")
     if not checked_before and (Path(options.workdir) / "config.json").is_file():  # a training writes it at its end
         write_page(Path(options.workdir))
+
+
+def _check_out(out: str) -> None:
+    """Raises UserError where --out holds an earlier edit."""
+    if out and (Path(out) / "edit.json").exists():
+        raise UserError(f"--out={out} holds an edit (edit.json), which would be lost; give another --out, or remove it")
 
 
 def sample(config: ConfigDict | None, options: Options) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import tempfile
 import time
@@ -59,9 +60,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Processes of several hosts may share the folder, and their numbers may agree.
-    unique = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    temporary = path.with_name(f".{path.stem[:80]}.{unique}{path.suffix}")
+    temporary = path.with_name(f".{path.stem[:80]}.{_unique()}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -71,6 +70,32 @@ def atomic(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`; renamed to it on success, removed on failure.
+
+    Where there is such a folder, its files stay, and the new ones are moved there, the one that was written last at the
+    end. Parent folders are made.
+    """
+    path = Path(path)
+    building = path.with_name(f".{path.name[:80]}.{_unique()}")
+    building.mkdir(parents=True)
+    try:
+        yield building
+        if not path.exists():
+            building.rename(path)
+            return
+        for file in sorted(building.iterdir(), key=lambda file: file.stat().st_mtime_ns):
+            os.replace(file, path / file.name)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _unique() -> str:
+    """Processes of several hosts may share a folder, and their numbers may agree."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 @contextlib.contextmanager
