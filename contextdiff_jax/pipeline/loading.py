@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from contextdiff_jax import config as config_lib
@@ -35,9 +36,12 @@ _MODEL_KEYS = (
     "data.source",
     "data.preset",
     "data.image_size",
+    "data.num_frames",
     "train.trainable",
     "train.lora.",
 )
+# What a preset for clips says of the network and its tuning beside the edit: a run that was tuned keeps its own.
+_OF_TUNING = ("model.video.", "train.trainable")
 
 
 class Saved(NamedTuple):
@@ -100,7 +104,7 @@ def _only_checkpoint(path: Path, step: int | None, ema: bool) -> None:
 
 def _with_sampling_of(own: ConfigDict, config: ConfigDict, path: str | Path) -> ConfigDict:
     """The model's own config with the `sample`, `eval` and `edit` sections of another one for the same model, and with
-    what that says of how it runs.
+    what that says of how it runs. A run that was tuned on a clip keeps its network under the preset of another method.
 
     Where pretrained folders lie does not make another model: an export has its own, and for a run that names a folder
     which has moved, the other config's counts.
@@ -110,6 +114,8 @@ def _with_sampling_of(own: ConfigDict, config: ConfigDict, path: str | Path) -> 
     mine, given = config_lib.leaves(own), config_lib.leaves(config)
     if "edit" in config:
         result.edit = config.edit
+        if "data.overlap" in mine:
+            result.data.overlap = config.data.overlap
         if export.is_export(path) and mine.get("edit.control"):  # its own, which guided the tuning
             result.edit.control = own.edit.control
     path = hub.local(path)
@@ -127,8 +133,11 @@ def _with_sampling_of(own: ConfigDict, config: ConfigDict, path: str | Path) -> 
         for line in config_lib.differences(own, config, ignore=("model.random_start", *HOW_IT_RUNS, *unread))
         if line.startswith(_MODEL_KEYS) and line.split(":")[0] not in paths
     ]
-    if differing:
+    kept = [line for line in differing if "edit" in own and line.startswith(_OF_TUNING)]
+    if differing := [line for line in differing if line not in kept]:
         raise UserError(f"{path} holds another model than --config describes ({'; '.join(differing)}); give its own")
+    if kept:
+        logging.warning("%s stays the network that was tuned, edited as --config says (%s)", path, "; ".join(kept))
     return result
 
 
