@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,42 @@ def available(device: Any) -> int:
     """Bytes that the device has: as it says, or for a CPU the machine's memory."""
     stats = device.memory_stats() or {}
     return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def check_memory(
+    compiled: jax.stages.Compiled, what: str, device: Any, remedy: Callable[[float], str], limit: int | None = None
+) -> dict[str, int]:
+    """`bytes_of`, if the device has as much.
+
+    Args:
+        compiled: the program.
+        what: its name.
+        device: where it is to run.
+        remedy: from the share of its temporaries that there is room for, to what to do.
+        limit: bytes of the device; None asks it.
+
+    Raises:
+        UserError: it has not.
+    """
+    needed, limit = bytes_of(compiled), available(device) if limit is None else limit
+    if needed["peak"] <= limit:
+        return needed
+    room = max(0, limit - needed["arguments"] - needed["results"]) / max(needed["temporaries"], 1)
+    gib = 2**30
+    raise UserError(
+        f"{what} needs {needed['peak'] / gib:.3g} GiB, the device has {limit / gib:.3g}; {remedy(room)}"
+    )
+
+
+def fewer_frames(window: int) -> Callable[[float], str]:
+    """A remedy for `check_memory`: temporaries grow with the frames that the network takes at once."""
+
+    def remedy(room: float) -> str:
+        fits = int(room * window)
+        which = f"about {fits} frames fit (data.num_frames={fits})" if fits > 1 else "take smaller frames"
+        return f"{which}; data.length takes longer clips in windows"
+
+    return remedy
 
 
 @contextlib.contextmanager

@@ -4,8 +4,7 @@ from typing import Any
 
 import jax
 
-from contextdiff_jax.compilation import available, bytes_of
-from contextdiff_jax.errors import UserError
+from contextdiff_jax.compilation import check_memory, fewer_frames
 from contextdiff_jax.runtime import here
 
 
@@ -21,16 +20,7 @@ def check(compiled: jax.stages.Compiled, what: str, window: int, limit: int | No
     Raises:
         UserError: it has not; the message says how many frames would fit.
     """
-    needed, limit = bytes_of(compiled), available(here().local[0]) if limit is None else limit
-    if needed["peak"] <= limit:
-        return needed
-    fixed = needed["arguments"] + needed["results"]
-    fits = max(0, (limit - fixed) * window // max(needed["temporaries"], 1))
-    remedy = f"about {fits} frames fit (data.num_frames={fits})" if fits > 1 else "take smaller frames"
-    raise UserError(
-        f"{what} of {window} frames needs {needed['peak'] / 2**30:.3g} GiB, the device has {limit / 2**30:.3g}; "
-        f"{remedy}; data.length takes longer clips in windows"
-    )
+    return check_memory(compiled, f"{what} of {window} frames", here().local[0], fewer_frames(window), limit)
 
 
 def peak_measured(device: Any) -> int | None:

@@ -167,12 +167,10 @@ def _compile(setup: Setup, batch: Batch, metrics: Metrics) -> jax.stages.Compile
     metrics.say("compiling the training step; a large model takes minutes")
     with compilation.fitting("the training step", _SMALLER):
         compiled = setup.compile(batch)
-    needed, limit = compilation.bytes_of(compiled)["peak"], compilation.available(setup.runtime.local[0])
-    if needed > limit:
-        gib = 2**30
-        raise UserError(
-            f"the training step needs {needed / gib:.3g} GiB, the device has {limit / gib:.3g}; {_SMALLER}"
-        )
+    data = setup.task.config.data
+    frames = data.num_frames if "num_frames" in data else 1
+    remedy = lambda room: f"{compilation.fewer_frames(frames)(room)}; {_SMALLER}" if frames > 1 else _SMALLER
+    compilation.check_memory(compiled, "the training step", setup.runtime.local[0], remedy)
     metrics.say(f"compiled the training step in {time.perf_counter() - start:.0f} s")
     return compiled
 

@@ -15,9 +15,8 @@ from ml_collections import ConfigDict
 
 from configs import video_edit
 from contextdiff_jax import task as task_lib
-from contextdiff_jax.compilation import keep_programs
+from contextdiff_jax.compilation import bytes_of, keep_programs
 from contextdiff_jax.data.one_clip import clip_of
-from contextdiff_jax.editing import memory
 from contextdiff_jax.editing.editor import Editor
 from contextdiff_jax.pipeline.clip_editing import targets_of
 from contextdiff_jax.runtime import described, here, in_use
@@ -45,7 +44,7 @@ def measure(config: ConfigDict, topology: str) -> dict[str, dict[str, int]]:
     editor = Editor(task, params, on_device(task.frozen), clip_of(config.data), config, progress=False)
     with in_use(runtime):
         stages = editor.trace(targets_of(config, ())[:1])
-        return {name: memory.bytes_of(stage.lower().compile()) for name, stage in stages.items()}
+        return {name: bytes_of(stage.lower().compile()) for name, stage in stages.items()}
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ import pytest
 from editing_helpers import FRAMES, config_of, model_of, use_method
 from stable_diffusion_helpers import save_pipeline
 
+from contextdiff_jax.compilation import bytes_of
 from contextdiff_jax.data.one_clip import clip_of
-from contextdiff_jax.editing import memory
 from contextdiff_jax.editing.edit import edit
 from contextdiff_jax.editing.editor import Editor, controls_of
 from contextdiff_jax.editing.inversion import invert
@@ -51,13 +51,13 @@ class Peers:
 
         def weights_of(weights, site):
             self.sites[site.name], maps[site.name] = site, weights
-            if kept is None:
+            if kept is None or site.height * site.width > self.max_tokens:
                 return weights
             if site.kind == "cross":
                 moved = jnp.einsum("fhqx,xy->fhqy", kept[site.name], control.mapping)
                 new = jnp.where(control.taken > 0, moved, weights) * control.equalizer
                 return jnp.where(control.cross[k] > 0, new, weights)
-            if site.kind != "self" or site.height * site.width > self.max_tokens:
+            if site.kind != "self":
                 return weights
             own = inside[site.height].reshape(FRAMES, 1, -1, 1) > 0
             return jnp.where(own | (control.self_attention[k] == 0), weights, kept[site.name])
@@ -210,7 +210,7 @@ def test_memory_does_not_grow_with_the_steps_but_for_the_latents(editor):
         config = use_method(editor.config, "contextdiff")
         config.sample.num_steps = steps
         other = Editor(editor.model, editor.params, editor.frozen, editor.clip, config, progress=False)
-        found[steps] = memory.bytes_of(other.trace([target])["edit"].lower().compile())
+        found[steps] = bytes_of(other.trace([target])["edit"].lower().compile())
     latents = 4 * FRAMES * np.prod(editor.model.sample_shape)  # bytes of one step's
     print(f"\none step's latents: {latents} bytes; {found}")
     for steps in (20, 50):

@@ -333,6 +333,11 @@ def test_a_step_that_does_not_fit_the_device_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(loop.compilation, "available", lambda device: 1000)
     with pytest.raises(UserError, match=r"the training step needs .* GiB, the device has .*; take smaller batches"):
         train(ToyTask(toy_config()), tmp_path)
+    clips = toy_config()
+    with clips.unlocked():
+        clips.data.num_frames = 8
+    with pytest.raises(UserError, match=r"needs .* GiB, .*; take smaller frames; data.length takes longer clips"):
+        train(ToyTask(clips), tmp_path / "clips")
     monkeypatch.undo()
 
     def full(self, batch):
