@@ -21,12 +21,12 @@ same by --config.mesh.data=1 --config.mesh.tensor=-1.
 from ml_collections import ConfigDict
 
 from configs import t2i
-from contextdiff_jax.editing.methods import DEMO, METHODS, NOTHING, RECIPES, values_of
+from contextdiff_jax.editing.methods import DEMO, DEMO_GUIDANCE, METHODS, NOTHING, RECIPES, in_order, values_of
 from contextdiff_jax.errors import UserError
 
 
 def get_config(preset: str | None = None) -> ConfigDict:
-    """The presets named after the colon, one after another."""
+    """The presets named after the colon, in any order: the method, then the kinds of edit, then the sizes."""
     config = base()
     scales = {"demo": demo, "tiny": tiny}
     names = (preset or "contextdiff+demo").split("+")
@@ -36,10 +36,11 @@ def get_config(preset: str | None = None) -> ConfigDict:
         if name not in METHODS | RECIPES | scales:
             accepted = ", ".join((*METHODS, *RECIPES, *scales))
             raise UserError(f"preset ':{name}' is unknown; accepted: {accepted}, joined by '+'")
-        if name in scales:
-            scales[name](config)
-        else:
-            config.update_from_flattened_dict(values_of(name))
+    for name in in_order([name for name in names if name not in scales]):
+        config.update_from_flattened_dict(values_of(name))
+    for name, use in scales.items():
+        if name in names:
+            use(config)
     config.preset = preset or ""
     return config
 
@@ -96,7 +97,7 @@ def base() -> ConfigDict:
             mask_threshold=0.0,
             mask_scale="",  # maximum | range: what the threshold is a share of
             mask_resolution=0,  # side of the attention maps that make the mask
-            max_tokens=0,  # self-attention over more positions is left alone
+            max_tokens=0,  # attention of more positions is left alone
             rate=0.0,  # frames per second of what is written; 0: the clip's own, of frames without one 8
             control="",  # folder of a ControlNet, which is then shown the clip's edges
         )
@@ -125,7 +126,7 @@ def demo(config: ConfigDict) -> None:
     config.train.checkpoint_every = 30
     config.train.log_every = 10
     config.sample.num_steps = 20
-    config.sample.guidance = min(config.sample.guidance, 3.0)
+    config.sample.guidance = min(config.sample.guidance, DEMO_GUIDANCE)
     config.update_from_flattened_dict(DEMO)
 
 

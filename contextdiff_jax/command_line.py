@@ -173,7 +173,7 @@ def edit(config: ConfigDict | None, options: Options, kept: Any = None) -> None:
     with whole_folder(out) as building:
         edited.write(building)
     print(f"figures: {out / 'edit.json'}   picture: {out / 'edit.png'}   side by side: {out / 'edit.mp4'}")
-    if not checked_before and (Path(options.workdir) / "config.json").is_file():  # a training writes it at its end
+    if kept is None and (Path(options.workdir) / "config.json").is_file():  # a training writes it at its end
         write_page(Path(options.workdir))
 
 

@@ -107,7 +107,7 @@ def replace(source: Prompt, target: Prompt) -> Alignment:
 
 
 def equalizer(
-    target: Prompt, factors: tuple[tuple[str, float], ...], added: Sequence[int] = (), of_added: float = 1.0
+    target: Prompt, factors: Sequence[tuple[str, float]], added: Sequence[int] = (), of_added: float = 1.0
 ) -> np.ndarray:
     """What the attention to each token is multiplied by, float32 [L].
 
@@ -128,7 +128,7 @@ def equalizer(
 
 
 def replaced_steps(
-    target: Prompt, num_steps: int, share: float, of_words: tuple[tuple[str, float], ...] = ()
+    target: Prompt, num_steps: int, share: float, of_words: Sequence[tuple[str, float]] = ()
 ) -> np.ndarray:
     """1 in the steps in which a token takes the source's attention: the first share of them; float32 [num_steps, L].
 

@@ -1,10 +1,14 @@
 """Attention control with constant memory: the source's attention weights are at hand exactly when they are used.
 
 Peers store every map of the inversion (28 GiB for 8 frames and 20 steps). Here the rows of a network call are [null,
-edit, source], each a clip of F frames, and the source row is the inversion's latent of the time at hand under the
-source prompt: its weights are the stored ones, computed again at the moment of use. A mask is needed before the layers
-that it is made of have run, so its maps are those of the inversion's step of the same time, averaged over heads and
-layers and summed over the words that are asked for: kilobytes.
+edit, source], each a clip of F frames, and the source row is the inversion's latent x_t of the time t at hand under the
+source prompt: the same network on the same trajectory. The maps are not the peers' to the last digit: FateZero keeps
+those of the inversion's own calls, which move x_s up to t and so show the network the less noisy x_s at the time t; the
+source row shows it x_t at t, as the edited row's own latent is.
+
+A mask is needed before the layers that it is made of have run, so its maps are those of the inversion's call of the
+same time (x_s at t, FateZero's own), averaged over heads and layers and summed over the words that are asked for:
+kilobytes.
 """
 
 from collections.abc import Callable
@@ -65,6 +69,11 @@ class Recorder:
             self._maps.append(weights.mean(axis=1).reshape(-1, site.height, site.width, weights.shape[-1]))
         return weights
 
+    @property
+    def has_maps(self) -> bool:
+        """Whether a layer has had this resolution."""
+        return bool(self._maps)
+
     def maps(self) -> Array:
         """The mean over the layers, [B, h, w, L].
 
@@ -85,7 +94,8 @@ class Fusion(Recorder):
 
     Args:
         resolution: of the cross-attention maps that are remembered.
-        max_tokens: self-attention over more positions is left alone.
+        max_tokens: attention of feature maps with more positions is left alone, as FateZero does (32 x 32): it is only
+            remembered where it has the resolution.
         control: `mapping`, `taken` and `equalizer` are used.
         cross: 1 where a token takes the source's weights in this step, [L].
         self_attention: 1 where self-attention does, [].
@@ -108,15 +118,18 @@ class Fusion(Recorder):
         self._cross, self._self_attention = cross, self_attention
 
     def looks_at(self, site: Any) -> bool:
-        """All cross-attention, and self-attention over few positions."""
-        super().looks_at(site)
-        return site.kind == "cross" or (site.kind == "self" and site.height * site.width <= self._max_tokens)
+        """Attention to the text and to the frames of few positions, and what is remembered."""
+        return super().looks_at(site) or self._fused(site)
+
+    def _fused(self, site: Any) -> bool:
+        """Whether a layer takes the source's weights."""
+        return site.kind in ("cross", "self") and site.height * site.width <= self._max_tokens
 
     def __call__(self, weights: Array, site: Any) -> Array:
         """Weights [rows * F, H, Tq, Tk] -> the same; the last two rows are the edited clip's and its source's."""
-        if not self.looks_at(site):
-            return weights
         super().__call__(weights, site)
+        if not self._fused(site):
+            return weights
         rows = einops.rearrange(weights, "(r f) h q k -> r f h q k", f=self._num_frames)
         edit, source = rows[-2], rows[-1]
         new = self._cross_weights(edit, source) if site.kind == "cross" else self._self_weights(edit, source, site)

@@ -1,5 +1,6 @@
 """One clip edited under any number of prompts: encode, invert once, reconstruct, edit each, decode, measure."""
 
+import contextlib
 import dataclasses
 import time
 import weakref
@@ -17,13 +18,15 @@ from contextdiff_jax import compilation
 from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.data.edges import edges
 from contextdiff_jax.editing import measures, memory
-from contextdiff_jax.editing.cache import Kept, shape_of
+from contextdiff_jax.editing import plan as plans
+from contextdiff_jax.editing.cache import Kept, shape_of, takes
 from contextdiff_jax.editing.control import Control
 from contextdiff_jax.editing.edit import edit, given_mask
 from contextdiff_jax.editing.inversion import Inverted, invert
-from contextdiff_jax.editing.plan import EditPlan, control_of, needs_words, plan_of
+from contextdiff_jax.editing.methods import NOTHING
+from contextdiff_jax.editing.plan import EditPlan, control_of, needs_words, new_tokens, plan_of
 from contextdiff_jax.editing.result import AUTOENCODER, INVERSION, NO_EDITS, SOURCE, Edit
-from contextdiff_jax.editing.words import Prompt
+from contextdiff_jax.editing.words import Prompt, names_something
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.keys import are
 from contextdiff_jax.models.controlnet import ControlNet, load_controlnet
@@ -46,11 +49,10 @@ def controls_of(model: Any, config: ConfigDict, clip: Clip, targets: Sequence[st
     """The control of each edited prompt; nothing is computed.
 
     Raises:
-        UserError: what `check_targets` raises, prompts that the method cannot align, words that are not in them.
+        UserError: what `check_targets` and `plan.controls_of` raise.
     """
     check_targets(targets)
-    read, steps = model.parts.condition.read, config.sample.num_steps
-    return [control_of(config.edit, steps, clip.caption, target, read) for target in targets]
+    return plans.controls_of(config.edit, config.sample.num_steps, clip.caption, targets, model.parts.condition.read)
 
 
 class Editor:
@@ -127,9 +129,18 @@ class Editor:
         }
 
     def check(self, targets: Sequence[str]) -> None:
-        """Raises what `trace` does; what has been traced for another edit of the same model and plan is not again."""
+        """Raises what `trace` does; what has been traced for another edit of the same model and plan is not again.
+
+        On an accelerator the edit itself is compiled as well, which needs the most of all, so that what does not fit is
+        said before anything runs; the program is kept for when its turn comes. A CPU has the machine's memory.
+        """
         controls_of(self.model, self.config, self.clip, targets)
-        self._kept.of(("traced", self.plan), lambda: bool(self.trace(targets)))
+
+        def ahead() -> tuple[jax.stages.Compiled, dict[str, int]] | None:
+            stages = self.trace(targets)
+            return self._compiled("edit", stages["edit"].lower) if here().platform != "cpu" else None
+
+        self._kept.of(("ahead", "edit", self.plan), ahead)
         self._kept.of(("measured", self.config.encoder.clip), lambda: measures.check(self.model, self.config))
 
     def run(self, targets: Sequence[str]) -> Edit:
@@ -219,29 +230,37 @@ class Editor:
 
     def _no_control(self) -> Control:
         """The arrays of a control that does nothing."""
-        nothing = ConfigDict(self.config.edit.to_dict())
-        nothing.alignment, nothing.self_blend, nothing.latent_blend, nothing.blend_words = "none", False, (), ()
-        nothing.equalizer, nothing.equalize_added, nothing.cross_replace_words = (), 1.0, ()
-        nothing.cross_replace_steps = nothing.self_replace_steps = 0.0
+        nothing = ConfigDict({key.removeprefix("edit."): value for key, value in NOTHING.items()})
         caption = self.clip.caption
         return control_of(nothing, self.num_steps, caption, caption, self.model.parts.condition.read)
 
     def _call(self, name: str, function: Callable, *args: Any, row: str = "", **plan: EditPlan) -> Any:
         """Runs a compiled function, which must fit the device, and remembers its seconds without compilation: of a
         stage of several rows those of each."""
-        what, remedy = f"{name} of {self.plan.window} frames", "take fewer (data.num_frames) or smaller ones"
 
         def compiled() -> tuple[jax.stages.Compiled, dict[str, int]]:
-            program = self._jitted(function, **plan).lower(*args).compile()
-            return program, memory.check(program, name, self.plan.window)
+            ahead = self._kept.found(("ahead", name, plan.get("plan")))
+            if ahead is not None and takes(ahead[0], args):
+                return ahead
+            return self._compiled(name, lambda: self._jitted(function, **plan).lower(*args))
 
-        with compilation.fitting(what, remedy):
-            key = name, plan.get("plan"), shape_of(args)
-            program, self.memory[name] = self._kept.of(key, compiled)
+        key = name, plan.get("plan"), shape_of(args)
+        program, self.memory[name] = self._kept.of(key, compiled)
+        with self._fitting(name):
             start = time.perf_counter()
             result = jax.block_until_ready(program(*args))
             self.seconds.setdefault(name, {})[row] = time.perf_counter() - start
         return result
+
+    def _compiled(self, name: str, lower: Callable[[], Any]) -> tuple[jax.stages.Compiled, dict[str, int]]:
+        """A stage's program, which must fit the device, and what it needs."""
+        with self._fitting(name):
+            program = lower().compile()
+        return program, memory.check(program, name, self.plan.window)
+
+    def _fitting(self, name: str) -> contextlib.AbstractContextManager[None]:
+        remedy = "take fewer (data.num_frames) or smaller ones"
+        return compilation.fitting(f"{name} of {self.plan.window} frames", remedy)
 
     def _jitted(self, function: Callable, **plan: EditPlan) -> Callable:
         """One function for each stage and plan, so that what has been traced is not traced again."""
@@ -254,17 +273,29 @@ class Editor:
     # What is said of the result.
 
     def _heatmaps(self, maps: np.ndarray, targets: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
-        """The inversion's attention to the words of each prompt's mask."""
-        edit_config, read = self.config.edit, self.model.parts.condition.read
-        if not needs_words(edit_config):
+        """The inversion's attention to words of the source prompt: those of a prompt's mask, or without a mask of words
+        those that the prompt takes away, or else all that name something."""
+        if not maps.any():
             return {}
+        read, found = self.model.parts.condition.read, {}
         old = Prompt.read(self.clip.caption, read)
-        found = {}
-        for target in targets:
-            chosen = control_of(edit_config, self.num_steps, self.clip.caption, target, read).source_words
+        controls = controls_of(self.model, self.config, self.clip, targets)
+        for target, control in zip(targets, controls, strict=True):
+            chosen = control.source_words
+            if not needs_words(self.config.edit):
+                chosen = np.zeros(len(old.ids))
+                chosen[new_tokens(Prompt.read(target, read), old)] = 1.0
             words = [w for w, places in zip(old.words, old.places, strict=True) if chosen[list(places)].any()]
+            words = words or [word for word in old.words if names_something(word)]
             found[target] = {word: maps[..., old.positions(word)].sum(axis=-1) for word in words}
         return found
+
+    def _no_heatmaps(self) -> str:
+        """Why there are none."""
+        if not self.plan.recorded:
+            return "heatmaps: under edit.inversion_prompt='empty' nothing attends to the source prompt"
+        side = self.plan.resolution
+        return f"heatmaps: no layer attends to the text at edit.mask_resolution={side}; take a side that has one"
 
     def _figures(self, arrays: dict, regions: dict, heatmaps: dict) -> dict[str, Any]:
         """Rows of figures, what was left out, how long it took and what it needed."""
@@ -272,6 +303,8 @@ class Editor:
         read = lambda: measures.Embed(self.model, self.frozen, self.config)
         embed = self._kept.of(("clip", self.config.encoder.clip), read) if self.config.encoder.clip else None
         rows, left_out = measures.rows(embed, self.config, self.clip, arrays, regions)
+        if regions and not heatmaps:
+            left_out.append(self._no_heatmaps())
         peak, why = memory.of_this_edit(device, self._peak_before)
         left_out += [why] if why else []
         per_frame = {name: {row: s / count for row, s in rows.items()} for name, rows in self.seconds.items()}

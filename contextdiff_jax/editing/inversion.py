@@ -20,7 +20,8 @@ class Inverted:
 
     Attributes:
         trajectory: the latents, the clip's own first, [K + 1, F, h, w, C].
-        maps: cross-attention to each token of the source prompt, averaged over steps, layers and heads, [F, r, r, L].
+        maps: cross-attention to each token of the source prompt, averaged over steps, layers and heads, [F, r, r, L];
+            zero where no layer has the plan's resolution, and one number where they are not recorded.
         word_maps: that of each step, from the clip on, summed over the words that were asked for, [K, F, r, r, W];
             None where none were.
     """
@@ -104,12 +105,16 @@ def invert(
     """
     b, prompt = shift_of(model, params, frozen, context, plan), repeated(context, plan.window)
 
+    side, length = (plan.resolution, context.tokens.shape[1]) if plan.recorded else (1, 1)
+
     def predict(part: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        recorder = Recorder(plan.resolution) if plan.attention_mask else None
+        recorder = Recorder(plan.resolution) if plan.recorded else None
         x, t, pictures = part
         control = control_of_edges(plan, frozen, x, t, prompt, pictures)
         x0_hat = model.denoise(params, x, t, prompt, edit=recorder, **control)
-        maps = jnp.zeros((plan.window, 1, 1, 1)) if recorder is None else recorder.maps()
+        # A mask must have its maps; those that are only shown may be missing.
+        seen = recorder is not None and (recorder.has_maps or plan.attention_mask)
+        maps = recorder.maps() if seen else jnp.zeros((plan.window, side, side, length))
         return x0_hat, maps.astype(jnp.float32)
 
     clip = over_windows(predict, plan.length, plan.window, plan.overlap)
@@ -122,7 +127,6 @@ def invert(
         return (x, total + maps), (x, None if words is None else maps @ words)
 
     rows = jnp.asarray(plan.sampling.moves[::-1], jnp.int32)
-    side, length = (plan.resolution, context.tokens.shape[1]) if plan.attention_mask else (1, 1)
     start = x0, jnp.zeros((plan.length, side, side, length))
     (_, total), (trajectory, word_maps) = jax.lax.scan(step, start, rows)
     return Inverted(jnp.concatenate([x0[None], trajectory]), total / len(rows), word_maps)

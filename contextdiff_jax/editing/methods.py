@@ -4,7 +4,10 @@ ControlVideo of Zhao et al. 2023, as their public code and configs have them.
 Each method can be run with and without the adapter.
 """
 
+from collections.abc import Sequence
 from typing import Any
+
+from contextdiff_jax.errors import UserError
 
 Values = dict[str, Any]  # {"section.key": value}
 
@@ -34,6 +37,7 @@ OF_THE_MODEL = ("edit.control", "edit.mask_scale", "edit.mask_threshold", "edit.
 # The attention of the model that ships is nearly flat: shares of the range find the object where shares of the maximum
 # find all.
 DEMO: Values = {"edit.mask_scale": "range", "edit.mask_threshold": 0.5}
+DEMO_GUIDANCE = 3.0  # at most: more costs that small model its background
 
 # One expression each, because one that finds nothing is an error, and the adapter may be switched off.
 _OVER_TIME = "^adapter/|/attn_temporal/|/norm_temporal/|/temporal_out/"
@@ -95,22 +99,26 @@ METHODS: dict[str, Values] = {
 
 # What FateZero's configs choose by the kind of edit. A method that fuses no attention does with a recipe.
 _FUSED: Values = {"edit.alignment": "refine", "edit.inversion_prompt": "source"}
+_UNMASKED: Values = {
+    "edit.self_blend": False,
+    "edit.latent_blend": (),
+    "edit.blend_words": (),
+    "edit.mask": "attention",
+}
 RECIPES: dict[str, Values] = {
     "style": {
         **_FUSED,
         "model.video.key_frames": ("mid",),
-        "model.video.key_frames_min_channels": 641,
+        "model.video.key_frames_min_channels": 640,
         "edit.cross_replace_steps": 0.8,
         "edit.self_replace_steps": 0.8,
         "edit.equalize_added": 10.0,
-        "edit.self_blend": False,
-        "edit.latent_blend": (),
-        "edit.blend_words": (),
+        **_UNMASKED,
     },
     "attribute": {
         **_FUSED,
         "model.video.key_frames": ("mid",),
-        "model.video.key_frames_min_channels": 641,
+        "model.video.key_frames_min_channels": 640,
         "edit.cross_replace_steps": 0.7,
         "edit.self_replace_steps": 0.5,
     },
@@ -127,11 +135,21 @@ RECIPES: dict[str, Values] = {
         **_FUSED,
         "edit.cross_replace_steps": 0.5,
         "edit.self_replace_steps": 0.5,
-        "edit.self_blend": False,
-        "edit.latent_blend": (),
-        "edit.blend_words": (),
+        **_UNMASKED,
     },
 }
+
+
+def in_order(names: Sequence[str]) -> list[str]:
+    """Names as they are applied, however they were asked for: a recipe changes a method.
+
+    Raises:
+        UserError: several methods, of which each would undo the other.
+    """
+    methods = [name for name in names if name in METHODS]
+    if len(methods) > 1:
+        raise UserError(f"{' and '.join(methods)} are methods, of which one is used; recipes are {', '.join(RECIPES)}")
+    return methods + [name for name in names if name not in METHODS]
 
 
 def values_of(method: str) -> Values | None:

@@ -1,5 +1,6 @@
 """A method as data: which parts of editing act, from the config's `edit` section."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,14 +8,13 @@ import numpy as np
 
 from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.data.one_clip import window_starts
-from contextdiff_jax.editing import alignment
+from contextdiff_jax.editing import alignment, effects
 from contextdiff_jax.editing.control import Control
-from contextdiff_jax.editing.words import Prompt, Read
+from contextdiff_jax.editing.effects import OF_WORDS, equalized, needs_words
+from contextdiff_jax.editing.words import Prompt, Read, names_something
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.models.controlnet import ControlNet
 from contextdiff_jax.samplers.sampling import Plan
-
-OF_WORDS = ("attention", "outside")  # masks that are made of attention to words
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class EditPlan:
             those).
         mask_scale: how attention becomes a mask, see `masks.mask`.
         resolution: side of the cross-attention maps that make the mask.
-        max_tokens: self-attention over more positions is left alone.
+        max_tokens: attention of more positions is left alone.
+        recorded: whether the inversion remembers its attention to the source prompt, to be shown.
         length: frames of the clip.
         window: frames that the network takes at once.
         overlap: of windows.
@@ -45,6 +46,7 @@ class EditPlan:
     mask_scale: str
     resolution: int
     max_tokens: int
+    recorded: bool
     length: int
     window: int
     overlap: int
@@ -61,79 +63,56 @@ class EditPlan:
         return self.masked and self.mask in OF_WORDS
 
 
-def control_of(edit: Any, num_steps: int, source: str, target: str, read: Read) -> Control:
-    """The arrays of a method for one edited prompt.
+def controls_of(edit: Any, num_steps: int, source: str, targets: Sequence[str], read: Read) -> list[Control]:
+    """The arrays of a method for each edited prompt.
 
     Args:
         edit: the config's `edit` section: alignment, cross_replace_steps, cross_replace_words, self_replace_steps,
             equalizer, equalize_added, self_blend, latent_blend, blend_words, mask, mask_threshold.
         num_steps: of sampling.
         source: the source prompt.
-        target: the edited prompt.
+        targets: the edited prompts; a word with a factor or a share is in one of them at the least.
         read: texts to token fields.
 
     Raises:
-        UserError: prompts that cannot be aligned, words that are not in them, a mask without words, factors, shares or
-            words that would do nothing.
+        UserError: prompts that cannot be aligned, words that are not in them, a mask without words, factors, shares,
+            words or settings of a mask that would do nothing.
     """
-    old, new = Prompt.read(source, read), Prompt.read(target, read)
-    found = alignment.align(edit.alignment, old, new)
-    steps, length = np.arange(num_steps), len(new.ids)
-    first, last = edit.latent_blend or (0.0, 0.0)
-    words = np.zeros((2, length), np.float32)
+    old, prompts = Prompt.read(source, read), [Prompt.read(target, read) for target in targets]
     for word in edit.blend_words:
         old.positions(word)  # one that is not there is refused, whether or not there is a mask
+    effects.check(edit, num_steps)
+    effects.check_words(edit, prompts)
+    controls = [_control_of(edit, num_steps, old, new) for new in prompts]
+    effects.check_shares(edit, prompts, controls)
+    return controls
+
+
+def control_of(edit: Any, num_steps: int, source: str, target: str, read: Read) -> Control:
+    """The same of one edited prompt."""
+    return controls_of(edit, num_steps, source, [target], read)[0]
+
+
+def _control_of(edit: Any, num_steps: int, old: Prompt, new: Prompt) -> Control:
+    """The arrays for one prompt."""
+    found = alignment.align(edit.alignment, old, new)
+    steps, length = np.arange(num_steps), len(new.ids)
+    words = np.zeros((2, length), np.float32)
     if needs_words(edit):
         words[0, _words_of_mask(edit, old, new)] = 1.0
-        words[1, _new_tokens(old, new)] = 1.0
-    factors = alignment.equalizer(new, tuple(edit.equalizer), _new_tokens(old, new), edit.equalize_added)
-    cross = alignment.replaced_steps(new, num_steps, edit.cross_replace_steps, tuple(edit.cross_replace_words))
-    _check_words(edit, factors, cross)
+        words[1, new_tokens(old, new)] = 1.0
+    factors, shares = ([(w, v) for w, v in edit[key] if new.has(w)] for key in effects.OF_TARGETS)
     return Control(
         mapping=found.mapping,
         taken=found.taken,
-        equalizer=factors,
-        cross=cross,
-        self_attention=(steps < np.floor(edit.self_replace_steps * num_steps + 1e-9)).astype(np.float32),
-        blend=((first * num_steps - 1e-9 <= steps) & (steps < last * num_steps - 1e-9)).astype(np.float32),
+        equalizer=alignment.equalizer(new, factors, new_tokens(old, new), edit.equalize_added),
+        cross=alignment.replaced_steps(new, num_steps, edit.cross_replace_steps, shares),
+        self_attention=(steps < effects.steps_of(edit.self_replace_steps, num_steps)).astype(np.float32),
+        blend=effects.blended(edit, num_steps).astype(np.float32),
         source_words=words[0],
         target_words=words[1],
         threshold=np.float32(edit.mask_threshold),
     )
-
-
-def _check_words(edit: Any, factors: np.ndarray, cross: np.ndarray) -> None:
-    """Refuses what is asked of words where the method does not do it."""
-    if edit.blend_words and not needs_words(edit):
-        raise UserError(
-            f"edit.blend_words={tuple(edit.blend_words)} cannot act: with edit.mask={edit.mask!r}, edit.self_blend="
-            f"{edit.self_blend} and edit.latent_blend={tuple(edit.latent_blend)} no mask is made of words; leave it out"
-        )
-    if edit.cross_replace_steps and edit.alignment == "none" and not _equalized(edit):
-        raise UserError(
-            f"edit.cross_replace_steps={edit.cross_replace_steps:g} cannot act: with edit.alignment='none' no word "
-            "takes the source's attention; take 'refine' or 'replace' (as contextdiff and fatezero do), or 0"
-        )
-    if edit.cross_replace_words and edit.alignment == "none" and (factors == 1.0).all():
-        raise UserError(
-            "edit.cross_replace_words says how long words take the source's attention, but with edit.alignment='none' "
-            "none does; take 'refine' or 'replace'"
-        )
-    if not cross[:, factors != 1.0].any(axis=0).all():
-        raise UserError(
-            f"edit.equalizer={tuple(edit.equalizer)} and edit.equalize_added={edit.equalize_added:g} act in the steps "
-            f"of edit.cross_replace_steps={edit.cross_replace_steps:g}, of which a word has none; raise it, e.g. to 0.8"
-        )
-
-
-def _equalized(edit: Any) -> bool:
-    """Whether any word has a factor."""
-    return bool(edit.equalizer) or edit.equalize_added != 1.0
-
-
-def needs_words(edit: Any) -> bool:
-    """Whether a mask is made of attention to words."""
-    return edit.mask in OF_WORDS and (edit.self_blend or bool(edit.latent_blend))
 
 
 def _words_of_mask(edit: Any, old: Prompt, new: Prompt) -> list[int]:
@@ -150,7 +129,7 @@ def _words_of_mask(edit: Any, old: Prompt, new: Prompt) -> list[int]:
         raise UserError(
             f"edit.mask='outside' edits all but what some words of {old.text!r} show: name them by edit.blend_words"
         )
-    gone = _new_tokens(new, old)
+    gone = new_tokens(new, old)
     if not gone:
         raise UserError(
             f"a mask is made of attention to words that an edit takes away; {new.text!r} keeps all of {old.text!r}: "
@@ -160,10 +139,14 @@ def _words_of_mask(edit: Any, old: Prompt, new: Prompt) -> list[int]:
     return gone
 
 
-def _new_tokens(old: Prompt, new: Prompt) -> list[int]:
-    """Positions of the words of `new` that `old` has not; punctuation makes no word another one."""
+def new_tokens(old: Prompt, new: Prompt) -> list[int]:
+    """Positions of the words of `new` that `old` has not, those that name nothing (articles, prepositions) only where
+    there are no others; punctuation makes no word another one."""
     partner = alignment.longest_alignment(old.ids[: old.real], new.ids[: new.real])
-    return [p for core in new.cores if any(partner[p] < 0 for p in core) for p in core]
+    pairs = zip(new.words, new.cores, strict=True)
+    added = [(word, core) for word, core in pairs if any(partner[p] < 0 for p in core)]
+    named = [(word, core) for word, core in added if names_something(word)]
+    return [p for _, core in named or added for p in core]
 
 
 def plan_of(edit: Any, sampling: Plan, clip: Clip, window: int, overlap: int) -> EditPlan:
@@ -179,13 +162,14 @@ def plan_of(edit: Any, sampling: Plan, clip: Clip, window: int, overlap: int) ->
         raise UserError(f"edit.mask={edit.mask!r}: this clip has no masks; give data.mask_path, or take {accepted}")
     return EditPlan(
         sampling=sampling,
-        fused=edit.alignment != "none" or edit.self_replace_steps > 0 or _equalized(edit),
+        fused=edit.alignment != "none" or edit.self_replace_steps > 0 or equalized(edit),
         self_blend=edit.self_blend,
         latent_blend=bool(edit.latent_blend),
         mask=edit.mask,
         mask_scale=edit.mask_scale,
         resolution=edit.mask_resolution,
         max_tokens=edit.max_tokens,
+        recorded=edit.inversion_prompt == "source",
         length=len(clip.frames),
         window=window,
         overlap=overlap,

@@ -25,7 +25,8 @@ class Edit:
         arrays: float32 [F, H, W, 3] in [-1, 1] of the source, of its two reconstructions (no method can beat them), and
             of the edit under each prompt, by name or prompt.
         figures: {row: {figure: value}}, and what was left out and why.
-        heatmaps: {prompt: {word: attention [F, h, w]}}: the source's attention to the words of the mask.
+        heatmaps: {prompt: {word: attention [F, h, w]}}: the source's attention to the words of the mask; without a mask
+            of words, to those that the prompt takes away, or to all that name something.
         masks: {prompt: float32 [F, h, w]}: where the clip was edited.
         rate: frames per second.
     """

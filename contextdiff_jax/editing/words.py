@@ -10,6 +10,22 @@ from contextdiff_jax.errors import UserError
 
 Read = Callable[[Sequence[str]], dict[str, np.ndarray]]  # texts -> {"tokens", "token_mask"}, as a text condition reads
 MARKS = ".,;:!?\"'"  # around a word, but no part of it
+# They name nothing that a picture shows.
+_SMALL = (
+    "a an the this that some its his her their on of in at by and or but with without to from into onto over under "
+    "near behind beside between through for as is are left right above below"
+)
+SMALL_WORDS = frozenset(_SMALL.split())
+
+
+def plain(word: str) -> str:
+    """A word without the marks around it, in small letters."""
+    return word.lower().strip(MARKS)
+
+
+def names_something(word: str) -> bool:
+    """Whether a word is more than an article, a preposition or the like."""
+    return plain(word) not in SMALL_WORDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +79,15 @@ class Prompt:
         Raises:
             UserError: the prompt has no such word; it names those that it has.
         """
-        plain = lambda w: w.lower().strip(MARKS)
-        wanted, have = [plain(w) for w in word.split()], [plain(w) for w in self.words]
-        found = [i for i in range(len(have)) if wanted and have[i : i + len(wanted)] == wanted]
-        if not found:
+        if not (found := self._found(word)):
             raise UserError(f"word {word!r} is not in the prompt {self.text!r}; its words are: {', '.join(self.words)}")
-        return [p for i in found for w in range(len(wanted)) for p in self.places[i + w]]
+        return [p for i in found for w in range(len(word.split())) for p in self.places[i + w]]
+
+    def has(self, word: str) -> bool:
+        """Whether `positions` finds it."""
+        return bool(self._found(word))
+
+    def _found(self, word: str) -> list[int]:
+        """Where a word begins, counted in words."""
+        wanted, have = [plain(w) for w in word.split()], [plain(w) for w in self.words]
+        return [i for i in range(len(have)) if wanted and have[i : i + len(wanted)] == wanted]

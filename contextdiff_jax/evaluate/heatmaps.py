@@ -20,7 +20,7 @@ from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.editing.figures import heat_in_mask
 from contextdiff_jax.editing.inversion import invert
 from contextdiff_jax.editing.plan import plan_of
-from contextdiff_jax.editing.words import Prompt
+from contextdiff_jax.editing.words import MARKS, Prompt, names_something
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.layers import Attention
 from contextdiff_jax.pipeline import Pipeline, requests
@@ -30,7 +30,6 @@ from contextdiff_jax.types import Array
 
 SIDE = 16  # of the maps that the paper shows; the nearest that the network has is taken
 CROSS = ("cross", "attn2")  # names of the layers that attend to the text
-SMALL_WORDS = ("a", "an", "the", "on", "of", "in", "and", "with", "to", "left", "right", "above", "below")
 
 
 class Attended(NamedTuple):
@@ -184,8 +183,8 @@ def _program(pipeline: Pipeline, way: Callable, plan: sampling.Plan) -> tuple[Ca
 
 def words_of(prompt: str) -> list[str]:
     """The words of a prompt that name something, each once."""
-    plain = [word.strip(".,;:!?\"'") for word in prompt.split()]
-    return list(dict.fromkeys(word for word in plain if word and word.lower() not in SMALL_WORDS))
+    words = [word.strip(MARKS) for word in prompt.split()]
+    return list(dict.fromkeys(word for word in words if word and names_something(word)))
 
 
 def heat(maps: np.ndarray, prompt: Prompt, word: str) -> np.ndarray:
@@ -226,7 +225,7 @@ def of_clip(model: Any, params: Any, frozen: Any, clip: Clip, config: ConfigDict
     plan = sampling.Plan.of(model, config.sample)
     plan = dataclasses.replace(plan, sampler="ddim", guided=False, adapter=adapter and plan.adapter)
     edit_plan = plan_of(config.edit, plan, clip, config.data.num_frames, config.data.overlap)
-    edit_plan = dataclasses.replace(edit_plan, self_blend=True, mask="attention")
+    edit_plan = dataclasses.replace(edit_plan, self_blend=True, mask="attention", recorded=True)
     prompt = model.parts.condition.read([clip.caption])
 
     @jax.jit

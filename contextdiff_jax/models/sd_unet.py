@@ -145,16 +145,14 @@ def read_unet_config(folder: str | Path) -> UNetConfig:
     return UNetConfig.from_dict(pretrained.read_config(hub.local(folder)))
 
 
-def read_sd_unet(
-    folder: str | Path, shardings: Params | None = None, video: VideoConfig = VideoConfig()
-) -> Params:
+def read_sd_unet(folder: str | Path, shardings: Params | None = None, video: VideoConfig | None = None) -> Params:
     """Parameters of a U-Net, float32; with the layer for maps beside x_t, and those of the layers that join frames,
     which the folder has.
 
     Args:
         folder: in the layout of diffusers, `unet` of a pipeline's folder.
         shardings: tree of shardings, as `pretrained.read_params` takes it.
-        video: the layers that may join frames; the folder of a network that was never tuned on a clip has none.
+        video: the layers that may join frames, or None; the folder of a network that no clip has tuned has none.
 
     Raises:
         UserError: no such folder, another kind of model, weights that do not fit.
@@ -165,7 +163,7 @@ def read_sd_unet(
     stored = pretrained.stored_tensors(hub.local(folder))
     found = stored.get(tensor_name("conv_spatial/kernel"))
     spatial = None if found is None else jnp.zeros((*latents.shape[:3], found.shape[1]))  # stored as O I H W
-    network = SDUNet(config, video=video)
+    network = SDUNet(config, video=video or VideoConfig())
     expected = jax.eval_shape(network.init, jax.random.key(0), *args, spatial=spatial)["params"]
     expected = trees.select(expected, lambda name: not joins_frames(name) or tensor_name(name) in stored)
     return pretrained.read_params(hub.local(folder), expected, tensor_name, shardings=shardings)

@@ -18,14 +18,22 @@ from contextdiff_jax.data.clips import LEAST, RATE, Clip
 from contextdiff_jax.data.images import square
 from contextdiff_jax.data.moving import moving
 from contextdiff_jax.data.one_clip import check_identity, clip_of, given_masks
-from contextdiff_jax.editing import measures, memory
 from contextdiff_jax.editing.cache import Kept
 from contextdiff_jax.editing.editor import PROGRAMS, Editor, controls_of
-from contextdiff_jax.editing.methods import DEMO, METHODS, OF_THE_MODEL, RECIPES, values_of
+from contextdiff_jax.editing.effects import OF_MASKS
+from contextdiff_jax.editing.methods import (
+    DEMO,
+    DEMO_GUIDANCE,
+    METHODS,
+    NOTHING,
+    OF_THE_MODEL,
+    RECIPES,
+    in_order,
+    values_of,
+)
 from contextdiff_jax.editing.plan import needs_words
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.pipeline.requests import plain
-from contextdiff_jax.runtime import here
 from contextdiff_jax.samplers.settings import put_at_rest
 from contextdiff_jax.training import sharding
 from contextdiff_jax.training.state import initial_params, stream
@@ -116,11 +124,20 @@ def editor_of(
     if masks is not None:
         clip = dataclasses.replace(clip, masks=given_masks(masks, clip, tuple(config.data.crop)))
     config.data.num_frames = config.data.num_frames if tuned else min(config.data.num_frames, len(clip.frames))
-    put_at_rest(config.sample, [name for name, value in options.items() if value is not None])
+    asked = [name for name, value in options.items() if value is not None]
+    put_at_rest(config.sample, asked)
+    _masks_at_rest(config.edit, asked)
     config_lib.check(config)
     model = pipeline.clip_models.of(pipeline, config)
     how = dict(progress=progress, kept=model.kept)
     return Editor(model.task, model.params_of(pipeline), pipeline.frozen, clip, config, **how)
+
+
+def _masks_at_rest(edit: ConfigDict, asked: Sequence[str]) -> None:
+    """Of a run's own settings those of a mask that this method does not use; what a caller asks for himself stays, and
+    is refused where it cannot act."""
+    if not (edit.self_blend or edit.latent_blend):
+        edit.update({key: NOTHING[f"edit.{key}"] for key in OF_MASKS if key not in asked})
 
 
 def _set(config: ConfigDict, options: dict[str, Any], of_a_path: bool) -> None:
@@ -155,10 +172,12 @@ def _config(own: ConfigDict, method: str | None) -> ConfigDict:
     names, values = str(method or "contextdiff").split("+"), {}
     if not tuned and not set(names) & set(METHODS):
         names = ["contextdiff", *names]
-    for name in names:
+    for name in in_order(names):
         if (part := values_of(name)) is None:
             raise UserError(f"method {name!r} is unknown; accepted: {', '.join([*METHODS, *RECIPES])}, joined by '+'")
         values |= part
+    if _is_demo(own) and "sample.guidance" in values:
+        values["sample.guidance"] = min(values["sample.guidance"], DEMO_GUIDANCE)
     if tuned:  # the network is what it is
         values = {k: v for k, v in values.items() if k.startswith(("edit.", "sample.")) and k not in OF_THE_MODEL}
     else:  # nothing is tuned
@@ -259,28 +278,21 @@ def targets_of(config: ConfigDict, prompts: Sequence[str]) -> list[str]:
     return [swaps[config.edit.mask == "outside"]]
 
 
-def check(task: Any, config: ConfigDict, prompts: Sequence[str]) -> None:
-    """Refuses what cannot be edited before anything is tuned: the stages are traced, nothing is computed.
+def check(task: Any, config: ConfigDict, prompts: Sequence[str]) -> Kept:
+    """Refuses what cannot be edited before anything is tuned, as `Editor.check` does; nothing is computed.
 
-    On an accelerator the edit itself is compiled, which needs the most of all, so that what does not fit is said before
-    minutes of tuning; the program is kept for when its turn comes. A CPU has the machine's memory.
+    Returns:
+        What the editor has compiled for that, to be given to the one that edits.
 
     Raises:
         UserError: prompts, words or masks that do not fit the method or the clip; a method that does not fit the model;
             too many frames for the device; a CLIP or a judge of the figures that cannot be read.
     """
-    targets, clip = targets_of(config, prompts), clip_of(config.data)
+    targets, clip, kept = targets_of(config, prompts), clip_of(config.data), Kept(PROGRAMS)
     controls_of(task, config, clip, targets)
     params = jax.eval_shape(task.init, stream(config.seed, "init"))
-    check_stages(Editor(task, params, task.frozen, clip, config, progress=False), targets)
-
-
-def check_stages(editor: Editor, targets: Sequence[str]) -> None:
-    """The part of `check` for an editor that is there."""
-    stages = editor.trace(targets)
-    measures.check(editor.model, editor.config)
-    if here().platform != "cpu":
-        memory.check(stages["edit"].lower().compile(), "edit", editor.plan.window)
+    Editor(task, params, task.frozen, clip, config, progress=False, kept=kept).check(targets)
+    return kept
 
 
 def check_clip(config: ConfigDict, workdir: str | Path) -> None:

@@ -1,6 +1,7 @@
 """What can be wrong with a clip, its prompts or its model is one line, before anything is compiled or written."""
 
 import contextlib
+import dataclasses
 import json
 import weakref
 from types import SimpleNamespace
@@ -12,11 +13,12 @@ import pytest
 from PIL import Image
 
 from configs import video_edit
-from contextdiff_jax import command_line, keys, training
+from contextdiff_jax import command_line, compilation, keys, training
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.data.one_clip import clip_of, keep_identity
+from contextdiff_jax.editing import editor as editor_lib
 from contextdiff_jax.editing import memory
-from contextdiff_jax.editing.cache import Kept, shape_of
+from contextdiff_jax.editing.cache import Kept, shape_of, takes
 from contextdiff_jax.editing.editor import Editor
 from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
@@ -131,6 +133,9 @@ def test_an_edit_of_what_the_network_has_not_leaves_no_folder(recipe, tmp_path, 
     def trace(self, targets):
         raise UserError("the network attends to the text at other sides")
 
+    def killed(self, targets):
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(Editor, "trace", trace)
     keep_identity(clip_of(recipe.data), tmp_path)
     options = command_line.Options(str(tmp_path), compilation_cache="off")
@@ -138,15 +143,30 @@ def test_an_edit_of_what_the_network_has_not_leaves_no_folder(recipe, tmp_path, 
         command_line.run("edit", recipe, options)
     assert [path.name for path in tmp_path.iterdir()] == ["clip.json"]
     # A page of the run that is there shows what has been edited since; a training writes its own.
-    pages, done = [], SimpleNamespace(table=str, write=lambda folder: None)
-    monkeypatch.setattr(Editor, "trace", lambda self, targets: {})
-    monkeypatch.setattr(Editor, "run", lambda self, targets: done)
+    pages = []
+    edited = SimpleNamespace(table=str, write=lambda folder: (folder / "edit.json").write_text("{}"))
+    monkeypatch.setattr(Editor, "check", lambda *args: None)
+    monkeypatch.setattr(Editor, "run", lambda *args: edited)
     monkeypatch.setattr(command_line, "write_page", pages.append)
     (tmp_path / "config.json").write_text("{}")
     command_line.run("edit", recipe, options)
-    command_line.edit(recipe, options, checked_before=True)
+    command_line.edit(recipe, options, Kept(1))
     assert pages == [tmp_path]
     (tmp_path / "config.json").unlink()
+    # One that is killed leaves nothing either: the next takes its place. What is there is not lost.
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Editor, "run", killed)
+        command_line.run("edit", recipe, options)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("mine")
+    for out in ("", str(tmp_path / "mine")):
+        command_line.run("edit", recipe, dataclasses.replace(options, out=out))
+    folders = {path.name: sorted(f.name for f in path.iterdir()) for path in tmp_path.iterdir() if path.is_dir()}
+    assert folders == {f"edit{n}": ["edit.json"] for n in ("", "-2", "-3")} | {"mine": ["edit.json", "notes"]}
+    monkeypatch.setattr(Editor, "run", lambda *args: pytest.fail("run"))
+    for mode in ("edit", "train"):
+        with pytest.raises(UserError, match="--out=.*edit holds an edit"):
+            command_line.run(mode, recipe, dataclasses.replace(options, out=str(tmp_path / "edit")))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(distributed, "together", contextlib.nullcontext)
     for mode, message in (("edit", "--mode=edit needs no other process"), ("train", "edit.after_training=True needs")):
@@ -203,12 +223,23 @@ def test_frames_that_do_not_fit_the_device_are_counted():
 
 
 def test_an_accelerator_is_asked_before_the_tuning(recipe, tmp_path, monkeypatch):
-    program = jax.jit(lambda x: jnp.sin(x)).lower(jnp.zeros(1000)).compile()
-    edit = SimpleNamespace(lower=lambda: SimpleNamespace(compile=lambda: program))
+    edit = jax.jit(lambda x: jnp.sin(x)).trace(jnp.zeros(1000))
     monkeypatch.setattr(Editor, "trace", lambda *args: {"edit": edit})
-    monkeypatch.setattr(clip_editing, "here", lambda: SimpleNamespace(platform="gpu"))
-    monkeypatch.setattr(memory, "available", lambda device: 100)
+    there = SimpleNamespace(platform="gpu", local=jax.local_devices())
+    monkeypatch.setattr(editor_lib, "here", lambda: there)
+    monkeypatch.setattr(compilation, "available", lambda device: 100)
     refused(recipe, tmp_path, "edit of 3 frames needs .*; take smaller frames", "a frog on a green background")
+
+
+def test_a_program_that_was_compiled_from_shapes_is_taken_where_it_fits():
+    shape = jax.ShapeDtypeStruct((3,), jnp.float32)
+    add = jax.jit(lambda given, x, none: given["used"] + x)
+    program = add.lower({"used": shape, "not": shape}, shape, None).compile()
+    x, place = jnp.ones(3), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    given = {"used": jax.device_put(x, place), "not": np.ones(3, np.float32)}
+    assert takes(program, (given, x, None)) and program(given, x, None).tolist() == [2, 2, 2]
+    for args in ((given, x, x), (given, x[:2], None), (given, x.astype(int), None), ({"used": x}, x, None)):
+        assert not takes(program, args)
 
 
 def test_an_edit_that_finds_the_device_full_is_one_line(monkeypatch):

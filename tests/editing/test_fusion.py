@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.editing.control import Fusion, Recorder
 from contextdiff_jax.editing.methods import METHODS, RECIPES, values_of
-from contextdiff_jax.editing.plan import control_of, plan_of
+from contextdiff_jax.editing.plan import control_of, controls_of, plan_of
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.models.video import Site
 
@@ -80,7 +80,7 @@ def test_factors_without_alignment_and_those_that_would_do_nothing():
     control = control_of(edit, STEPS, SOURCE, TARGET, read)
     weights = np.random.default_rng(0).random((3, 1, HEADS, SIDE**2, LENGTH)).astype(np.float32)
     for k, factor in ((4, 10.0), (5, 1.0)):
-        fusion = Fusion(SIDE, 1, control, control.cross[k], control.self_attention[k], None, num_frames=1)
+        fusion = Fusion(SIDE, SIDE**2, control, control.cross[k], control.self_attention[k], None, num_frames=1)
         found = fusion(jnp.asarray(weights[:, 0]), Site("layer", "cross", SIDE, SIDE))
         expected = weights[1, 0].copy()
         expected[..., 2] *= factor
@@ -101,6 +101,9 @@ def test_punctuation_makes_no_word_another_one():
         ("a bear on a green hill", "a red frog on a green hill.", [2], [2, 3]),
         ("a frog, on grass", "a bear on grass", [2], [2]),
         ("a frog.", "a bear.", [2], [2]),
+        # Nor are articles and prepositions what an edit is about, unless nothing else is.
+        ("a frog on grass", "the bear under the oak", [2, 4, 5], [2, 6]),
+        ("a frog on a hill", "a frog under a hill", [3], [3, 4]),
     ):
         control = control_of(edit, STEPS, old, new, read)
         assert (tokens(control.source_words), tokens(control.target_words)) == (gone, added)
@@ -124,6 +127,12 @@ def test_what_is_asked_of_words_and_could_not_act_is_refused():
         ("ddim", dict(blend_words=("jeep",)), "blend_words=.* cannot act"),
         ("ddim", dict(cross_replace_steps=0.7), "edit.cross_replace_steps=0.7 cannot act"),
         ("fatezero+shape", dict(inversion_prompt="empty"), "edit.inversion_prompt='empty' with edit.mask='attention'"),
+        ("ddim", dict(mask="clip"), "edit.mask='clip' cannot act"),
+        ("fatezero+style", dict(mask_threshold=0.4), "edit.mask_threshold=0.4 cannot act"),
+        ("fatezero", dict(latent_blend=(0.5, 0.5)), r"edit.latent_blend=\(0.5, 0.5\) holds none of the .*=10 steps"),
+        ("fatezero", dict(latent_blend=(), self_replace_steps=0.05), "edit.self_blend=True cannot act"),
+        ("fatezero", dict(equalizer=(("horse", 2.0),)), "'horse' is not in the prompt"),
+        ("fatezero", dict(cross_replace_words=(("red", 0.2),)), "0.2 for the word 'red' cannot act"),
     ):
         edit = settings(way)
         with edit.ignore_type():
@@ -132,10 +141,26 @@ def test_what_is_asked_of_words_and_could_not_act_is_refused():
             control_of(edit, STEPS, SOURCE, TARGET, read)
 
 
+def test_a_word_need_be_in_one_of_several_prompts():
+    edit, targets = settings("fatezero"), [TARGET, SOURCE.replace("jeep", "horse")]
+    edit.equalizer, edit.cross_replace_words = (("horse", 2.0), ("red", 3.0)), (("silver", 0.2),)
+    red, horse = controls_of(edit, STEPS, SOURCE, targets, read)
+    assert [np.flatnonzero(c.equalizer != 1.0).tolist() for c in (red, horse)] == [[2], [4, 5]]
+    assert [c.cross[:, 2].sum() for c in (red, horse)] == [8, 2]
+    edit.equalizer = (("bear", 2.0),)
+    with pytest.raises(UserError, match="edit.equalizer: word 'bear' is in none of the edited prompts 'a red jeep"):
+        controls_of(edit, STEPS, SOURCE, targets, read)
+
+
 def test_large_maps_are_left_alone_and_maps_of_one_resolution_remembered():
     control = control_of(settings("fatezero"), STEPS, SOURCE, TARGET, read)
     fusion = Fusion(SIDE, SIDE**2 - 1, control, control.cross[0], control.self_attention[0], None, num_frames=1)
     assert not fusion.looks_at(Site("a", "self", SIDE, SIDE)) and not fusion.looks_at(Site("b", "temporal", 2, 2))
+    assert not fusion.looks_at(Site("a", "cross", 2 * SIDE, 2 * SIDE)) and fusion.looks_at(Site("b", "cross", 2, 2))
+    # Too large to be fused, of the resolution that is remembered.
+    weights = np.random.default_rng(0).random((3, HEADS, SIDE**2, LENGTH))
+    np.testing.assert_array_equal(fusion(jnp.asarray(weights), Site("c", "cross", SIDE, SIDE)), np.float32(weights))
+    assert fusion.maps().shape == (3, SIDE, SIDE, LENGTH)
     recorder, rng = Recorder(SIDE), np.random.default_rng(1)
     seen = [rng.random((FRAMES, HEADS, SIDE**2, LENGTH)) for _ in range(2)]
     for weights in seen:

@@ -43,11 +43,17 @@ def test_windows_masks_edges_and_several_prompts_at_once(pipe, tmp_path, monkeyp
     masks = np.zeros((FRAMES, SIZE, SIZE), bool)
     masks[:, 4:9, 5:12] = True
     how = dict(method="controlvideo", steps=2, guidance=3.0, num_frames=WINDOW, overlap=1, control=pipe.control)
-    how |= dict(masks=masks, mask="around", latent_blend=(0.0, 1.0), progress=False)
+    how |= dict(masks=masks, mask="around", latent_blend=(0.0, 1.0), mask_resolution=8, progress=False)
     monkeypatch.setattr(editor_lib.memory, "peak_measured", lambda device: 7)
     edited = pipe.edit(frames, SOURCE, TARGETS, **how)
     assert edited.figures["memory_measured"] is None and "in use before" in " ".join(edited.figures["left_out"])
     np.testing.assert_array_equal(np.stack(edited.source), frames)
+    # No mask is made of words; shown is attention to those that the prompts take away.
+    assert {target: list(words) for target, words in edited.heatmaps.items()} == dict(
+        zip(TARGETS, (["red"], ["red", "background"]), strict=True)
+    )
+    assert edited.heatmaps[TARGETS[0]]["red"].shape == (FRAMES, 8, 8)
+    assert not edited.figures["left_out"][-2].startswith("heatmaps")
     assert [len(edited.frames[target]) for target in TARGETS] == [FRAMES] * 2
     with av.open(str(edited.save(tmp_path / "x.mp4"))) as video:
         shown = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
@@ -202,3 +208,27 @@ def test_the_model_that_ships_makes_its_masks_as_its_recipe_does(monkeypatch):
         clip_editing.editor_of(shipped, frames, SOURCE, "fatezero", {}, progress=False)
     assert (built[0].edit.mask_scale, built[0].edit.mask_threshold) == ("range", 0.5)
     assert built[0].edit.self_replace_steps == 0.8 and built[0].data.num_frames == 3
+    assert built[0].sample.guidance == 3.0  # as its recipe has it, unless a caller says otherwise
+    with pytest.raises(AttributeError):
+        clip_editing.editor_of(shipped, frames, SOURCE, "style+fatezero", {"guidance": 5.0}, progress=False)
+    assert (built[1].sample.guidance, built[1].edit.equalize_added, built[1].edit.self_blend) == (5.0, 10.0, False)
+
+
+def test_presets_say_the_same_in_any_order():
+    same = lambda *presets: len({str(video_edit.get_config(p).to_dict() | {"preset": ""}) for p in presets}) == 1
+    assert same("fatezero+style+demo", "demo+style+fatezero", "style+demo+fatezero")
+    assert same("tiny+tune_a_video", "tune_a_video+tiny") and not same("demo", "tiny")
+    with pytest.raises(UserError, match="fatezero and ddim are methods, of which one is used"):
+        video_edit.get_config("fatezero+ddim")
+
+
+def test_a_tuned_run_keeps_its_network_under_another_preset(tmp_path, monkeypatch):
+    own, given, said = video_edit.get_config("demo"), video_edit.get_config("style+demo"), []
+    given.data.overlap = 2
+    monkeypatch.setattr(loading.logging, "warning", lambda text, *values: said.append(text % values))
+    found = loading._with_sampling_of(own, given, tmp_path)
+    assert found.model == own.model and found.edit == given.edit and found.data.overlap == 2
+    assert "stays the network that was tuned" in said[0] and "model.video.key_frames: saved" in said[0]
+    given.data.num_frames = 4
+    with pytest.raises(UserError, match="another model than --config describes .data.num_frames: saved 8, now 4"):
+        loading._with_sampling_of(own, given, tmp_path)
