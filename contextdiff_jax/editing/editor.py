@@ -17,16 +17,15 @@ from tqdm import tqdm
 from contextdiff_jax import compilation
 from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.data.edges import edges
-from contextdiff_jax.editing import measures, memory
+from contextdiff_jax.editing import measures, memory, shown
 from contextdiff_jax.editing import plan as plans
 from contextdiff_jax.editing.cache import Kept, shape_of, takes
 from contextdiff_jax.editing.control import Control
 from contextdiff_jax.editing.edit import edit, given_mask
 from contextdiff_jax.editing.inversion import Inverted, invert
 from contextdiff_jax.editing.methods import NOTHING
-from contextdiff_jax.editing.plan import EditPlan, control_of, needs_words, new_tokens, plan_of
+from contextdiff_jax.editing.plan import EditPlan, control_of, plan_of
 from contextdiff_jax.editing.result import AUTOENCODER, INVERSION, NO_EDITS, SOURCE, Edit
-from contextdiff_jax.editing.words import Prompt, names_something
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.keys import are
 from contextdiff_jax.models.controlnet import ControlNet, load_controlnet
@@ -152,7 +151,9 @@ class Editor:
         latents, regions, inverted = self.latents(targets)
         decode = lambda name: self._call("decode", self._decode, self.frozen, latents[name], row=name)
         arrays = {SOURCE: np.asarray(self._frames())} | {name: np.asarray(decode(name)) for name in latents}
-        heatmaps = self._heatmaps(np.asarray(inverted.maps), targets)
+        controls = controls_of(self.model, self.config, self.clip, targets)
+        words = self.config.edit, self.clip.caption, targets, controls, self.model.parts.condition.read
+        heatmaps = shown.heatmaps(np.asarray(inverted.maps), *words)
         rate = self.config.edit.rate or self.clip.rate
         return Edit(arrays, self._figures(arrays, regions, heatmaps), heatmaps, regions, rate)
 
@@ -272,31 +273,6 @@ class Editor:
 
     # What is said of the result.
 
-    def _heatmaps(self, maps: np.ndarray, targets: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
-        """The inversion's attention to words of the source prompt: those of a prompt's mask, or without a mask of words
-        those that the prompt takes away, or else all that name something."""
-        if not maps.any():
-            return {}
-        read, found = self.model.parts.condition.read, {}
-        old = Prompt.read(self.clip.caption, read)
-        controls = controls_of(self.model, self.config, self.clip, targets)
-        for target, control in zip(targets, controls, strict=True):
-            chosen = control.source_words
-            if not needs_words(self.config.edit):
-                chosen = np.zeros(len(old.ids))
-                chosen[new_tokens(Prompt.read(target, read), old)] = 1.0
-            words = [w for w, places in zip(old.words, old.places, strict=True) if chosen[list(places)].any()]
-            words = words or [word for word in old.words if names_something(word)]
-            found[target] = {word: maps[..., old.positions(word)].sum(axis=-1) for word in words}
-        return found
-
-    def _no_heatmaps(self) -> str:
-        """Why there are none."""
-        if not self.plan.recorded:
-            return "heatmaps: under edit.inversion_prompt='empty' nothing attends to the source prompt"
-        side = self.plan.resolution
-        return f"heatmaps: no layer attends to the text at edit.mask_resolution={side}; take a side that has one"
-
     def _figures(self, arrays: dict, regions: dict, heatmaps: dict) -> dict[str, Any]:
         """Rows of figures, what was left out, how long it took and what it needed."""
         count, device = len(self.clip.frames), here().local[0]
@@ -304,7 +280,7 @@ class Editor:
         embed = self._kept.of(("clip", self.config.encoder.clip), read) if self.config.encoder.clip else None
         rows, left_out = measures.rows(embed, self.config, self.clip, arrays, regions)
         if regions and not heatmaps:
-            left_out.append(self._no_heatmaps())
+            left_out.append(shown.no_heatmaps(self.plan))
         peak, why = memory.of_this_edit(device, self._peak_before)
         left_out += [why] if why else []
         per_frame = {name: {row: s / count for row, s in rows.items()} for name, rows in self.seconds.items()}
