@@ -203,6 +203,8 @@ def test_branches_over_time_begin_as_the_self_attention_beside_them(given):
     params = with_branches_over_time(plain, everything)
     block = params["up_blocks_1"]["attentions_0"]["transformer_blocks_0"]
     chex.assert_trees_all_equal(block["attn_temporal"]["over_time"], block["attn1"])
+    tuned = random_params(net, given, num_frames=F)  # in which none is a copy any more
+    chex.assert_trees_all_equal(with_branches_over_time(tuned, everything), tuned)
     assert "attn_temporal" not in params["mid_block"]["attentions_0"]["transformer_blocks_0"]
     chex.assert_trees_all_equal_shapes(
         block["attn_temporal"], everything["up_blocks_1"]["attentions_0"]["transformer_blocks_0"]["attn_temporal"]

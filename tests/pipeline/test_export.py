@@ -122,11 +122,9 @@ def test_an_export_stands_alone(kind, tmp_path, monkeypatch):
         assert kinds("process") == {"F32"} and kinds("denoiser") == {"F16"}
 
 
-@pytest.mark.parametrize("method", ["contextdiff", "controlvideo"])
-def test_an_export_of_a_tuned_clip_has_its_layers_over_time(method, tmp_path):
-    """As they were tuned, of which none is a copy of another layer any more."""
+def test_an_export_of_a_tuned_clip_has_its_layers_over_time(tmp_path):
     helpers.save_pipeline(tmp_path / "sd")
-    task, params = editing_helpers.model_of(editing_helpers.config_of(tmp_path / "sd", method))
+    task, params = editing_helpers.model_of(editing_helpers.config_of(tmp_path / "sd"))
     assert any("temporal" in name for name in trees.names(params["denoiser"]))
     export.write(task, params, 7, tmp_path / "export")
     shutil.rmtree(tmp_path / "sd")
