@@ -107,7 +107,12 @@ def _identity(name: str, folder: Path, known: Mapping[str, Any], place: Path) ->
 def _path_in(place: Path, folder: Path) -> str:
     """How a record in `place` names a folder: from there where it lies in it, so that both can be moved."""
     here, there = place.resolve(), folder.resolve()
-    return there.relative_to(here).as_posix() if there.is_relative_to(here) else str(folder)
+    return there.relative_to(here).as_posix() if there.is_relative_to(here) else str(folder.absolute())
+
+
+def _whole(place: Path, path: str) -> str:
+    """A recorded path from the root; as it is where it leads nowhere in `place`."""
+    return str(place / path) if (place / path).exists() else path
 
 
 def _recorded(path: Path) -> dict[str, dict[str, Any]]:
@@ -147,10 +152,10 @@ def _compared(place: str | Path, config: ConfigDict, binding: bool) -> dict[str,
         found["path"] = _path_in(path.parent, Path(found["path"]))
     for name, found in now.items():
         if binding and name in recorded and (differing := _differing(recorded[name], found)):
+            then, there = (_whole(path.parent, network["path"]) for network in (recorded[name], found))
             raise UserError(
-                f"{place} was made with the {name} of {path.parent / recorded[name]['path']} ({differing[0]}), but "
-                f"{path.parent / found['path']} holds another ({differing[1]}); put that back, or take another place "
-                "for another model"
+                f"{place} was made with the {name} of {then} ({differing[0]}), but {there} holds another "
+                f"({differing[1]}); put that back, or take another place for another model"
             )
     whole = {name: _joined(recorded.get(name, {}), found) if binding else found for name, found in now.items()}
     # The same networks elsewhere, or written anew, are recorded as they are now: else they are read at every start.
