@@ -14,14 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import traverse_util
 from ml_collections import ConfigDict
-from safetensors.numpy import load_file, save
 
 from contextdiff_jax import data, trees
 from contextdiff_jax.data.base import ImageSource
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import atomic, composed, read_object, write_json
+from contextdiff_jax.files import composed, read_object
+from contextdiff_jax.formats import judges
 from contextdiff_jax.formats.kinds import check
 from contextdiff_jax.progress import Progress
 from contextdiff_jax.training import distributed
@@ -143,7 +142,7 @@ def _described(judge: ClassJudge) -> str:
 
 
 def _judge_of(config: ConfigDict, folder: Path) -> ClassJudge:
-    if config.eval.recogniser and not (Path(config.eval.recogniser) / "config.json").is_file():
+    if config.eval.recogniser and not (Path(config.eval.recogniser) / judges.CONFIG).is_file():
         raise UserError(
             f"config.eval.recogniser={config.eval.recogniser!r} holds no judge; give the folder `judge` of another "
             "run, or leave it empty"
@@ -151,7 +150,7 @@ def _judge_of(config: ConfigDict, folder: Path) -> ClassJudge:
     folder = Path(config.eval.recogniser) if config.eval.recogniser else folder
     source = data.source(config.data, "train")
     wanted = _training(source, config.eval.judge_steps)
-    judge = read(folder) if (folder / "config.json").is_file() else None
+    judge = read(folder) if (folder / judges.CONFIG).is_file() else None
     if judge is not None and judge.trained not in ({}, wanted):
         was = f"the judge in {folder} had {judge.trained['steps']} steps on {judge.trained['data']}"
         if config.eval.recogniser:
@@ -172,12 +171,7 @@ def _judge_of(config: ConfigDict, folder: Path) -> ClassJudge:
 
 def write(judge: ClassJudge, folder: Path) -> None:
     """Writes model.safetensors, and config.json after it."""
-    flat = traverse_util.flatten_dict(jax.device_get(judge.params), sep=".")
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder / "model.safetensors") as temporary:
-        temporary.write_bytes(save({name: np.ascontiguousarray(value) for name, value in flat.items()}))
-    about = {"classes": list(judge.names), "shape": list(judge.shape), **judge.trained}
-    write_json(about, folder / "config.json")
+    judges.write(folder, judge.params, {"classes": list(judge.names), "shape": list(judge.shape), **judge.trained})
 
 
 def read(folder: Path) -> ClassJudge:
@@ -186,20 +180,17 @@ def read(folder: Path) -> ClassJudge:
     Raises:
         UserError: it is damaged.
     """
-    saved = read_object(folder / "config.json", _AGAIN)
+    saved = read_object(folder / judges.CONFIG, _AGAIN)
     kinds = {"classes": tuple[str, ...], "shape": tuple[int, ...], "steps": int, "data": str}
     trained = {key: saved[key] for key in ("steps", "data") if key in saved}
     if not {"classes", "shape"} <= saved.keys() or len(trained) == 1:
         raise UserError(f"the judge in {folder} is damaged (config.json says only {', '.join(saved)}); {_AGAIN}")
     check(f"the judge in {folder}:", saved, kinds)
+    names, shape = tuple(saved["classes"]), tuple(saved["shape"])
     try:
-        flat = load_file(folder / "model.safetensors")
-        names, shape = tuple(saved["classes"]), tuple(saved["shape"])
-        image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-        expected = jax.eval_shape(ClassNet(len(names)).init, jax.random.key(0), image)["params"]
+        params, expected = judges.read(folder), judges.expected(ClassNet(len(names)).init, shape)
     except Exception as error:  # safetensors raises its own kinds for a damaged file, Flax for sides of no image
         raise UserError(f"the judge in {folder} cannot be read ({brief(error)}); {_AGAIN}") from error
-    wanted = {name: v.shape for name, v in traverse_util.flatten_dict(expected, sep=".").items()}
-    if {name: v.shape for name, v in flat.items()} != wanted:
+    if judges.misfits(params, expected):
         raise UserError(f"the judge in {folder} does not fit its config.json; {_AGAIN}")
-    return ClassJudge(names, shape, traverse_util.unflatten_dict(flat, sep="."), trained)
+    return ClassJudge(names, shape, params, trained)

@@ -17,13 +17,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
-from safetensors.numpy import load_file, save
 
 from contextdiff_jax import trees
 from contextdiff_jax.data.vocabulary import OF_THE_DEMO, vocabulary
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import atomic, write_json
+from contextdiff_jax.formats import judges
 from contextdiff_jax.formats.kinds import check
 from contextdiff_jax.types import Array, Params
 
@@ -161,11 +159,7 @@ def _as_float(images: np.ndarray) -> np.ndarray:
 
 def save_recogniser(recogniser: Recogniser, folder: str | Path) -> None:
     """Writes model.safetensors and config.json."""
-    folder = Path(folder)
-    flat = traverse_util.flatten_dict(jax.device_get(recogniser.params), sep=".")
-    with atomic(folder / "model.safetensors") as temporary:  # safetensors' own files are for the owner only
-        temporary.write_bytes(save({name: np.ascontiguousarray(value) for name, value in flat.items()}))
-    write_json(dataclasses.asdict(recogniser.config), folder / "config.json")
+    judges.write(Path(folder), recogniser.params, dataclasses.asdict(recogniser.config))
 
 
 def ships_recogniser(preset: str) -> bool:
@@ -189,19 +183,18 @@ def load_recogniser(preset: str, path: str | Path | None = None) -> Recogniser:
         UserError: no judge there, damaged or foreign weights, or a judge of another vocabulary.
     """
     folder = Path(path) if path else _folder_of(preset)
-    if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
+    if not (folder / judges.CONFIG).is_file() or not (folder / judges.WEIGHTS).is_file():
         shipped = ", ".join(sorted(p.name.removeprefix("recogniser_") for p in ASSETS.glob("recogniser_*")))
         raise UserError(f"no recogniser for preset '{preset}' in {folder}; shipped for: {shipped or 'none'}")
     try:
-        saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        saved = json.loads((folder / judges.CONFIG).read_text(encoding="utf-8"))
         config = RecogniserConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
         check("config.json:", saved, _KINDS)
-        flat = load_file(folder / "model.safetensors")
+        params = judges.read(folder)
     except Exception as error:  # safetensors and json raise their own kinds for a damaged file
         raise UserError(f"recogniser in {folder} cannot be read ({error}); export it again") from error
     _check_vocabulary(config, preset, folder)
-    params = traverse_util.unflatten_dict(flat, sep=".")
-    _check_shapes(config, flat, folder)
+    _check_shapes(config, params, folder)
     return Recogniser(config, params)
 
 
@@ -215,16 +208,12 @@ def _check_vocabulary(config: RecogniserConfig, preset: str, folder: Path) -> No
         )
 
 
-def _check_shapes(config: RecogniserConfig, flat: dict[str, np.ndarray], folder: Path) -> None:
+def _check_shapes(config: RecogniserConfig, params: Params, folder: Path) -> None:
     """The weights must be exactly those of the network that config.json describes."""
-    image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
     try:
-        expected = jax.eval_shape(config.net().init, jax.random.key(0), image)["params"]
+        expected = judges.expected(config.net().init, (config.image_size, config.image_size, 3))
     except Exception as error:  # Flax has its own for widths that make no network
         raise UserError(f"recogniser in {folder}: its config.json describes no network; export it again") from error
-    wanted = {name: value.shape for name, value in traverse_util.flatten_dict(expected, sep=".").items()}
-    found = {name: value.shape for name, value in flat.items()}
-    wrong = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
-    if wrong:
-        named = "; ".join(f"{n}: expected {wanted.get(n)}, found {found.get(n)}" for n in wrong[:5])
+    if wrong := judges.misfits(params, expected):
+        named = "; ".join(wrong[:5])
         raise UserError(f"recogniser in {folder} does not fit its config.json ({named}); export it again")
