@@ -62,8 +62,9 @@ class Pipeline:
         self._program = lru_cache(maxsize=PROGRAMS)(self._compile)
         self._inversion = lru_cache(maxsize=PROGRAMS)(self._compile_inversion)
         encode, read = jax.jit(task.encode, out_shardings=self._rows), task.parts.condition.read
+        self._decoded = jax.jit(partial(sampling.decode, task))
         self._contexts = Contexts(lambda prompts: encode(self.params, self.frozen, self.put(read(prompts))))
-        self._watcher: Callable[[Any, Any], None] | None = None
+        self._watcher: Steps | None = None
         self.clip_models = clip_editing.ClipModels()
 
     @classmethod
@@ -177,7 +178,7 @@ class Pipeline:
         Raises:
             UserError: frames that are no clip, prompts that the method cannot align, unknown options.
         """
-        given = {k: v for k, v in dict(num_steps=steps, guidance=guidance).items() if v is not None} | options
+        given = requests.steps_of(steps, ({} if guidance is None else {"guidance": guidance}) | options)
         targets = [targets] if isinstance(targets, str) else requests.listed(targets)
         check_targets(targets)
         editor = clip_editing.editor_of(self, frames, source, method, given, progress=progress)
@@ -195,7 +196,7 @@ class Pipeline:
         """Pictures as float32 [N, H, W, C] in [-1, 1]; the options are those of `stream`."""
         parts, prompts, layouts = [], requests.listed(prompts), requests.listed(layouts)
         with Progress("sampling", len(self._asked(prompts, layouts)), "img", before="compiling") as progress:
-            for drawn in self.stream(prompts, layouts=layouts, **options):
+            for drawn in progress.each(self.stream(prompts, layouts=layouts, **options)):
                 parts.append(drawn.whole())
                 progress.update(len(parts[-1]))
         if not parts:
@@ -215,6 +216,7 @@ class Pipeline:
         size: tuple[int, int] | None = None,
         image: Picture | Sequence[Picture] | None = None,
         strength: float | None = None,
+        noise: np.ndarray | None = None,
         on_step: OnStep | None = None,
         first: int = 0,
         **overrides: Any,
@@ -236,8 +238,11 @@ class Pipeline:
                 cropped to the centre and resized: img2img.
             strength: how far it is noised first, by the contextual forward process: the share of the steps taken; None
                 takes 0.8.
-            on_step: called after every prediction with (step, steps, x0_hat), step from 1, x0_hat [B, ...] being the
-                present estimate in the model's space (see `decode`), rows that fill the batch up included. One process.
+            noise: start from this x_T instead, one per prompt, floats [N, ...] in the model's space: what `invert` ends
+                in, of the same steps. Samplers that draw noise on the way still take it from the key.
+            on_step: called once in every step of a batch with (step, steps, x0_hat), step from 1, x0_hat [B, ...] being
+                the first estimate of that step in the model's space (see `decode`), rows that fill the batch up
+                included. One process. What it raises is raised here, once the batch is drawn.
             first: pictures before this one are left out; the others are what they would be.
             **overrides: any other key of the config's `sample` section, e.g. adapter=False, eta=1.0, batch_size=16;
                 None takes the config's.
@@ -247,18 +252,21 @@ class Pipeline:
                 model that was tuned on a clip.
         """
         prompts, key, condition = self._asked(prompts, layouts), requests.root_key(key), self.task.parts.condition
-        options = dict(num_steps=steps, guidance=guidance, sampler=sampler) | overrides
+        options = requests.steps_of(steps, dict(guidance=guidance, sampler=sampler) | overrides)
         section, size = requests.section_of(self.config, options), requests.size_of(size)
         strength = requests.strength_of(strength, section.num_steps, image is not None)
         plan = sampling.Plan.of(self.task, section, strength, size)
         negatives = requests.negatives_of(condition, negative, len(prompts), plan.guided)
         starts = None if image is None else self._pictures(image, len(prompts), size)
+        x_T = None if noise is None else requests.check_noise(noise, len(prompts), plan.shape, image is not None)
         condition.read(prompts)  # says what is wrong with any of them before the first is drawn
+        if on_step is not None and not callable(on_step):
+            raise UserError(f"on_step={on_step!r} cannot be called; give a function of (step, steps, x0_hat)")
         if on_step is not None and jax.process_count() > 1:
             raise UserError("on_step works in one process; with several, follow the batches of `stream`")
         if not requests.is_whole(first := requests.plain(first)) or not 0 <= first <= len(prompts):
             raise UserError(f"first={first!r} of {len(prompts)} pictures; accepted: 0 to {len(prompts) - 1}")
-        return self._batches(prompts, negatives, starts, key, plan, section, on_step, first)
+        return self._batches(prompts, negatives, (starts, x_T), key, plan, section, on_step, first)
 
     def _asked(self, prompts: Prompts, layouts: Sequence[Layout] | None = None) -> list[Any]:
         """What is asked for, one entry per picture."""
@@ -278,7 +286,7 @@ class Pipeline:
         self,
         prompts: list[Any],
         negatives: list[str] | None,
-        starts: np.ndarray | None,
+        starts: tuple[np.ndarray | None, np.ndarray | None],
         key: Array,
         plan: sampling.Plan,
         section: ConfigDict,
@@ -293,11 +301,12 @@ class Pipeline:
             null = None if negatives is None else self._contexts.of([negatives[i] for i in rows])
             if null is not None:
                 null = context.replace(tokens=null.tokens, pooled=null.pooled, mask=null.mask)
-            part = self.put((context, null, rows, None if starts is None else starts[rows]))
+            part = self.put((context, null, rows, *(None if given is None else given[rows] for given in starts)))
             self._watcher = None if on_step is None else Steps(plan, on_step)
             images = run(self.params, self.frozen, key_data, numbers, *part, impl=str(jax.random.key_impl(key)))
-            if on_step is not None:
+            if self._watcher is not None:
                 jax.effects_barrier()
+                self._watcher.finish()
             yield Drawn(images, rows[: len(prompts) - start])
 
     def invert(
@@ -334,13 +343,15 @@ class Pipeline:
         prompts = prompts * len(images) if len(prompts) == 1 else prompts
         if overrides.get("eta"):
             raise UserError(f"eta={overrides['eta']!r} cannot act: the way into noise draws none; leave it out")
+        if (sampler := overrides.get("sampler")) not in (None, "ddim"):
+            raise UserError(f"sampler={sampler!r} cannot act: the way into noise is DDIM's; leave it out")
         adapter = overrides.get("adapter")
         if two_headed(self.config) and (self.config.sample.adapter if adapter is None else adapter):
             raise UserError(
                 "a model with a second head (config.adapter.reverse='head') has no inversion: the head predicts the "
                 "shift of steps down; adapter=False inverts the plain process"
             )
-        section = requests.section_of(self.config, dict(num_steps=steps) | overrides, sampler="ddim", guidance=1.0)
+        section = requests.section_of(self.config, requests.steps_of(steps, overrides), sampler="ddim", guidance=1.0)
         plan = sampling.Plan.of(self.task, section, size=(size := requests.size_of(size)))
         starts, whole = self._pictures(images, len(prompts), size), []
         batch = self._batch_size(section.batch_size, len(prompts))
@@ -349,13 +360,14 @@ class Pipeline:
                 rows = np.minimum(np.arange(start, start + batch), len(prompts) - 1)
                 part = self.put((self._contexts.of([prompts[i] for i in rows]), starts[rows]))
                 out = self._inversion(plan)(self.params, self.frozen, sampling.Numbers.of(section), *part)
+                progress.began()
                 whole.append(np.moveaxis(sharding.gather(out), 0, 1)[:, : len(prompts) - start])
                 progress.update(whole[-1].shape[1])
         return np.concatenate(whole, axis=1)
 
     def decode(self, x0: np.ndarray) -> np.ndarray:
         """Pictures [B, H, W, C] in [-1, 1] of what is in the model's space, such as the x0_hat of `on_step`."""
-        return np.asarray(sampling.decode(self.task, self.frozen, x0))
+        return np.asarray(self._decoded(self.frozen, np.asarray(x0)))
 
     def _pictures(self, image: Any, count: int, size: tuple[int, int] | None) -> np.ndarray:
         """Pictures to start from, of the size that is drawn and with the channels of the model."""
@@ -377,10 +389,10 @@ class Pipeline:
         """The jitted sampler of a plan."""
         model = self.task.under(plan.sampler)
 
-        def draw(params, frozen, key_data, numbers, context, null, rows, image, *, impl):
+        def draw(params, frozen, key_data, numbers, context, null, rows, image, noise, *, impl):
             root = jax.random.wrap_key_data(key_data, impl=impl)
             keys = jax.vmap(partial(jax.random.fold_in, root))(rows)
-            how = dict(plan=plan, null=null, image=image, watch=self._report if watched else None)
+            how = dict(plan=plan, null=null, image=image, noise=noise, watch=self._report if watched else None)
             return sampling.sample(model, params, frozen, context, keys, numbers, **how)
 
         return jax.jit(draw, static_argnames=("impl",), out_shardings=self._rows)

@@ -72,9 +72,9 @@ def prompts_of(condition: Condition, prompts: Prompts) -> list[Any]:
     Raises:
         UserError: nothing, something empty, or something else than the model takes.
     """
-    prompts = listed(prompts)
+    prompts = plain(listed(prompts))
     if not condition.takes_prompts:
-        if not is_whole(count := plain(prompts)) or count < 1:
+        if not is_whole(count := prompts) or count < 1:
             raise UserError(f"prompts={prompts!r}: this model takes no prompt; pass how many pictures, e.g. 16")
         return [""] * count
     if isinstance(condition, LayoutCondition):
@@ -82,7 +82,7 @@ def prompts_of(condition: Condition, prompts: Prompts) -> list[Any]:
     if isinstance(condition, ClassCondition) and not isinstance(prompts, str | None):
         prompts = [_class_name(condition, plain(p)) for p in np.atleast_1d(np.asarray(prompts, object))]
     prompts = [prompts] if isinstance(prompts, str) else prompts
-    if not isinstance(plain(prompts), Iterable):
+    if not isinstance(prompts, Iterable):
         wanted = "classes, by name or number" if isinstance(condition, ClassCondition) else "texts"
         raise UserError(f"prompts={prompts!r}: this model draws what it is asked for; pass one or several {wanted}")
     check_prompts(prompts := list(prompts))
@@ -182,9 +182,23 @@ def section_of(config: ConfigDict, options: dict[str, Any], **unless_given: Any)
             config.sample[name] = plain(value)
         except TypeError as error:
             raise UserError(f"sampling option {name}={value!r} has the wrong type: {error}") from error
+    if options.get("adapter") is not None and config.sample.adapter and not config.adapter.enabled:
+        raise UserError("adapter=True cannot act: this model was trained without an adapter; leave it out")
     put_at_rest(config.sample, [name for name, value in options.items() if value is not None])
     config_lib.check(config)
     return config.sample
+
+
+def steps_of(steps: Any, overrides: dict[str, Any]) -> dict[str, Any]:
+    """What is asked for under the key's own name, `num_steps`, of which `steps` is the short one.
+
+    Raises:
+        UserError: both are given.
+    """
+    if steps is not None and overrides.get("num_steps") is not None:
+        both = f"steps={steps!r} and num_steps={overrides['num_steps']!r}"
+        raise UserError(f"{both} are two names of the same; give one of them")
+    return overrides if steps is None else overrides | {"num_steps": steps}
 
 
 def strength_of(strength: float | None, num_steps: int, of_picture: bool) -> float:
@@ -198,9 +212,28 @@ def strength_of(strength: float | None, num_steps: int, of_picture: bool) -> flo
             raise UserError(f"strength={strength!r} cannot act without a picture to start from; give both or none")
         return 1.0
     share = STRENGTH if strength is None else plain(strength)
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 1 <= num_steps * share <= num_steps:
-        raise UserError(f"strength={strength!r} of {num_steps} steps; accepted: {1 / num_steps:.3g} to 1")
+    is_number = isinstance(share, int | float) and not isinstance(share, bool)
+    if not is_number or not 1 <= round(num_steps * share, 9) <= num_steps:
+        default = ", which is taken where none is given," * (strength is None)
+        raise UserError(f"strength={share!r}{default} of {num_steps} steps; accepted: {1 / num_steps:.3g} to 1")
     return share
+
+
+def check_noise(noise: Any, count: int, shape: tuple[int, ...], of_picture: bool) -> np.ndarray:
+    """Given x_T, float32 [count, *shape] of the model's space, such as an inversion ends in.
+
+    Raises:
+        UserError: another shape, other numbers, or a picture to start from beside it.
+    """
+    if of_picture:
+        raise UserError("noise=... and image=... both say where to start; give one of them")
+    array, expected = np.asarray(noise), (count, *shape)
+    if array.shape != expected or not jnp.issubdtype(array.dtype, jnp.floating):
+        what = f"{array.dtype} of shape {array.shape}"
+        raise UserError(f"noise is {what}; give floats {expected}: one x_T per picture, in the model's space")
+    if not np.isfinite(array).all():
+        raise UserError("noise holds NaN or infinite values; give the last of what `invert` returns, or normal noise")
+    return array.astype(np.float32)
 
 
 def size_of(size: Any) -> Any:
@@ -260,8 +293,10 @@ def as_array(picture: Picture, size: tuple[int, int]) -> np.ndarray:
         return asked_for(picture, size).astype(np.float32) / 127.5 - 1.0
     if not isinstance(picture, Image.Image):
         array = np.asarray(picture)
-        if array.ndim != 3 or array.shape[-1] not in (1, 3):
+        if array.ndim != 3 or array.shape[-1] not in (1, 3) or not array.size:
             raise UserError(f"image of shape {array.shape}; give [height, width, 3]")
+        if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+            raise UserError(f"image of {array.dtype}; give uint8, or floats in [-1, 1]")
         if array.dtype != np.uint8 and (not np.isfinite(array).all() or np.abs(array).max() > 1.001):
             raise UserError(
                 f"image with values from {array.min():g} to {array.max():g}; give uint8, or floats in [-1, 1]"

@@ -1,6 +1,7 @@
 """What drawing for users needs beside the sampler: batches of a stream, remembered prompts, steps that are told."""
 
-from collections import OrderedDict
+import warnings
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,22 +28,40 @@ class Drawn(NamedTuple):
     rows: np.ndarray
 
     def whole(self) -> np.ndarray:
-        """The pictures that were asked for, float32 [len(rows), H, W, C], on every process."""
-        return sharding.gather(self.images)[: len(self.rows)]
+        """The pictures that were asked for, float32 [len(rows), H, W, C], on every process; warns of NaN."""
+        images = sharding.gather(self.images)[: len(self.rows)]
+        if lost := [int(row) for row, image in zip(self.rows, images, strict=True) if not np.isfinite(image).all()]:
+            some = f"{', '.join(map(str, lost[:8]))}{', ...' * (len(lost) > 8)} (counted from 0)"
+            warnings.warn(f"{len(lost)} pictures hold NaN or infinite values and come out grey: {some}", stacklevel=2)
+        return images
 
 
 class Steps:
-    """Tells `on_step` of every time of a plan once, in order."""
+    """Tells `on_step` of the first prediction of every step of a plan.
+
+    Compiled code calls it, where an error would come out as another one: it is kept, and raised by `finish`.
+    """
 
     def __init__(self, plan: Plan, on_step: OnStep):
-        self._step = {t: i for i, (t, _) in enumerate(plan.moves, 1)}
-        self._on_step, self._last = on_step, 0
+        self._left = {t: i for i, (t, _) in enumerate(plan.moves, 1)}
+        self._steps, self._on_step = len(plan.moves), on_step
+        # Heun's method asks again where a step ends, often the time at which the next one starts.
+        self._again = Counter(s for t, s in plan.moves if s < t) if plan.sampler == "heun" else Counter()
+        self._error: BaseException | None = None
 
     def __call__(self, t: Any, x0_hat: Any) -> None:
-        # Heun's method asks twice for the times between.
-        if (step := self._step[int(t)]) > self._last:
-            self._last = step
-            self._on_step(step, len(self._step), np.asarray(x0_hat))
+        if self._again[t := int(t)] > 0:
+            self._again[t] -= 1
+        elif (step := self._left.pop(t, None)) is not None and self._error is None:
+            try:
+                self._on_step(step, self._steps, np.asarray(x0_hat))
+            except BaseException as error:
+                self._error = error
+
+    def finish(self) -> None:
+        """Raises what `on_step` raised, if it did; nothing is told after that."""
+        if self._error is not None:
+            raise self._error
 
 
 class Contexts:
