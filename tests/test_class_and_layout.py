@@ -12,7 +12,7 @@ from contextdiff_jax import command_line, training
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.command_line import Options, asked_for
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.evaluate import suite
+from contextdiff_jax.evaluate import distances, suite
 from contextdiff_jax.pipeline import export
 from contextdiff_jax.pipeline.requests import negatives_of
 
@@ -32,7 +32,7 @@ def trained(config, workdir):
 
 @pytest.fixture(autouse=True)
 def few_renders(monkeypatch):
-    monkeypatch.setattr(suite, "REFERENCE", 40)
+    monkeypatch.setattr(distances, "REFERENCE", 40)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import contextdiff_jax as cdx
 from contextdiff_jax import command_line, data
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.evaluate import suite
+from contextdiff_jax.evaluate import distances
 from tests import small_models
 
 
@@ -37,7 +37,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def few_renders(monkeypatch):
-    monkeypatch.setattr(suite, "REFERENCE", 40)
+    monkeypatch.setattr(distances, "REFERENCE", 40)
 
 
 @pytest.fixture(scope="module")

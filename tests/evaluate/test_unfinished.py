@@ -9,7 +9,7 @@ import pytest
 
 import contextdiff_jax as cdx
 from contextdiff_jax import task as task_lib
-from contextdiff_jax.evaluate import suite, unfinished
+from contextdiff_jax.evaluate import distances, suite, unfinished
 from contextdiff_jax.evaluate.metrics import Moments
 from contextdiff_jax.evaluate.unfinished import Batches, Journal
 from tests import small_models
@@ -17,7 +17,7 @@ from tests import small_models
 
 @pytest.fixture(autouse=True)
 def few_renders(monkeypatch):
-    monkeypatch.setattr(suite, "REFERENCE", 40)
+    monkeypatch.setattr(distances, "REFERENCE", 40)
 
 
 @pytest.fixture
