@@ -34,7 +34,7 @@ def write_report(figures: Mapping[str, Any], grids: Mapping[str, Sequence], path
             "bits_per_dim": {row name: {"mean", "stderr", and the bound's terms "prior", "reconstruction",
                 "diffusion"}}, one line each;
             "judge_features": {row name: result of `fidelity`}, one line each;
-            "eval": what was asked of the evaluation, which the page about the run shows;
+            "eval", "judge_features_of": options and protocol, which the page about the run shows;
             every other number or text becomes a line "name  value" (underscores become spaces), and every
             other mapping of them one line each, "name, key  value".
         grids: {heading: (images [N, H, W, 3], captions) or (images, captions, correct)}, drawn in order.
@@ -137,7 +137,7 @@ def _facts(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         shares = f"   (precision {row['precision']:.2f}, recall {row['recall']:.2f}, {row['n']} images)"
         facts.append((f"judge Frechet distance, {name}", f"{row['frechet']:.3g}" + shares))
     for name, value in figures.items():
-        if name in ("title", "alignment", "bits_per_dim", "judge_features", "eval"):
+        if name in ("title", "alignment", "bits_per_dim", "judge_features", "judge_features_of", "eval"):
             continue
         entries = value if isinstance(value, Mapping) else {"": value}
         for key, entry in entries.items():

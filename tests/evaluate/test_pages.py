@@ -301,6 +301,7 @@ def test_figures_in_feature_spaces_are_on_the_pages(tmp_path):
     figures = {"frechet_distance": {"frechet": 12.5, "n": 40}}
     reference = {"n": 50, "size": [8, 9]}
     space = {"digest": "0123", "resize": "none", "reference": reference, "samples": {"figures": figures, "refused": {}}}
+    space["samples"]["how"] = {"frechet_distance": {"estimator": "ddof 1"}}
     folders = [make_run(tmp_path / name, i, shown=2) for i, name in enumerate("ab")]
     for run in folders:  # of a version that called the speed of such a run plain
         rewrite(run / "eval.json", spaces={"colours": space}, samples_per_second={"plain": 1.0})
@@ -312,7 +313,7 @@ def test_figures_in_feature_spaces_are_on_the_pages(tmp_path):
     assert "All of the protocol of b: colours" in page
     page = write_report_page(folders[0]).read_text()
     assert "colours: frechet distance" in page and "; no result" not in page and "frechet_distance, samples" in page
-    assert "8 x 9" in page and "recogniser_demo" in page  # protocol of the space, and who judged
+    assert "8 x 9" in page and "ddof 1" in page and "recogniser_demo" in page  # how, and who judged
 
 
 def test_what_cannot_be_paired_is_said(tmp_path):

@@ -6,8 +6,12 @@ from typing import Any
 from contextdiff_jax.evaluate.pages.run import Run
 
 SPEED_ALONE = "hardware"  # what pictures and their marks do not depend on
-FEATURE_SPACE = ("digest", "width", "resize", "is_fid")  # what an evaluation says of a network
-REFERENCE = ("path", "n", "digest", "size", "crop")  # and of the pictures that others are compared with
+SECTIONS = {  # of eval.json, and what a line about them begins with
+    "judge": "judge.",
+    "sample": "sample.",
+    "eval": "eval.",
+    "judge_features_of": "judge's features: ",
+}
 
 
 def of_run(run: Run) -> dict[str, Any]:
@@ -24,22 +28,23 @@ def of_evaluation(run: Run) -> dict[str, Any]:
     if not figures:
         return {}
     found = {"step": figures.get("step"), "seed": figures.get("seed", run.seed), SPEED_ALONE: figures.get("hardware")}
-    for section in ("judge", "sample", "eval"):
-        value = figures.get(section)
-        found |= {f"{section}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {section: value}
+    for section, before in SECTIONS.items():
+        found |= {f"{before}{key}": value for key, value in figures.get(section, {}).items()}
     for row in list(figures.get("judge_features", {}).values())[:1]:
-        found["judge's features against"] = row.get("against")
+        found["judge's features: against"] = row.get("against")
     for row in list(figures.get("bits_per_dim", {}).values())[:1]:
         found |= {f"bound.{key}": value for key, value in row.get("protocol", {}).items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def of_space(space: Mapping[str, Any]) -> dict[str, Any]:
-    """{name: value} of a feature space and its reference pictures, from an entry of "spaces"."""
-    found = {key: space[key] for key in FEATURE_SPACE if key in space}
+    """{name: value} of a feature space, its reference pictures and its estimators, from an entry of "spaces"."""
     reference = space.get("reference") or {}
-    found |= {f"reference {key}": reference[key] for key in REFERENCE if reference.get(key) is not None}
-    return {key: " x ".join(map(str, v)) if isinstance(v, list) else v for key, v in found.items()}
+    how = next((value["how"] for value in space.values() if isinstance(value, Mapping) and "how" in value), {})
+    named = {key: value for key, value in space.items() if not isinstance(value, Mapping)}
+    named |= {f"reference: {key}": value for key, value in reference.items() if not isinstance(value, Mapping)}
+    named |= {f"{metric}: {key}": value for metric, rules in how.items() for key, value in rules.items()}
+    return {key: " x ".join(map(str, v)) if isinstance(v, list) else v for key, v in named.items()}
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
@@ -71,11 +76,10 @@ def warning(runs: Sequence[Run]) -> str:
 
 def other_judge(first: Run, other: Run) -> str:
     """Why the marks of two runs cannot be paired: "" where one judge gave both, or where one run does not say whose."""
-    judges = [run.figures.get("judge") for run in (first, other)]
-    judges = [judge if isinstance(judge, Mapping) else {"name": judge} for judge in judges if judge]
-    if len(judges) < 2 or judges[0].get("digest", judges[0]) == judges[1].get("digest", judges[1]):
+    judges = [run.figures["judge"] for run in (first, other) if run.figures.get("judge")]
+    if len(judges) < 2 or judges[0]["digest"] == judges[1]["digest"]:
         return ""
-    said = [" ".join(str(judge[key]) for key in ("name", "digest") if key in judge) for judge in judges]
+    said = [f"{judge['name']} {judge['digest']}" for judge in judges]
     return (
         f"the judges differ: {said[0]} of {first.name}, {said[1]} of {other.name}; evaluate both with one "
         "(--config.eval.recogniser)"

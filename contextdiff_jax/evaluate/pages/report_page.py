@@ -233,7 +233,7 @@ def protocol(run: Run) -> str:
     plain = {
         k: v
         for k, v in run.figures.items()
-        if isinstance(v, str | int | float) and k not in ("title", "hardware", "step", "seed", "judge")
+        if isinstance(v, str | int | float) and k not in ("title", "hardware", "step", "seed")
     }
     rest = {k: v for k, v in of_evaluation(run).items() if k not in ("hardware", "step", "seed")}
     return facts("How the figures were made", about | rest | {k: number(v) for k, v in plain.items()})
