@@ -163,10 +163,11 @@ class Editor:
         # Whatever is wrong with the prompts is said before anything is compiled.
         controls = controls_of(self.model, self.config, self.clip, targets)
         stages = ["encode", "invert", "reconstruct", *(f"edit: {target[:40]}" for target in targets)]
-        with tqdm(total=len(stages), disable=not self._progress) as bar:
+        # Steps of the stages that are done: a program that told of each of its own could not be kept for another start.
+        with tqdm(total=(len(stages) - 1) * self.num_steps, unit="step", disable=not self._progress) as bar:
 
             def stage(done: int) -> None:
-                bar.n = done
+                bar.n = max(0, done - 1) * self.num_steps  # encoding has none
                 bar.set_description(stages[done] if done < len(stages) else "edited")
 
             stage(0)
