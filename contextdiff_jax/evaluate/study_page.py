@@ -113,7 +113,8 @@ def _items(folder: str | Path) -> dict[str, Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"folder of results {str(folder)!r} does not exist; give one with pictures or clips")
-    names = [name for name in files_below(folder) if Path(name).suffix.lower() in MEDIA and Path(name).name != GRID]
+    below = files_below(folder, "folder of results")
+    names = [name for name in below if Path(name).suffix.lower() in MEDIA and Path(name).name != GRID]
     found = {str(Path(name).with_suffix("")): folder / name for name in names}
     if len(found) < len(names):
         raise UserError(f"{str(folder)!r} has two files of one name with different endings; keep one of each")
