@@ -41,7 +41,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         remedy = hub.remedy(folder, "give the folder of a downloaded model")
         raise UserError(f"model folder {str(folder)!r} does not exist; {remedy}")
     if not path.is_file():
-        raise UserError(f"{str(folder)!r} has no config.json; give a folder in the Hugging Face layout")
+        remedy = hub.remedy(folder, "give a folder in the Hugging Face layout")
+        raise UserError(f"{str(folder)!r} has no config.json; {remedy}")
     return read_object(path)
 
 
@@ -72,8 +73,8 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
             f"{str(folder)!r} has only the pickle {pickles[0]}, which runs code when opened; convert it with PyTorch "
             f"once: `from {library} import {name}; {name}.from_pretrained(FOLDER).save_pretrained(FOLDER)`"
         )
-    found = ", ".join(sorted(p.name for p in folder.glob("[!.]*.safetensors")))
-    remedy = f"it has {found}: rename the one you mean" if found else "download the model's weights"
+    found = ", ".join(sorted(p.name for p in folder.glob("[!.]*.safetensors") if p.is_file()))  # no link to nowhere
+    remedy = f"it has {found}: rename the one you mean" if found else hub.remedy(folder, "download the model's weights")
     raise UserError(f"{str(folder)!r} has no {' or '.join(f'{s}.safetensors' for s in STEMS)}; {remedy}")
 
 
@@ -85,7 +86,8 @@ def _read_shards(index: Path) -> dict[str, Stored]:
         raise UserError(f"{index} is damaged (it has no weight_map from tensors to files); download it again")
     files = {name: index.parent / name for name in sorted(set(places.values()))}
     if missing := [name for name, file in files.items() if not file.is_file()]:
-        raise UserError(f"{str(index.parent)!r} lacks {', '.join(missing)}, named in {index.name}; get them")
+        remedy = hub.remedy(index, "get them")
+        raise UserError(f"{str(index.parent)!r} lacks {', '.join(missing)}, named in {index.name}; {remedy}")
     headers = {name: read_header(file) for name, file in files.items()}
     if absent := [f"{tensor} in {name}" for tensor, name in places.items() if tensor not in headers[name]]:
         raise UserError(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from contextdiff_jax.files import read_object
+from contextdiff_jax.formats import hub
 from contextdiff_jax.formats.pretrained import PICKLES, STEMS
 
 WANTED = "a run's workdir, an export, a Stable Diffusion 1.x or 2.x folder or .safetensors file, or its name on the hub"
@@ -36,7 +37,8 @@ def no_model(path: Path) -> str:
         if "task" in config:
             return ""  # a run, which may have no checkpoint yet
     if found := [name for name in PARTS if (path / name).is_dir()]:
-        return f"{path} has {', '.join(found)} but no model_index.json, as a pipeline has; download the whole again"
+        again = hub.remedy(path, "download the whole again")
+        return f"{path} has {', '.join(found)} but no model_index.json, as a pipeline has; {again}"
     files = sorted(p.name for p in path.glob("*.safetensors") if p.stem not in STEMS)
     if files:
         return f"{path} is a folder with {', '.join(files[:4])}; give the file itself"

@@ -23,6 +23,7 @@ from tokenizers import (
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_object, write_json
+from contextdiff_jax.formats import hub
 from contextdiff_jax.formats.kinds import check, unsupported
 from contextdiff_jax.formats.spiece import read_spiece
 
@@ -155,7 +156,8 @@ def _open(folder: Path) -> tuple[Tokenizer, str]:
             slow = _t5_tokenizer(folder)
         else:
             needed = ", or ".join(" with ".join(names) for names in LAYOUTS)
-            raise UserError(f"{str(folder)!r} has no tokenizer; needs {needed}")
+            remedy = hub.remedy(folder, "put these files there")
+            raise UserError(f"{str(folder)!r} has no tokenizer; needs {needed}; {remedy}")
     except UserError:
         raise
     except Exception as error:  # the libraries raise no narrower type

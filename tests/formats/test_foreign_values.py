@@ -175,34 +175,28 @@ def test_hub_names_are_found_in_the_cache(tmp_path, monkeypatch):
     assert hub.local("~/home") == tmp_path / "home"
 
 
-def test_a_model_that_the_cache_has_in_part_is_named_with_what_it_lacks(tmp_path, monkeypatch):
+def test_what_a_cached_model_lacks_is_named_with_the_command_that_gets_it(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     state = tmp_path / "models--me--model" / "snapshots" / "aa"
     state.mkdir(parents=True)
-
-    def check(words):
-        with pytest.raises(UserError, match=f"'me/model' .* in part: .*aa lacks {words}; .*hf download me/model"):
-            hub.local("me/model")
-
-    hub.local("me/model")  # a tokenizer alone, or whatever else: its readers say what they miss
+    folder = hub.local("me/model")
+    get, shard = "download it: hf download me/model", "model-00001-of-00001.safetensors"
+    with pytest.raises(UserError, match=f"has no config.json; {get}"):
+        read_config(folder)
     (state / "config.json").write_text("{}")
-    check("model.safetensors")
     (state / "model.safetensors").symlink_to(tmp_path / "blobs" / "gone")
-    check("model.safetensors")
-    shards = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
-    (state / "model.safetensors.index.json").write_text(json.dumps(shards))
-    (state / "model-00001-of-00002.safetensors").write_text("")
-    check("model-00002-of-00002.safetensors")
-    (state / "model-00002-of-00002.safetensors").write_text("")
-    assert hub.local("me/model") == state
-    (state / "config.json").rename(state / "model_index.json")
+    assert read_config(folder) == {}, "enough for a plan"
+    with pytest.raises(UserError, match=f"has no model.safetensors .*; {get}"):
+        stored_tensors(folder)
+    (state / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+    with pytest.raises(UserError, match=f"lacks {shard}, named in model.safetensors.index.json; {get}"):
+        stored_tensors(folder)
     (state / "unet").mkdir()
-    (state / "unet" / "diffusion_pytorch_model.safetensors").write_text("")
-    check("unet/config.json")
-    (state / "unet" / "config.json").write_text("{}")
-    assert hub.local("me/model") == state
-    with pytest.raises(UserError, match="vae' does not exist; download it: hf download me/model"):
-        read_config(state / "vae")
+    (state / "config.json").unlink()
+    with pytest.raises(UserError, match=f"vae' does not exist; {get}"):
+        read_config(folder / "vae")
+    with pytest.raises(UserError, match=f"has unet but no model_index.json, as a pipeline has; {get}"):
+        cdx.Pipeline.load("me/model")
 
 
 def test_what_is_no_pipeline_is_named(tmp_path):
