@@ -186,7 +186,8 @@ def test_a_clips_maps_are_those_of_its_inversion():
             sample=t2i.get_config("tiny").sample.to_dict() | dict(num_steps=5, threshold="none"),
             data=dict(num_frames=3, overlap=1),
             edit=dict(alignment="none", self_replace_steps=0.0, self_blend=False, latent_blend=(), mask="clip")
-            | dict(mask_scale="maximum", mask_resolution=4, max_tokens=64, equalizer=(), equalize_added=1.0),
+            | dict(mask_scale="maximum", mask_resolution=4, max_tokens=64, equalizer=(), equalize_added=1.0)
+            | dict(inversion_prompt="empty"),
         )
     )
     clip = Clip(np.zeros((5, 4, 4, 3), np.uint8), caption="a frog", masks=np.ones((5, 4, 4), bool))
