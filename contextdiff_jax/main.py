@@ -17,10 +17,11 @@ if sys.platform == "win32":  # before what cannot be imported there: file locks,
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from contextdiff_jax import command_line, config_files
+from contextdiff_jax import command_line
 from contextdiff_jax import config as config_lib
+from contextdiff_jax.command_line import config_files
+from contextdiff_jax.command_line.options import modes_of
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.options import modes_of
 
 
 def _of(field: str, text: str) -> str:

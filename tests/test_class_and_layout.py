@@ -87,7 +87,7 @@ def test_layouts_are_asked_for_as_lists(of_layouts):
 @pytest.mark.parametrize("kind", ["of_classes", "of_layouts"])
 def test_what_cannot_be_drawn_leaves_no_folder(kind, request, tmp_path, monkeypatch):
     pipe, workdir = request.getfixturevalue(kind)
-    monkeypatch.setattr(command_line, "_pipeline", lambda config, options: pipe)
+    monkeypatch.setattr(command_line.shared, "pipeline_of", lambda config, options: pipe)
     (tmp_path / "layout.json").write_text('[["forg", [0, 0, 1, 1]]]')
     asked = {"of_classes": {"prompts": ("forg",)}, "of_layouts": {"layout": str(tmp_path / "layout.json")}}[kind]
     with pytest.raises(UserError, match="'forg' is no class"):

@@ -14,7 +14,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import class2img, clip_mini, layout2img, t2i
-from contextdiff_jax import command_line, config, config_files, data, keys, options, pictures, task
+from contextdiff_jax import command_line, config, data, keys, pictures, task
+from contextdiff_jax.command_line import config_files, options
 from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import write_json
@@ -439,7 +440,7 @@ class Drawing:
 def test_pictures_are_written_as_they_are_drawn(tmp_path, capsys):
     drawing = Drawing()
     with pytest.raises(KeyboardInterrupt):
-        command_line._write_pictures(drawing, ["a"] * 5, drawing.batches(2, 1, 0), tmp_path)
+        command_line.drawing._write_pictures(drawing, ["a"] * 5, drawing.batches(2, 1, 0), tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0000.png", "0001.png", "0002.png"]
     assert capsys.readouterr().out == f"3 of 5 pictures are in {tmp_path}\n"
 
@@ -447,7 +448,7 @@ def test_pictures_are_written_as_they_are_drawn(tmp_path, capsys):
 def test_a_grid_is_of_the_first_pictures(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pictures, "IN_GRID", 3)
     drawing = Drawing()
-    command_line._write_pictures(drawing, list("abcde"), drawing.batches(2, 2, 1), tmp_path)
+    command_line.drawing._write_pictures(drawing, list("abcde"), drawing.batches(2, 2, 1), tmp_path)
     assert len(list(tmp_path.iterdir())) == 6 and "5 pictures" in (said := capsys.readouterr().out)
     assert "the first 3 with their captions" in said
     side = pictures.MIN_SIDE + pictures.PAD

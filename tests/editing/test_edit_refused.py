@@ -127,7 +127,7 @@ def test_prompts_that_cannot_be_edited(recipe, tmp_path):
 def test_an_edit_of_what_the_network_has_not_leaves_no_folder(recipe, tmp_path, monkeypatch):
     task = task_lib.build(recipe)
     pipeline = SimpleNamespace(task=task, params=None, frozen=None, config=recipe)
-    monkeypatch.setattr(command_line, "_pipeline", lambda *args: pipeline)
+    monkeypatch.setattr(command_line.shared, "pipeline_of", lambda *args: pipeline)
     monkeypatch.setattr(Editor, "run", lambda *args: pytest.fail("run"))
 
     def trace(self, targets):
@@ -147,10 +147,10 @@ def test_an_edit_of_what_the_network_has_not_leaves_no_folder(recipe, tmp_path, 
     edited = SimpleNamespace(table=str, write=lambda folder: (folder / "edit.json").write_text("{}"))
     monkeypatch.setattr(Editor, "check", lambda *args: None)
     monkeypatch.setattr(Editor, "run", lambda *args: edited)
-    monkeypatch.setattr(command_line, "write_page", pages.append)
+    monkeypatch.setattr(command_line.shared, "write_page", pages.append)
     (tmp_path / "config.json").write_text("{}")
     command_line.run("edit", recipe, options)
-    command_line.edit(recipe, options, Kept(1))
+    command_line.clips.edit(recipe, options, Kept(1))
     assert pages == [tmp_path]
     (tmp_path / "config.json").unlink()
     # One that is killed leaves nothing either: the next takes its place. What is there is not lost.
@@ -209,8 +209,8 @@ def test_the_edit_has_the_device_to_itself(recipe, tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "train", tuned)
     monkeypatch.setattr(clip_editing, "check", lambda *args: None)
-    monkeypatch.setattr(command_line, "edit", lambda *args, **how: seen.append(states[0]()))
-    monkeypatch.setattr(command_line, "write_page", lambda *args: None)
+    monkeypatch.setattr(command_line.clips, "edit", lambda *args, **how: seen.append(states[0]()))
+    monkeypatch.setattr(command_line.shared, "write_page", lambda *args: None)
     command_line.run("train", recipe, command_line.Options(str(tmp_path), compilation_cache="off"))
     assert seen == [None]
 

@@ -133,7 +133,7 @@ def test_dollars_of_a_prompt_are_no_formulas(tmp_path):
 
 def test_heatmaps_on_command(pipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(heat_pictures, "RENDERS", 2)
-    monkeypatch.setattr(command_line, "_pipeline", lambda config, options: pipe)
+    monkeypatch.setattr(command_line.shared, "pipeline_of", lambda config, options: pipe)
     options = command_line.Options("", prompts=PROMPTS, out=str(tmp_path))
     command_line.run("heatmaps", None, options)
     about = json.loads((tmp_path / "heatmaps.json").read_text())

@@ -86,7 +86,7 @@ def test_what_an_evaluation_keeps_is_read_back(tmp_path):
 def test_a_page_that_fails_ends_nothing_and_differences_come_before_theirs(tmp_path, monkeypatch, capsys):
     a, b = (make_run(tmp_path / name, i, shown=2) for i, name in enumerate("ab"))
     (a / "eval" / "pictures.npz").write_bytes(b"PK" + bytes(40))
-    command_line.write_page(a)
+    command_line.shared.write_page(a)
     assert re.search(r"NOT WRITTEN: .*report.html \(.*eval is damaged", capsys.readouterr().out)
     with pytest.raises(UserError, match="eval is damaged"):
         command_line.run("compare", None, command_line.Options("", runs=(str(a), str(b)), out=str(tmp_path / "c.html")))

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from contextdiff_jax import command_line
+from contextdiff_jax.command_line.options import Options
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.options import Options
 from contextdiff_jax.pipeline.export import CONFIG
 from contextdiff_jax.pipeline.places import check_place, home_of
 
@@ -59,7 +59,7 @@ def test_what_an_earlier_call_has_made_stays(name):
 
 @pytest.mark.parametrize("mode", ["sample", "heatmaps", "eval"])
 def test_places_are_tried_before_a_model_is_read(mode, here, monkeypatch):
-    monkeypatch.setattr(command_line, "_pipeline", lambda config, options: pytest.fail("read"))
+    monkeypatch.setattr(command_line.shared, "pipeline_of", lambda config, options: pytest.fail("read"))
     (here / "runs").write_text("a file in the way")
     with pytest.raises(UserError, match="output folder 'runs/.*' cannot be written"):
         command_line.MODES[mode](None, Options("builtin:demo"))

@@ -13,7 +13,7 @@ from contextdiff_jax import config as config_lib
 from contextdiff_jax.errors import UserError
 
 # In a clone, and inside the installed package.
-SHIPPED_CONFIGS = (Path(__file__).parents[1] / "configs", Path(__file__).parent / "shipped" / "configs")
+SHIPPED_CONFIGS = (Path(__file__).parents[2] / "configs", Path(__file__).parents[1] / "shipped" / "configs")
 
 
 def default_workdir(config_file: str, config: ConfigDict) -> str:
