@@ -15,7 +15,10 @@ from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.types import Array, Params
 
 _MAX_GAMMA = 30.0  # keeps alpha_bar_T a normal number
+_LEAST_UNITS = 16  # the least beta_t, in units of rounding of 1
+_MOST_LEFT = 0.2  # of the signal at T, where the end stays and sampling starts from N(0, I)
 _TINY = 1e-30  # keeps a way that has shrunk to nothing divisible
+_SLOWER = "let the process learn more slowly (config.optim.lr_multipliers), or set config.process.ends='fixed'"
 
 
 @dataclass(frozen=True)
@@ -64,16 +67,16 @@ class Process:
 
     def schedule(self, params: Params) -> Schedule:
         """The schedule under these parameters; the fixed one as it is."""
-        if not self.learned:
-            return self.start
+        return _schedule(self._gamma(params)) if self.learned else self.start
+
+    def _gamma(self, params: Params) -> Array:
+        """gamma_1..gamma_T as the parameters have them, wherever those have gone."""
         rises = jax.nn.softplus(params["steps"]) + _TINY if "steps" in params else jnp.zeros((0,))
         way = jnp.concatenate([jnp.zeros((1,), rises.dtype), jnp.cumsum(rises)])
-        if self.fixed_ends:
-            first, last = (float(g) for g in _gamma(self.start)[[0, -1]])
-            gamma = first + (last - first) * way / way[-1]
-        else:
-            gamma = params["gamma_1"] + way
-        return _schedule(jnp.clip(gamma, -_MAX_GAMMA, _MAX_GAMMA))
+        if not self.fixed_ends:
+            return params["gamma_1"] + way
+        first, last = (float(g) for g in _gamma(self.start)[[0, -1]])
+        return first + (last - first) * way / way[-1]
 
     def reverse_variance(self, params: Params) -> str | Array:
         """What losses and samplers take as `variance`: a name, or the learned table [T+1(, C)], 0 at t = 0."""
@@ -83,22 +86,70 @@ class Process:
         beta = s.beta_t(jnp.arange(1, s.num_timesteps + 1)).reshape(-1, *(1,) * (log_ratio.ndim - 1))
         return jnp.concatenate([jnp.zeros_like(log_ratio[:1]), beta * jnp.exp(log_ratio)])
 
+    def check_start(self) -> None:
+        """Refuses to begin a training whose schedule ends with much signal, or starts where its numbers cannot hold it.
+
+        Raises:
+            UserError: names T and what is left, or the first t.
+        """
+        T, left = self.start.num_timesteps, float(self.start.alpha_bar[-1])
+        if left > _MOST_LEFT and (self.fixed_ends or not self.learned):
+            raise UserError(
+                f"this noise schedule of T={T} steps leaves alpha_bar_T={left:.4g} of the signal, and sampling starts "
+                "from noise alone; use config.process.schedule='cosine' or 'log_snr', 'learned' with free ends, or a "
+                "larger T"
+            )
+        if self.learned and (t := _too_quiet(_gamma(self.start), self.start.alpha_bar.dtype)):
+            raise UserError(
+                f"a learned schedule of T={T} steps cannot start with so little noise at t={t}, which "
+                f"{self.start.alpha_bar.dtype} cannot hold; use config.process.log_snr that starts at 13 or below, or "
+                "another config.process.init"
+            )
+
     def check(self, params: Params) -> None:
-        """Refuses parameters whose schedule does not fall strictly, or whose variance is not positive and finite.
+        """Refuses parameters whose schedule has collapsed, or whose variance is not positive and finite.
+
+        What is looked at is gamma itself: the table of `schedule` is held strictly falling, whatever gamma is.
 
         Raises:
             UserError: names the first t.
         """
-        ab = np.asarray(self.schedule(params).alpha_bar)
-        if not np.all(np.diff(ab) < 0):
-            t = 1 + int(np.argmin(np.diff(ab) < 0))
-            raise UserError(f"the learned schedule does not fall at t={t}: alpha_bar {ab[t - 1]} then {ab[t]}")
+        if self.learned:
+            self._check_gamma(params)
         if self.variance == "learned":
-            table = np.asarray(self.reverse_variance(params))[1:].reshape(len(ab) - 1, -1)
+            table = np.asarray(self.reverse_variance(params))[1:].reshape(self.start.num_timesteps, -1)
             good = np.all((table > 0) & np.isfinite(table), axis=1)
             if not good.all():
                 t = 1 + int(np.argmin(good))
                 raise UserError(f"the learned reverse variance at t={t} is {table[t - 1]}, not positive and finite")
+
+    def _check_gamma(self, params: Params) -> None:
+        """gamma rises from each t to the next, within its limits, by more than float32 loses."""
+        gamma = np.asarray(self._gamma(params))
+        rises = np.asarray(jax.nn.softplus(params["steps"])) if "steps" in params else np.zeros((0,))
+        # With fixed ends rises that are all nothing still divide the way evenly, and cannot be trained any more
+        falls = np.isfinite(gamma) & np.concatenate([[True], (rises > _TINY) & (np.diff(gamma) > 0)])
+        if not falls.all():
+            t = 1 + int(np.argmin(falls))
+            raise UserError(
+                f"the learned schedule does not fall at t={t}: log SNR {-gamma[max(t - 2, 0)]:.6g} then "
+                f"{-gamma[t - 1]:.6g}; {_SLOWER}"
+            )
+        if not np.all(inside := np.abs(gamma) < _MAX_GAMMA):
+            t = 1 + int(np.argmin(inside))
+            raise UserError(
+                f"the learned schedule has log SNR {-gamma[t - 1]:.6g} at t={t}, outside {_MAX_GAMMA:g} and "
+                f"{-_MAX_GAMMA:g}; {_SLOWER}"
+            )
+        if t := _too_quiet(gamma, gamma.dtype):
+            raise UserError(f"the learned schedule adds less noise at t={t} than {gamma.dtype} can hold; {_SLOWER}")
+
+
+def _too_quiet(gamma: np.ndarray, dtype: np.dtype) -> int:
+    """The first t at which beta_t is below the least that `_schedule` has, or 0."""
+    log_ab = np.concatenate([[0.0], -np.logaddexp(0.0, gamma.astype(np.float64))])
+    quiet = -np.expm1(np.diff(log_ab)) < _LEAST_UNITS * jnp.finfo(dtype).eps
+    return 1 + int(np.argmax(quiet)) if quiet.any() else 0
 
 
 def _gamma(s: Schedule) -> np.ndarray:
@@ -108,11 +159,18 @@ def _gamma(s: Schedule) -> np.ndarray:
 
 
 def _schedule(gamma: Array) -> Schedule:
-    """The schedule of gamma_1..gamma_T; wherever rounding would make neighbours equal, beta_t is a few units of it."""
+    """The schedule of gamma_1..gamma_T; wherever rounding would make neighbours equal, beta_t is a few units of it.
+
+    The gradient is that of the sigmoid alone, and exact in both tails: where a limit acts, its own would be 0, and
+    gamma would never come back.
+    """
     t = jnp.arange(gamma.shape[0] + 1)
-    least = (1.0 - 16 * jnp.finfo(gamma.dtype).eps) ** t
-    ab = jnp.concatenate([jnp.ones((1,), gamma.dtype), jax.nn.sigmoid(-gamma)])
-    ab = jax.lax.cummin(ab / least) * least
+    least = (1.0 - _LEAST_UNITS * jnp.finfo(gamma.dtype).eps) ** t
+    one = jnp.ones((1,), gamma.dtype)
+    held = jnp.concatenate([one, jax.nn.sigmoid(-jnp.clip(gamma, -_MAX_GAMMA, _MAX_GAMMA))])
+    held = jax.lax.cummin(held / least) * least
+    free = jnp.concatenate([one, jnp.where(gamma < 0, 1.0 - jax.nn.sigmoid(gamma), jax.nn.sigmoid(-gamma))])
+    ab = free + jax.lax.stop_gradient(held - free)
     root = jnp.sqrt(ab)
     # k_t = sqrt(ab_t) (1 - sqrt(ab_t)), without the cancellation where ab_t is near 1
     return Schedule(alpha_bar=ab, k=root * (1.0 - ab) / (1.0 + root))

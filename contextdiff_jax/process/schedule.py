@@ -81,14 +81,15 @@ def scaled_linear(
 
 
 def log_snr(T: int, first: float = LOG_SNR_ENDS[0], last: float = LOG_SNR_ENDS[1]) -> Schedule:
-    """log(alpha_bar_t / (1 - alpha_bar_t)) linear in t, from `first` at t = 1 down to `last` at t = T.
+    """log(alpha_bar_t / (1 - alpha_bar_t)) linear in t, from `first` at t = 1 down to `last` at t = T, which a single
+    step has.
 
     Its ends do not move with T: with few steps the first one still sees what little noise the data ask for.
     """
     _check_T(T)
     if not MAX_LOG_SNR >= first > last >= -MAX_LOG_SNR:
         raise UserError(f"log_snr=({first}, {last}): the ends must fall, within {MAX_LOG_SNR:g} and {-MAX_LOG_SNR:g}")
-    signal = 1.0 / (1.0 + np.exp(-np.linspace(first, last, T)))
+    signal = 1.0 / (1.0 + np.exp(-np.linspace(first if T > 1 else last, last, T)))
     return _from_alpha_bar(np.concatenate([[1.0], signal]))
 
 

@@ -1,5 +1,8 @@
 """The learned process: its start, its order under anything, its variance."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +54,7 @@ def test_it_falls_strictly_in_float32_whatever_is_done_to_its_parameters(T):
 
 
 def test_it_survives_adversarial_gradients():
-    """Adam at an absurd rate on gradients that push all times together, then all apart."""
+    """Adam at an absurd rate on gradients that push all times together, then all apart; what is left is not saved."""
     process = Process(schedule.log_snr(8), learned=True, variance="learned")
     objectives = (
         lambda p: jnp.sum(jnp.log(process.schedule(p).beta_t(jnp.arange(1, 9)))),
@@ -63,6 +66,8 @@ def test_it_survives_adversarial_gradients():
         for _ in range(60):
             updates, state = optimizer.update(grad(params), state)
             params = optax.apply_updates(params, updates)
+            assert np.all(np.diff(process.schedule(params).alpha_bar) < 0)
+        with pytest.raises(UserError, match="the learned schedule"):
             process.check(params)
 
 
@@ -101,3 +106,71 @@ def test_what_cannot_be_learned_or_saved_is_refused():
         process.check(params | {"log_ratio": jnp.array([0.0, 1.0, -jnp.inf, 0.0])})
     with pytest.raises(UserError, match="does not fall at t=2"):
         process.check(params | {"steps": jnp.array([jnp.nan, 1.0, 1.0])})
+
+
+def test_it_starts_and_learns_in_float32_where_little_noise_matters():
+    """As far as the named schedule's own table goes, and with a gradient wherever a limit holds it."""
+    s = schedule.log_snr(16, 13.0, -5.0)
+    process = Process(s, learned=True)
+    process.check_start()
+    params = process.init()
+    process.check(params)
+    tables = (np.asarray(x.alpha_bar[1:], np.float64) for x in (process.schedule(params), s))
+    np.testing.assert_allclose(*(np.log(ab / (1 - ab)) for ab in tables), atol=0.03)
+    noise = lambda gamma_1: jnp.log(1 - process.schedule(params | {"gamma_1": gamma_1}).alpha_bar[1])
+    gamma_1 = np.array([-13.0, -14.0, -17.0, 0.0])
+    free = -np.expm1(-np.logaddexp(0, gamma_1))
+    expected = free * (1 - free) / np.maximum(free, 16 * np.finfo(np.float32).eps)
+    np.testing.assert_allclose(jax.vmap(jax.grad(noise))(jnp.float32(gamma_1)), expected, rtol=0.03)
+    signal = lambda gamma_1: jnp.log(process.schedule(params | {"gamma_1": gamma_1}).alpha_bar[1])
+    assert jax.grad(signal)(31.0) < -0.3
+    for first in (13.3, 14.0):
+        with pytest.raises(UserError, match=r"T=16 steps cannot start .* t=1, .*starts at 13"):
+            Process(schedule.log_snr(16, first, -5.0), learned=True).check_start()
+
+
+def test_what_has_collapsed_is_not_saved_and_what_the_study_learned_is():
+    process, fixed = (Process(schedule.log_snr(8), learned=True, fixed_ends=fixed) for fixed in (False, True))
+    for one in (process, fixed):
+        params = one.init()
+        one.check(params)
+        for bad, t in [({"steps": jnp.full(7, -200.0)}, 2), ({"steps": params["steps"].at[4].set(-200.0)}, 6)]:
+            with pytest.raises(UserError, match=f"does not fall at t={t}"):
+                one.check(params | bad)
+    with pytest.raises(UserError, match="less noise at t=1 than float32"):
+        process.check(params | {"gamma_1": jnp.float32(-14.0)})
+    with pytest.raises(UserError, match="log SNR -31 at t=1, outside 30"):
+        process.check(params | {"gamma_1": jnp.float32(31.0)})
+    # 1500 nats of log SNR on the way
+    with pytest.raises(UserError, match="at t=2, outside 30"):
+        process.check(params | {"gamma_1": jnp.float32(-6.0), "steps": jnp.full(7, 200.0)})
+    results = Path(__file__).parents[2] / "docs/study/results"
+    stored = [run["process"] for file in results.glob("steps-*.json") for run in walked(json.loads(file.read_text()))]
+    assert len(stored) > 10
+    for learned in stored:
+        start = Process(schedule.log_snr(len(learned["log_snr"])), learned=True)
+        gamma = -np.array(learned["log_snr"])
+        steps = np.log(np.expm1(np.diff(gamma)))
+        start.check({"gamma_1": jnp.float32(gamma[0]), "steps": jnp.asarray(steps, jnp.float32)})
+
+
+def walked(node):
+    """The records of a nested result that hold a learned process."""
+    if isinstance(node, dict) and node.get("process"):
+        yield node
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from walked(value)
+
+
+def test_a_process_whose_end_stays_with_much_signal_begins_no_training():
+    for name, T, left in [("linear", 1, "0.9999"), ("linear", 8, "0.92"), ("scaled_linear", 8, "0.956")]:
+        s = getattr(schedule, name)(T)
+        for learned in (False, True)[: 1 + (T > 2)]:
+            process = Process(s, learned=learned, fixed_ends=learned)
+            with pytest.raises(UserError, match=f"T={T} steps leaves alpha_bar_T={left}.*'cosine' or 'log_snr'"):
+                process.check_start()
+        Process(s, learned=True).check_start()
+    for T in (1, 2, 8, 1000):
+        for s in (schedule.cosine(T), schedule.log_snr(T), schedule.zero_terminal_snr(schedule.linear(T))):
+            Process(s).check_start()
+    Process(schedule.linear(1000)).check_start()

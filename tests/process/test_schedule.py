@@ -50,6 +50,13 @@ def test_tables_start_at_clean_data_and_fall(build, T):
         np.testing.assert_allclose(s.k, root * (1 - root), atol=1e-7)
 
 
+def test_log_snr_is_a_line_between_its_ends_and_ends_at_the_last(x64):
+    for T in (1, 2, 5):
+        ab = np.asarray(schedule.log_snr(T, 4.0, -8.0).alpha_bar)[1:]
+        line = [-8.0] if T == 1 else [4.0 - 12.0 * i / (T - 1) for i in range(T)]
+        np.testing.assert_allclose(np.log(ab / (1 - ab)), line)
+
+
 def test_double_precision_under_x64(x64):
     chex.assert_type(schedule.cosine(10).alpha_bar, jnp.float64)
 
