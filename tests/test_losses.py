@@ -355,6 +355,7 @@ def test_bad_arguments_are_user_errors():
         (lambda: losses.simple(s, x, x, 3, weighting="snrr"), "min_snr"),
         (lambda: losses.posterior(s, x, x, 0, x, x, x, x), "out of range"),
         (lambda: losses.nelbo(s, x, f, None, 0, jax.random.key(0)), "out of range"),
+        (lambda: losses.nelbo(s, x, f, None, np.ones((2, 3), int), jax.random.key(0)), "timestep 1 .* 2 to 10"),
         (lambda: losses.nelbo(s, x, f, None, 1, jax.random.key(0), bins=1), "bins=1"),
         (lambda: losses.nelbo(s, x, f, None, 1, jax.random.key(0), variance="learned"), "posterior, beta"),
     ]:

@@ -75,16 +75,18 @@ def test_the_scaled_term_is_the_kl_of_the_two_gaussians(x64, variance):
 def test_scale_1_and_an_idle_head_are_todays_numbers_bit_by_bit():
     s, x0 = schedule.cosine(T), rng.normal(size=(6, 3)).astype(np.float32)
     t = 1 + np.arange(6)
-    bound = lambda f, b: losses.nelbo(s, x0, f, b, t, KEY, bins=None, variance="beta")
+    bound = lambda f, b, v="beta": losses.nelbo(s, x0, f, b, t, KEY, bins=None, variance=v)
     # As users compile it: the suite's older emitters round two programs of the same sums differently
     compiled = partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": True})
     draw = lambda f, b: compiled(lambda x: samplers.ddpm(chart.contextual(f, b), s, KEY, x, T))(x0)
     plain = Shift(s, features=lambda x0: x0, relate=lambda x0, t, shape: 0.8 * jnp.sin(2 * x0))
     scaled = wavy(s, h=0.0)
     unscaled = Shift(s, lambda x0: x0, lambda x0, t, shape: jnp.split(scaled.relate(x0, t, shape), 2, -1)[0])
-    for name in ("reconstruction", "diffusion"):
-        found, expected = getattr(bound(denoiser, scaled), name), getattr(bound(denoiser, unscaled), name)
-        np.testing.assert_allclose(found, expected, rtol=2e-6)  # the KL by another formula
+    assert np.all(np.asarray(wavy(s, h=0.6).warp(x0, t).scale) != 1.0)
+    for variance in ("beta", "posterior", TABLE.astype(np.float32)):
+        both = (bound(denoiser, b, variance) for b in (scaled, unscaled))
+        for found, expected in zip(*map(jax.tree.leaves, both), strict=True):  # prior, reconstruction, diffusion
+            np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(draw(denoiser, scaled), draw(denoiser, unscaled))
     idle = chart.TwoHeaded(lambda x, t: (denoiser(x, t), precond.to_shift(s, jnp.zeros_like(x), t)))
     none = Shift(s, features=lambda x0: x0, relate=lambda x0, t, shape: jnp.zeros_like(x0))
@@ -112,6 +114,32 @@ def test_a_head_that_answers_eq_7_is_eq_7(x64):
     draw = lambda f: samplers.ddpm(chart.contextual(f, b), s, KEY, x0, T, variance=TABLE, last_noise=True)
     np.testing.assert_allclose(draw(two), draw(denoiser), rtol=1e-10)
     assert np.all(precond.to_shift(s, jnp.ones((6, 3)), t)[0] == 0)
+
+
+def test_the_prior_of_a_scaled_process_is_the_kl_from_the_standard_normal(x64):
+    s, x0 = schedule.log_snr(T, 3.0, -2.0), rng.normal(size=(5, 3))
+    b, ab, T_all = wavy(s), float(s.alpha_bar[T]), np.full(5, T)
+    shift, scale = map(np.asarray, b.warp(x0, T_all))
+    expected = gaussian_kl(np.sqrt(ab) * x0 + shift, (1 - ab) * scale**2, 0.0, 1.0).sum(1)
+    np.testing.assert_allclose(losses.prior_term(s, x0, b), expected, rtol=1e-12)
+
+
+def test_a_head_takes_the_steps_it_was_trained_for_and_is_idle_in_the_plain_process(x64):
+    s, x_T = schedule.cosine(T), rng.normal(size=(4, 3))
+    none = Shift(s, features=lambda x0: x0, relate=lambda x0, t, shape: jnp.zeros_like(x0))
+    two = chart.TwoHeaded(lambda x, t: (denoiser(x, t), jnp.ones_like(x)))
+    for name in ("ddpm", "ddim", "heun", "dpmpp_2m"):
+        draw = lambda c, count, name=name, **how: samplers.get(name)(c, s, KEY, x_T, count, **how)
+        np.testing.assert_array_equal(draw(chart.plain(two), 3), draw(chart.plain(denoiser), 3))
+        with pytest.raises(UserError, match="second head .* num_steps=3 .* without the adapter"):
+            draw(chart.contextual(two, none), 3)
+        if name != "ddpm":
+            with pytest.raises(UserError, match="second head"):
+                draw(chart.contextual(two, none), T)
+    with pytest.raises(UserError, match="second head"):
+        samplers.ddim_invert(chart.contextual(two, none), s, x_T, T)
+    alike = [samplers.ddim(c, s, KEY, x_T, T, 1.0) for c in (chart.contextual(two, none), chart.plain(denoiser))]
+    assert np.all(alike[0] != alike[1])  # single steps of ddpm under its other name
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -151,6 +179,9 @@ def test_a_head_of_the_library_s_network_is_left_out_with_the_adapter():
     config = cifar10_nll.get_config("tiny")
     config.adapter.reverse, config.process.num_timesteps, config.process.schedule = "head", T, "log_snr"
     config.sample.sampler, config.sample.num_steps, config.data.batch_size = "ddpm", T, 2
+    stored = config_lib.complete(config)  # a run from before x0_hat alone was clipped no more
+    assert (config.sample.threshold, stored.sample.threshold) == ("static", "none")
+    config.sample.threshold = "none"
     config_lib.check(config)
     task = task_lib.build(config)
     params = jax.eval_shape(task.init, KEY)

@@ -105,7 +105,7 @@ def nelbo(
     Returns:
         Three terms in nats per example.
     """
-    x0, t = jnp.asarray(x0), index(s, t, lowest=1)
+    x0, t = jnp.asarray(x0), index(s, t, lowest=2 if jnp.ndim(t) == 2 else 1)
     key_t, key_1 = jax.random.split(key)
     kl_at = partial(diffusion_term, s, x0, f, b, mask=mask, variance=variance)
     if jnp.ndim(t) == 2:
@@ -153,12 +153,14 @@ def low_discrepancy(key: Array, T: int, num_t: int, num_images: int) -> Array:
 def prior_term(s: Schedule, x0: Array, b: Shift | None, *, mask: Array | None = None) -> Array:
     """KL(q(x_T | x0, c) || N(0, I)) in nats [B]: through b_T it depends on the adapter."""
     T = jnp.full(x0.shape[:1], s.num_timesteps, jnp.int32)
-    q = chart.marginal(b, s, x0, T)
-    if chart.has_scale(b):
-        return summed(masked(0.5 * (q.mean**2 + q.var - 1.0 - jnp.log(q.var)), mask))
-    # 1/2 (mean^2 + var - 1 - log var) without its cancellation,  var = 1 - ab_T
+    warp = chart.warp(b, x0, T)
+    q = scaled.marginal(s, x0, warp, T)
+    # 1/2 (mean^2 + var - 1 - log var) without its cancellation,  var = (1 - ab_T) scale^2
     ab_T = gather(s.alpha_bar, T, x0)
-    return summed(masked(0.5 * (q.mean**2 - ab_T - jnp.log1p(-ab_T)), mask))
+    twice = q.mean**2 - ab_T - jnp.log1p(-ab_T)
+    if chart.has_scale(b):
+        twice = twice + (1.0 - ab_T) * (warp.scale - 1.0) * (warp.scale + 1.0) - 2.0 * jnp.log(warp.scale)
+    return summed(masked(0.5 * twice, mask))
 
 
 def diffusion_term(
@@ -191,12 +193,11 @@ def _scaled_term(
     xt = scaled.marginal(s, x0, now, t).sample(key)
     x0_hat = f(xt, t)
     now_hat, before_hat = b.warps(x0_hat, t, prev)
-    mismatch = scaled.posterior(s, xt, x0_hat, now_hat, before_hat, t).mean
-    mismatch -= scaled.posterior(s, xt, x0, now, before, t).mean
-    v = reverse_variance(s, t, x0, variance) * before_hat.scale**2
+    mismatch = scaled.mismatch(s, xt, x0, x0_hat, (now, before), (now_hat, before_hat), t)
+    # The variance is v_t s_{t-1}(x0_hat)^2
     log_scale = 2.0 * (jnp.log(before.scale) - jnp.log(before_hat.scale))
-    kl = forward.ratio(mismatch**2, 2.0 * v) + kl_of_variances(s, t, x0, variance, log_scale)
-    return summed(masked(kl, mask))
+    quadratic = forward.ratio((mismatch / before_hat.scale) ** 2, 2.0 * reverse_variance(s, t, x0, variance))
+    return summed(masked(quadratic + kl_of_variances(s, t, x0, variance, log_scale), mask))
 
 
 def reconstruction_term(

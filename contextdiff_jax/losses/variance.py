@@ -46,18 +46,24 @@ def decoder_variance(s: Schedule, variance: Variance) -> Array:
 def kl_of_variances(s: Schedule, t: Array, like: Array, variance: Variance, log_scale: Array = 0.0) -> Array:
     """1/2 (q - 1 - log q), which Eq. 5 has beside the mismatch; 0 at t = 1, where var_t is 0.
 
-    q = exp(log_scale) var_t / v. Without cancellation as q comes near 1.
+    q = exp(log_scale) var_t / v. Without cancellation as q comes near 1; the scale's part is 0 where log_scale is.
     """
     t = index(s, t, lowest=1)
     ab_t, ab_prev = gather(s.alpha_bar, t, like), gather(s.alpha_bar, jnp.maximum(t - 1, 0), like)
-    if isinstance(variance, str) and variance == "beta" and isinstance(log_scale, float):
+    if isinstance(variance, str) and variance == "beta":
         short = jnp.where(ab_prev < 1.0, forward.ratio(ab_prev - ab_t, 1.0 - ab_t), 0.0)  # 1 - var_t / beta_t
-        return -0.5 * (short + jnp.log1p(-short))
+        return _stretched(-0.5 * (short + jnp.log1p(-short)), 1.0 - short, log_scale)
     _, _, var_t = forward.posterior_coefficients(s, t, like)
     v = reverse_variance(s, t, like, variance)
-    log_q = jnp.log(jnp.where(ab_prev < 1.0, var_t, v)) - jnp.log(v) + log_scale
-    log_q = jnp.where(ab_prev < 1.0, log_q, 0.0)
-    return 0.5 * (jnp.expm1(log_q) - log_q)
+    log_p = jnp.log(jnp.where(ab_prev < 1.0, var_t, v)) - jnp.log(v)
+    return _stretched(0.5 * (jnp.expm1(log_p) - log_p), jnp.exp(log_p), log_scale)
+
+
+def _stretched(kl: Array, p: Array, log_scale: Array) -> Array:
+    """1/2 (q - 1 - log q) of q = exp(log_scale) p from that of p, `kl`."""
+    if isinstance(log_scale, float):  # none
+        return kl
+    return kl + 0.5 * (p * jnp.expm1(log_scale) - log_scale)
 
 
 def check_table(s: Schedule, table: Array) -> Array:

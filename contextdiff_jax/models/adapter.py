@@ -280,8 +280,8 @@ class Shift:
 class ScaledShift(Shift):
     """Shift and scale of the forward process (process/scaled.py), from an adapter that answers both.
 
-    The scale is s_t = 1 + 4 k_t h with |h| < 1 from the adapter, as many channels again as r: 1 at t = 0, near 1 at T,
-    since 4 k_t <= 1, and never 0. `relate` gives r and h side by side, [B, ..., 2 C].
+    The scale is s_t = 1 + 4 k_t h with |h| < 1 from the adapter, as many channels again as r: 1 at t = 0, near 1 at T
+    only where alpha_bar_T is near 0, and never 0, since 4 k_t <= 1. `relate` gives r and h side by side, [B, ..., 2 C].
     """
 
     def _warp(self, features: Array, t: Array, shape: tuple[int, ...]) -> Warp:

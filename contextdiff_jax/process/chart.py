@@ -34,6 +34,11 @@ class Chart:
     f: Denoiser
     b: Shift | None = None
 
+    @property
+    def two_headed(self) -> bool:
+        """Whether the denoiser predicts the shift of the reverse step; without a shift its second head is idle."""
+        return self.b is not None and hasattr(self.f, "with_shift")
+
     def predict(self, x: Array, t: Array) -> tuple[Array, Array]:
         """(y, x0_hat) with x0_hat = f(x, t), y = x - b_t(x0_hat), its noise unstretched where there is a scale."""
         x0_hat = self.f(x, t)
@@ -68,7 +73,7 @@ class Chart:
         Returns:
             x at s, and x0_hat = f(x, t).
         """
-        if hasattr(self.f, "with_shift"):
+        if self.two_headed:
             x0_hat, shift = self.f.with_shift(x, t)
             return update(x, x0_hat) + shift, x0_hat
         x0_hat = self.f(x, t)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from contextdiff_jax.process import forward
-from contextdiff_jax.process.forward import Gaussian
+from contextdiff_jax.process.forward import Gaussian, posterior_coefficients
 from contextdiff_jax.process.schedule import Schedule, gather, index
 from contextdiff_jax.types import Array
 
@@ -67,3 +67,28 @@ def posterior(s: Schedule, xt: Array, x0: Array, now: Warp, before: Warp, t: Arr
     step = lambda y: forward.posterior(s, y, x0, 0.0, 0.0, t)
     mean = carried(s, xt, x0, now, before, t, jnp.maximum(t - 1, 0), lambda y: step(y).mean)
     return Gaussian(mean, step(xt).var * before.scale**2)
+
+
+def mismatch(
+    s: Schedule, xt: Array, x0: Array, x0_hat: Array, warps: tuple[Warp, Warp], warps_hat: tuple[Warp, Warp], t: Array
+) -> Array:
+    """Mean of `posterior` at x0_hat minus that at x0, without the cancellation of the two; t in 1..T.
+
+    Args:
+        s: schedule.
+        xt: sample at t, [B, ...].
+        x0: data.
+        x0_hat: its estimate.
+        warps: of x0 at t and at t - 1.
+        warps_hat: of x0_hat, likewise.
+        t: integer [B] or scalar.
+    """
+    (now, before), (now_hat, before_hat) = warps, warps_hat
+    A_t, B_t, _ = posterior_coefficients(s, t, xt)
+    root = jnp.sqrt(gather(s.alpha_bar, index(s, t), xt))
+    keep, keep_hat = before.scale / now.scale, before_hat.scale / now_hat.scale
+    # As of Eq. 7 minus Eq. 3, and what the scales add: 0 at scale 1
+    error = x0_hat - x0
+    of_shifts = A_t * error - B_t * keep_hat * (now_hat.shift - now.shift) + (before_hat.shift - before.shift)
+    noise = xt - now.shift - root * x0
+    return of_shifts + B_t * ((keep_hat - keep) * noise - (keep_hat - 1.0) * root * error)

@@ -7,7 +7,7 @@ import numpy as np
 from contextdiff_jax.process.chart import Chart
 from contextdiff_jax.process.forward import check_eta, ddim_posterior, effective_noise
 from contextdiff_jax.process.schedule import Schedule, gather
-from contextdiff_jax.samplers.loop import moves, run
+from contextdiff_jax.samplers.loop import check_head, moves, run
 from contextdiff_jax.types import Array
 
 
@@ -40,10 +40,11 @@ def ddim(
             x0_hat, as diffusers' DDIM has it.
 
     Raises:
-        UserError: num_steps, eta or spacing out of range.
+        UserError: num_steps, eta or spacing out of range; a second head with other steps than Eq. 7's.
     """
     check_eta(eta)
     rows = moves(s.num_timesteps, num_steps, spacing, steps_offset=steps_offset)
+    check_head(chart, rows, ancestral=not isinstance(eta, jax.core.Tracer) and eta == 1 and not clip)
 
     def step(x, memory, t, s_index, key):
         def update(y, x0_hat):
@@ -95,6 +96,7 @@ def ddim_invert(
         [num_steps + 1, B, ...], x0 first.
     """
     rows = moves(s.num_timesteps, num_steps, spacing, steps_offset=steps_offset)[::-1]
+    check_head(chart, rows)
     x0 = jnp.asarray(x0, jnp.result_type(x0, s.alpha_bar))
 
     def body(x, times):

@@ -10,7 +10,7 @@ from contextdiff_jax.process.chart import Chart
 from contextdiff_jax.process.forward import Gaussian
 from contextdiff_jax.process.schedule import Schedule, gather
 from contextdiff_jax.samplers.ddim import ddim
-from contextdiff_jax.samplers.loop import moves, run
+from contextdiff_jax.samplers.loop import check_head, moves, run
 from contextdiff_jax.types import Array
 
 
@@ -48,6 +48,7 @@ def ddpm(
             f"num_steps={num_steps}: the variance of the bound is that of single steps; take all T={s.num_timesteps} "
             "of them, or a sampler that draws no noise: ddim, heun or dpmpp_2m"
         )
+    check_head(chart, rows, ancestral=True)
 
     def step(x, memory, t, s_index, key):
         var = gather(variance, t, x)

@@ -6,7 +6,7 @@ import numpy as np
 from contextdiff_jax.process.chart import Chart
 from contextdiff_jax.process.schedule import Schedule, gather
 from contextdiff_jax.samplers.ddim import flow
-from contextdiff_jax.samplers.loop import moves, run
+from contextdiff_jax.samplers.loop import check_head, moves, run
 from contextdiff_jax.types import Array
 
 
@@ -29,6 +29,7 @@ def dpmpp_2m(
     the key has no influence.
     """
     rows = moves(s.num_timesteps, num_steps, spacing, steps_offset=steps_offset)
+    check_head(chart, rows)
     log_snr = 0.5 * (jnp.log(s.alpha_bar) - jnp.log1p(-s.alpha_bar))  # lambda_t
 
     def step(x, memory, t, s_index, key):

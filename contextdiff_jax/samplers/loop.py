@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.process.chart import Chart
 from contextdiff_jax.process.schedule import Schedule
 from contextdiff_jax.types import Array
 
@@ -94,6 +95,20 @@ def moves(T: int, num_steps: int, spacing: str | np.ndarray = "uniform", *, step
     if not (np.all(np.diff(t) < 0) and np.all((s >= 0) & (s <= t)) and t[-1] >= 1 and t[0] <= T):
         raise UserError(f"spacing holds times out of order: each step goes from t in 1..{T}, falling, to s in 0..t")
     return rows.astype(np.int32)
+
+
+def check_head(chart: Chart, rows: np.ndarray, *, ancestral: bool = False) -> None:
+    """A second head predicts b_{t-1} - B_t b_t, the shift of Eq. 7's steps from t to t - 1; of no other step.
+
+    Raises:
+        UserError: the chart has such a head, and these moves, or this sampler, are others.
+    """
+    if not chart.two_headed or (ancestral and np.all(rows[:, 0] - rows[:, 1] == 1)):
+        return
+    raise UserError(
+        "a second head (config.adapter.reverse='head') predicts the shift of single steps of ddpm: take all T of them, "
+        f"not num_steps={len(rows)} of another kind; or sample the plain process, without the adapter"
+    )
 
 
 def run(step: Step, key: Array, x_T: Array, rows: np.ndarray, s: Schedule, memory: Any = None) -> Array:
