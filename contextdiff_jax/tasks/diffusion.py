@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from contextdiff_jax import trees
 from contextdiff_jax.conditions import LayoutCondition
 from contextdiff_jax.conditions.spaces import nearest_multiple
 from contextdiff_jax.errors import UserError
@@ -150,12 +151,16 @@ class DiffusionTask:
             process.check(learned)
 
     def check_start(self) -> None:
-        """Looks whether what the parameters start from is there, and whether the loss trains every time.
+        """Looks whether what the parameters start from is there, and whether the loss trains every time and can train
+        the process.
 
         Raises:
             UserError: it is not, or does not; names the config's key.
         """
         objective.check_weighting(self.config, self.parts.scheduler)
+        objective.check_process(self.config, trees.names(self.process_params()))
+        if self.config.process.schedule != PRETRAINED:
+            self.parts.process.check_start()
         if self.config.model.init_from:
             warm_start.check(self.config.model.init_from)
         if self._adapter_start:

@@ -1,14 +1,14 @@
 """The joint objective of theta and phi: Eq. 4, 5 or 6 at given x0, denoiser and shift, one value per example; and what
 is drawn for it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from contextdiff_jax import losses
+from contextdiff_jax import losses, trees
 from contextdiff_jax.conditions.spaces import Latents, Pixels
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.losses import Variance
@@ -40,6 +40,34 @@ def check_weighting(config: ConfigDict, scheduler: Mapping[str, Any]) -> None:
             f"config.loss.weighting={loss.weighting!r} under zero terminal SNR (config.process.zero_terminal_snr, or "
             "the pretrained scheduler's rescale_betas_zero_snr) is 0 at T: the network would never be trained where "
             "sampling begins; use 'snr_plus_1', the error of v, or 'constant'"
+        )
+
+
+def check_process(config: ConfigDict, names: Sequence[str]) -> None:
+    """Refuses a learned process that nothing trains, or that examples without their condition would train.
+
+    Args:
+        config: the whole config.
+        names: of the parameters of the process; none where it is fixed.
+
+    Raises:
+        UserError: names the key, its value and the remedy.
+    """
+    if not names:
+        return
+    learned = next(key for key in ("schedule", "variance") if config.process[key] == "learned")
+    trainable = tuple(config.train.trainable)
+    if not any(map(trees.matcher(trainable), names)):
+        if not config.model.init_from:
+            raise UserError(
+                f"config.train.trainable={trainable!r} leaves config.process.{learned}='learned' as it starts; add "
+                "'^process/', or name in config.model.init_from a run that has learned it"
+            )
+    elif config.loss.cond_drop_prob > 0 and config.condition.kind != "none":
+        raise UserError(
+            f"config.loss.cond_drop_prob={config.loss.cond_drop_prob:g} would train config.process.{learned}='learned' "
+            "by examples without their condition, of which the bound does not speak; set it to 0, or leave '^process/' "
+            "out of config.train.trainable and start from a run that has learned it (config.model.init_from)"
         )
 
 

@@ -81,14 +81,29 @@ def read_all(source: str | Path) -> Params:
 def read(source: str, expected: Params) -> Params:
     """The networks that a model starts from; those that the source does not have stay fresh, as an adapter may.
 
+    They know the times of their own noise schedule, so one that they learned is not left out, and one that is learned
+    from another start is warned of.
+
     Args:
         source: `model.init_from`.
         expected: shapes of all parameters of the model.
 
     Raises:
-        UserError: no run or export; a denoiser or adapter of other sizes, or of which a part is missing.
+        UserError: no run or export; a denoiser or adapter of other sizes, or of which a part is missing; a learned
+            schedule for a model with a fixed one.
     """
     found, shapes = read_all(source), {name: tree for name, tree in expected.items() if name != "lora"}
+    if _schedule_in(found) and not _schedule_in(shapes):
+        raise UserError(
+            f"config.model.init_from={source!r} learned its noise schedule, whose times its networks know; "
+            "set config.process.schedule='learned' and the other keys of config.process as it has them"
+        )
+    if _schedule_in(shapes) and not _schedule_in(found):
+        logging.warning(
+            "%s has a fixed noise schedule, whose times its networks know; config.process.schedule='learned' starts at "
+            "the one that config.process.init names: let it be the same",
+            source,
+        )
     result = {}
     for name, tree in shapes.items():
         if name not in found and name != "denoiser":
@@ -99,6 +114,11 @@ def read(source: str, expected: Params) -> Params:
     if dropped := sorted(found.keys() - shapes.keys()):
         logging.info("%s has %s, which this model does without", source, ", ".join(dropped))
     return result
+
+
+def _schedule_in(params: Params) -> bool:
+    """Whether there is a learned schedule among parameters or their shapes; a learned variance alone is none."""
+    return not {"gamma_1", "steps"}.isdisjoint(params.get("process", {}))
 
 
 def _check(source: str, name: str, found: dict[str, np.ndarray], expected: Params) -> None:
