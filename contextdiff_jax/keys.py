@@ -129,38 +129,54 @@ def unread(section: ConfigDict) -> dict[str, Any]:
     return found
 
 
-# {key: (what it is at rest, the key beside which alone it acts, and the value of that)}
+# What names a schedule: `process.init` of a learned one, else `process.schedule`
+_NAMED = "the name of the schedule"
+# {key: (what it is at rest, the key beside which alone it acts, and the values of that)}
 _ACTS_BESIDE = {
-    "loss.weighting": ("constant", "loss.objective", "simple"),
-    "process.init": ("log_snr", "process.schedule", "learned"),
-    "process.ends": ("free", "process.schedule", "learned"),
-    "sample.last_noise": (False, "sample.sampler", "ddpm"),
-    "eval.bpd_always": (False, "space.kind", "pixels"),
+    "loss.weighting": ("constant", "loss.objective", ("simple",)),
+    "loss.gamma": (5.0, "loss.weighting", ("min_snr",)),
+    "adapter.scale": (0.0, "adapter.enabled", (True,)),
+    "adapter.reverse": ("estimate", "adapter.enabled", (True,)),
+    "adapter.track_lipschitz": (False, "adapter.enabled", (True,)),
+    "process.init": ("log_snr", "process.schedule", ("learned",)),
+    "process.ends": ("free", "process.schedule", ("learned",)),
+    "process.log_snr": ((6.0, -8.0), _NAMED, ("log_snr",)),
+    "process.beta_start": (1e-4, _NAMED, ("linear", "scaled_linear")),
+    "process.beta_end": (2e-2, _NAMED, ("linear", "scaled_linear")),
+    "sample.last_noise": (False, "sample.sampler", ("ddpm",)),
+    "eval.bpd_always": (False, "space.kind", ("pixels",)),
 }
 # {key: (what it is at rest, whether a user's clip alone reads it, or an embedded one alone)}
 _OF_CLIPS = {"data.sampling_rate": (1, True), "data.index": (0, False)}
 
 
 def idle(config: ConfigDict) -> dict[str, tuple[Any, str]]:
-    """{key: (what it is at rest, why it cannot act)} of the keys that are not at rest and change nothing."""
+    """{key: (what it is at rest, why it cannot act)} of the keys that are not at rest and change nothing, or that spoil
+    what they act on."""
     flat, found = leaves(config), {}
-    for key, (rest, other, value) in _ACTS_BESIDE.items():
-        if key in flat and other in flat and flat[key] != rest and flat[other] != value:
-            found[key] = rest, f"it is for config.{other}={value!r}, not {flat[other]!r}"
+    for key, (rest, other, values) in _ACTS_BESIDE.items():
+        if other == _NAMED:
+            other = "process.init" if flat.get("process.schedule") == "learned" else "process.schedule"
+        if key in flat and other in flat and flat[key] != rest and flat[other] not in values:
+            wanted = " or ".join(map(repr, values))
+            found[key] = rest, f"it is for config.{other}={wanted}, not {flat[other]!r}"
     for key, (rest, of_a_path) in _OF_CLIPS.items():
         has_path = bool(flat.get("data.path"))
         if flat.get("data.source") == "clip" and flat.get(key, rest) != rest and has_path != of_a_path:
             embedded = "config.data.path names the clip, and it is for embedded ones"
             found[key] = rest, "without config.data.path the clip is an embedded one" if of_a_path else embedded
+    headed = flat.get("adapter.enabled") and flat.get("adapter.reverse") == "head" and flat.get("sample.adapter")
+    if headed and flat.get("sample.threshold", "none") != "none":
+        found["sample.threshold"] = "none", "it would clip x0_hat and not the shift of config.adapter.reverse='head'"
     return found
 
 
 def put_at_rest(config: ConfigDict, asked: Collection[str] = ()) -> None:
     """Leaves out what cannot act beside the rest of the config, unless it is among the keys that were asked for: those
     are refused by `config.check`, what a recipe brings is not."""
-    for key, (rest, _) in idle(config).items():
-        if key not in asked:
-            config.update_from_flattened_dict({key: rest})
+    # What is put at rest may leave another key idle
+    while changes := {key: rest for key, (rest, _) in idle(config).items() if key not in asked}:
+        config.update_from_flattened_dict(changes)
     if "data" in config and "source" in config.data:
         config.data.update({key: empty for key, empty in unread(config.data).items() if f"data.{key}" not in asked})
 

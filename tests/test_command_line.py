@@ -284,6 +284,8 @@ def test_what_changed_nothing_of_an_old_run_does_not_keep_it_from_being_read():
     assert keys.complete(old).process.ends == "fixed", "what acts stays"
 
 
+HEAD = {"adapter.reverse": "head", "loss.objective": "nelbo", "sample.sampler": "ddpm"}
+HEAD |= {"sample.num_steps": 1000, "sample.guidance": 1.0}
 SD = {"model.backbone": "sd", "model.pretrained": "sd", "space.kind": "latents", "sample.threshold": "none"}
 BOUND = {"sample.variance": "process", "sample.sampler": "ddpm"}
 LEARNED = {"process.schedule": "learned", "process.variance": "learned", "loss.objective": "nelbo"}
@@ -328,6 +330,16 @@ LEARNED = {"process.schedule": "learned", "process.variance": "learned", "loss.o
             {"loss.objective": "nelbo", "loss.weighting": "min_snr"},
             ["loss.weighting='min_snr' cannot act", "config.loss.objective='simple', not 'nelbo'", "'constant'"],
         ),
+        ({"loss.gamma": 1.0}, ["loss.gamma=1.0 cannot act", "config.loss.weighting='min_snr', not 'constant'"]),
+        ({"process.log_snr": (5.0, -8.0)}, ["process.log_snr=(5.0, -8.0) cannot act", "'log_snr', not 'cosine'"]),
+        (
+            LEARNED | {"process.init": "cosine", "process.log_snr": (5.0, -8.0)},
+            ["process.log_snr=(5.0, -8.0) cannot act", "config.process.init='log_snr', not 'cosine'"],
+        ),
+        ({"process.beta_end": 0.1}, ["process.beta_end=0.1 cannot act", "'linear' or 'scaled_linear', not 'cosine'"]),
+        ({"adapter.enabled": False, "adapter.scale": 0.5}, ["adapter.scale=0.5 cannot act", "adapter.enabled=True"]),
+        ({"adapter.enabled": False, "adapter.reverse": "head"}, ["adapter.reverse='head' cannot act", "enabled=True"]),
+        (HEAD, ["sample.threshold='static' cannot act", "adapter.reverse='head'", "set it to 'none'"]),
         ({"process.ends": "fixed"}, ["process.ends='fixed' cannot act", "process.schedule='learned', not 'cosine'"]),
         ({"process.init": "linear"}, ["process.init='linear' cannot act", "set it to 'log_snr'"]),
         ({"sample.variance": "process"}, ["sample.variance='process'", "cannot act", "sampler='ddpm', not 'ddim'"]),
@@ -382,8 +394,10 @@ def test_what_a_recipe_brings_is_left_out_where_a_flag_makes_it_idle_and_what_fl
     assert asked == ["loss.objective"]
     config.put_at_rest(small, [*asked, "loss.weighting"])
     assert small.loss.weighting == "min_snr"
+    small.loss.gamma = 3.0
     config.put_at_rest(small, asked)
     config.check(small)
+    assert (small.loss.weighting, small.loss.gamma) == ("constant", 5.0)  # the one leaves the other idle
     classes = class2img.get_config("folder")
     classes.data.source = "openmoji"
     config.put_at_rest(classes, ["data.source"])
@@ -395,7 +409,7 @@ def test_a_network_from_scratch_in_latents_may_learn_its_schedule(make, preset):
     latent = make.get_config(preset)
     latent.model.pretrained = "autoencoder"
     latent.update_from_flattened_dict({"process.schedule": "learned", "loss.objective": "nelbo"})
-    latent.loss.weighting = "constant"
+    config.put_at_rest(latent, ["process.schedule", "loss.objective"])  # its betas are of another schedule
     config.check(latent)
 
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from contextdiff_jax import config as config_lib
 from contextdiff_jax import task as task_lib
 from contextdiff_jax import trees
 from contextdiff_jax.errors import UserError
@@ -82,6 +83,7 @@ def bench_adapter(config: ConfigDict, out: Path) -> dict[str, Any]:
     """
     without = config.copy_and_resolve_references()
     without.adapter.enabled = False
+    config_lib.put_at_rest(without)
     names = trees.names(jax.eval_shape(task_lib.build(without).init, jax.random.key(0)))
     left = tuple(p for p in config.train.trainable if any(re.search(p, name) for name in names))
     if not left:
