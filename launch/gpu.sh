@@ -7,7 +7,8 @@
 #     small      the step of configs/t2i.py:small
 #     imagenet   the step of configs/class2img.py:imagenet, batch 64 (IMAGENET_BATCH; requirements-test.txt)
 #     edit       Stable Diffusion 1.5's shapes on 8 frames of 512 x 512: tuning, inversion, edit (requirements-test.txt)
-#     few_steps  docs/study: emoji at 32 x 32 and Fashion-MNIST (FASHION_MNIST) at T = 4, 8, 16
+#     few_steps  docs/study: emoji at 32 x 32 and Fashion-MNIST (FASHION_MNIST) at T = 4, 8, 16, plain (and with more
+#                parameters), with the shift, and with the forward scale beside it
 #     fashion    configs/class2img.py:fashion with and without the adapter, three seeds, FASHION_STEPS each
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -65,7 +66,7 @@ run() {
             ;;
         few_steps)
             for set in emoji32 fashion; do
-                once "few_steps-$set" "$python" -m docs.study.steps "--data=$set" --T=4,8,16 --arms=plain,free "--results=$root"
+                once "few_steps-$set" "$python" -m docs.study.steps "--data=$set" --T=4,8,16 --arms=plain,plain_wide,free,scale "--results=$root"
             done
             ;;
         fashion)

@@ -16,6 +16,7 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.pipeline import Pipeline
 from contextdiff_jax.process import schedule
 from contextdiff_jax.process.learned import Process
+from contextdiff_jax.tasks import objective, warm_start
 from contextdiff_jax.training import Setup
 from contextdiff_jax.training.step import make_step
 
@@ -40,6 +41,14 @@ def test_presets_have_the_keys_of_every_diffusion_config_and_pass_its_checks(pre
     config = cifar10_nll.get_config(preset)
     config_lib.check(config)
     assert config_lib.leaves(config).keys() == config_lib.leaves(t2i.get_config()).keys()
+
+
+def test_few_steps_take_x0_hat_as_it_is_and_the_adapter_where_it_is_asked_for():
+    for preset in ("fast", "fashion_short"):
+        config = cifar10_nll.get_config(preset)
+        assert not config.adapter.enabled and config.sample.threshold == "none"
+        config.adapter.enabled = True
+        config_lib.check(config)
 
 
 def test_the_digits_are_the_default():
@@ -83,41 +92,77 @@ def test_sizes_are_those_of_the_papers():
     assert convolutions < size("cifar10") < 1.5 * convolutions
 
 
-def test_a_learned_process_of_three_steps_trains_is_measured_drawn_and_kept(tmp_path):
+@pytest.mark.parametrize("T", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_a_learned_process_of_one_or_two_steps_trains_is_measured_and_drawn(tmp_path, T):
+    """The bound of T = 1 is measured in tests/evaluate/test_bpd.py."""
     config = cifar10_nll.get_config("tiny")
     changes = {
-        "process.num_timesteps": 3,
+        "process.num_timesteps": T,
         "process.schedule": "learned",
         "process.variance": "learned",
         "process.variance_per_channel": True,
+        "adapter.enabled": T > 1,
+        "eval.after_training": T > 1,
         "loss.num_times": 2,
         "optim.weight_decay": 0.5,
+        "train.num_steps": 2,
         "sample.sampler": "ddpm",
-        "sample.num_steps": 3,
+        "sample.num_steps": T,
     }
     config.update_from_flattened_dict(changes)
-    options = command_line.Options(workdir=str(tmp_path / "run"))
-    command_line.run("train", config, options)  # which ends in the evaluation
-    bits = json.loads((tmp_path / "run" / "eval.json").read_text())["bits_per_dim"]
-    for row in ("adapter on", "adapter off"):
-        assert bits[row]["images"] == 16 and np.isfinite([bits[row]["mean"], bits[row]["stderr"]]).all()
-    pipeline = Pipeline.load(tmp_path / "run")
+    command_line.run("train", config, command_line.Options(workdir=str(tmp_path)))
+    for row in ("adapter on", "adapter off") if T > 1 else ():
+        bits = json.loads((tmp_path / "eval.json").read_text())["bits_per_dim"][row]
+        assert bits["images"] == 16 and np.isfinite([bits["mean"], bits["stderr"]]).all()
+    pipeline = Pipeline.load(tmp_path)
     task, learned = pipeline.task, pipeline.params["process"]
-    assert {name: v.shape for name, v in learned.items()} == {"gamma_1": (), "steps": (2,), "log_ratio": (3, 1)}
+    steps = {"steps": (1,)} if T > 1 else {}
+    assert {name: v.shape for name, v in learned.items()} == {"gamma_1": (), "log_ratio": (T, 1)} | steps
     started = task.parts.process.init()
     assert all(np.all(learned[name] != started[name]) for name in learned)  # every one of them has moved
-    command_line.run("export", config, dataclasses.replace(options, out=str(tmp_path / "export")))
-    exported = Pipeline.load(tmp_path / "export")
-    jax.tree.map(np.testing.assert_array_equal, exported.params["process"], learned)
-    drawn = exported.sample_arrays(["the digit 3", "5"], batch_size=8)
+    drawn = pipeline.sample_arrays(["the digit 3", "5"], batch_size=8)
     assert drawn.shape == (2, 8, 8, 1) and np.isfinite(drawn).all() and np.any(drawn[0] != drawn[1])
-    with pytest.raises(UserError, match="all 3 of them"):
-        pipeline.sample_arrays(["3"], steps=2)
+    with pytest.raises(UserError, match=f"all {T} of them"):
+        pipeline.sample_arrays(["3"], steps=3 - T)
 
 
-def test_a_process_that_cannot_be_right_is_not_saved(tmp_path):
+def test_a_process_that_cannot_be_right_is_not_begun_and_not_saved():
     task = task_lib.build(cifar10_nll.get_config("tiny"))
     task.parts = dataclasses.replace(task.parts, process=Process(schedule.cosine(50), learned=True))
     params = {"process": task.parts.process.init() | {"gamma_1": np.float32(np.nan)}}
     with pytest.raises(UserError, match="does not fall at t=1"):
         task.check_params(params)
+    task.config.process.schedule = "learned"
+    task.check_start()
+    few = dataclasses.replace(task.parts, process=Process(schedule.linear(8)))
+    task.parts, learned = few, task.parts
+    with pytest.raises(UserError, match="T=8 steps leaves alpha_bar_T=0.92"):
+        task.check_start()
+    task.parts, task.config.loss.cond_drop_prob = learned, 0.1
+    with pytest.raises(UserError, match="cond_drop_prob=0.1 would train config.process.schedule='learned'"):
+        task.check_start()
+    task.config.train.trainable = ("^denoiser/",)
+    with pytest.raises(UserError, match="trainable=.'.denoiser/',. leaves config.process.schedule='learned' as it"):
+        task.check_start()
+    task.config.model.init_from = "a run"  # that has learned it
+    objective.check_process(task.config, ["process/steps"])
+
+
+def test_a_learned_schedule_is_not_left_out_and_a_fixed_one_is_warned_of(monkeypatch, caplog):
+    learned = {"denoiser": {"w": np.zeros(2)}, "process": {"gamma_1": np.zeros(()), "steps": np.zeros(3)}}
+    plain = {"denoiser": learned["denoiser"]}
+    variance = plain | {"process": {"log_ratio": np.zeros(4)}}
+
+    def read(source, model):
+        monkeypatch.setattr(warm_start, "read_all", lambda _: source)
+        return warm_start.read("a", model)
+
+    for model in (plain, variance):
+        with pytest.raises(UserError, match="init_from='a' learned its noise schedule.*schedule='learned'"):
+            read(learned, model)
+    for source, model in ((variance, plain), (plain, variance), (learned, learned)):
+        assert read(source, model).keys() == source.keys() & model.keys()
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert read(plain, learned).keys() == plain.keys()
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "a has a fixed noise schedule" in line and "config.process.init" in line

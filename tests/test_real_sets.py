@@ -112,7 +112,7 @@ def test_fashion_mnist_is_judged_by_a_classifier_of_its_own(tmp_path, monkeypatc
 @pytest.mark.slow
 def test_fashion_mnist_has_bits_per_dimension(tmp_path, monkeypatch):
     write_fashion(tmp_path, monkeypatch)
-    changes = ONE_LEVEL | {"eval.judge_steps": 0, "process.num_timesteps": 2}  # as many as sampling steps
+    changes = ONE_LEVEL | {"eval.judge_steps": 0, "process.num_timesteps": 2, "adapter.enabled": True}  # 2 steps drawn
     config = short(cifar10_nll.get_config("fashion_short"), tmp_path, changes)
     bits = run(config, tmp_path / "run", "train")["bits_per_dim"]
     assert bits["adapter on"]["images"] == 4 and np.isfinite(bits["adapter off"]["mean"])

@@ -32,7 +32,7 @@ RECIPES = {
     "class2img (32 x 32)": lambda: class2img.get_config(),
     "layout2img": lambda: layout2img.get_config(),
     "cifar10_nll:digits (8 x 8)": lambda: cifar10_nll.get_config("digits"),
-    "cifar10_nll:fast (8 x 8)": lambda: cifar10_nll.get_config("fast"),
+    "cifar10_nll:fast (8 x 8)": lambda: with_adapter(cifar10_nll.get_config("fast")),
     "cifar10_nll:emoji16 (16 x 16)": lambda: cifar10_nll.get_config("emoji16"),
     "video_edit (8 frames, 64 x 64)": lambda: video_edit.get_config(),
 }
@@ -42,6 +42,12 @@ TINY = {
     "layout2img:tiny": lambda: layout2img.get_config("tiny"),
     "video_edit:tiny": lambda: video_edit.get_config("tiny"),
 }
+
+
+def with_adapter(config: ConfigDict) -> ConfigDict:
+    """The recipe with the adapter that it leaves out."""
+    config.adapter.enabled = True
+    return config
 
 
 def size(tree: Any) -> int:

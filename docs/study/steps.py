@@ -67,7 +67,9 @@ ARMS = {
     "bounded": Arm("contextual, r bounded", {"adapter.enabled": True, "adapter.bound": 1.0}, "#ee964b"),
     "free": Arm("contextual, r free", {"adapter.enabled": True, "adapter.bound": 0.0}, "#d1495b"),
     "head": Arm(
-        "r free, second head", {"adapter.enabled": True, "adapter.bound": 0.0, "adapter.reverse": "head"}, "#8e5ea2"
+        "r free, second head",
+        {"adapter.enabled": True, "adapter.bound": 0.0, "adapter.reverse": "head", "sample.threshold": "none"},
+        "#8e5ea2",
     ),
     "scale": Arm("r free, scale", {"adapter.enabled": True, "adapter.bound": 0.0, "adapter.scale": 0.9}, "#2e9e5b"),
 }
