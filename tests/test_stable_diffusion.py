@@ -152,15 +152,14 @@ def test_export_loads_in_diffusers_and_here(trained, exported):
     (config, workdir), out = trained, exported
     card = (out / "README.md").read_text()
     assert card.startswith("---") and "base_model" not in card, "a folder is no name on the hub"
-    # Only the U-Net: the pipeline would draw without the shift of the adapter, which is on.
-    assert "diffusers loads" not in card and not export.is_diffusers_pipeline(out)
-    theirs = diffusers.UNet2DConditionModel.from_pretrained(out, subfolder="unet")
+    assert "diffusers loads it unchanged, and draws without the adapter" in card
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(out)
     again = cdx.Pipeline.load(out)
     ours = cdx.Pipeline.load(workdir)
     xt = np.random.default_rng(0).normal(size=(2, 8, 8, 4)).astype(np.float32)
     tokens = np.random.default_rng(1).normal(size=(2, 16, 24)).astype(np.float32)
     with torch.no_grad():
-        expected = theirs(torch.tensor(xt).permute(0, 3, 1, 2), 500, torch.tensor(tokens)).sample
+        expected = theirs.unet(torch.tensor(xt).permute(0, 3, 1, 2), 500, torch.tensor(tokens)).sample
     from contextdiff_jax.types import Context
 
     context = Context(tokens=tokens, pooled=tokens[:, 0], mask=np.ones((2, 16), bool))

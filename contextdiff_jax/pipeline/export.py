@@ -4,7 +4,7 @@
 <folder>/README.md              model card
 <folder>/denoiser/              config.json, model.safetensors; for Stable Diffusion instead unet/ (trained),
                                 text_encoder/ and tokenizer/ in the diffusers layout, and model_index.json where
-                                diffusers draws with all that what is drawn here
+                                diffusers can draw with all that, without the adapter
 <folder>/adapter/               config.json, model.safetensors
 <folder>/condition/             likewise, where the condition's network is trained: classes and layouts
 <folder>/process/               likewise, where the schedule or the reverse variance is learned
@@ -240,7 +240,8 @@ def _write_card(config: ConfigDict, step: int, out: Path, name: str, classes: Se
         f'```python\nimport contextdiff_jax as cdx\n\nimages = cdx.Pipeline.load("{name}").sample({example})\n```',
     ]
     if is_diffusers_pipeline(out):
-        lines.append("The folder is also a Stable Diffusion pipeline: diffusers loads it unchanged.")
+        without = ", and draws without the adapter, as `sample(adapter=False)` does" if config.adapter.enabled else ""
+        lines.append(f"The folder is also a Stable Diffusion pipeline: diffusers loads it unchanged{without}.")
     task = "text-to-image" if config.condition.kind == "text" else "unconditional-image-generation"
     pretrained.write_model_card(
         out,

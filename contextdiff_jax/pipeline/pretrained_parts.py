@@ -23,7 +23,7 @@ _KEPT = (".json", ".txt", ".model")  # of a pretrained folder's parts, beside th
 
 def write(task: DiffusionTask, out: Path) -> None:
     """Writes what lies around the trained networks: autoencoder, text encoder and scheduler; and the pipeline's index,
-    where diffusers draws with all that what is drawn here."""
+    where diffusers can draw with all that."""
     source = encoders.folder_of(task.config.model.pretrained)
     if source.is_file():
         _write_parts_of_file(task, source, out)
@@ -37,7 +37,7 @@ def _copied(task: DiffusionTask, source: Path) -> set[str]:
     found = {"vae", "vqvae", "scheduler"}
     if task.config.model.backbone == "sd" and not task.config.condition.encoder:
         found |= {"text_encoder", "tokenizer"}
-    return (found | set(_parts_of(_index(source))) if _draws_alike(task) else found) - {"unet"}
+    return (found | set(_parts_of(_index(source))) if _is_pipeline(task) else found) - {"unet"}
 
 
 def write_unet(task: DiffusionTask, params: Params, out: Path, dtype: Any) -> None:
@@ -75,7 +75,7 @@ def _write_scheduler(task: DiffusionTask, source: Path, out: Path) -> None:
     scheduler = written(found, config.process, config.sample.spacing, parts.schedule, parts.prediction)
     if scheduler:
         write_json(scheduler, out / file)
-    if _draws_alike(task):
+    if _is_pipeline(task):
         _write_index(_index(source), scheduler if scheduler != found else {}, out)
 
 
@@ -101,13 +101,15 @@ def _parts_of(index: dict[str, Any]) -> list[str]:
     return [name for name, value in index.items() if isinstance(value, list)]
 
 
-def _draws_alike(task: DiffusionTask) -> bool:
-    """Whether Stable Diffusion's pipeline in diffusers draws with these networks what is drawn here: it knows no shift
-    of the process, no process that was learned, no text encoder but the pipeline's own, and no clips."""
+def _is_pipeline(task: DiffusionTask) -> bool:
+    """Whether these networks make a pipeline of Stable Diffusion for diffusers.
+
+    It draws without the adapter, and knows no process that was learned, no second head, no text encoder but the
+    pipeline's own, and no clips.
+    """
     config = task.config
-    shifted = task.adapter is not None and (config.sample.adapter or two_headed(config))
     own_text = config.condition.kind == "text" and not config.condition.encoder
-    plain = not shifted and not task.process_params() and config.data.num_frames == 1
+    plain = not two_headed(config) and not task.process_params() and config.data.num_frames == 1
     return config.model.backbone == "sd" and isinstance(task.parts.space, Latents) and own_text and plain
 
 
