@@ -56,7 +56,7 @@ def sections() -> ConfigDict:
             num_timesteps=1000,
             init="log_snr",  # learned: the schedule it starts as
             ends="free",  # learned: free | fixed
-            log_snr=(6.0, -8.0),  # log_snr only: at t = 1 and t = T
+            log_snr=(6.0, -8.0),  # log_snr only: at t = 1 and t = T; a learned one starts at 13 or below
             # Of the reverse steps in the bound (loss.objective=nelbo, bits per dimension): beta | posterior | learned
             # (which ddpm takes too; for the others see sample.variance). Eq. 5, objective=posterior, has Eq. 3's always
             variance="beta",
@@ -118,7 +118,7 @@ def sections() -> ConfigDict:
             weighting="constant",
             gamma=5.0,  # min_snr only
             num_times=0,  # nelbo only: times in 2..T drawn for each example, T - 1 takes all; 0: one in 1..T
-            cond_drop_prob=0.1,
+            cond_drop_prob=0.1,  # 0 is better where the process is learned, on the bound under the condition
         )
     )
     config.sample = ConfigDict(

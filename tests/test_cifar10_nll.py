@@ -126,7 +126,7 @@ def test_a_learned_process_of_one_or_two_steps_trains_is_measured_and_drawn(tmp_
         pipeline.sample_arrays(["3"], steps=3 - T)
 
 
-def test_a_process_that_cannot_be_right_is_not_begun_and_not_saved():
+def test_a_process_that_cannot_be_right_is_not_begun_or_warned_of_and_not_saved(caplog):
     task = task_lib.build(cifar10_nll.get_config("tiny"))
     task.parts = dataclasses.replace(task.parts, process=Process(schedule.cosine(50), learned=True))
     params = {"process": task.parts.process.init() | {"gamma_1": np.float32(np.nan)}}
@@ -134,13 +134,10 @@ def test_a_process_that_cannot_be_right_is_not_begun_and_not_saved():
         task.check_params(params)
     task.config.process.schedule = "learned"
     task.check_start()
-    few = dataclasses.replace(task.parts, process=Process(schedule.linear(8)))
-    task.parts, learned = few, task.parts
-    with pytest.raises(UserError, match="T=8 steps leaves alpha_bar_T=0.92"):
-        task.check_start()
-    task.parts, task.config.loss.cond_drop_prob = learned, 0.1
-    with pytest.raises(UserError, match="cond_drop_prob=0.1 would train config.process.schedule='learned'"):
-        task.check_start()
+    assert not caplog.text
+    task.config.loss.cond_drop_prob = 0.1
+    task.check_start()
+    assert "cond_drop_prob=0.1 trains config.process.schedule='learned'" in caplog.text
     task.config.train.trainable = ("^denoiser/",)
     with pytest.raises(UserError, match="trainable=.'.denoiser/',. leaves config.process.schedule='learned' as it"):
         task.check_start()

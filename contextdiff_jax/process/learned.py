@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.process.schedule import Schedule
@@ -87,17 +88,20 @@ class Process:
         return jnp.concatenate([jnp.zeros_like(log_ratio[:1]), beta * jnp.exp(log_ratio)])
 
     def check_start(self) -> None:
-        """Refuses to begin a training whose schedule ends with much signal, or starts where its numbers cannot hold it.
+        """Refuses to begin a training whose schedule starts where its numbers cannot hold it; warns of one that ends
+        with much signal.
 
         Raises:
-            UserError: names T and what is left, or the first t.
+            UserError: names the first t.
         """
         T, left = self.start.num_timesteps, float(self.start.alpha_bar[-1])
         if left > _MOST_LEFT and (self.fixed_ends or not self.learned):
-            raise UserError(
-                f"this noise schedule of T={T} steps leaves alpha_bar_T={left:.4g} of the signal, and sampling starts "
-                "from noise alone; use config.process.schedule='cosine' or 'log_snr', 'learned' with free ends, or a "
-                "larger T"
+            logging.warning(
+                "this noise schedule of T=%d steps leaves alpha_bar_T=%.4g of the signal, and sampling starts from "
+                "noise alone: expect poor samples and a large prior term; config.process.schedule='cosine' or "
+                "'log_snr', 'learned' with free ends, or a larger T leave less",
+                T,
+                left,
             )
         if self.learned and (t := _too_quiet(_gamma(self.start), self.start.alpha_bar.dtype)):
             raise UserError(

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from ml_collections import ConfigDict
 
 from contextdiff_jax import losses, trees
@@ -44,7 +45,7 @@ def check_weighting(config: ConfigDict, scheduler: Mapping[str, Any]) -> None:
 
 
 def check_process(config: ConfigDict, names: Sequence[str]) -> None:
-    """Refuses a learned process that nothing trains, or that examples without their condition would train.
+    """Refuses a learned process that nothing trains, and warns of one that examples without their condition train too.
 
     Args:
         config: the whole config.
@@ -64,10 +65,12 @@ def check_process(config: ConfigDict, names: Sequence[str]) -> None:
                 "'^process/', or name in config.model.init_from a run that has learned it"
             )
     elif config.loss.cond_drop_prob > 0 and config.condition.kind != "none":
-        raise UserError(
-            f"config.loss.cond_drop_prob={config.loss.cond_drop_prob:g} would train config.process.{learned}='learned' "
-            "by examples without their condition, of which the bound does not speak; set it to 0, or leave '^process/' "
-            "out of config.train.trainable and start from a run that has learned it (config.model.init_from)"
+        logging.warning(
+            "config.loss.cond_drop_prob=%g trains config.process.%s='learned' by examples without their condition too, "
+            "of which the bound does not speak; set it to 0, or leave '^process/' out of config.train.trainable and "
+            "start from a run that has learned it (config.model.init_from)",
+            config.loss.cond_drop_prob,
+            learned,
         )
 
 
