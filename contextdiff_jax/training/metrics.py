@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -45,7 +45,7 @@ class Metrics:
         self._path = Path(workdir) / "metrics.jsonl"
         drop_after(self._path, start)
         self._unwritten: list[str] = []
-        self._complained = False
+        self._complained: set[str] = set()
         self._tensorboard = TensorBoard(Path(workdir) / "tensorboard", start + 1)
         self._tty = sys.stderr.isatty()
         self._bar = tqdm(
@@ -104,20 +104,29 @@ class Metrics:
             self.say(f"step {step}/{self._total}  " + "  ".join(f"{name} {v:.4g}" for name, v in values.items()))
 
     def _write(self, step: int, values: dict[str, float]) -> None:
-        """Both files; what cannot be written to metrics.jsonl now is written with the next."""
+        """Both files; what cannot be written to metrics.jsonl now is written with the next, or at the end."""
         # JSON has no word for what is not finite.
         rounded = {name: float(f"{v:.7g}") if math.isfinite(v) else None for name, v in values.items()}
         self._unwritten.append(json.dumps({"step": step, **rounded}, allow_nan=False) + "\n")
+        self._try("jsonl", f"THE METRICS OF STEP {step} WERE NOT WRITTEN", self._append)
+        to_tensorboard = lambda: self._tensorboard.write(step, values)
+        self._try("tensorboard", f"STEP {step} IS MISSING IN TENSORBOARD'S FILE", to_tensorboard)
+
+    def _append(self) -> None:
+        """What metrics.jsonl has not yet."""
+        append_whole(self._path, "".join(self._unwritten))
+        self._unwritten = []
+
+    def _try(self, file: str, complaint: str, write: Callable[[], None]) -> None:
+        """Writes; that the disk refuses is said once, until it takes something again."""
         try:
-            append_whole(self._path, "".join(self._unwritten))
-            self._unwritten = []
-            self._tensorboard.write(step, values)
+            write()
         except OSError as error:
-            if not self._complained:
-                self.say(f"THE METRICS OF STEP {step} WERE NOT WRITTEN: {error}; training goes on, and tries again")
-            self._complained = True
+            if file not in self._complained:
+                self.say(f"{complaint}: {error}; training goes on, and tries again")
+            self._complained.add(file)
         else:
-            self._complained = False
+            self._complained.discard(file)
 
     def _show(self, step: int, values: dict[str, float], speed: float) -> None:
         """The bar's figures, or one line where nobody watches a terminal."""
@@ -139,10 +148,16 @@ class Metrics:
             sys.stderr.flush()
 
     def close(self) -> None:
-        """Ends the bar and the TensorBoard file."""
-        if self._primary:
-            self._bar.close()
-            self._tensorboard.close()
+        """Writes what is left, and ends the bar and the TensorBoard file."""
+        if not self._primary:
+            return
+        if self._unwritten:
+            try:
+                self._append()
+            except OSError as error:
+                self.say(f"THE LAST {len(self._unwritten)} LINES OF {self._path} WERE NOT WRITTEN: {error}")
+        self._bar.close()
+        self._tensorboard.close()
 
 
 def append_whole(path: Path, text: str) -> None:

@@ -292,6 +292,30 @@ def test_what_is_not_finite_is_null_in_the_metrics(tmp_path):
     assert records(tmp_path) == [{"step": 2, "loss": 0.5, "stderr": None, "most": None}]
 
 
+def test_the_last_metrics_are_tried_once_more_at_the_end_and_tensorboard_is_told_apart(tmp_path, monkeypatch, capfd):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    said = {}
+    for closes in (True, False):
+        with monkeypatch.context() as patch:
+            for_one = metrics.Metrics(tmp_path / str(closes), 0, 4, 1)
+            (tmp_path / str(closes)).mkdir(exist_ok=True)
+            patch.setattr(metrics, "append_whole", full)
+            for_one.note(2, {"loss": 0.5})
+            for_one.note(4, {"loss": 0.25})
+            if closes:
+                patch.undo()
+            for_one.close()
+        said[closes] = capfd.readouterr().err
+    assert [record["step"] for record in records(tmp_path / "True")] == [2, 4] and "THE LAST" not in said[True]
+    assert said[True].count("THE METRICS OF STEP 2 WERE NOT WRITTEN") == said[True].count("No space left") == 1
+    assert not records(tmp_path / "False") and "THE LAST 2 LINES OF" in said[False]
+    monkeypatch.setattr(metrics.TensorBoard, "write", full)
+    for_one.note(4, {"loss": 0.125})
+    assert "STEP 4 IS MISSING IN TENSORBOARD'S FILE: " in (of_one := capfd.readouterr().err) and "METRICS" not in of_one
+
+
 def test_previews_are_captioned_grids(tmp_path):
     train(ToyTask(toy_config(**{"train.preview_every": 5})), tmp_path)
     names = sorted(p.name for p in (tmp_path / "previews").iterdir())
