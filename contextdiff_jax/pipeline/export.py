@@ -16,13 +16,17 @@
 <folder>/orbax/                 the same parameters as an Orbax checkpoint
 """
 
+import filecmp
+import itertools
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from ml_collections import ConfigDict
 
 from contextdiff_jax import __version__, encoders
@@ -47,6 +51,8 @@ WRITTEN = {
     *("denoiser", "adapter", "condition", "process", "lora", "orbax", "image_encoder", "condition_encoder"),
     *("unet", "vae", "vqvae", "scheduler", "text_encoder", "tokenizer", "controlnet"),
 }
+# What others put there that is of one model alone: figures, pages, and which clip is edited with it.
+_OF_ONE_MODEL = re.compile(r"(clip|eval)\.json|eval|report\.(html|png)|(edit|heatmaps)(-\d+)?")
 PATHS = ("model.pretrained", "encoder.clip", "condition.encoder", "space.latents", "edit.control", *STARTS)
 _LISTED = 100  # classes that a model card names
 
@@ -58,7 +64,8 @@ def write(task: DiffusionTask, params: Params, step: int, out: str | Path, half:
         task: of the run.
         params: all parameters, {"denoiser", "adapter"}.
         step: the training step they come from.
-        out: the folder; an earlier export there is replaced, and what others have put into it stays.
+        out: the folder; an earlier export there is replaced, and what others have put into it stays. What it tells
+            of another model than this one is moved into a folder `earlier` in it.
         half: trained networks in float16 (a learned process stays float32) and no Orbax copy: the smallest folder.
 
     Raises:
@@ -81,9 +88,11 @@ def write(task: DiffusionTask, params: Params, step: int, out: str | Path, half:
 
 
 def _replace(out: Path, building: Path) -> None:
-    """Puts an export where it belongs; of an earlier one what no export writes stays, such as pictures and figures."""
+    """Puts an export where it belongs; of an earlier one what no export writes stays, such as pictures, and what tells
+    of another model is set aside."""
     before = out.with_name(f"{building.name}.before")
     if out.exists():
+        written, told = _written(out), _told_of_another(out, building)
         out.rename(before)
     try:
         building.rename(out)
@@ -93,12 +102,35 @@ def _replace(out: Path, building: Path) -> None:
         raise
     if not before.exists():
         return
-    index = before / PIPELINE_INDEX
-    written = WRITTEN | (read_object(index).keys() if index.is_file() else set())
+    names = itertools.chain(["earlier"], (f"earlier-{i}" for i in itertools.count(2)))
+    aside = out / next(name for name in names if not (before / name).exists())
+    if told:
+        aside.mkdir()
+        logging.warning("%s holds another model now; what was made with the one before is in %s", out, aside)
     for entry in before.iterdir():
-        if entry.name not in written and not (out / entry.name).exists():
-            entry.rename(out / entry.name)
+        place = (aside if entry.name in told else out) / entry.name
+        if entry.name not in written and not place.exists():
+            entry.rename(place)
     shutil.rmtree(before, ignore_errors=True)
+
+
+def _written(out: Path) -> set[str]:
+    """What an export has of its own, with the parts that a pipeline's index names; a damaged one names none."""
+    index = out / PIPELINE_INDEX
+    try:
+        return WRITTEN | (read_object(index).keys() if index.is_file() else set())
+    except UserError:
+        return WRITTEN
+
+
+def _told_of_another(out: Path, building: Path) -> set[str]:
+    """What lies in an export and is of its model alone, if the new one is another: not the same to the last bit."""
+    told = {entry.name for entry in out.iterdir() if _OF_ONE_MODEL.fullmatch(entry.name)}
+    weights = lambda at: {p.relative_to(at) for p in at.glob("*/*.safetensors") if p.parent.name in WRITTEN}
+    same = lambda file: filecmp.cmp(out / file, building / file, shallow=False)
+    if not told or (weights(out) == (files := weights(building)) and all(map(same, files))):
+        return set()
+    return told
 
 
 def _check_target(config: ConfigDict, out: Path) -> None:

@@ -144,6 +144,7 @@ def test_another_network_in_an_export_is_refused(tmp_path):
 def test_an_export_over_an_export_leaves_what_is_not_its_own(tmp_path, monkeypatch):
     def write(task, params, step, out, name, half):
         (out / "denoiser").mkdir()
+        (out / "denoiser" / "model.safetensors").write_text(params)
         (out / export.CONFIG).write_text(str(step))
 
     monkeypatch.setattr(export, "_write", write)
@@ -151,16 +152,17 @@ def test_an_export_over_an_export_leaves_what_is_not_its_own(tmp_path, monkeypat
     monkeypatch.setattr(export, "read_config", lambda folder: (None, 0))
     monkeypatch.setattr(identity, "check", lambda *args: None)
     task, out = types.SimpleNamespace(config=None), tmp_path / "export"
-    export.write(task, {}, 1, out)
+    export.write(task, "a", 1, out)
     (out / "samples").mkdir()
-    for name in ("samples/0.png", "eval.json", "denoiser/old"):
+    for name in ("samples/0.png", "eval.json", "clip.json", "denoiser/old"):
         (out / name).write_text("mine")
     (out / "safety").mkdir()
     (out / export.PIPELINE_INDEX).write_text('{"safety": []}')
-    export.write(task, {}, 2, out)
+    export.write(task, "a", 2, out)
     assert (out / export.CONFIG).read_text() == "2" and (out / "samples" / "0.png").read_text() == "mine"
-    assert sorted(path.name for path in out.iterdir()) == [export.CONFIG, "denoiser", "eval.json", "samples"]
-    assert not list((out / "denoiser").iterdir()) and [path.name for path in tmp_path.iterdir()] == ["export"]
+    kept = [export.CONFIG, "denoiser", "samples"]
+    assert sorted(path.name for path in out.iterdir()) == ["clip.json", *kept[:2], "eval.json", kept[2]]
+    assert len(list((out / "denoiser").iterdir())) == 1 and [path.name for path in tmp_path.iterdir()] == ["export"]
 
     # What cannot be put in its place leaves the earlier export there, and a link stays a link.
     rename = type(out).rename
@@ -172,12 +174,22 @@ def test_an_export_over_an_export_leaves_what_is_not_its_own(tmp_path, monkeypat
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot be written .*No space left"):
         patch.setattr(type(out), "rename", full)
-        export.write(task, {}, 3, out)
+        export.write(task, "b", 3, out)
     assert (out / export.CONFIG).read_text() == "2" and (out / "eval.json").is_file()
     (tmp_path / "link").symlink_to(out)
-    export.write(task, {}, 4, tmp_path / "link")
+    export.write(task, "a", 4, tmp_path / "link")
     assert (tmp_path / "link").is_symlink() and (out / export.CONFIG).read_text() == "4"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "link"]
+
+    # What tells of another model is not lost, and not taken for the new one's; a damaged index names no parts.
+    for weights, folder in (("b", "earlier"), ("c", "earlier-2")):
+        (out / export.PIPELINE_INDEX).write_text("{")
+        (out / "eval.json").write_text(folder)
+        export.write(task, weights, 5, out)
+        kept.insert(-1, folder)
+        assert sorted(path.name for path in out.iterdir()) == kept
+        assert (out / folder / "eval.json").read_text() == folder
+    assert (out / "earlier" / "clip.json").is_file()
 
 
 def test_what_the_files_of_frozen_networks_say_belongs_to_the_model(tmp_path, monkeypatch):
