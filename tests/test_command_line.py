@@ -457,6 +457,9 @@ def test_pictures_are_written_as_they_are_drawn(tmp_path, capsys):
         command_line.drawing._write_pictures(drawing, ["a"] * 5, drawing.batches(2, 1, 0), tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0000.png", "0001.png", "0002.png"]
     assert capsys.readouterr().out == f"3 of 5 pictures are in {tmp_path}\n"
+    with pytest.raises(KeyboardInterrupt):  # of several processes one alone writes, and speaks
+        command_line.drawing._write_pictures(drawing, ["a"] * 5, drawing.batches(2, 0), None)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_grid_is_of_the_first_pictures(tmp_path, capsys, monkeypatch):

@@ -63,7 +63,8 @@ def _write_pictures(pipeline: Any, prompts: list[Any] | int, batches: Iterable[A
                 shown += list(pixels[: IN_GRID - len(shown)])
                 progress.update(len(pixels))
     except KeyboardInterrupt:
-        print(f"{written} of {len(captions)} pictures are in {out}" if written else "no picture was finished")
+        if out is not None:
+            print(f"{written} of {len(captions)} pictures are in {out}" if written else "no picture was finished")
         raise
     if out is None:
         return
