@@ -8,6 +8,8 @@ from scipy.special import stdtr
 
 from contextdiff_jax.errors import UserError
 
+ROUNDING = 1e-12  # of a difference: what float64 leaves of equal ones
+
 
 class Difference(NamedTuple):
     """A mean difference over pairs.
@@ -48,11 +50,11 @@ def paired(a: np.ndarray, b: np.ndarray) -> Difference:
 def p_value(d: Difference) -> float:
     """Two-sided p-value of no difference, by Student's t of the pairs; NaN for one pair.
 
-    Where all pairs differ by the same, t has no spread to go by, and the signs decide: 2^(1 - n).
+    Where all pairs differ by the same but for rounding, t has no spread to go by, and the signs decide: 2^(1 - n).
     """
     if d.n < 2:
         return float("nan")
-    if not d.stderr:
+    if d.stderr <= ROUNDING * abs(d.mean):
         return 2.0 ** (1 - d.n) if d.mean else 1.0
     return float(2 * stdtr(d.n - 1, -abs(d.mean) / d.stderr))
 

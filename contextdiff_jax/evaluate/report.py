@@ -135,7 +135,8 @@ def _facts(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         facts.append((f"bits per dim, {name}", text + (f"   ({terms})" if terms else "")))
     for name, row in figures.get("judge_features", {}).items():
         shares = f"   (precision {row['precision']:.2f}, recall {row['recall']:.2f}, {row['n']} images)"
-        facts.append((f"judge Frechet distance, {name}", f"{row['frechet']:.3g}" + shares))
+        few = " (too few pictures)" * ("too_few" in row)
+        facts.append((f"judge Frechet distance, {name}", f"{row['frechet']:.3g}{few}{shares}"))
     for name, value in figures.items():
         if name in ("title", "alignment", "bits_per_dim", "judge_features", "judge_features_of", "eval"):
             continue

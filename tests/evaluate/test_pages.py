@@ -19,7 +19,8 @@ from contextdiff_jax.evaluate.kept import read_kept, write_kept
 from contextdiff_jax.evaluate.metrics.marks import Marks
 from contextdiff_jax.evaluate.pages import compare_page, write_compare, write_report_page
 from contextdiff_jax.evaluate.pages.charts import Curve, chart
-from contextdiff_jax.evaluate.pages.pairs import compared, measured
+from contextdiff_jax.evaluate.pages.pairs import compared, measured, same_noise
+from contextdiff_jax.evaluate.pages.report_page import main_figures
 from contextdiff_jax.evaluate.pages.run import Run
 from contextdiff_jax.evaluate.paired import Difference, holm, p_value, paired
 
@@ -40,6 +41,8 @@ def test_p_values_are_students_and_holms():
     a, b = np.random.default_rng(0).normal([[0.0], [0.4]], 1, (2, 12))
     assert p_value(paired(a, b)) == pytest.approx(scipy.stats.ttest_rel(b, a).pvalue)
     assert p_value(paired(np.zeros(4), np.ones(4))) == 0.125 and p_value(paired(a, a)) == 1.0  # as a test of signs
+    tenths = np.arange(1, 6) / 10
+    assert paired(tenths, tenths + 0.1).stderr > 0 and p_value(paired(tenths, tenths + 0.1)) == 2.0**-4  # but rounding
     assert np.isnan(p_value(paired([1.0], [2.0])))
     # 0.01 x 4, 0.02 x 3, 0.03 x 2 = 0.06 and 0.04 x 1 raised to the one before.
     adjusted = holm({"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.02})
@@ -261,9 +264,22 @@ def test_a_difference_is_found_among_all_of_the_page(tmp_path):
 def test_runs_that_were_measured_otherwise_are_told(tmp_path, capsys):
     a, b = (make_run(tmp_path / name, i, shown=2) for i, name in enumerate("ab"))
     assert "not measured alike" not in compare_page.differences([Run.read(a), Run.read(b)])
-    sample = json.loads((b / "eval.json").read_text())["sample"]
     judge = {"name": "recogniser_demo", "digest": "01"}
-    rewrite(a / "eval.json", judge=judge)
+    # Counts of a figure that one run has alone, and what changes no figure.
+    options = {"num_samples": 8, "bpd_timesteps": 4, "reference": 9, "features": (), "recogniser": ""}
+    others = options | {"bpd_timesteps": 16, "features": ("x",), "recogniser": "x", "reference": 7}
+    sample, bits = (json.loads((b / "eval.json").read_text())[name] for name in ("sample", "bits_per_dim"))
+    rewrite(a / "eval.json", eval=options, judge=judge, bits_per_dim={})
+    rewrite(b / "eval.json", eval=others, judge=judge, sample=sample | {"batch_size": 3})
+    read = [Run.read(a), Run.read(b)]
+    assert "not measured alike" not in compare_page.differences(read)
+    assert "<code>eval.recogniser</code>" in compare_page.measured_how(read)
+    rewrite(a / "eval.json", bits_per_dim=bits)
+    rewrite(b / "eval.json", judge=judge | {"digest": "02"})
+    said = compare_page.differences([Run.read(a), Run.read(b)])
+    assert "not measured alike (judge.digest, eval.bpd_timesteps)" in said
+    for run in (a, b):
+        rewrite(run / "eval.json", eval=options, sample=sample)
     rewrite(b / "eval.json", sample=sample | {"num_steps": 3}, step=7, hardware="8 x gpu", judge=judge | {"path": "x"})
     command_line.run("compare", None, command_line.Options("", runs=(str(a), str(b)), out=str(tmp_path / "c.html")))
     assert "WARNING: these runs were not measured alike (step, sample.num_steps)" in capsys.readouterr().out
@@ -284,6 +300,20 @@ def test_noise_of_another_size_is_other_noise(tmp_path):
     write_kept(large, bits, about["step"], about["seed"], b / "eval")
     rows, left_out = measured(Run.read(a), Run.read(b))
     assert all("from other noise" in what for what, name, _ in rows if "bits" not in name)
+    # In latents their shape counts, not where anything lies.
+    first, other = (Run.read(a), Run.read(a))
+    latents = lambda run, **keys: dataclasses.replace(run, config={"space": {"kind": "latents"} | keys})
+    autoencoder = lambda run, channels, **more: dataclasses.replace(
+        run, frozen={"vae": {"settings": {"block_out_channels": "(8, 8)", "latent_channels": channels} | more}}
+    )
+    alike = lambda one, two: same_noise(one, two, one.seen[0], two.seen[0])
+    assert not alike(first, latents(other))
+    first, other = latents(first, latents="x"), latents(other, latents="y", max_latents=3, rgb_map="z")
+    assert alike(first, other)
+    assert alike(autoencoder(first, "4"), autoencoder(other, "3", vq_embed_dim="4"))
+    assert not alike(autoencoder(first, "4"), autoencoder(other, "3", vq_embed_dim="None"))
+    other.config["model"] = {"pretrained": "another"}
+    assert alike(autoencoder(first, "4"), autoencoder(other, "4")) and not alike(first, autoencoder(other, "4"))
     assert "no picture has a value of object in both" in left_out[0]
 
 
@@ -312,6 +342,8 @@ def test_figures_in_feature_spaces_are_on_the_pages(tmp_path):
     assert "frechet_distance, samples" in page  # by its metric, also where an older version named the figure otherwise
     assert "All of the protocol of b: colours" in page
     page = write_report_page(folders[0]).read_text()
+    rewrite(folders[1] / "eval.json", judge_features={"samples": {"frechet": 2.0, "n": 9, "too_few": "9 pictures"}})
+    assert "2 (too few pictures)" in main_figures(Run.read(folders[1]))["judge Frechet distance"][0]
     assert "colours: frechet distance" in page and "; no result" not in page and "frechet_distance, samples" in page
     assert "8 x 9" in page and "ddof 1" in page and "recogniser_demo" in page  # how, and who judged
 

@@ -91,8 +91,11 @@ def test_report_is_one_picture(tmp_path):
 
 
 def test_report_names_every_plain_figure():
+    row = dict(frechet=0.5, precision=0.25, recall=0.75, n=9, too_few="9 pictures in 32 features")
     figures = dict(title="t", samples_per_second={"on": 7.123456}, parameters=3_800_000, sampler="ddim")
-    facts = dict(report._facts(figures))
+    facts = dict(report._facts(figures | dict(judge_features={"on": row})))
+    said = facts.pop("judge Frechet distance, on")
+    assert said == "0.5 (too few pictures)   (precision 0.25, recall 0.75, 9 images)"
     assert facts == {"samples per second, on": "7.123", "parameters": "3,800,000", "sampler": "ddim"}
 
 

@@ -1,5 +1,6 @@
 """What can be paired in two runs: marks of the same prompts, from the same noise where they have it, and bits."""
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -65,9 +66,22 @@ def same_questions(first: Run, other: Run) -> tuple[list[tuple[Seen, Seen]], lis
 
 
 def same_noise(first: Run, other: Run, a: Seen, b: Seen) -> bool:
-    """Whether pictures of one seed started from the same noise: of one size, in one space."""
-    spaces = [{k: v for k, v in run.flat_config().items() if k.startswith("space.")} for run in (first, other)]
-    return a.images.shape[1:] == b.images.shape[1:] and spaces[0] == spaces[1]
+    """Whether pictures of one seed started from the same noise: of one size, in spaces of one shape."""
+    kinds, keys = {run.flat_config().get("space.kind") for run in (first, other)}, [_latents(first), _latents(other)]
+    if None in keys:  # one does not say: the same autoencoder then, by its place
+        keys = [run.flat_config().get("model.pretrained") for run in (first, other)]
+    in_one_shape = len(kinds) == 1 and (kinds != {"latents"} or keys[0] == keys[1])
+    return a.images.shape[1:] == b.images.shape[1:] and in_one_shape
+
+
+def _latents(run: Run) -> tuple[int, str] | None:
+    """What sets the shape of a picture's latents: how many sizes the autoencoder has, and the channels; None where the
+    run does not say."""
+    said = run.frozen.get("vae", {}).get("settings", {})
+    if not {"block_out_channels", "latent_channels"} <= said.keys():
+        return None
+    width = said.get("vq_embed_dim", "None")
+    return len(re.findall("[0-9]+", said["block_out_channels"])), said["latent_channels"] if width == "None" else width
 
 
 def _other_noise(first: Run, other: Run) -> str:

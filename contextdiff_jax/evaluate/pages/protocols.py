@@ -5,7 +5,15 @@ from typing import Any
 
 from contextdiff_jax.evaluate.pages.run import Run
 
-SPEED_ALONE = "hardware"  # what pictures and their marks do not depend on
+SPEED_ALONE = "hardware"
+# What pictures and their marks do not depend on, nor whether a figure that two runs have can be compared.
+WITHOUT_INFLUENCE = (SPEED_ALONE, "sample.batch_size", "eval.features", "eval.after_training", "eval.bpd_always")
+OF_THE_JUDGE = ("eval.recogniser", "eval.judge_steps")  # which its digest says better
+OF_FIGURES = {  # what the names that begin so are counts of
+    "eval.bpd_": ("bits_per_dim",),
+    "eval.reference": ("spaces",),
+    "eval.num_samples": ("alignment", "judge_features", "spaces"),
+}
 SECTIONS = {  # of eval.json, and what a line about them begins with
     "judge": "judge.",
     "sample": "sample.",
@@ -67,11 +75,21 @@ def warning(runs: Sequence[Run]) -> str:
 
     What only some of the evaluations say, as those of earlier versions say less, is no reason.
     """
-    known = {name: {repr(value) for value in values if value != "-"} for name, values in differing(runs).items()}
-    names = [name for name, values in known.items() if len(values) > 1 and name != SPEED_ALONE]
+    evaluated = [run for run in runs if run.figures]
+    found = [(name, _said(name, evaluated)) for name in differing(evaluated)]
+    judged = all("digest" in run.figures.get("judge", {}) for run in evaluated)
+    idle = (*WITHOUT_INFLUENCE, *OF_THE_JUDGE * judged)
+    names = [name for name, values in found if len(values) > 1 and name not in idle]
     if not names:
         return ""
     return f"these runs were not measured alike ({', '.join(names)}): a difference between them may come from that"
+
+
+def _said(name: str, runs: Sequence[Run]) -> set[str]:
+    """The values that evaluations say, of a figure's counts those of the ones that have it."""
+    of = next((figures for start, figures in OF_FIGURES.items() if name.startswith(start)), None)
+    having = [of_run(run) for run in runs if of is None or any(run.figures.get(figure) for figure in of)]
+    return {repr(protocol[name]) for protocol in having if name in protocol}
 
 
 def other_judge(first: Run, other: Run) -> str:

@@ -92,8 +92,8 @@ def main_figures(run: Run) -> dict[str, tuple[str, str]]:
             found[f"recognised, {group}"] = (shown, under)
     rows = run.figures.get("judge_features", {})
     for name in [n for n in ("adapter on", "samples") if n in rows][:1]:
-        under = ", ".join(f"{n} {number(rows[n]['frechet'])}" for n in rows if n != name)
-        found["judge Frechet distance"] = (number(rows[name]["frechet"]), under)
+        under = ", ".join(f"{n} {tables.distance(rows[n])}" for n in rows if n != name)
+        found["judge Frechet distance"] = (tables.distance(rows[name]), under)
     rows = run.figures.get("bits_per_dim", {})
     for name, row in list(rows.items())[:1]:
         under = ", ".join(f"{n} {number(r['mean'], r.get('stderr'))}" for n, r in rows.items() if n != name)

@@ -40,6 +40,11 @@ def alignment(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return table("Recognised by the judge (mean ± standard error)", header, body)
 
 
+def distance(row: Mapping[str, Any]) -> str:
+    """A Frechet distance in the judge's features, and whether it rests on too few pictures."""
+    return number(row.get("frechet")) + " (too few pictures)" * ("too_few" in row)
+
+
 def distances(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Distances in the judge's features."""
     body = [
@@ -47,7 +52,7 @@ def distances(rows: Mapping[str, Mapping[str, Any]]) -> str:
             kind_of(name),
             [
                 text(name),
-                cell(number(row.get("frechet")) + " (too few pictures)" * ("too_few" in row)),
+                cell(distance(row)),
                 share_cell(row, "precision"),
                 share_cell(row, "recall"),
                 cell(number(row.get("n"))),
