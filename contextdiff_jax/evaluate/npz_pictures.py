@@ -14,6 +14,7 @@ from contextdiff_jax.errors import UserError
 
 DAMAGED = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # of archives, locked ones too
 BLOCK_BYTES = 1 << 27  # that are read at once, at the most
+KINDS = ((3,), (4,), (1,), ())  # channels of arrays of pictures, the likeliest first; () of [N, H, W]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +33,32 @@ class Stored:
 
 
 def find(path: Path) -> Stored:
-    """The array of pictures in an npz.
+    """The array of pictures in an npz: colours go before grey, beside which masks and the like may stand.
 
     Raises:
-        UserError: no npz file, no such array, or several of them.
+        UserError: no npz file, no such array, or several of one kind.
     """
+    found = _arrays(path)
+    if not found:
+        raise UserError(f"{str(path)!r} has no array of pictures; expected uint8 [N, height, width, 3], as arr_0")
+    found = next(kind for k in KINDS if (kind := [array for array in found if array.shape[3:] == k]))
+    if len(found) > 1:
+        names = ", ".join(array.name.removesuffix(".npy") for array in found)
+        raise UserError(f"{str(path)!r} has {len(found)} arrays of pictures ({names}); keep one of them in the file")
+    return found[0]
+
+
+def has_pictures(path: str | Path) -> bool:
+    """Whether an npz has arrays of pictures, be it several.
+
+    Raises:
+        UserError: no npz file.
+    """
+    return bool(_arrays(Path(path).expanduser()))
+
+
+def _arrays(path: Path) -> list[Stored]:
+    """All that may be pictures."""
     found = []
     try:
         with zipfile.ZipFile(path) as archive:
@@ -47,21 +69,7 @@ def find(path: Path) -> Stored:
                     found.append(Stored(name, shape, fortran))
     except DAMAGED as error:
         raise UserError(f"{str(path)!r} is no npz file ({error}); give a folder of pictures or an npz") from error
-    found = [array for array in found if len(array.shape) == 4] or found  # masks and the like may stand beside them
-    if not found:
-        raise UserError(f"{str(path)!r} has no array of pictures; expected uint8 [N, height, width, 3], as arr_0")
-    if len(found) > 1:
-        names = ", ".join(array.name.removesuffix(".npy") for array in found)
-        raise UserError(f"{str(path)!r} has {len(found)} arrays of pictures ({names}); keep one of them in the file")
-    return found[0]
-
-
-def has_pictures(path: str | Path) -> bool:
-    """Whether a file is an npz with pictures."""
-    try:
-        return bool(find(Path(path).expanduser()))
-    except UserError:
-        return False
+    return found
 
 
 def rows(path: Path, size: int) -> Iterator[np.ndarray]:
@@ -86,7 +94,7 @@ def _header(handle) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 def _are_pictures(shape: tuple[int, ...]) -> bool:
     """[N, H, W, C]; or [N, H, W], which is not one picture [H, W, C]."""
-    return (len(shape) == 4 and shape[-1] in (1, 3, 4)) or (len(shape) == 3 and shape[-1] > 4)
+    return (len(shape) == 4 and shape[3:] in KINDS) or (len(shape) == 3 and shape[-1] > 4)
 
 
 def _rowwise(path: Path, stored: Stored, size: int, one: int) -> Iterator[np.ndarray]:

@@ -26,6 +26,7 @@ AHEAD = 2 * THREADS  # pictures that are decoded before they are asked for
 BATCH_BYTES = 1 << 27  # of a batch at the most, one picture apart
 TABLES = (".jsonl", ".csv", ".tsv")
 FILMS = ("GIF", "TIFF", "WEBP", "PNG")  # formats whose other frames are other pictures
+HASH = re.compile("[0-9a-fA-F]{8,}")
 Batch = tuple[np.ndarray, list[dict[str, Any]]]
 
 
@@ -36,7 +37,7 @@ class PictureSet:
 
     Args:
         path: a folder (its subfolders too; the grid.png that --mode=sample puts there is left out), or an npz with one
-            array [N, H, W, 3] of uint8, as ADM's samplers write it; [N, H, W] and 1 or 4 channels are taken too.
+            array [N, H, W, 3] of uint8, as ADM's samplers write it; without one [N, H, W] and 1 or 4 channels will do.
         crop: None takes pictures as they are; a number crops each to a square at its centre and resizes it (Lanczos).
         captions: "", or a text file with one caption a line in the order of the pictures, a table (.jsonl, .csv or
             .tsv) as folders of training pictures have it, or the folder itself, which has its captions as those have.
@@ -224,15 +225,21 @@ def _check_lines(path: Path, lines: Sequence[str]) -> None:
 
 
 def _check_order(path: Path, names: Sequence[str]) -> None:
-    """Raises UserError where counting orders the names otherwise than sorting does: the lines may follow either."""
+    """Raises UserError where counting orders names otherwise than sorting does: the lines may follow either. Names that
+    differ in more than their numbers, and hashes, nobody counts."""
     by_number = lambda name: [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", name))]
-    counted = sorted(names, key=by_number)
-    if moved := [(a, b) for a, b in zip(names, counted, strict=True) if a != b]:
-        sorted_by, counted_by = moved[0]
-        raise UserError(
-            f"captions {str(path)!r} have one line a picture, but {sorted_by} comes before {counted_by} by letters and "
-            "after it by numbers; fill the names up with zeros, or give a table with file names"
-        )
+    numbered: dict[str, list[str]] = {}
+    for name in names:
+        numbered.setdefault(re.sub("[0-9]+", "#", name), []).append(name)
+    for alike in numbered.values():
+        if len({len(name) for name in alike}) == 1 and HASH.fullmatch(Path(alike[0]).stem):
+            continue
+        if moved := [(a, b) for a, b in zip(alike, sorted(alike, key=by_number), strict=True) if a != b]:
+            sorted_by, counted_by = moved[0]
+            raise UserError(
+                f"captions {str(path)!r} have one line a picture, but {sorted_by} comes before {counted_by} by letters "
+                "and after it by numbers; fill the names up with zeros, or give a table with file names"
+            )
 
 
 def _matched(found: list[str], path: Path, names: Sequence[str] | None, total: int) -> list[str]:

@@ -220,6 +220,14 @@ def test_lines_are_refused_where_numbers_and_letters_order_the_pictures_otherwis
         (a / f"{i:03d}.png").rename(a / f"{i}.png")
     with pytest.raises(UserError, match="one line a picture, but 10.png comes before 2.png by letters"):
         PictureSet(a, captions=tmp_path / "c.txt")
+    # Of names that differ in more than numbers, and of hashes, the order of the letters is the only one.
+    hashes = [("3f10b.png", "3f2a9.png", "c0ffee.png"), ("12a34567.png", "123a4567.png", "123b4567.png")]
+    for i, names in enumerate(hashes):
+        of_hashes = folder(tmp_path / f"hashes{i}", pictures(3, 0))
+        for old, new in zip(sorted(of_hashes.iterdir()), names, strict=True):
+            old.rename(of_hashes / new)
+        (tmp_path / "three.txt").write_text("one\ntwo\nthree\n")
+        assert PictureSet(of_hashes, captions=tmp_path / "three.txt").captions == ["one", "two", "three"]
     rows = [{"file_name": f"{i}.png", "text": f"caption {i}"} for i in range(12)]
     (tmp_path / "m.JSONL").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "m.tsv").write_text("file_name\ttext\n" + "\n".join("\t".join(row.values()) for row in rows))
@@ -256,9 +264,15 @@ def test_arrays_of_other_layouts_are_read(tmp_path):
     ):
         np.savez(tmp_path / f"{name}.npz", arr_0=stored)
         np.testing.assert_array_equal(read(f"{name}.npz"), expected)
-    np.savez(tmp_path / "two.npz", a=rgb, b=rgb)
+    masks = dict(arr_0=grey[..., None], arr_1=grey.repeat(2, axis=2), arr_2=alpha)
+    for name, stored, expected in (("of_all", masks | dict(arr_3=rgb), rgb), ("without_rgb", masks, white)):
+        np.savez(tmp_path / f"{name}.npz", **stored)
+        np.testing.assert_array_equal(read(f"{name}.npz"), expected)
+    np.savez(tmp_path / "two.npz", a=rgb, b=rgb, mu=np.zeros(3), sigma=np.eye(3))
     with pytest.raises(UserError, match=r"has 2 arrays of pictures \(a, b\); keep one"):
         PictureSet(tmp_path / "two.npz")
+    with pytest.raises(UserError, match=r"two.npz' has 2 arrays of pictures"):  # nor is it a file of statistics alone
+        measure(tmp_path / "of_all.npz", tmp_path / "two.npz", [colours()])
     np.save(tmp_path / "array.npy", rgb)
     (tmp_path / "array.npy").rename(tmp_path / "array.npz")
     with pytest.raises(UserError, match="array.npz' is no npz file"):
