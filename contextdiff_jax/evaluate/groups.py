@@ -214,6 +214,7 @@ def draw(
     Returns:
         What is left of each group with its row of figures, None without a judge; and pictures per second.
     """
+    pipeline.forget_prompts()  # each setting is timed with their encoding
     courses, clock, before = [Course(group, judging) for group in judging.groups], Clock(), 0
     for i, part in enumerate((*courses, *(metric.kept for metric in metrics))):
         journal.follow(f"{setting}/{i}", part)

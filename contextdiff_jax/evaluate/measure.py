@@ -42,13 +42,17 @@ class Reference:
 
     Attributes:
         moments: "pooled", and "spatial" where the space has them.
-        features: [M, D]; None of a file of statistics, which has moments alone.
+        features: float64 [M, D]; None of a file of statistics, which has moments alone.
         about: of the pictures.
     """
 
     moments: dict[str, Moments]
     features: np.ndarray | None
     about: dict[str, Any]
+
+    def __post_init__(self):
+        if self.features is not None:  # in float64 once, for all metrics of all sets of pictures
+            self.features = check(self.features, "features of the reference")
 
 
 def passes(pictures: PictureSet, title: str):
@@ -156,8 +160,7 @@ def metrics_of(
         if fid and "spatial" in reference.moments:
             found["sfid"] = Frechet(space.spatial, reference.moments["spatial"], name="sfid", instead=instead)
         if reference.features is not None:
-            # In float64 once for all of them, and what the pictures say once for all of them.
-            features, rows = check(reference.features, "features of the reference"), Rows()
+            features, rows = reference.features, Rows()  # what the pictures say once for all of them
             found[kernel] = Kid(space.pooled, features, rows, name=kernel)
             found["precision_recall"] = PrecisionAndRecall(space.pooled, features, rows)
             if space.captioned is not None:

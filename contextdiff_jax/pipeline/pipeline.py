@@ -129,7 +129,11 @@ class Pipeline:
         if lora.TEXT in changes:
             name = lora.digest(changes[lora.TEXT])
             self._text_changes[name] = self._text_changes.get(name, 0.0) + weight
-            self._contexts.clear()
+            self.forget_prompts()
+
+    def forget_prompts(self) -> None:
+        """Forgets the prompts that have been encoded: the next time each takes as long as the first."""
+        self._contexts.clear()
 
     def _placed(self, tree: Params) -> Params:
         """Parameters on the devices, by the rules of training."""

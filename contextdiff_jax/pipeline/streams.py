@@ -76,7 +76,7 @@ class Contexts:
         self._kept: OrderedDict[str, Context] = OrderedDict()
 
     def clear(self) -> None:
-        """Forgets all, when the encoder has changed."""
+        """Forgets all."""
         self._kept.clear()
 
     def of(self, prompts: list[Any]) -> Context:

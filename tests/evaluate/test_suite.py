@@ -13,6 +13,7 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import distances, groups, suite
 from contextdiff_jax.evaluate.feature_spaces import Captioned
 from contextdiff_jax.evaluate.groups import Judging
+from contextdiff_jax.evaluate.metrics.base import FeatureMetric
 from contextdiff_jax.evaluate.pages import write_report_page
 
 
@@ -72,6 +73,8 @@ def test_too_few_samples_refuse_the_judges_distances_and_keep_the_rest(measured)
     figures = evaluation.figures()
     assert "3 rows" in figures["judge_features_refused"]["samples"] and "samples" not in figures["judge_features"]
     assert "kernel_distance" in figures["spaces"]["colours"]["samples"]["figures"]
+    features = [m.reference for _ in "ab" for m in evaluation.start("again", 3) if isinstance(m, FeatureMetric)]
+    assert len(features) > 1 and all(f is features[0] and f.dtype == np.float64 for f in features)  # converted once
 
 
 def test_held_out_pictures_are_spread_over_the_records_and_described(measured):

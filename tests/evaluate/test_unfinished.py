@@ -53,11 +53,15 @@ def left(out):
         return found, json.loads((out / "eval" / "marks.json").read_text()), {k: pictures[k] for k in pictures.files}
 
 
-def test_it_goes_on_where_it_was_cut_off(pipe, tmp_path):
+def test_it_goes_on_where_it_was_cut_off(pipe, tmp_path, monkeypatch):
     """Cut off twice: within a group of the second setting, and within the bound; of 2 x 2 batches of 2 settings and
     then 2 x 2 of the bound none is measured twice."""
+    encode, encoded = pipe._contexts._encode, []
+    monkeypatch.setattr(pipe._contexts, "_encode", lambda prompts: encoded.append(prompts) or encode(prompts))
     total = evaluated(pipe, tmp_path / "whole", after=10**6)
     assert total == 12
+    half = len(encoded) // 2
+    assert half and encoded[:half] == encoded[half:]  # both settings are timed with their prompts' encoding
     out, cuts = tmp_path / "cut", (5, 4)
     for after in cuts:
         with pytest.raises(KeyboardInterrupt):
