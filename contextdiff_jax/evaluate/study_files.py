@@ -94,9 +94,11 @@ def _check_numbers(answers: Sequence[Answer]) -> None:
     for answer in answers:
         of = totals.setdefault(answer.subject, answer.of)
         if of != answer.of or answer.trial < 0 or (of is not None and answer.trial >= of):
+            here, there = ("an unknown number" if n is None else str(n) for n in (answer.of, of))
+            elsewhere = f", and elsewhere has {there} of them" * (here != there)
             raise UserError(
-                f"subject {answer.subject!r} answers trial {answer.trial} (counted from 0) of {answer.of}, and "
-                f"elsewhere has {of} of them; ask for the file again"
+                f"subject {answer.subject!r} answers trial {answer.trial} (counted from 0) of {here}{elsewhere}; "
+                "ask for the file again"
             )
 
 

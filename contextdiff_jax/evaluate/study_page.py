@@ -198,8 +198,8 @@ def _read_out(answers: Sequence[str], out: str) -> None:
     files, others = answer_files(answers)
     result = {"files": list(map(str, files)), "files_not_read": list(map(str, others))}
     result |= statistics(read_answers(answers))
-    for file in others:
-        print(f"not read: {file}: no JSON lines file by its name")
+    if others:
+        print(f"not read: {listed(result['files_not_read'])}: no JSON lines files by their names")
     report(result)
     if out:
         write_json(result, out)

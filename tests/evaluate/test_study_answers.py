@@ -11,6 +11,7 @@ import scipy.stats
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.study_answers import preference, report, statistics, wilson
 from contextdiff_jax.evaluate.study_files import Answer, answer_files, read_answers
+from contextdiff_jax.evaluate.study_page import study_on_command
 
 
 def answer(subject="s1", trial=0, answer="left", kind="trial", question="text", baseline="b", swap=False, item="i"):
@@ -118,7 +119,8 @@ def test_bad_answers_are_one_line(tmp_path):
     total = lambda of, trial=0: dataclasses.replace(answer(trial=trial), of=of)
     cases += [
         ([written(tmp_path / "m.jsonl", [total(3), total(4, 1)])], "trial 1 .* of 4, and elsewhere has 3"),
-        ([written(tmp_path / "p.jsonl", [total(3, 3)])], "trial 3 .* of 3"),
+        ([written(tmp_path / "p.jsonl", [total(3, 3)])], "trial 3 .* of 3; ask"),
+        ([written(tmp_path / "u.jsonl", [total(3), total(None, 1)])], "of an unknown number, and elsewhere has 3"),
     ]
     for paths, words in cases:
         with pytest.raises(UserError, match=words):
@@ -128,7 +130,7 @@ def test_bad_answers_are_one_line(tmp_path):
     assert read_answers([marked]) == read_answers([fine])
 
 
-def test_every_file_of_a_folder_is_read_or_named(tmp_path):
+def test_every_file_of_a_folder_is_read_or_named(tmp_path, capsys):
     (tmp_path / "sub").mkdir()
     with pytest.raises(UserError, match="no answers in"):
         answer_files([tmp_path])
@@ -138,6 +140,11 @@ def test_every_file_of_a_folder_is_read_or_named(tmp_path):
     files, others = answer_files([tmp_path])
     assert len(files) == 3 and others == [tmp_path / "sub" / "notes.txt"]
     assert {a.subject for a in read_answers([tmp_path])} == {"s0", "s1", "s2"}
+    for i in range(30):  # as in the folder of a page
+        (tmp_path / f"{i:02d}.png").write_text("")
+    study_on_command("", (), [str(tmp_path)], source="", captions="")
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "not read" in line)
+    assert "00.png" in line and "and 21 more" in line
     written(tmp_path / "sub" / "e.jsonl", [])
     with pytest.raises(UserError, match="e.jsonl is cut short"):
         read_answers([tmp_path])

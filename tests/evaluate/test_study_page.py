@@ -186,6 +186,14 @@ def test_without_storage_the_page_goes_on_and_says_so(tmp_path, sets):
     context.eval("works = false")
     begin(context)  # opened again where nothing can be read
     assert context.eval("answers.length") == 0 and context.eval('element("notice").hidden') is False
+    assert context.eval('element("notice").textContent').startswith("This browser keeps no answers")
+    for damaged in ('[{"trial": 0}, {"tri', '{"trial": 0}', "[null]"):  # is kept beside what follows
+        context.eval(f"works = true; stored[key()] = {json.dumps(damaged)}")
+        begin(context)
+        assert "cannot be read" in context.eval('element("notice").textContent')
+        context.eval('press("1")')
+        stored = json.loads(context.eval("JSON.stringify(stored)"))
+        assert len(json.loads(stored[context.eval("key()")])) == 1 and damaged in stored.values()
 
 
 def test_an_older_pages_answers_are_taken_over_and_names_in_any_script_have_a_file_each(tmp_path, sets):

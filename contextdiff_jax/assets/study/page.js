@@ -6,15 +6,32 @@ let subject = "", trials = [], answers = [], shown = 0;
 
 const key = () => `study/${plan.study}/${subject}`;
 const LOST = "This browser keeps no answers: leave this page open, and save them before you close it.";
+const DAMAGED = "The answers that this browser kept cannot be read. They were put aside; you begin anew.";
 
-// Storage may be blocked, full, or hold something else; the page then goes on with what it has in memory.
+// Storage may be blocked or full; the page then goes on with what it has in memory. What is damaged in it is put aside
+// under another name, where the next answer does not overwrite it.
 function kept() {
   try {
-    const found = JSON.parse(localStorage.getItem(key()) || "[]");
-    if (Array.isArray(found)) return found.map((answer) => ({ ...answer, of: trials.length }));
-  } catch {}
-  notice(LOST);
+    const text = localStorage.getItem(key());
+    const found = parsed(text || "[]");
+    if (found) return found.map((answer) => ({ ...answer, of: trials.length }));
+    localStorage.setItem(`${key()}/damaged/${Date.now()}`, text);
+    localStorage.setItem(key(), "[]");
+    notice(DAMAGED);
+  } catch {
+    notice(LOST);
+  }
   return [];
+}
+
+// A list of answers, or null where the text is none.
+function parsed(text) {
+  try {
+    const found = JSON.parse(text);
+    return Array.isArray(found) && found.every((answer) => answer && typeof answer === "object") ? found : null;
+  } catch {
+    return null;
+  }
 }
 
 function keep() {
