@@ -66,7 +66,9 @@ CAPTIONS = flags.DEFINE_string(
     _of("captions", "text file with a caption a line, a table (.jsonl, .csv, .tsv), or their folder."),
 )
 CAPTION_PREFIX = flags.DEFINE_string(
-    "caption_prefix", None, _of("caption_prefix", "put before every caption for CLIPScore; default the paper's.")
+    "caption_prefix",
+    None,
+    _of("caption_prefix", "put before every caption for CLIPScore; default the paper's, none for the embedded CLIP."),
 )
 SETS = flags.DEFINE_multi_string("set", [], _of("sets", "NAME=FOLDER of results, ours first; repeatable."))
 MODEL = flags.DEFINE_string("model", "", _of("model", "a run or an export; default the model that ships."))

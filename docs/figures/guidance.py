@@ -6,7 +6,8 @@
 The six weights are the paper's. A seed is that of the pictures' noise, and the model is one; or, of `--trained`, that
 of the training: the models are those that docs.figures.convergence has trained with and without the adapter. CLIPScore
 is the embedded CLIP's, through which the shipped model reads its texts and its adapter sees; the judge, in whose
-features the distance is taken, is none of the model's own.
+features the distance is taken, is none of the model's own. Pictures of another size than that CLIP's, 32 x 32, are
+resized smoothly for it, while `--mode=eval` and `--mode=metrics` resize in 8 bits: a CLIPScore apart.
 """
 
 import argparse
