@@ -92,12 +92,13 @@ def check_memory(
     )
 
 
-def fewer_frames(window: int) -> Callable[[float], str]:
-    """A remedy for `check_memory`: temporaries grow with the frames that the network takes at once."""
+def fewer_frames(window: int, tuned: bool = False) -> Callable[[float], str]:
+    """A remedy for `check_memory`: temporaries grow with the frames that the network takes at once, of which a tuned
+    one takes as many as it was tuned with."""
 
     def remedy(room: float) -> str:
-        fits = int(room * window)
-        which = f"about {fits} frames fit (data.num_frames={fits})" if fits > 1 else "take smaller frames"
+        fits, how = int(room * window), "tune anew with " if tuned else ""
+        which = f"about {fits} frames fit ({how}data.num_frames={fits})" if fits > 1 else "take smaller frames"
         return f"{which}; data.length takes longer clips in windows"
 
     return remedy

@@ -74,23 +74,33 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`; renamed to it on success, removed on failure.
+    """Yields a temporary folder beside `path`; renamed to it on success, removed where what fills it fails.
 
-    Where there is such a folder, its files stay, and the new ones are moved there, the one that was written last at the
-    end. Parent folders are made.
+    Where there is such a folder, its files stay: the temporary one is in it, so that both are on one disk, and the new
+    files are moved, the one that was written last at the end. Parent folders are made.
+
+    Raises:
+        UserError: what is whole cannot be put there; it stays, and the message says where.
     """
-    path = Path(path)
-    building = path.with_name(f".{path.name[:80]}.{_unique()}")
+    path = Path(path).absolute()
+    there = path.exists()
+    building = path / f".building-{_unique()}" if there else path.with_name(f".{path.name[:80]}.{_unique()}")
     building.mkdir(parents=True)
     try:
         yield building
-        if not path.exists():
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    try:
+        if not there:
             building.rename(path)
             return
         for file in sorted(building.iterdir(), key=lambda file: file.stat().st_mtime_ns):
             os.replace(file, path / file.name)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        building.rmdir()
+    except OSError as error:
+        reason = f"{error.strerror or error}: {error.filename2 or error.filename}"
+        raise UserError(f"{path} cannot take the results ({reason}); they are in {building}: move them") from error
 
 
 def _unique() -> str:

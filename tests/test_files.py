@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import socket
 
 import pytest
@@ -38,3 +39,20 @@ def test_what_a_disk_refuses_is_one_line_that_names_the_file(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(ConnectionResetError), files.refusals_in_words():
         raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+
+def test_a_folder_of_results_is_whole_wherever_it_is_and_they_are_not_lost(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").write_text("mine")
+    with files.whole_folder(".") as building:
+        assert building.parent == tmp_path, "on the same disk, whatever is mounted there"
+        (building / "edit.json").write_text("{}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["edit.json", "notes"]
+    with pytest.raises(ZeroDivisionError), files.whole_folder(tmp_path):
+        raise ZeroDivisionError
+    assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / "edit.mp4").mkdir()
+    words = r"cannot take the results \(Is a directory: .*edit.mp4\); they are in (.*/.building-[^:]*): move them"
+    with pytest.raises(UserError, match=words) as caught, files.whole_folder(tmp_path) as building:
+        (building / "edit.mp4").write_text("hours")
+    assert re.search(words, str(caught.value))[1] == str(building) and (building / "edit.mp4").read_text() == "hours"

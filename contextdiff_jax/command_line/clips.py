@@ -20,26 +20,28 @@ def edit(config: ConfigDict | None, options: Options, kept: Any = None) -> None:
         kept: what `clip_editing.check` returned, which has said already what cannot be edited; None asks again.
     """
     shared.check_alone("--mode=edit", "run it in one")
-    check_out(options.out)
-    pipeline = shared.pipeline_of(None, options) if config is None else None
-    config = pipeline.config if config is None else config
+    check_out(options)
+    its_own = config is None
+    pipeline = shared.pipeline_of(None, options) if its_own else None
+    config = pipeline.config if its_own else config
     if "edit" not in config:
         raise UserError("--mode=edit is for runs that were tuned on a clip: --config=configs/video_edit.py")
     from contextdiff_jax.data.one_clip import clip_of, keep_identity
-    from contextdiff_jax.editing.editor import Editor
+    from contextdiff_jax.editing.editor import Editor, put_at_rest
     from contextdiff_jax.pipeline import clip_editing
 
     targets, clip = clip_editing.targets_of(config, options.prompts), clip_of(config.data)
     pipeline = pipeline or shared.pipeline_of(config, options)
     keep_identity(clip, options.workdir)
-    editor = Editor(pipeline.task, pipeline.params, pipeline.frozen, clip, pipeline.config, kept=kept)
+    if its_own:
+        put_at_rest(pipeline.task, config, clip, targets)
+    how = dict(kept=kept, tuned=True)
+    editor = Editor(pipeline.task, pipeline.params, pipeline.frozen, clip, pipeline.config, **how)
     if kept is None:  # whatever is wrong leaves no folder
         editor.check(targets)
-    default = Path(options.workdir) / "edit"
-    check_writable(Path(options.out) if options.out else default, "output folder", "give another --out")
     edited = editor.run(targets)
     print(edited.table())
-    out = Path(options.out) if options.out else shared.unused(default)
+    out = _out(options)
     with whole_folder(out) as building:
         edited.write(building)
     print(f"figures: {out / 'edit.json'}   picture: {out / 'edit.png'}   side by side: {out / 'edit.mp4'}")
@@ -47,7 +49,15 @@ def edit(config: ConfigDict | None, options: Options, kept: Any = None) -> None:
         shared.write_page(Path(options.workdir))
 
 
-def check_out(out: str) -> None:
-    """Raises UserError where --out holds an earlier edit."""
-    if out and (Path(out) / "edit.json").exists():
-        raise UserError(f"--out={out} holds an edit (edit.json), which would be lost; give another --out, or remove it")
+def _out(options: Options) -> Path:
+    """Where an edit is written: no earlier one is there."""
+    return Path(options.out) if options.out else shared.unused(Path(options.workdir) / "edit")
+
+
+def check_out(options: Options) -> None:
+    """Raises UserError where --out holds an earlier edit, or an edit cannot be written."""
+    if (_out(options) / "edit.json").exists():
+        raise UserError(
+            f"--out={options.out} holds an edit (edit.json), which would be lost; give another --out, or remove it"
+        )
+    check_writable(_out(options), "output folder", "give another --out")

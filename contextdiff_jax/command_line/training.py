@@ -40,6 +40,7 @@ def _prepared(config: ConfigDict, options: Options) -> tuple[Any, Any]:
     from contextdiff_jax import data, training
     from contextdiff_jax import task as task_lib
     from contextdiff_jax.training.sharding import make_mesh
+    from contextdiff_jax.training.workdir import has_trained
 
     training.check_workdir(options.workdir, config, allow_config_change=options.allow_config_change)
     if data.classes_are_read(config.data) and not config.data.class_names:
@@ -51,13 +52,13 @@ def _prepared(config: ConfigDict, options: Options) -> tuple[Any, Any]:
         clip_editing.check_clip(config, options.workdir)
     kept = None
     if edits_after := tunes and config.edit.after_training:
-        clips.check_out(options.out)
+        clips.check_out(options)
         shared.check_alone("config.edit.after_training=True", "set it to False, and edit by --mode=edit in one process")
     task = task_lib.build(config, mesh=make_mesh(config.mesh))
     if (options.prompts or options.out) and not edits_after:
         raise UserError("--prompt and --out cannot act: nothing is edited after this training; leave them out")
     if edits_after:
-        kept = clip_editing.check(task, config, options.prompts)
+        kept = clip_editing.check(task, config, options.prompts, resumed=has_trained(options.workdir))
     if config.task == "diffusion" and config.eval.after_training:  # what is not there is said before the training
         from contextdiff_jax.evaluate.conditions import check_judge
         from contextdiff_jax.evaluate.feature_spaces import open_space

@@ -91,7 +91,7 @@ def clip_of(cfg_data: Any, whole: bool = False) -> Clip:
             f"data.caption is empty; say what {cfg_data.path} shows, e.g. --config.data.caption='a jeep on a road'"
         )
     where = dict(start=cfg_data.start, sampling_rate=cfg_data.sampling_rate, crop=tuple(cfg_data.crop))
-    where["count_key"] = "length" if cfg_data.length else "num_frames"
+    where["count_key"] = "length" if cfg_data.length or whole else "num_frames"
     clip = read_clip(cfg_data.path, size, None if whole and not cfg_data.length else count, **where)
     masks = None
     if cfg_data.mask_path:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from contextdiff_jax import compilation
 from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.data.edges import edges
-from contextdiff_jax.editing import measures, memory, shown
+from contextdiff_jax.editing import effects, measures, memory, shown
 from contextdiff_jax.editing import plan as plans
 from contextdiff_jax.editing.cache import Kept, shape_of, takes
 from contextdiff_jax.editing.control import Control
@@ -54,6 +54,15 @@ def controls_of(model: Any, config: ConfigDict, clip: Clip, targets: Sequence[st
     return plans.controls_of(config.edit, config.sample.num_steps, clip.caption, targets, model.parts.condition.read)
 
 
+def put_at_rest(model: Any, config: ConfigDict, clip: Clip, targets: Sequence[str]) -> None:
+    """Leaves out of a run's own `edit` section what cannot act in an edit and was taken once; the rest is checked by
+    `controls_of`, whose errors may be raised here."""
+    check_targets(targets)
+    num_steps = config.sample.num_steps
+    effects.blends_at_rest(config.edit, num_steps)
+    plans.shares_at_rest(config.edit, num_steps, clip.caption, targets, model.parts.condition.read)
+
+
 class Editor:
     """What edits a clip with a model.
 
@@ -65,6 +74,7 @@ class Editor:
         config: `sample` (steps, guidance, adapter) and `edit` (the method) count.
         progress: whether to show a bar.
         kept: what other editors of the same model have compiled and read; None begins anew.
+        tuned: whether the model is a run's, whose number of frames stays what it was tuned with; for messages.
 
     Raises:
         UserError: a method that does not fit the clip or the network.
@@ -80,6 +90,7 @@ class Editor:
         *,
         progress: bool = True,
         kept: Kept | None = None,
+        tuned: bool = False,
     ):
         if config.sample.sampler != "ddim" or config.sample.eta:
             raise UserError(
@@ -105,6 +116,7 @@ class Editor:
         self.numbers = sampling.Numbers.of(config.sample)
         self.seconds: dict[str, dict[str, float]] = {}
         self.memory: dict[str, dict[str, int]] = {}
+        self._tuned = tuned
         self._progress, self._peak_before = progress, memory.peak_measured(here().local[0])
         self._functions: dict[Hashable, Callable] = {}
 
@@ -131,15 +143,17 @@ class Editor:
         """Raises what `trace` does; what has been traced for another edit of the same model and plan is not again.
 
         On an accelerator the edit itself is compiled as well, which needs the most of all, so that what does not fit is
-        said before anything runs; the program is kept for when its turn comes. A CPU has the machine's memory.
+        said before anything runs; the program is kept for when its turn comes. A CPU has the machine's memory, and
+        without edited prompts there is no edit.
         """
         controls_of(self.model, self.config, self.clip, targets)
 
         def ahead() -> tuple[jax.stages.Compiled, dict[str, int]] | None:
             stages = self.trace(targets)
-            return self._compiled("edit", stages["edit"].lower) if here().platform != "cpu" else None
+            return self._compiled("edit", stages["edit"].lower) if compiles else None
 
-        self._kept.of(("ahead", "edit", self.plan), ahead)
+        compiles = bool(targets) and here().platform != "cpu"
+        self._kept.of(("ahead" if targets else "traced", "edit", self.plan), ahead)
         self._kept.of(("measured", self.config.encoder.clip), lambda: measures.check(self.model, self.config))
 
     def run(self, targets: Sequence[str]) -> Edit:
@@ -258,10 +272,11 @@ class Editor:
         """A stage's program, which must fit the device, and what it needs."""
         with self._fitting(name):
             program = lower().compile()
-        return program, memory.check(program, name, self.plan.window)
+        return program, memory.check(program, name, self.plan.window, tuned=self._tuned)
 
     def _fitting(self, name: str) -> contextlib.AbstractContextManager[None]:
-        remedy = "take fewer (data.num_frames) or smaller ones"
+        remedy = "tune anew with fewer (data.num_frames)" if self._tuned else "take fewer (data.num_frames)"
+        remedy += " or smaller ones"
         return compilation.fitting(f"{name} of {self.plan.window} frames", remedy)
 
     def _jitted(self, function: Callable, **plan: EditPlan) -> Callable:

@@ -1,6 +1,6 @@
 """What a method asks for must act: settings, words, factors and shares that would change nothing are refused."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,15 +73,36 @@ def _check_blends(edit: Any, num_steps: int) -> None:
             f"edit.self_blend=True cannot act: with edit.self_replace_steps={edit.self_replace_steps:g} no step takes "
             "the source's self-attention; raise it, e.g. to 0.5, or set edit.self_blend to False"
         )
+    for key in _idle_masks(edit):
+        raise UserError(
+            f"edit.{key}={edit[key]!r} cannot act: edit.self_blend=False and edit.latent_blend=() use no mask; leave "
+            "it out, or set e.g. edit.latent_blend to (0.2, 0.8)"
+        )
+
+
+def _idle_masks(edit: Any) -> list[str]:
+    """Those of `OF_MASKS` that are neither at rest nor used."""
     if edit.self_blend or edit.latent_blend:
-        return
-    for key in OF_MASKS:
-        name = f"edit.{key}"
-        if edit[key] not in (NOTHING[name], DEMO.get(name)):
-            raise UserError(
-                f"{name}={edit[key]!r} cannot act: edit.self_blend=False and edit.latent_blend=() use no mask; leave "
-                "it out, or set e.g. edit.latent_blend to (0.2, 0.8)"
-            )
+        return []
+    at_rest = lambda name: (NOTHING[name], DEMO.get(name))
+    return [key for key in OF_MASKS if edit[key] not in at_rest(f"edit.{key}")]
+
+
+def masks_at_rest(edit: Any, asked: Collection[str] = ()) -> None:
+    """Of a run's own settings those of a mask that its method does not use; what a caller asks for himself stays, and
+    is refused where it cannot act."""
+    edit.update({key: NOTHING[f"edit.{key}"] for key in _idle_masks(edit) if key not in asked})
+
+
+def blends_at_rest(edit: Any, num_steps: int) -> None:
+    """Of a run's own settings those of masks that act in no step, which were taken once."""
+    if edit.latent_blend and not blended(edit, num_steps).any():
+        edit.latent_blend = ()
+    if not edit.latent_blend and not steps_of(edit.self_replace_steps, num_steps):
+        edit.self_blend = False
+    if not (edit.self_blend or edit.latent_blend):
+        edit.blend_words = ()
+    masks_at_rest(edit)
 
 
 def check_words(edit: Any, prompts: Sequence[Prompt]) -> None:
@@ -105,6 +126,17 @@ def check_shares(edit: Any, prompts: Sequence[Prompt], controls: Sequence[Contro
                 f"steps of edit.cross_replace_steps={edit.cross_replace_steps:g}, of which a word has none; raise it, "
                 "e.g. to 0.8"
             )
+    for word, share in idle_shares(edit, prompts, controls):
+        raise UserError(
+            f"edit.cross_replace_words: {share:g} for the word {word!r} cannot act: with edit.alignment="
+            f"{edit.alignment!r} a word that the source prompt has not takes nothing from it, and it has no factor "
+            "in edit.equalizer; leave it out"
+        )
+
+
+def idle_shares(edit: Any, prompts: Sequence[Prompt], controls: Sequence[Control]) -> list[tuple[str, float]]:
+    """Those of `edit.cross_replace_words` whose words take nothing from the source in any of the edited prompts."""
+    found = []
     for word, share in edit.cross_replace_words:
         acts = [
             (control.taken[places] > 0).any() or (control.equalizer[places] != 1.0).any()
@@ -112,8 +144,5 @@ def check_shares(edit: Any, prompts: Sequence[Prompt], controls: Sequence[Contro
             if prompt.has(word) and (places := prompt.positions(word))
         ]
         if acts and not any(acts):
-            raise UserError(
-                f"edit.cross_replace_words: {share:g} for the word {word!r} cannot act: with edit.alignment="
-                f"{edit.alignment!r} a word that the source prompt has not takes nothing from it, and it has no factor "
-                "in edit.equalizer; leave it out"
-            )
+            found.append((word, share))
+    return found

@@ -8,7 +8,9 @@ from contextdiff_jax.compilation import check_memory, fewer_frames
 from contextdiff_jax.runtime import here
 
 
-def check(compiled: jax.stages.Compiled, what: str, window: int, limit: int | None = None) -> dict[str, int]:
+def check(
+    compiled: jax.stages.Compiled, what: str, window: int, limit: int | None = None, *, tuned: bool = False
+) -> dict[str, int]:
     """`bytes_of`, if the device has as much.
 
     Args:
@@ -16,11 +18,19 @@ def check(compiled: jax.stages.Compiled, what: str, window: int, limit: int | No
         what: the program's name.
         window: frames that the network takes at once; temporaries grow with them.
         limit: bytes of the device; None asks it.
+        tuned: whether the network takes as many because it was tuned so.
 
     Raises:
         UserError: it has not; the message says how many frames would fit.
     """
-    return check_memory(compiled, f"{what} of {window} frames", here().local[0], fewer_frames(window), limit)
+
+    def remedy(room: float) -> str:
+        if room:
+            return fewer_frames(window, tuned)(room)
+        how = "tune anew on" if tuned else "take"  # what goes in and comes out grows with the clip
+        return f"{how} fewer frames of the clip (a smaller data.length, a larger data.sampling_rate), or smaller ones"
+
+    return check_memory(compiled, f"{what} of {window} frames", here().local[0], remedy, limit)
 
 
 def peak_measured(device: Any) -> int | None:

@@ -88,6 +88,15 @@ def controls_of(edit: Any, num_steps: int, source: str, targets: Sequence[str], 
     return controls
 
 
+def shares_at_rest(edit: Any, num_steps: int, source: str, targets: Sequence[str], read: Read) -> None:
+    """Leaves out of a run's own `edit` section shares of words that take nothing from the source, which were taken
+    once; arguments and errors are those of `controls_of`."""
+    if edit.cross_replace_words:
+        old, prompts = Prompt.read(source, read), [Prompt.read(target, read) for target in targets]
+        idle = effects.idle_shares(edit, prompts, [_control_of(edit, num_steps, old, new) for new in prompts])
+        edit.cross_replace_words = tuple(pair for pair in edit.cross_replace_words if tuple(pair) not in idle)
+
+
 def control_of(edit: Any, num_steps: int, source: str, target: str, read: Read) -> Control:
     """The same of one edited prompt."""
     return controls_of(edit, num_steps, source, [target], read)[0]

@@ -18,14 +18,14 @@ from contextdiff_jax.data.clips import LEAST, RATE, Clip
 from contextdiff_jax.data.images import square
 from contextdiff_jax.data.moving import moving
 from contextdiff_jax.data.one_clip import check_identity, clip_of, given_masks
+from contextdiff_jax.editing import effects
+from contextdiff_jax.editing import plan as plans
 from contextdiff_jax.editing.cache import Kept
-from contextdiff_jax.editing.editor import PROGRAMS, Editor, controls_of
-from contextdiff_jax.editing.effects import OF_MASKS
+from contextdiff_jax.editing.editor import PROGRAMS, Editor, controls_of, put_at_rest
 from contextdiff_jax.editing.methods import (
     DEMO,
     DEMO_GUIDANCE,
     METHODS,
-    NOTHING,
     OF_THE_MODEL,
     RECIPES,
     in_order,
@@ -34,7 +34,7 @@ from contextdiff_jax.editing.methods import (
 from contextdiff_jax.editing.plan import needs_words
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.pipeline.requests import plain
-from contextdiff_jax.samplers.settings import put_at_rest
+from contextdiff_jax.samplers import settings as samplers
 from contextdiff_jax.training import sharding
 from contextdiff_jax.training.state import initial_params, stream
 from contextdiff_jax.training.workdir import has_trained
@@ -96,7 +96,14 @@ def _task(config: ConfigDict) -> Any:
 
 
 def editor_of(
-    pipeline: Any, frames: Frames, source: str, method: str | None, options: dict[str, Any], *, progress: bool = True
+    pipeline: Any,
+    frames: Frames,
+    source: str,
+    method: str | None,
+    options: dict[str, Any],
+    *,
+    targets: Sequence[str] = (),
+    progress: bool = True,
 ) -> Editor:
     """What edits these frames with a pipeline's model.
 
@@ -105,6 +112,7 @@ def editor_of(
         frames: pictures of one size, an array uint8 [F, H, W, 3], or the path of a folder or a video.
         source: what they show.
         method: a name of `editing.methods`, with recipes behind a plus; None takes the run's own, or contextdiff.
+        targets: the edited prompts, where they are known: for what the run's own settings say of words in them.
         progress: show a bar.
         options: "num_steps", "guidance", or any other key of `edit`, `sample` and `data`, None taking its own;
             masks, bool [F, H, W], of the frames' size or of the model's. Those that say how a clip is read are for
@@ -118,26 +126,24 @@ def editor_of(
     config, tuned = _config(pipeline.config, method), pipeline.config.data.source == "clip"
     own = tuned and _is_own(frames, pipeline.config.data)
     if not own:
-        _read_whole(config.data)
+        _read_whole(config)
     _set(config, options, isinstance(frames, str | Path))
     clip = _clip(frames, source, config, whole=not own)
     if masks is not None:
         clip = dataclasses.replace(clip, masks=given_masks(masks, clip, tuple(config.data.crop)))
     config.data.num_frames = config.data.num_frames if tuned else min(config.data.num_frames, len(clip.frames))
     asked = [name for name, value in options.items() if value is not None]
-    put_at_rest(config.sample, asked)
-    _masks_at_rest(config.edit, asked)
+    if "num_frames" in asked and "overlap" not in asked:  # what belonged to other windows
+        config.data.overlap = min(config.data.overlap, config.data.num_frames // 2)
+    samplers.put_at_rest(config.sample, asked)
+    effects.masks_at_rest(config.edit, asked)
     config_lib.check(config)
+    if targets and "cross_replace_words" not in asked:
+        read = pipeline.task.parts.condition.read
+        plans.shares_at_rest(config.edit, config.sample.num_steps, clip.caption, targets, read)
     model = pipeline.clip_models.of(pipeline, config)
     how = dict(progress=progress, kept=model.kept)
     return Editor(model.task, model.params_of(pipeline), pipeline.frozen, clip, config, **how)
-
-
-def _masks_at_rest(edit: ConfigDict, asked: Sequence[str]) -> None:
-    """Of a run's own settings those of a mask that this method does not use; what a caller asks for himself stays, and
-    is refused where it cannot act."""
-    if not (edit.self_blend or edit.latent_blend):
-        edit.update({key: NOTHING[f"edit.{key}"] for key in OF_MASKS if key not in asked})
 
 
 def _set(config: ConfigDict, options: dict[str, Any], of_a_path: bool) -> None:
@@ -204,9 +210,10 @@ def _is_own(frames: Frames, own: ConfigDict) -> bool:
     return isinstance(frames, str | Path) and bool(own.path) and real(frames) == real(own.path)
 
 
-def _read_whole(data: ConfigDict) -> None:
-    """Of another clip nothing is cut off or left out: how a run's own was read, and where its masks and its flow are,
-    says nothing of it."""
+def _read_whole(config: ConfigDict) -> None:
+    """Of another clip nothing is cut off or left out, and it plays at its own rate: how a run's own was read, and where
+    its masks and its flow are, says nothing of it."""
+    data, config.edit.rate = config.data, 0.0
     with data.ignore_type():
         data.length, data.start, data.sampling_rate, data.crop, data.index = 0, 0, 1, (0, 0, 0, 0), 0
         data.mask_path = data.flow_path = ""
@@ -278,8 +285,14 @@ def targets_of(config: ConfigDict, prompts: Sequence[str]) -> list[str]:
     return [swaps[config.edit.mask == "outside"]]
 
 
-def check(task: Any, config: ConfigDict, prompts: Sequence[str]) -> Kept:
+def check(task: Any, config: ConfigDict, prompts: Sequence[str], resumed: bool = False) -> Kept:
     """Refuses what cannot be edited before anything is tuned, as `Editor.check` does; nothing is computed.
+
+    Args:
+        task: of the run.
+        config: of the run; what it says of the edit counts.
+        prompts: of the command line.
+        resumed: whether the run has saved anything, begun when what cannot act was taken: that is left out.
 
     Returns:
         What the editor has compiled for that, to be given to the one that edits.
@@ -289,9 +302,11 @@ def check(task: Any, config: ConfigDict, prompts: Sequence[str]) -> Kept:
             too many frames for the device; a CLIP or a judge of the figures that cannot be read.
     """
     targets, clip, kept = targets_of(config, prompts), clip_of(config.data), Kept(PROGRAMS)
+    if resumed:
+        put_at_rest(task, config, clip, targets)
     controls_of(task, config, clip, targets)
     params = jax.eval_shape(task.init, stream(config.seed, "init"))
-    Editor(task, params, task.frozen, clip, config, progress=False, kept=kept).check(targets)
+    Editor(task, params, task.frozen, clip, config, progress=False, kept=kept, tuned=resumed).check(targets)
     return kept
 
 

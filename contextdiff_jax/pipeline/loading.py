@@ -113,18 +113,18 @@ def _with_sampling_of(own: ConfigDict, config: ConfigDict, path: str | Path) -> 
     result.sample, result.eval = config.sample, config.eval
     mine, given = config_lib.leaves(own), config_lib.leaves(config)
     if "edit" in config:
-        result.edit = config.edit
+        result.edit = config.edit.copy_and_resolve_references()
         if "data.overlap" in mine:
             result.data.overlap = config.data.overlap
-        if export.is_export(path) and mine.get("edit.control"):  # its own, which guided the tuning
-            result.edit.control = own.edit.control
+        if control := mine.get("edit.control"):
+            result.edit.control = _control(path, control, config.edit.control)
     path = hub.local(path)
     if path.is_file() or (export.is_diffusers_pipeline(path) and not export.is_export(path)):
         return result
     result.update_from_flattened_dict({key: given[key] for key in HOW_IT_RUNS if key in mine and key in given})
     paths = {key for key in export.PATHS if key in mine}
     if not export.is_export(path):
-        paths = {key for key in paths if _is_gone(mine[key])}
+        paths = {key for key in paths if key != "edit.control" and _is_gone(mine[key])}
         result.update_from_flattened_dict({key: given[key] for key in paths if key in given})
     # Whatever was trained, an export has it whole: a LoRA is in its weights.
     unread = (*STARTS, "train.lora.", "train.trainable") if export.is_export(path) else only_started_from(own)
@@ -139,6 +139,16 @@ def _with_sampling_of(own: ConfigDict, config: ConfigDict, path: str | Path) -> 
     if kept:
         logging.warning("%s stays the network that was tuned, edited as --config says (%s)", path, "; ".join(kept))
     return result
+
+
+def _control(path: str | Path, own: str, given: str) -> str:
+    """The ControlNet of a run that was tuned with one, which guides its edits under another preset too; another config
+    may say where it lies now. That of an export is in it."""
+    if export.is_export(path) or not given or given == own:
+        return own
+    if not _is_gone(own):
+        logging.warning("%s was tuned with the ControlNet %s, and is edited with %s as --config says", path, own, given)
+    return given
 
 
 def _is_gone(path: str) -> bool:

@@ -173,8 +173,10 @@ class Pipeline:
             key: without influence: inversion and sampling are deterministic.
             progress: show a bar.
             **options: masks (bool [F, H, W], of the object, of the frames' size or the model's), rate (frames per
-                second of what is saved), or any other key of `edit`, `sample` and `data`. Of a path all frames are
-                taken, unless length, start or sampling_rate say otherwise.
+                second of what is saved), num_frames (that the network takes at once; a longer clip is edited in
+                windows, which overlap by at most half of them unless overlap says otherwise), or any other key of
+                `edit`, `sample` and `data`. Of a path all frames are taken, unless length, start or sampling_rate say
+                otherwise.
 
         Returns:
             frames[target][frame], source and reconstruction as PIL images, figures, heatmaps; `.save("out.mp4")`.
@@ -185,7 +187,7 @@ class Pipeline:
         given = requests.steps_of(steps, ({} if guidance is None else {"guidance": guidance}) | options)
         targets = [targets] if isinstance(targets, str) else requests.listed(targets)
         check_targets(targets)
-        editor = clip_editing.editor_of(self, frames, source, method, given, progress=progress)
+        editor = clip_editing.editor_of(self, frames, source, method, given, targets=targets, progress=progress)
         editor.check(targets)
         return editor.run(targets)
 

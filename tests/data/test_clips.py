@@ -310,5 +310,8 @@ def test_a_users_clip_has_a_caption_masks_and_flow(tmp_path):
     np.testing.assert_array_equal(whole.frames, frames(6)[::2])
     assert whole.masks.shape == (3, SIZE, SIZE)
     assert len(clip_of(section(**given | dict(flow_path=""), length=5), whole=True).frames) == 5
+    short = write_folder(tmp_path / "short", painted[:4])
+    with pytest.raises(UserError, match="short' has 4 frames, too few for length=6 .* at most length=4 fit"):
+        clip_of(section(**given | dict(flow_path="", mask_path=short), num_frames=2), whole=True)
     with pytest.raises(UserError, match="multiple of 32"):
         clip_of(section(image_size=48))

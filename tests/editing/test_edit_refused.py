@@ -208,7 +208,7 @@ def test_the_edit_has_the_device_to_itself(recipe, tmp_path, monkeypatch):
         return state
 
     monkeypatch.setattr(training, "train", tuned)
-    monkeypatch.setattr(clip_editing, "check", lambda *args: None)
+    monkeypatch.setattr(clip_editing, "check", lambda *args, **how: None)
     monkeypatch.setattr(command_line.clips, "edit", lambda *args, **how: seen.append(states[0]()))
     monkeypatch.setattr(command_line.shared, "write_page", lambda *args: None)
     command_line.run("train", recipe, command_line.Options(str(tmp_path), compilation_cache="off"))
@@ -220,6 +220,11 @@ def test_frames_that_do_not_fit_the_device_are_counted():
     needed = memory.check(program, "edit", 8)
     with pytest.raises(UserError, match="edit of 8 frames needs .* the device has .* about 7 frames fit"):
         memory.check(program, "edit", 8, limit=needed["peak"] - 1)
+    with pytest.raises(UserError, match=r"about 7 frames fit \(tune anew with data.num_frames=7\)"):
+        memory.check(program, "edit", 8, limit=needed["peak"] - 1, tuned=True)
+    for tuned, how in ((False, "take"), (True, "tune anew on")):
+        with pytest.raises(UserError, match=f"; {how} fewer frames of the clip .a smaller data.length"):
+            memory.check(program, "edit", 8, limit=needed["arguments"], tuned=tuned)
 
 
 def test_an_accelerator_is_asked_before_the_tuning(recipe, tmp_path, monkeypatch):
@@ -228,7 +233,14 @@ def test_an_accelerator_is_asked_before_the_tuning(recipe, tmp_path, monkeypatch
     there = SimpleNamespace(platform="gpu", local=jax.local_devices())
     monkeypatch.setattr(editor_lib, "here", lambda: there)
     monkeypatch.setattr(compilation, "available", lambda device: 100)
-    refused(recipe, tmp_path, "edit of 3 frames needs .*; take smaller frames", "a frog on a green background")
+    message = "edit of 3 frames needs .*; take fewer frames of the clip"
+    refused(recipe, tmp_path, message, "a frog on a green background")
+    # Where nothing is edited no edit is compiled. And what an older version took does not stop what it has begun.
+    recipe.edit.reconstruct, recipe.edit.self_blend, recipe.edit.latent_blend = True, False, ()
+    recipe.edit.mask = "clip"
+    with pytest.raises(UserError, match="edit.mask='clip' cannot act"):
+        clip_editing.check(task_lib.build(recipe), recipe, ())
+    clip_editing.check(task_lib.build(recipe), recipe, (), resumed=True)
 
 
 def test_a_program_that_was_compiled_from_shapes_is_taken_where_it_fits():
@@ -247,9 +259,9 @@ def test_an_edit_that_finds_the_device_full_is_one_line(monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nBufferAssignment ...")
 
     editor = Editor.__new__(Editor)  # what it would hold does not matter
-    editor.plan, editor.memory, editor._kept = SimpleNamespace(window=24), {}, Kept(1)
+    editor.plan, editor.memory, editor._kept, editor._tuned = SimpleNamespace(window=24), {}, Kept(1), True
     editor._kept.of(("edit", None, shape_of((np.zeros(3),))), lambda: (full, {}))
-    with pytest.raises(UserError, match="edit of 24 frames does not fit the device .*take fewer") as caught:
+    with pytest.raises(UserError, match="edit of 24 frames does not fit the device .*tune anew with fewer") as caught:
         editor._call("edit", None, np.zeros(3))
     assert "\n" not in str(caught.value)
 

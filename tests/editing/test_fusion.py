@@ -7,9 +7,10 @@ from editing.test_prompt_alignment import LENGTH, SOURCE, read
 from ml_collections import ConfigDict
 
 from contextdiff_jax.data.clips import Clip
+from contextdiff_jax.editing import effects
 from contextdiff_jax.editing.control import Fusion, Recorder
 from contextdiff_jax.editing.methods import METHODS, RECIPES, values_of
-from contextdiff_jax.editing.plan import control_of, controls_of, plan_of
+from contextdiff_jax.editing.plan import control_of, controls_of, plan_of, shares_at_rest
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.models.video import Site
 
@@ -138,6 +139,10 @@ def test_what_is_asked_of_words_and_could_not_act_is_refused():
         with edit.ignore_type():
             edit.update(changed)
         with pytest.raises(UserError, match=message):
+            control_of(edit, STEPS, SOURCE, TARGET, read)
+        if changed.keys() & {"mask", "mask_threshold", "latent_blend", "cross_replace_words"}:  # taken once: left out
+            effects.blends_at_rest(edit, STEPS)
+            shares_at_rest(edit, STEPS, SOURCE, [TARGET], read)
             control_of(edit, STEPS, SOURCE, TARGET, read)
 
 

@@ -14,7 +14,7 @@ from stable_diffusion_helpers import UNET, save_pipeline
 
 import contextdiff_jax as cdx
 from configs import video_edit
-from contextdiff_jax.data.clips import write_clip
+from contextdiff_jax.data.clips import Clip, write_clip
 from contextdiff_jax.editing import editor as editor_lib
 from contextdiff_jax.editing.editor import Editor
 from contextdiff_jax.editing.result import AUTOENCODER
@@ -138,6 +138,8 @@ def test_without_a_length_all_frames_are_taken(asked, tmp_path):
             np.testing.assert_array_equal(clip.frames, frames[:count])
             assert config.data.num_frames == window
     assert len(asked(tmp_path / "30.gif", "ddim", length=9)[0].frames) == 9
+    for given, overlap in ((dict(num_frames=3), 1), (dict(num_frames=12), 4), (dict(num_frames=3, overlap=2), 2)):
+        assert asked(tmp_path / "30.gif", "ddim", **given)[1].data.overlap == overlap
 
 
 def test_masks_are_of_the_frames_or_of_the_model(asked, tmp_path):
@@ -195,6 +197,14 @@ def test_how_a_run_s_own_clip_was_read_says_nothing_of_another(monkeypatch, tmp_
     whole = dict(path="other.mp4", length=0, start=0, sampling_rate=1, crop=(0, 0, 0, 0), whole=True)
     whole |= dict(mask_path="", flow_path="")
     assert read == [own | dict(path="own.mp4", whole=False), whole, whole | dict(start=1)]
+    config.edit.rate, config.data.index = 12.0, 0  # nor at which rate it plays
+    with monkeypatch.context() as patch:
+        patch.setattr(clip_editing, "clip_of", lambda data, whole: Clip(np.zeros((3, 64, 64, 3), np.uint8)))
+        patch.setattr(clip_editing.ClipModels, "of", lambda *args: SimpleNamespace(task=0, params_of=id, kept=0))
+        patch.setattr(clip_editing, "Editor", lambda task, params, frozen, clip, config, **how: config.edit.rate)
+        tuned.params = tuned.frozen = None
+        for path, options, rate in (("own.mp4", {}, 12), ("other.mp4", {}, 0), ("other.mp4", dict(rate=5), 5)):
+            assert clip_editing.editor_of(tuned, path, SOURCE, None, options) == rate
     # Pictures of another size are another model's.
     monkeypatch.setattr(clip_editing.task_lib, "build", lambda config, **how: config.data.image_size)
     assert tuned.clip_models.of(tuned, config).task == "own"
@@ -234,6 +244,14 @@ def test_a_tuned_run_keeps_its_network_under_another_preset(tmp_path, monkeypatc
     found = loading._with_sampling_of(own, given, tmp_path)
     assert found.model == own.model and found.edit == given.edit and found.data.overlap == 2
     assert "stays the network that was tuned" in said[0] and "model.video.key_frames: saved" in said[0]
+    # A ControlNet that guided the tuning guides the edit as well; another one is told of.
+    own.edit.control, there = str(tmp_path), tmp_path / "there"
+    there.mkdir()
+    for control, expected, lines in (("", tmp_path, 2), (str(tmp_path), tmp_path, 3), (str(there), there, 5)):
+        given.edit.control = control
+        assert loading._with_sampling_of(own, given, tmp_path).edit.control == str(expected)
+        assert given.edit.control == control and len(said) == lines
+    assert "was tuned with the ControlNet" in said[3]
     given.data.num_frames = 4
     with pytest.raises(UserError, match="another model than --config describes .data.num_frames: saved 8, now 4"):
         loading._with_sampling_of(own, given, tmp_path)
