@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import cifar10_nll, t2i
-from contextdiff_jax import command_line
+from contextdiff_jax import command_line, files
 from contextdiff_jax import config as config_lib
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.errors import UserError
@@ -145,7 +145,7 @@ def test_a_process_that_cannot_be_right_is_not_begun_or_warned_of_and_not_saved(
     objective.check_process(task.config, ["process/steps"])
 
 
-def test_a_learned_schedule_is_not_left_out_and_a_fixed_one_is_warned_of(monkeypatch, caplog):
+def test_schedules_that_networks_start_from_and_learn_differ_with_a_word(monkeypatch, caplog, tmp_path):
     learned = {"denoiser": {"w": np.zeros(2)}, "process": {"gamma_1": np.zeros(()), "steps": np.zeros(3)}}
     plain = {"denoiser": learned["denoiser"]}
     variance = plain | {"process": {"log_ratio": np.zeros(4)}}
@@ -154,9 +154,19 @@ def test_a_learned_schedule_is_not_left_out_and_a_fixed_one_is_warned_of(monkeyp
         monkeypatch.setattr(warm_start, "read_all", lambda _: source)
         return warm_start.read("a", model)
 
-    for model in (plain, variance):
-        with pytest.raises(UserError, match="init_from='a' learned its noise schedule.*schedule='learned'"):
-            read(learned, model)
+    run, exported = (tmp_path / name for name in ("run", "export"))
+    config = cifar10_nll.get_config("fast").to_dict()
+    files.write_json(config, run / "config.json")
+    files.write_json({"config": config}, exported / "contextdiff.json")
+    for folder in (run, exported):
+        with pytest.raises(UserError, match="init_from='.*' learned its noise schedule.*schedule='learned'"):
+            warm_start.check_schedule(str(folder), learns=False)
+        warm_start.check_schedule(str(folder), learns=True)
+        warm_start.check_schedule(str(tmp_path), learns=False)
+    # A run that has begun so can be read.
+    assert read(learned, plain).keys() == plain.keys()
+    assert [record.getMessage()[:35] for record in caplog.records] == ["a learned its noise schedule, whose"]
+    caplog.clear()
     for source, model in ((variance, plain), (plain, variance), (learned, learned)):
         assert read(source, model).keys() == source.keys() & model.keys()
     assert not [record for record in caplog.records if record.levelname == "WARNING"]

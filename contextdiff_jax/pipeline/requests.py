@@ -184,7 +184,9 @@ def section_of(config: ConfigDict, options: dict[str, Any], **unless_given: Any)
             raise UserError(f"sampling option {name}={value!r} has the wrong type: {error}") from error
     if options.get("adapter") is not None and config.sample.adapter and not config.adapter.enabled:
         raise UserError("adapter=True cannot act: this model was trained without an adapter; leave it out")
-    put_at_rest(config.sample, [name for name, value in options.items() if value is not None])
+    asked = [name for name, value in options.items() if value is not None]
+    put_at_rest(config.sample, asked)
+    config_lib.put_at_rest(config, [f"sample.{name}" for name in asked])
     config_lib.check(config)
     return config.sample
 

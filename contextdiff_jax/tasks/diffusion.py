@@ -163,6 +163,7 @@ class DiffusionTask:
             self.parts.process.check_start()
         if self.config.model.init_from:
             warm_start.check(self.config.model.init_from)
+            warm_start.check_schedule(self.config.model.init_from, self.config.process.schedule == "learned")
         if self._adapter_start:
             warm_start.check_adapter(self._adapter_start)
 

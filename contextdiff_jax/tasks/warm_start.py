@@ -8,6 +8,7 @@ from flax import traverse_util
 
 from contextdiff_jax import encoders, trees
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import read_object
 from contextdiff_jax.formats import pretrained
 from contextdiff_jax.training import checkpoint
 from contextdiff_jax.training.workdir import folder_of, steps_in
@@ -54,6 +55,27 @@ def check(source: str) -> None:
         )
 
 
+def check_schedule(source: str, learns: bool) -> None:
+    """Looks whether a model with a fixed noise schedule would start from one that learned its own, whose times its
+    networks know, as far as the source's config says so.
+
+    Raises:
+        UserError: so it is.
+    """
+    if learns:
+        return
+    folder = folder_named(source)
+    exported = (folder / EXPORT).is_file()
+    file = folder / (EXPORT if exported else "config.json")
+    saved = read_object(file) if file.is_file() else {}
+    config = saved.get("config", {}) if exported else saved
+    if config.get("process", {}).get("schedule") == "learned":
+        raise UserError(
+            f"config.model.init_from={source!r} learned its noise schedule, whose times its networks know; "
+            "set config.process.schedule='learned' and the other keys of config.process as it has them"
+        )
+
+
 def check_adapter(source: str) -> None:
     """The same of an adapter.
 
@@ -81,23 +103,19 @@ def read_all(source: str | Path) -> Params:
 def read(source: str, expected: Params) -> Params:
     """The networks that a model starts from; those that the source does not have stay fresh, as an adapter may.
 
-    They know the times of their own noise schedule, so one that they learned is not left out, and one that is learned
-    from another start is warned of.
+    They know the times of their own noise schedule, so one that they learned and that is left out is warned of, as is
+    one that is learned from another start. A run may have begun so before `check_schedule` refused it.
 
     Args:
         source: `model.init_from`.
         expected: shapes of all parameters of the model.
 
     Raises:
-        UserError: no run or export; a denoiser or adapter of other sizes, or of which a part is missing; a learned
-            schedule for a model with a fixed one.
+        UserError: no run or export; a denoiser or adapter of other sizes, or of which a part is missing.
     """
     found, shapes = read_all(source), {name: tree for name, tree in expected.items() if name != "lora"}
     if _schedule_in(found) and not _schedule_in(shapes):
-        raise UserError(
-            f"config.model.init_from={source!r} learned its noise schedule, whose times its networks know; "
-            "set config.process.schedule='learned' and the other keys of config.process as it has them"
-        )
+        logging.warning("%s learned its noise schedule, whose times its networks know; this model's is fixed", source)
     if _schedule_in(shapes) and not _schedule_in(found):
         logging.warning(
             "%s has a fixed noise schedule, whose times its networks know; config.process.schedule='learned' starts at "

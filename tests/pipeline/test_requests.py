@@ -68,6 +68,14 @@ def test_none_takes_the_model_s_own_option():
     section = requests.section_of(config, given, sampler="ddim")
     assert (section.eta, section.batch_size) == (config.sample.eta, config.sample.batch_size)
     assert (section.guidance, section.sampler) == (2.0, "ddim")
+    # Nor is he who asks for an adapter told of a threshold that he has not asked for.
+    config.adapter.reverse, config.sample.threshold, config.sample.adapter = "head", "static", False
+    config.loss.objective, config.sample.sampler = "nelbo", "ddpm"
+    config.sample.num_steps, config.sample.guidance = config.process.num_timesteps, 1.0
+    assert requests.section_of(config, {"adapter": True}).threshold == "none"
+    assert requests.section_of(config, {}).threshold == "static"
+    with pytest.raises(UserError, match="config.sample.threshold='static' cannot act"):
+        requests.section_of(config, {"adapter": True, "threshold": "static"})
     for wrong, words in (({"speed": None}, "speed=None is unknown"), ({"eta": "x"}, "eta='x' has the wrong type")):
         with pytest.raises(UserError, match=words):
             requests.section_of(config, wrong)
