@@ -14,6 +14,7 @@ from contextdiff_jax.errors import UserError
 
 DAMAGED = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # of archives, locked ones too
 BLOCK_BYTES = 1 << 27  # that are read at once, at the most
+OF_STATISTICS = ("mu", "sigma", "mu_s", "sigma_s", "contextdiff")  # arrays that are no pictures, see statistics.py
 KINDS = ((3,), (4,), (1,), ())  # channels of arrays of pictures, the likeliest first; () of [N, H, W]
 
 
@@ -62,7 +63,7 @@ def _arrays(path: Path) -> list[Stored]:
     found = []
     try:
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
+            for name in (n for n in archive.namelist() if n.removesuffix(".npy") not in OF_STATISTICS):
                 with archive.open(name) as handle:
                     shape, fortran, dtype = _header(handle)
                 if dtype == np.uint8 and _are_pictures(shape):

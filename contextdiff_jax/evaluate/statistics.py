@@ -16,10 +16,10 @@ import numpy as np
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.feature_spaces import Described
 from contextdiff_jax.evaluate.metrics.frechet import Moments
-from contextdiff_jax.evaluate.npz_pictures import DAMAGED
+from contextdiff_jax.evaluate.npz_pictures import DAMAGED, OF_STATISTICS
 from contextdiff_jax.files import atomic
 
-ABOUT = "contextdiff"
+ABOUT = OF_STATISTICS[-1]
 UNKNOWN = "unknown"  # what others' files do not say
 
 
@@ -81,7 +81,7 @@ def read(path: str | Path, space: Described, crop_rule: str) -> Statistics:
     path = Path(path).expanduser()
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("mu", "sigma", "mu_s", "sigma_s", ABOUT) if name in file.files}
+            arrays = {name: file[name] for name in OF_STATISTICS if name in file.files}
         about = _checked(json.loads(str(arrays.pop(ABOUT)))) if ABOUT in arrays else {"n": None}
         if unreal := [name for name, value in arrays.items() if value.dtype.kind not in "fiu"]:
             raise ValueError(f"{unreal[0]} is of type {arrays[unreal[0]].dtype}, and statistics are real numbers")
