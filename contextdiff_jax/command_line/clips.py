@@ -1,5 +1,6 @@
 """The mode that edits the clip that a run was tuned on."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ from ml_collections import ConfigDict
 from contextdiff_jax.command_line import shared
 from contextdiff_jax.command_line.options import Options
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import check_writable, whole_folder
+from contextdiff_jax.files import check_writable, read_object, whole_folder
+from contextdiff_jax.keys import whole_paths
 
 
 def edit(config: ConfigDict | None, options: Options, kept: Any = None) -> None:
@@ -19,45 +21,73 @@ def edit(config: ConfigDict | None, options: Options, kept: Any = None) -> None:
         options: of the command line.
         kept: what `clip_editing.check` returned, which has said already what cannot be edited; None asks again.
     """
+    from contextdiff_jax.pipeline.places import home_of
+
     shared.check_alone("--mode=edit", "run it in one")
-    check_out(options)
+    check_out(options, home := home_of(options.workdir))
     its_own = config is None
     pipeline = shared.pipeline_of(None, options) if its_own else None
     config = pipeline.config if its_own else config
     if "edit" not in config:
         raise UserError("--mode=edit is for runs that were tuned on a clip: --config=configs/video_edit.py")
-    from contextdiff_jax.data.one_clip import clip_of, keep_identity
+    from contextdiff_jax.data.one_clip import check_identity, clip_of, keep_identity
     from contextdiff_jax.editing.editor import Editor, put_at_rest
     from contextdiff_jax.pipeline import clip_editing
 
     targets, clip = clip_editing.targets_of(config, options.prompts), clip_of(config.data)
     pipeline = pipeline or shared.pipeline_of(config, options)
-    keep_identity(clip, options.workdir)
+    tuned = pipeline.config.data.source == "clip"
+    if tuned:
+        check_identity(clip, home)
     if its_own:
         put_at_rest(pipeline.task, config, clip, targets)
-    how = dict(kept=kept, tuned=True)
+    how = dict(kept=kept, tuned=tuned)
     editor = Editor(pipeline.task, pipeline.params, pipeline.frozen, clip, pipeline.config, **how)
     if kept is None:  # whatever is wrong leaves no folder
         editor.check(targets)
+    if tuned:
+        keep_identity(clip, home)
     edited = editor.run(targets)
     print(edited.table())
-    out = _out(options)
+    out = _out(options, home)
     with whole_folder(out) as building:
         edited.write(building)
     print(f"figures: {out / 'edit.json'}   picture: {out / 'edit.png'}   side by side: {out / 'edit.mp4'}")
-    if kept is None and (Path(options.workdir) / "config.json").is_file():  # a training writes it at its end
-        shared.write_page(Path(options.workdir))
+    if kept is None and (home / "config.json").is_file():  # a training writes it at its end
+        shared.write_page(home)
 
 
-def _out(options: Options) -> Path:
+def _out(options: Options, home: Path) -> Path:
     """Where an edit is written: no earlier one is there."""
-    return Path(options.out) if options.out else shared.unused(Path(options.workdir) / "edit")
+    return Path(options.out) if options.out else shared.unused(home / "edit")
 
 
-def check_out(options: Options) -> None:
-    """Raises UserError where --out holds an earlier edit, or an edit cannot be written."""
-    if (_out(options) / "edit.json").exists():
+def check_out(options: Options, home: Path) -> None:
+    """Raises UserError where --out holds an earlier edit, or an edit cannot be written; without it, into `home`."""
+    if (_out(options, home) / "edit.json").exists():
         raise UserError(
             f"--out={options.out} holds an edit (edit.json), which would be lost; give another --out, or remove it"
         )
-    check_writable(_out(options), "output folder", "give another --out")
+    check_writable(_out(options, home), "output folder", "give another --out")
+
+
+def is_made(config: ConfigDict, options: Options) -> bool:
+    """Whether the training of this workdir is at its end, and --out holds the edit that follows it: of the same clip's
+    prompt, under the same prompts, by the same method."""
+    from contextdiff_jax.data.one_clip import clip_of
+    from contextdiff_jax.editing.result import NO_EDITS
+    from contextdiff_jax.pipeline import clip_editing
+    from contextdiff_jax.training.workdir import folder_of, steps_in
+
+    file = Path(options.out) / "edit.json"
+    if not options.out or not file.is_file():
+        return False
+    if config.train.num_steps not in steps_in(folder_of(options.workdir)):
+        return False
+    config = whole_paths(config)
+    made, method = read_object(file, "remove it"), config.edit.to_dict() | {"sample": config.sample.to_dict()}
+    return (
+        made.get("source_prompt") == clip_of(config.data).caption
+        and set(made.get("rows", ())) - {*NO_EDITS} == set(clip_editing.targets_of(config, options.prompts))
+        and made.get("method") == json.loads(json.dumps(method))
+    )

@@ -18,11 +18,11 @@ def train(config: ConfigDict, options: Options) -> None:
     from contextdiff_jax.training.distributed import together
 
     with together():
-        task, kept = _prepared(config, options)
+        task, edits_after, kept = _prepared(config, options)
     state = training.train(task, options.workdir, allow_config_change=options.allow_config_change)
     finished = int(state.step) == config.train.num_steps
     del state, task  # what follows reads the model again, and has the device to itself
-    if "edit" in config and config.edit.after_training and finished:
+    if edits_after and finished:
         clips.edit(config, options, kept)
     if config.task == "diffusion" and config.eval.after_training and finished:
         import jax
@@ -34,9 +34,9 @@ def train(config: ConfigDict, options: Options) -> None:
     shared.write_page(Path(options.workdir))
 
 
-def _prepared(config: ConfigDict, options: Options) -> tuple[Any, Any]:
-    """The task to be trained; whatever is wrong with it, or with what is to follow its training, is said here. And what
-    has been compiled of an edit that follows."""
+def _prepared(config: ConfigDict, options: Options) -> tuple[Any, bool, Any]:
+    """The task to be trained; whatever is wrong with it, or with what is to follow its training, is said here. And
+    whether an edit follows that is not made yet, and what has been compiled of it."""
     from contextdiff_jax import data, training
     from contextdiff_jax import task as task_lib
     from contextdiff_jax.training.sharding import make_mesh
@@ -52,11 +52,15 @@ def _prepared(config: ConfigDict, options: Options) -> tuple[Any, Any]:
         clip_editing.check_clip(config, options.workdir)
     kept = None
     if edits_after := tunes and config.edit.after_training:
-        clips.check_out(options)
+        if is_made := clips.is_made(config, options):
+            print(f"--out={options.out} holds the edit of this training: it is not made again")
+        else:
+            clips.check_out(options, local_path(options.workdir))
         shared.check_alone("config.edit.after_training=True", "set it to False, and edit by --mode=edit in one process")
     task = task_lib.build(config, mesh=make_mesh(config.mesh))
     if (options.prompts or options.out) and not edits_after:
         raise UserError("--prompt and --out cannot act: nothing is edited after this training; leave them out")
+    edits_after = edits_after and not is_made
     if edits_after:
         kept = clip_editing.check(task, config, options.prompts, resumed=has_trained(options.workdir))
     if config.task == "diffusion" and config.eval.after_training:  # what is not there is said before the training
@@ -66,7 +70,7 @@ def _prepared(config: ConfigDict, options: Options) -> tuple[Any, Any]:
         check_judge(config)
         for space in config.eval.features:
             open_space(space)
-    return task, kept
+    return task, edits_after, kept
 
 
 def export(config: ConfigDict, options: Options) -> None:

@@ -20,8 +20,10 @@ from contextdiff_jax.editing import editor as editor_lib
 from contextdiff_jax.editing import memory
 from contextdiff_jax.editing.cache import Kept, shape_of, takes
 from contextdiff_jax.editing.editor import Editor
+from contextdiff_jax.editing.result import NO_EDITS
 from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import write_json
 from contextdiff_jax.pipeline import clip_editing
 from contextdiff_jax.tasks.readers import read_adapter
 from contextdiff_jax.training import distributed
@@ -138,10 +140,11 @@ def test_an_edit_of_what_the_network_has_not_leaves_no_folder(recipe, tmp_path, 
 
     monkeypatch.setattr(Editor, "trace", trace)
     keep_identity(clip_of(recipe.data), tmp_path)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     options = command_line.Options(str(tmp_path), compilation_cache="off")
     with pytest.raises(UserError, match="the network attends"):
         command_line.run("edit", recipe, options)
-    assert [path.name for path in tmp_path.iterdir()] == ["clip.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "clip.json"]
     # A page of the run that is there shows what has been edited since; a training writes its own.
     pages = []
     edited = SimpleNamespace(table=str, write=lambda folder: (folder / "edit.json").write_text("{}"))
@@ -162,7 +165,19 @@ def test_an_edit_of_what_the_network_has_not_leaves_no_folder(recipe, tmp_path, 
     for out in ("", str(tmp_path / "mine")):
         command_line.run("edit", recipe, dataclasses.replace(options, out=out))
     folders = {path.name: sorted(f.name for f in path.iterdir()) for path in tmp_path.iterdir() if path.is_dir()}
+    assert folders.pop("checkpoints") == ["1"]
     assert folders == {f"edit{n}": ["edit.json"] for n in ("", "-2", "-3")} | {"mine": ["edit.json", "notes"]}
+    # Of a model of the hub nothing is written where its name would be taken for a folder; what no clip was tuned on
+    # edits any.
+    monkeypatch.chdir(tmp_path)
+    command_line.run("edit", recipe, dataclasses.replace(options, workdir="org/name"))
+    names = lambda: sorted(path.name for path in (tmp_path / "runs" / "org-name").iterdir())
+    assert names() == ["clip.json", "edit"] and not (tmp_path / "org").exists()
+    (tmp_path / "runs" / "org-name" / "clip.json").unlink()
+    pipeline.config = recipe.copy_and_resolve_references()
+    pipeline.config.data.source = "folder"
+    command_line.run("edit", recipe, dataclasses.replace(options, workdir="org/name"))
+    assert names() == ["edit", "edit-2"]
     monkeypatch.setattr(Editor, "run", lambda *args: pytest.fail("run"))
     for mode in ("edit", "train"):
         with pytest.raises(UserError, match="--out=.*edit holds an edit"):
@@ -211,8 +226,23 @@ def test_the_edit_has_the_device_to_itself(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(clip_editing, "check", lambda *args, **how: None)
     monkeypatch.setattr(command_line.clips, "edit", lambda *args, **how: seen.append(states[0]()))
     monkeypatch.setattr(command_line.shared, "write_page", lambda *args: None)
-    command_line.run("train", recipe, command_line.Options(str(tmp_path), compilation_cache="off"))
+    command_line.run("train", recipe, options := command_line.Options(str(tmp_path), compilation_cache="off"))
     assert seen == [None]
+    # One that was cut off after its edit goes on behind it; another edit is not taken for this one.
+    out, targets = tmp_path / "mine", clip_editing.targets_of(recipe, ())
+    method = recipe.edit.to_dict() | {"sample": recipe.sample.to_dict()}
+    rows = dict.fromkeys([*NO_EDITS, *targets], {})
+    write_json(dict(source_prompt=clip_of(recipe.data).caption, method=method, rows=rows), out / "edit.json")
+    options = dataclasses.replace(options, out=str(out))
+    with pytest.raises(UserError, match="holds an edit"):
+        command_line.run("train", recipe, options)
+    (tmp_path / "checkpoints" / str(recipe.train.num_steps)).mkdir(parents=True)
+    command_line.run("train", recipe, options)
+    assert seen == [None]
+    recipe.sample.num_steps += 1
+    for changed, prompts in ((recipe, ()), (video_edit.get_config("tiny"), ("a pumpkin on a white background",))):
+        with pytest.raises(UserError, match="holds an edit"):
+            command_line.run("train", changed, dataclasses.replace(options, prompts=prompts))
 
 
 def test_frames_that_do_not_fit_the_device_are_counted():
