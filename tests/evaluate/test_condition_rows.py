@@ -43,7 +43,7 @@ def test_boxes_of_less_than_a_pixel_are_drawn_where_they_are(box, column):
 def test_what_is_asked_is_what_the_labels_mean(kind, preset, groups, tmp_path):
     config = t2i.get_config("tiny")
     config.condition.kind, config.data.preset, config.eval.num_samples = kind, preset, 3
-    judge = SimpleNamespace(predict=lambda images: (np.zeros(len(images), int),) * 2, about={"name": "none"})
+    judge = SimpleNamespace(predict=lambda images: (np.zeros(len(images), int),) * 2, about=lambda: {"name": "none"})
     names = data.describe(config.data).class_names
     pipeline = SimpleNamespace(config=config, task=SimpleNamespace(parts=SimpleNamespace()))
     pipeline.task.parts.condition = SimpleNamespace(names=names)
