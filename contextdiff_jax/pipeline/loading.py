@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -40,6 +40,8 @@ _MODEL_KEYS = (
     "train.trainable",
     "train.lora.",
 )
+# How a clip is read from its path, and what a config says where it says nothing of that.
+_OF_A_CLIP = {"caption": "", "length": 0, "start": 0, "sampling_rate": 1, "crop": (0, 0, 0, 0)}
 # What a preset for clips says of the network and its tuning beside the edit: a run that was tuned keeps its own.
 _OF_TUNING = ("model.video.", "train.trainable")
 
@@ -104,7 +106,8 @@ def _only_checkpoint(path: Path, step: int | None, ema: bool) -> None:
 
 def _with_sampling_of(own: ConfigDict, config: ConfigDict, path: str | Path) -> ConfigDict:
     """The model's own config with the `sample`, `eval` and `edit` sections of another one for the same model, and with
-    what that says of how it runs. A run that was tuned on a clip keeps its network under the preset of another method.
+    what that says of how it runs, and of where its data lie. A run that was tuned on a clip keeps its network under the
+    preset of another method.
 
     Where pretrained folders lie does not make another model: an export has its own, and for a run that names a folder
     which has moved, the other config's counts.
@@ -118,6 +121,9 @@ def _with_sampling_of(own: ConfigDict, config: ConfigDict, path: str | Path) -> 
             result.data.overlap = config.data.overlap
         if control := mine.get("edit.control"):
             result.edit.control = _control(path, control, config.edit.control)
+    if own.data.source == config.data.source:
+        with result.data.ignore_type():  # lists of a file, and tuples
+            result.data.update(_data_of(own.data, config.data, path))
     path = hub.local(path)
     if path.is_file() or (export.is_diffusers_pipeline(path) and not export.is_export(path)):
         return result
@@ -139,6 +145,39 @@ def _with_sampling_of(own: ConfigDict, config: ConfigDict, path: str | Path) -> 
     if kept:
         logging.warning("%s stays the network that was tuned, edited as --config says (%s)", path, "; ".join(kept))
     return result
+
+
+def _data_of(own: ConfigDict, given: ConfigDict, path: str | Path) -> dict[str, Any]:
+    """What another config says of where a model's data lie and of how they are read here; where it says nothing, the
+    model's own counts: the path of a recipe is empty, or one that is not there.
+
+    A clip is one with its caption, its masks and how it is read: under another path these stay as well, unless the
+    other config says otherwise, but those of another clip are all its own.
+    """
+    taken = {key: given[key] for key in ("num_threads", "prefetch") if key in given}
+    if "max_bad_fraction" in given:  # of two, the one that was trained with is not refused now
+        taken["max_bad_fraction"] = max(given.max_bad_fraction, own.get("max_bad_fraction", 0.0))
+    taken |= {key: _place(key, own.get(key, ""), given[key], path) for key in ("path", "class_words") if key in given}
+    if own.source != "clip":
+        return taken
+    files = {key: own.get(key, "") for key in ("mask_path", "flow_path")}
+    if taken["path"] != own.path and not (own.path and _is_gone(own.path)):
+        return taken | {key: given[key] for key in (*_OF_A_CLIP, *files, "index")}
+    flat = config_lib.leaves(given)
+    said = {key: given[key] for key, unsaid in _OF_A_CLIP.items() if flat[key] != unsaid}
+    return taken | said | {key: given[key] or ("" if _is_gone(place) else place) for key, place in files.items()}
+
+
+def _place(key: str, own: str, given: str, path: str | Path) -> str:
+    """Where data lie of two places that configs name, "" being none."""
+    if not given or given == own:
+        return own
+    if own and not _is_gone(own):
+        if _is_gone(given):
+            logging.warning("config.data.%s=%r is not there; that of %s is taken, %r", key, given, path, own)
+            return own
+        logging.warning("config.data.%s=%r is taken, in the place of %r of %s", key, given, own, path)
+    return given
 
 
 def _control(path: str | Path, own: str, given: str) -> str:

@@ -78,7 +78,8 @@ class Pipeline:
             path: the run's workdir, the folder or file, or the hub's name of a model in the Hugging Face cache.
             step: training step; None takes the newest.
             ema: the exponential moving average of the parameters, or the last ones; of a run only, an export holds one.
-            config: None takes the run's own; otherwise one of the same model, whose `sample` and `eval` sections count.
+            config: None takes the run's own; otherwise one of the same model, whose `sample` and `eval` sections count,
+                and where it says that the data lie.
 
         Raises:
             UserError: no such folder, no checkpoint, not a diffusion run, or another model's config.

@@ -105,6 +105,60 @@ def test_a_run_does_not_depend_on_where_one_stands(tmp_path, monkeypatch):
     assert whole.edit.control == whole.adapter.start == str(tmp_path / "clip")
 
 
+def _found(own, given, place="run"):
+    """What `data` says of a run that is loaded with another config; from here, as a command line has them."""
+    return saved_model._with_sampling_of(own, config_lib.whole_paths(given), place).data
+
+
+def test_pictures_that_have_moved_are_found_where_the_config_says(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(saved_model.logging, "warning", lambda text, *values: said.append(text % values))
+    own, given = t2i.get_config("tiny"), t2i.get_config("tiny")
+    for run in (own, given):
+        run.data.source, run.data.image_size = "folder", 8
+    _fill(tmp_path / "before", 40)
+    own.data.path, own.data.max_bad_fraction = str(tmp_path / "before"), 0.5
+    assert _found(own, given).path == own.data.path, "a recipe's own is empty"
+    given.data.path = "data/laion"
+    assert _found(own, given).path == own.data.path and "'data/laion' is not there" in said.pop()
+    (tmp_path / "before").rename(tmp_path / "after")
+    given.data.path, given.data.prefetch = str(tmp_path / "after"), 7
+    given.data.class_words = str(tmp_path / "words")
+    found = _found(own, given)
+    assert data.held_out(found)[1].path == tmp_path / "after" and not said
+    assert found.class_words == given.data.class_words and found.prefetch == 7
+    assert found.max_bad_fraction == 0.5, "what it was trained with is not refused"
+    # Other pictures than those of the training are taken, and it is said.
+    own.data.path = str(tmp_path)
+    assert _found(own, given).path == given.data.path and "is taken, in the place of" in said.pop()
+    # A Stable Diffusion folder as it is has no pictures of its own.
+    (tmp_path / "sd" / "unet").mkdir(parents=True)
+    (tmp_path / "sd" / "model_index.json").write_text("{}")
+    plain = ConfigDict({"data": {"source": "folder", "path": "", "class_words": ""}})
+    assert _found(plain, given, tmp_path / "sd").path == given.data.path
+    given.data.source, given.data.path = "openmoji", ""
+    assert not _found(plain, given, tmp_path / "sd").path
+
+
+def test_a_clip_keeps_its_words_and_masks_where_it_has_moved(tmp_path):
+    own, given = video_edit.get_config("tiny"), video_edit.get_config("tiny")
+    before, after, masks = (tmp_path / name for name in ("before", "after", "masks"))
+    for folder in (before, masks):
+        folder.mkdir()
+    own.data.update(path=str(before), index=0, caption="a jeep", length=6, crop=[1, 0, 0, 0], mask_path=str(masks))
+    clip = ("path", "caption", "length", "crop", "mask_path", "flow_path", "index")
+    of = lambda: {key: _found(own, given)[key] for key in clip}
+    assert of() == {key: own.data[key] for key in clip}, "a config without a path"
+    given.data.update(path=str(before), index=0, flow_path="flow.npy")
+    assert of() == {key: own.data[key] for key in clip} | {"flow_path": "flow.npy"}, "the same path"
+    before.rename(after)
+    given.data.update(path=str(after), caption="a car")
+    moved = {"path": str(after), "caption": "a car", "flow_path": "flow.npy"}
+    assert of() == {key: own.data[key] for key in clip} | moved
+    before.mkdir()
+    assert of() == {key: given.data[key] for key in clip}, "another clip is all its own"
+
+
 def test_what_is_only_started_from_does_not_count_once_it_is_trained(tmp_path):
     saved, now = t2i.get_config("tiny"), t2i.get_config("tiny")
     saved.model.init_from, now.model.init_from = "/gone/a", "runs/a"
