@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from contextdiff_jax import config as config_lib
 from contextdiff_jax.errors import UserError
-from docs.video import run, table
+from docs.video import memory, run, table
 
 
 def test_what_is_stored_is_not_run_again(tmp_path, monkeypatch):
@@ -44,6 +45,14 @@ def test_what_is_stored_is_not_run_again(tmp_path, monkeypatch):
         assert edit.cross_replace_steps == edit.self_replace_steps == share
     with pytest.raises(UserError, match="--methods=dream is unknown"):
         run.chosen("methods", "ddim,dream", ["ddim"])
+
+
+def test_memory_is_asked_of_another_model_with_a_clip_or_with_the_one_that_ships():
+    for clip, expected in (("", "builtin:clip_mini"), ("CLIP", "CLIP")):
+        config = memory.config_of("SD", clip, 256)
+        assert config.encoder.clip == expected and config.adapter.enabled
+        assert (config.model.pretrained, config.data.image_size) == ("SD", 256)
+        config_lib.check(config)
 
 
 def test_the_table_says_what_is_stored(tmp_path):

@@ -64,6 +64,9 @@ def _out(options: Options, home: Path) -> Path:
 
 def check_out(options: Options, home: Path) -> None:
     """Raises UserError where --out holds an earlier edit, or an edit cannot be written; without it, into `home`."""
+    from contextdiff_jax.data.clips import encoder
+
+    encoder()
     if (_out(options, home) / "edit.json").exists():
         raise UserError(
             f"--out={options.out} holds an edit (edit.json), which would be lost; give another --out, or remove it"

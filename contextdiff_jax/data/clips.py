@@ -15,6 +15,7 @@ import numpy as np
 import PIL.GifImagePlugin
 import PIL.Image
 import PIL.ImageSequence
+from absl import logging
 
 from contextdiff_jax.data.images import SUFFIXES, reason, square, to_rgb, upright
 from contextdiff_jax.data.videos import decoded
@@ -27,6 +28,8 @@ RATE = 8.0  # frames per second of a source that names none: a folder
 LEAST = 2  # frames that make a clip
 _LONGEST_GIF = 65535  # hundredths of a second that a gif holds
 _SLOWEST_MP4 = Fraction(1, 1001)
+# What writes an mp4, and how well: the first that the installed FFmpeg has. Builds without GPL parts lack the first.
+ENCODERS = {"libx264": {"crf": "12"}, "mpeg4": {"flags": "+qscale", "global_quality": "236"}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +209,7 @@ def cropped(path: Path, picture: PIL.Image.Image, crop: Sequence[int]) -> PIL.Im
 
 
 def write_clip(path: str | Path, frames: np.ndarray, rate: float = RATE) -> None:
-    """Writes an mp4 (H.264) or a gif, whole or not at all.
+    """Writes an mp4 (H.264, or what `encoder` finds in its place) or a gif, whole or not at all.
 
     Args:
         path: its suffix says which.
@@ -214,7 +217,7 @@ def write_clip(path: str | Path, frames: np.ndarray, rate: float = RATE) -> None
         rate: frames per second.
 
     Raises:
-        UserError: another suffix, or frames of another shape.
+        UserError: another suffix, frames of another shape, or no encoder.
     """
     path, frames = Path(path), np.asarray(frames)
     if path.suffix.lower() not in WRITTEN:
@@ -235,15 +238,38 @@ def _write_gif(path: Path, frames: np.ndarray, rate: float) -> None:
     path.write_bytes(b"".join(parts) + b";")
 
 
+@functools.cache
+def encoder() -> str:
+    """The first of `ENCODERS` that is there; said once where it is not the first.
+
+    Raises:
+        UserError: none is.
+    """
+    import av
+
+    for name in ENCODERS:
+        try:
+            av.codec.Codec(name, "w")
+        except ValueError:  # PyAV's unknown codec is one
+            continue
+        if name != next(iter(ENCODERS)):
+            logging.warning("this FFmpeg has no libx264; mp4 files are written by %s, which browsers do not play", name)
+        return name
+    raise UserError(
+        f"mp4 files cannot be written: this FFmpeg has none of the encoders {', '.join(ENCODERS)}; install PyAV's own "
+        "build: pip install --force-reinstall --only-binary=:all: av"
+    )
+
+
 def _write_mp4(path: Path, frames: np.ndarray, rate: float) -> None:
     import av
 
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=max(Fraction(rate).limit_denominator(1001), _SLOWEST_MP4))
+        stream = container.add_stream(encoder(), rate=max(Fraction(rate).limit_denominator(1001), _SLOWEST_MP4))
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
-        stream.options = {"crf": "12"}
+        stream.options = ENCODERS[encoder()]
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())

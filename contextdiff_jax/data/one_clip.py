@@ -110,10 +110,15 @@ def _white(drawn: Clip, clip: Clip, path: str) -> np.ndarray:
         sizes = " and the clip of ".join(f"{width} x {height}" for width, height in (drawn.size, clip.size))
         raise UserError(f"data.mask_path={path!r} has frames of {sizes}; give masks of the clip's size")
     white = _is_white(drawn.frames)
-    if white.all() or not white.any():
-        what = "everything" if white.all() else "nothing"
-        raise UserError(f"data.mask_path={path!r} marks {what}; draw the object white on black")
+    _check_marks(white, f"data.mask_path={path!r} marks", "draw the object white on black")
     return white
+
+
+def _check_marks(masks: np.ndarray, said: str, remedy: str) -> None:
+    """Refuses masks bool [F, H, W] that tell no object from what is around it: all of a clip, or none of it."""
+    if masks.all() or not masks.any():
+        what = "everything" if masks.all() else "nothing"
+        raise UserError(f"{said} {what} of the frames as they are edited; {remedy}")
 
 
 def _is_white(frames: np.ndarray) -> np.ndarray:
@@ -126,17 +131,20 @@ def given_masks(masks: np.ndarray, clip: Clip, crop: Sequence[int]) -> np.ndarra
     they were read from, and then cropped and fitted like them.
 
     Raises:
-        UserError: masks of another shape.
+        UserError: masks of another shape, or that mark nothing or everything.
     """
     masks, own = np.asarray(masks), clip.frames.shape[:3]
     read = own if clip.size is None else (own[0], *clip.size[::-1])
     if masks.shape == read:
         pictures = (PIL.Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)) for mask in masks)
-        return _is_white(np.stack([square(cropped("masks", picture, crop), own[1]) for picture in pictures]))
-    if masks.shape != own:
+        found = _is_white(np.stack([square(cropped("masks", picture, crop), own[1]) for picture in pictures]))
+    elif masks.shape != own:
         needed = " or ".join(map(str, dict.fromkeys((read, own))))
         raise UserError(f"masks of shape {masks.shape}; this clip needs {needed}")
-    return masks.astype(bool)
+    else:
+        found = masks.astype(bool)
+    _check_marks(found, "masks=... mark", "give True on the object alone, or leave them out")
+    return found
 
 
 def check_identity(clip: Clip, folder: str | Path) -> bool:
@@ -153,8 +161,8 @@ def check_identity(clip: Clip, folder: str | Path) -> bool:
         raise UserError(f"{path} is damaged (it does not say which frames); delete it")
     if (then := recorded["frames"]) != clip.digest:
         raise UserError(
-            f"{folder} was tuned on other frames ({then}) than the config names now ({clip.digest}); put the clip back "
-            "as it was, or take another --workdir"
+            f"{folder} was tuned on other frames ({then}) than the config names now ({clip.digest}); name that clip as "
+            "it was read then (config.data.path, index, start, ...), put it back as it was, or take another --workdir"
         )
     return True
 

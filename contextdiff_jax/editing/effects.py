@@ -11,14 +11,20 @@ from contextdiff_jax.editing.words import Prompt
 from contextdiff_jax.errors import UserError
 
 OF_WORDS = ("attention", "outside")  # masks that are made of attention to words
+OF_THE_BACKGROUND = ("outside", "around")  # masks that leave the object alone: all else is edited
 OF_TARGETS = ("equalizer", "cross_replace_words")  # pairs of a word of an edited prompt and a number
 # What else says how a mask is made; a recipe may set these whether or not its method has a mask.
 OF_MASKS = ("mask", "mask_threshold")
 
 
+def masked(edit: Any) -> bool:
+    """Whether a mask is used."""
+    return edit.self_blend or bool(edit.latent_blend)
+
+
 def needs_words(edit: Any) -> bool:
     """Whether a mask is made of attention to words."""
-    return edit.mask in OF_WORDS and (edit.self_blend or bool(edit.latent_blend))
+    return edit.mask in OF_WORDS and masked(edit)
 
 
 def equalized(edit: Any) -> bool:
@@ -82,7 +88,7 @@ def _check_blends(edit: Any, num_steps: int) -> None:
 
 def _idle_masks(edit: Any) -> list[str]:
     """Those of `OF_MASKS` that are neither at rest nor used."""
-    if edit.self_blend or edit.latent_blend:
+    if masked(edit):
         return []
     at_rest = lambda name: (NOTHING[name], DEMO.get(name))
     return [key for key in OF_MASKS if edit[key] not in at_rest(f"edit.{key}")]
@@ -100,7 +106,7 @@ def blends_at_rest(edit: Any, num_steps: int) -> None:
         edit.latent_blend = ()
     if not edit.latent_blend and not steps_of(edit.self_replace_steps, num_steps):
         edit.self_blend = False
-    if not (edit.self_blend or edit.latent_blend):
+    if not masked(edit):
         edit.blend_words = ()
     masks_at_rest(edit)
 

@@ -8,12 +8,12 @@ import numpy as np
 
 from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.editing import figures
+from contextdiff_jax.editing.effects import OF_THE_BACKGROUND, masked
 from contextdiff_jax.editing.judge import Judge, is_embedded
 from contextdiff_jax.editing.result import NO_EDITS, SOURCE
 from contextdiff_jax.encoders import load_clip
 
 TOGETHER = 8  # frames that CLIP is shown at once
-OF_THE_BACKGROUND = ("outside", "around")  # values of edit.mask that leave the object alone and change the rest
 
 
 def check(model: Any, config: Any) -> None:
@@ -34,8 +34,10 @@ def flow_of(config: Any, clip: Clip) -> str | None:
     return "exact" if is_embedded(config.data) else str(config.data.flow_path)
 
 
-def kept_part(config: Any) -> str:
-    """What an edit was not to change."""
+def kept_part(config: Any) -> str | None:
+    """What an edit was not to change; None without a mask, where all of the picture may."""
+    if not masked(config.edit):
+        return None
     return "object" if config.edit.mask in OF_THE_BACKGROUND else "background"
 
 
@@ -46,7 +48,7 @@ def rows(
 
     Args:
         embed: the CLIP of the figures; None leaves them out.
-        config: its `data` says whether the clip is embedded, its `edit.mask` what was not to change.
+        config: its `data` says whether the clip is embedded, its `edit` what was not to change.
         clip: its masks and motion are used where it has them.
         arrays: frames of every row.
         regions: where each edit acted, [F, h, w]; they stand for the masks of a clip that has none.
@@ -65,10 +67,12 @@ def rows(
         left_out.append("warp error: no flow; give one by data.flow_path")
     # No edit can beat the rows that bound them: those are measured where all edits left the clip alone.
     everywhere = np.max(list(regions.values()), axis=0) if regions else None
+    if kept is None and regions:
+        left_out.append("what was not to change: without edit.self_blend or edit.latent_blend no mask keeps a part")
     if clip.masks is None:
-        masked = any(not region.all() for region in regions.values())
+        own = any(not region.all() for region in regions.values())
         where = "inside" if kept == "object" else "outside"
-        instead = f"{where} the edits' own masks instead" if masked else "and the edits have no mask"
+        instead = f"{where} the edits' own masks instead" if own else "and the edits have no mask"
         left_out.append(f"background by true masks: none (data.mask_path), {instead}")
     table = {}
     for name, frames in arrays.items():
@@ -87,7 +91,7 @@ def rows(
     return table, left_out
 
 
-def _stands_for_object(region: np.ndarray | None, size: tuple[int, int], kept: str) -> np.ndarray | None:
+def _stands_for_object(region: np.ndarray | None, size: tuple[int, int], kept: str | None) -> np.ndarray | None:
     """The object by where an edit acted, bool [F, H, W]: all but that, where the object is what was kept; None without
     a mask."""
     if region is None or region.all():

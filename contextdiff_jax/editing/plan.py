@@ -10,7 +10,7 @@ from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.data.one_clip import window_starts
 from contextdiff_jax.editing import alignment, effects
 from contextdiff_jax.editing.control import Control
-from contextdiff_jax.editing.effects import OF_WORDS, equalized, needs_words
+from contextdiff_jax.editing.effects import OF_WORDS, equalized, masked, needs_words
 from contextdiff_jax.editing.words import Prompt, Read, names_something
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.models.controlnet import ControlNet
@@ -165,8 +165,7 @@ def plan_of(edit: Any, sampling: Plan, clip: Clip, window: int, overlap: int) ->
         UserError: a mask of the clip's own that it has not; windows that do not fit it.
     """
     window_starts(len(clip.frames), window, overlap)
-    masked = edit.self_blend or bool(edit.latent_blend)
-    if masked and edit.mask not in OF_WORDS and clip.masks is None:
+    if masked(edit) and edit.mask not in OF_WORDS and clip.masks is None:
         accepted = " or ".join(map(repr, OF_WORDS))
         raise UserError(f"edit.mask={edit.mask!r}: this clip has no masks; give data.mask_path, or take {accepted}")
     return EditPlan(

@@ -31,7 +31,6 @@ from contextdiff_jax.editing.methods import (
     in_order,
     values_of,
 )
-from contextdiff_jax.editing.plan import needs_words
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.pipeline.requests import plain
 from contextdiff_jax.samplers import settings as samplers
@@ -267,9 +266,9 @@ def _grown(task: Any, pipeline: Any) -> Params:
 
 
 def targets_of(config: ConfigDict, prompts: Sequence[str]) -> list[str]:
-    """The edited prompts: those given, else the config's, else for an embedded clip another object, and another
-    background where the method has no mask of words: attention to the words of a background does not mark it. Outside
-    words it is another background alone.
+    """The edited prompts: those given, else the config's, else for an embedded clip another object and another
+    background. With a mask it is what the mask lets change: outside words, or around the clip's own masks, another
+    background alone, elsewhere another object alone.
 
     Raises:
         UserError: a user's clip without an edited prompt.
@@ -280,9 +279,9 @@ def targets_of(config: ConfigDict, prompts: Sequence[str]) -> list[str]:
     if config.data.path:
         raise UserError("no edited prompt: give --prompt='...' or --config.edit.prompts=\"('...',)\"")
     swaps = moving(config.data.preset, config.data.index, config.data.seed).other_captions()
-    if not needs_words(config.edit):
+    if not effects.masked(config.edit):
         return list(swaps)
-    return [swaps[config.edit.mask == "outside"]]
+    return [swaps[config.edit.mask in effects.OF_THE_BACKGROUND]]
 
 
 def check(task: Any, config: ConfigDict, prompts: Sequence[str], resumed: bool = False) -> Kept:

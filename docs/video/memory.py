@@ -1,10 +1,10 @@
 """What an edit needs in memory, by the compiler: against the number of steps, of frames, and through windows.
 
     python -m docs.video.memory                                       # the small model that ships, on this machine
-    python -m docs.video.memory --model=SD --size=512 --steps=20 --frames=8 --topology=v5e:2x2     # nothing is read
+    python -m docs.video.memory --model=SD --clip=CLIP --size=512 --steps=20 --frames=8 --topology=v5e:2x2
 
-Of SD the config.json files suffice: no weights are read, nothing is run. Figures are bytes on one device; `peak` is the
-sum of arguments (parameters, and the trajectory of the inversion), temporaries and results.
+Of SD and CLIP the config.json files suffice: no weights are read, nothing is run. Figures are bytes on one device;
+`peak` is the sum of arguments (parameters, and the trajectory of the inversion), temporaries and results.
 """
 
 import argparse
@@ -25,11 +25,12 @@ from docs import scripts
 
 
 def config_of(model: str, clip: str, size: int) -> ConfigDict:
-    """The default method on another model."""
+    """The default method on another model; without a `clip` the adapter has the one that ships."""
     if not model:
         return video_edit.get_config()
     config = video_edit.get_config("contextdiff")
-    config.model.pretrained, config.encoder.clip, config.data.image_size = model, clip, size
+    config.model.pretrained, config.data.image_size = model, size
+    config.encoder.clip = clip or config.encoder.clip
     config.space.rgb = "decode"
     return config
 
@@ -50,7 +51,7 @@ def measure(config: ConfigDict, topology: str) -> dict[str, dict[str, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="", help="folder of a Stable Diffusion; empty: the model that ships")
-    parser.add_argument("--clip", default="", help="folder of a CLIP for the adapter, with --model")
+    parser.add_argument("--clip", default="", help="folder of its adapter's CLIP; empty: the one that ships")
     parser.add_argument("--size", type=int, default=512, help="side of the frames, with --model")
     parser.add_argument("--steps", default="10,20,50")
     parser.add_argument("--frames", default="8", help="of a window; FRAMES:LENGTH for longer clips in windows")

@@ -9,6 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from contextdiff_jax.data import clips
 from contextdiff_jax.data.clips import read_clip, write_clip
 from contextdiff_jax.data.moving import moving
 from contextdiff_jax.data.one_clip import clip_of, read_flow
@@ -120,6 +121,32 @@ def test_a_clip_of_hours_is_written(kind, tmp_path):
     """As slow as the format can say."""
     write_clip(tmp_path / f"slow{kind}", frames(3), 1e-5)
     assert read_clip(tmp_path / f"slow{kind}", SIZE, 3).rate < 0.01
+
+
+def test_without_the_usual_encoder_another_one_writes(tmp_path, monkeypatch):
+    """Said once, and where none is there, before the work that makes what would be written."""
+    codec, said, missing = av.codec.Codec, [], ["libx264"]
+
+    def of(name, mode):
+        return codec("nothing" if name in missing else name, mode)
+
+    monkeypatch.setattr(av.codec, "Codec", of)
+    monkeypatch.setattr(clips.logging, "warning", lambda text, *values: said.append(text % values))
+    clips.encoder.cache_clear()
+    try:
+        for _ in range(2):
+            write_clip(tmp_path / "x.mp4", frames(3), 8)
+        with av.open(str(tmp_path / "x.mp4")) as video:
+            assert video.streams.video[0].codec_context.name == "mpeg4"
+        found = read_clip(tmp_path / "x.mp4", SIZE, 3)
+        assert found.rate == 8 and np.abs(found.frames.astype(int) - frames(3)).mean() < 5
+        assert len(said) == 1 and "written by mpeg4" in said[0]
+        clips.encoder.cache_clear()
+        missing.append("mpeg4")
+        with pytest.raises(UserError, match="none of the encoders libx264, mpeg4; install"):
+            clips.encoder()
+    finally:
+        clips.encoder.cache_clear()
 
 
 def test_names_that_mean_something_elsewhere(tmp_path, monkeypatch):

@@ -16,7 +16,8 @@ from contextdiff_jax.errors import UserError
 
 def settings(edit: str = "attention", **data) -> SimpleNamespace:
     """What the figures look at of a config."""
-    return SimpleNamespace(data=SimpleNamespace(source="clip", **data), edit=SimpleNamespace(mask=edit))
+    how = SimpleNamespace(mask=edit, self_blend=False, latent_blend=(0.2, 0.8))
+    return SimpleNamespace(data=SimpleNamespace(source="clip", **data), edit=how)
 
 
 def as_floats(frames: np.ndarray) -> np.ndarray:
@@ -128,6 +129,11 @@ def test_the_bounds_are_measured_where_all_edits_left_the_clip_alone():
     table, left_out = measures.rows(None, config, clip, arrays, {"a": np.ones((2, 4, 4))})
     assert not any("background_psnr" in row for row in table.values())
     assert any("the edits have no mask" in line for line in left_out)
+    assert measures.kept_part(config) == "background"
+    assert not any("what was not to change" in line for line in left_out)
+    config.edit.latent_blend = ()  # without a mask all of the picture may change
+    left_out = measures.rows(None, config, clip, arrays, {"a": np.ones((2, 4, 4))})[1]
+    assert measures.kept_part(config) is None and any("what was not to change" in line for line in left_out)
 
 
 def test_heat_is_counted_where_the_object_is():

@@ -15,6 +15,7 @@ from stable_diffusion_helpers import UNET, save_pipeline
 import contextdiff_jax as cdx
 from configs import video_edit
 from contextdiff_jax.data.clips import Clip, write_clip
+from contextdiff_jax.data.moving import moving
 from contextdiff_jax.editing import editor as editor_lib
 from contextdiff_jax.editing.editor import Editor
 from contextdiff_jax.editing.result import AUTOENCODER
@@ -157,6 +158,26 @@ def test_masks_are_of_the_frames_or_of_the_model(asked, tmp_path):
         clip, config = asked(given, "ddim", masks=masks, rate=12, **how)
         np.testing.assert_array_equal(clip.masks, small)
         assert config.edit.rate == 12.0
+
+
+def test_masks_tell_an_object_from_what_is_around_it(asked):
+    frames, masks = np.zeros((3, SIZE, SIZE, 3), np.uint8), np.zeros((3, SIZE, 2 * SIZE), bool)
+    for given, what in ((masks[:, :, :SIZE], "nothing"), (~masks[:, :, :SIZE], "everything")):
+        with pytest.raises(UserError, match=f"masks=... mark {what} of the frames as they are edited"):
+            asked(frames, "ddim", masks=given)
+    masks[:, :, 0] = True  # which the centre of a wide clip has not
+    with pytest.raises(UserError, match="masks=... mark nothing"):
+        asked(np.zeros((3, SIZE, 2 * SIZE, 3), np.uint8), "ddim", masks=masks)
+
+
+def test_an_embedded_clip_is_asked_for_what_its_mask_lets_change():
+    config = video_edit.get_config("contextdiff+demo")
+    both = moving("demo", 9, config.data.seed).other_captions()
+    for mask, expected in (("attention", both[:1]), ("clip", both[:1]), ("outside", both[1:]), ("around", both[1:])):
+        config.edit.mask = mask
+        assert clip_editing.targets_of(config, ()) == list(expected)
+    config.edit.self_blend, config.edit.latent_blend = False, ()
+    assert clip_editing.targets_of(config, ()) == list(both)
 
 
 def test_what_frames_of_one_s_own_cannot_be(pipe):
