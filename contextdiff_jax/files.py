@@ -184,6 +184,8 @@ def read_json(
         return json.loads(path.read_text(encoding="utf-8-sig"), object_hook=object_hook)
     except ValueError as error:  # bad JSON or bad UTF-8
         raise UserError(f"{path} is damaged ({error}); {remedy}") from error
+    except RecursionError:
+        raise UserError(f"{path} is damaged (too deeply nested); {remedy}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); make it a readable file") from error
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 from array_record.python import array_record_module
 from flax import serialization
 
@@ -39,7 +40,7 @@ _SHARD_AGAIN = "delete this file and run --mode=encode again, which encodes what
 
 
 class LatentSource(ImageSource):
-    """Random-access latents of one split. Neither the images nor their folder are looked at.
+    """Random-access latents of one split. Neither the images nor their folder are looked at, unless that is another.
 
     Shards are opened when they are read, a limited number at a time; threads may read at the same time.
 
@@ -49,6 +50,7 @@ class LatentSource(ImageSource):
         shape: (h, w, C) of a latent.
         description: of the images that were encoded.
         expected: `contents_of` the run, to compare with what was encoded; None compares the shape only.
+        images: see `check`.
 
     Raises:
         UserError: no latents, of other data or another autoencoder, not of this split or shape, damaged, or an
@@ -62,9 +64,10 @@ class LatentSource(ImageSource):
         shape: tuple[int, int, int],
         description: Description,
         expected: dict[str, Any] | None = None,
+        images: Callable[[str], str] | None = None,
     ):
         self.folder, self.split, self.description = Path(folder), split, description
-        contents = check(folder, expected or {})
+        contents = check(folder, expected or {}, images)
         self._shape, needed = tuple(contents["shape"]), (*shape[:2], 2 * shape[2])
         if self._shape != needed:
             raise UserError(
@@ -212,8 +215,14 @@ def contents_of(config: Any, space: Any, splits: dict[str, int]) -> dict[str, An
     }
 
 
-def check(folder: str | Path, expected: dict[str, Any]) -> dict[str, Any]:
+def check(folder: str | Path, expected: dict[str, Any], images: Callable[[str], str] | None = None) -> dict[str, Any]:
     """The table of contents of a folder, whose `IDENTITY` must be that of `expected`, as far as that has it.
+
+    Args:
+        folder: what `--mode=encode` wrote.
+        expected: `contents_of` a run.
+        images: split -> identity of its images where the run says that they lie. With it, those that were only moved
+            are no others; it is asked where they lie elsewhere than when they were encoded.
 
     Raises:
         UserError: no latents, damaged contents, or other latents; it names what differs.
@@ -221,12 +230,26 @@ def check(folder: str | Path, expected: dict[str, Any]) -> dict[str, Any]:
     contents = read_contents(Path(folder))
     if contents is None:
         raise UserError(f"space.latents: {str(folder)!r} holds no latents; fill it with --mode=encode")
-    if differing := _differing(contents, expected, [key for key in IDENTITY if key in expected]):
+    compared = [key for key in IDENTITY if key in expected]
+    if images is not None and _differing(contents, expected, ["data"]) and _only_moved(contents, expected, images):
+        compared.remove("data")
+    if differing := _differing(contents, expected, compared):
         raise UserError(
             f"space.latents: {str(folder)!r} holds other latents ({differing}); set what differs as it was, or "
             "name another folder and fill it with --mode=encode"
         )
     return contents
+
+
+def _only_moved(contents: dict[str, Any], expected: dict[str, Any], images: Callable[[str], str]) -> bool:
+    """Whether the images of another place are those that were encoded."""
+    (kind, _, then), (kind_now, _, now) = (str(c["data"]).partition(" ") for c in (contents, expected))
+    if kind != kind_now or kind == "openmoji" or not now or not contents.get(RECORDS):
+        return False
+    if not Path(now).exists():
+        logging.warning("%s is not there: its images are taken for those that were encoded, in %s", now, then)
+        return True
+    return all(images(split) == recorded for split, recorded in contents[RECORDS].items())
 
 
 def read_contents(folder: Path) -> dict[str, Any] | None:
@@ -275,6 +298,9 @@ def _wrong_entry(contents: Any) -> str:
 
 
 def _differing(found: dict[str, Any], expected: dict[str, Any], keys: Iterable[str]) -> str:
+    """What differs, in words. Where both say which images they are of, it does not matter where those lie."""
+    if RECORDS in found and RECORDS in expected:
+        keys = [key for key in keys if key != "data"]
     return "; ".join(
         f"{key}: there {found.get(key)!r}, now {expected.get(key)!r}"
         for key in keys

@@ -34,6 +34,11 @@ def check(config: ConfigDict) -> None:
             f"config.data.class_words={config.data.class_words!r} cannot act: it is for classes of folders or of "
             "imagenet2012; set config.data.labels='subfolders', or leave it empty"
         )
+    if config.data.source == "clip" and "length" not in config.data:
+        raise UserError(
+            "config.data.source='clip' needs keys that this config's section data has not (length, caption, ...); for "
+            "clips take configs/video_edit.py"
+        )
     if "num_frames" in config.data and config.data.source != "clip" and config.data.num_frames != 1:
         raise UserError(
             f"config.data.num_frames={config.data.num_frames}, but the records of config.data.source="

@@ -28,7 +28,8 @@ def check(config: ConfigDict) -> None:
     _check_acting(config)
     if (config.space.kind == "latents" or model.backbone == "sd") and not model.pretrained:
         raise UserError(
-            "config.model.pretrained is empty; give the folder of a Stable Diffusion model in the diffusers layout"
+            "config.model.pretrained is empty; give a folder in the diffusers layout: of Stable Diffusion, or for "
+            "latents under a network of one's own one with vae/ or vqvae/"
         )
     for key in ("process.schedule", "model.prediction", "sample.spacing"):
         section, name = key.split(".")

@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from contextdiff_jax import samplers
+from contextdiff_jax.errors import UserError
 from contextdiff_jax.losses import Variance
 from contextdiff_jax.process import chart as charts
 from contextdiff_jax.process.chart import Chart
@@ -102,11 +103,17 @@ class Plan:
             size: (height, width) of the pictures; None is that of the training.
 
         Raises:
-            UserError: a size that the networks cannot take.
+            UserError: a size that the networks cannot take, or the steps of a pretrained schedule of another T.
         """
         threshold = None if sample.threshold == "none" else sample.threshold
         if sample.spacing == PRETRAINED:
             found = from_scheduler_config(model.parts.scheduler, sample.sampler)
+            theirs, T = found.schedule.num_timesteps, model.schedule.num_timesteps
+            if theirs != T:
+                raise UserError(
+                    f"config.sample.spacing={PRETRAINED!r} takes the times of the pretrained scheduler, which has "
+                    f"{theirs}, not the {T} of this process; use 'trailing'"
+                )
             options = found.options(sample.num_steps)
             if sample.sampler != "ddim":  # which clips by itself
                 threshold = threshold or found.threshold

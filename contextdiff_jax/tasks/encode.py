@@ -101,6 +101,12 @@ def _on_local_devices(space: Latents, batch_size: int) -> tuple[Any, Any, int]:
 
 def _check_images(config: ConfigDict, space: Latents, factor: int) -> None:
     """UserError where autoencoder or network cannot take images of this size and kind."""
+    if config.data.source == "clip" or config.data.num_frames > 1:
+        raise UserError(
+            f"--mode=encode stores the latents of single pictures, not of config.data.source={config.data.source!r} "
+            f"with config.data.num_frames={config.data.num_frames}; a clip is encoded as it is tuned "
+            "(config.space.precomputed=False): leave this mode out"
+        )
     size, multiple = config.data.image_size, space.vae.downscale * factor
     if size % multiple:
         raise UserError(

@@ -27,7 +27,8 @@ def source(config: ConfigDict, parts: Parts, split: str) -> ImageSource:
     if config.space.kind == "latents" and config.space.precomputed:
         description = data.describe(config.data)
         expected = latents.contents_of(config, parts.space, {})
-        records = LatentSource(config.space.latents, split, parts.space.shape, description, expected)
+        images = lambda split: data.source(config.data, split).identity
+        records = LatentSource(config.space.latents, split, parts.space.shape, description, expected, images)
         if config.condition.kind == "layout" and "boxes" not in records[0]:
             raise UserError(
                 f"config.space.latents={config.space.latents!r} was encoded without the boxes of the objects; run "

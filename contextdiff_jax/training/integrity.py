@@ -99,7 +99,7 @@ def _damage(directory: Path, without: Collection[str]) -> str | None:
         digests = record["sha256"]
         if record["self"] != json_digest(digests):
             return f"{CHECKSUMS} is damaged"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return f"{CHECKSUMS} is damaged"
     names = [name for name in digests if name.partition("/")[0] not in without]
     for name in names:

@@ -85,7 +85,7 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
         if first >= num_steps:
             _write_config(config, workdir / "config.json")
 
-        watch = Watch(setup.init_guard())
+        watch = Watch(setup.init_guard(), setup.shard[0])
         compiled, queued = None, deque()
         for step in range(first + 1, num_steps + 1):
             try:

@@ -113,6 +113,5 @@ def _multipliers(rules: Any, params: Params) -> Params:
 def _check_found(key: str, pattern: str, names: list[str]) -> None:
     absent = tuple(part for part in PARTS if not any(name.startswith(part) for name in names))
     if not pattern.lstrip("^").startswith(absent) and not any(re.search(pattern, name) for name in names):
-        raise UserError(
-            f"config.optim.{key}: {pattern!r} matches no parameter; names are like {names[0]} and {names[-1]}"
-        )
+        there = f"names are like {names[0]} and {names[-1]}" if names else "no matrix is trained; leave it out"
+        raise UserError(f"config.optim.{key}: {pattern!r} matches no parameter; {there}")

@@ -122,14 +122,15 @@ class Setup:
         Raises:
             UserError: the processes do not see the same records.
         """
-        return distributed.the_same(lambda: self.task.train_iterator(*self._shard), _records)
+        return distributed.the_same(lambda: self.task.train_iterator(*self.shard), _records)
 
     def held_out_batches(self) -> tuple[str, Iterator[dict[str, np.ndarray]]]:
         """(split, the same of the held-out records), of a task that has some; errors as `train_iterator`."""
-        return distributed.the_same(lambda: self.task.held_out_batches(*self._shard), lambda found: _records(found[1]))
+        return distributed.the_same(lambda: self.task.held_out_batches(*self.shard), lambda found: _records(found[1]))
 
     @property
-    def _shard(self) -> tuple[int, int]:
+    def shard(self) -> tuple[int, int]:
+        """Which block of every batch this process reads, see `sharding.data_shard`."""
         return sharding.data_shard(self.mesh, self.task.config.data.batch_size)
 
     def put(self, batch: dict[str, np.ndarray]) -> Batch:

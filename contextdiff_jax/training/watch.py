@@ -22,10 +22,14 @@ class Watch:
 
     Attributes:
         guard: the step's own memory of the first bad step, on the devices.
+
+    Args:
+        guard: at the start.
+        block: which block of every batch this process notes, q of `sharding.data_shard`.
     """
 
-    def __init__(self, guard: Guard):
-        self.guard = guard
+    def __init__(self, guard: Guard, block: int = 0):
+        self.guard, self._block = guard, block
         self._indices: dict[int, np.ndarray] = {}
 
     def note(self, step: int, batch: dict[str, np.ndarray]) -> None:
@@ -55,9 +59,18 @@ class Watch:
         )
 
     def _all_indices(self, step: int) -> np.ndarray:
-        """Record indices of the global batch; processes that share rows repeat theirs."""
+        """Record indices of the global batch, in the order of its rows."""
         indices = self._indices[step]
-        return multihost_utils.process_allgather(indices, tiled=True) if jax.process_count() > 1 else indices
+        if jax.process_count() == 1:
+            return indices
+        return in_rows(*multihost_utils.process_allgather((indices, np.int32(self._block))))
+
+
+def in_rows(indices: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+    """The rows of a batch in their order, [Q n], of what each process has of it, [P, n], and which of the Q blocks that
+    is, [P]; processes that share rows have the same block."""
+    of_each = np.unique(blocks, return_index=True)[1]
+    return indices[of_each].reshape(-1)
 
 
 def _listed(indices: np.ndarray) -> str:

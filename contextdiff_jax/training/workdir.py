@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from ml_collections import ConfigDict
 
 from contextdiff_jax import keys
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import check_writable, local_path
+from contextdiff_jax.files import check_writable, local_path, read_object
 
 # What may differ between a saved run and its continuation without a word: where data lie, how often something happens,
 # how sampling and evaluation look, and on what devices.
@@ -51,6 +50,7 @@ ANOTHER_MODEL = (
     "condition.",
     "clip.",
     "recogniser.channels",
+    "autoencoder.",
     "space.kind",
     "space.rgb",
     "data.image_size",
@@ -59,12 +59,14 @@ ANOTHER_MODEL = (
     "train.trainable",
     "train.lora.",
 )
+# What of these sections is of the training alone.
+OF_THE_LOSS = ("autoencoder.kl_weight",)
 # How a model is computed or watched; whatever of a config says so makes no other model of it.
 HOW_IT_RUNS = ("model.dropout", "model.dtype", "model.remat", "adapter.track_lipschitz", "condition.kept_texts")
 # What parameters start from.
 STARTS = ("model.init_from", "adapter.start")
 # Where what is frozen lies says nothing about what it is: that is in the run's frozen.json.
-THE_SAME_MODEL = (*HOW_IT_RUNS, *STARTS, "model.pretrained", "condition.encoder", "clip.tokenizer_dir")
+THE_SAME_MODEL = (*HOW_IT_RUNS, *STARTS, *OF_THE_LOSS, "model.pretrained", "condition.encoder", "clip.tokenizer_dir")
 
 
 def only_started_from(config: ConfigDict) -> tuple[str, ...]:
@@ -151,15 +153,10 @@ def check_workdir(workdir: str | Path, config: ConfigDict, *, allow_config_chang
 def _saved_config(path: Path) -> ConfigDict:
     """The config that a run was started with, complete."""
     remedy = "delete it to take the config of the command line"
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not JSON ({error}); {remedy}") from error
-    if not isinstance(saved, dict):
-        raise UserError(f"{path} is not a config; {remedy}")
+    saved = read_object(path, remedy)
     try:
         return keys.complete(ConfigDict(saved))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a config ({error}); {remedy}") from error
 
 

@@ -337,6 +337,30 @@ def test_other_images_are_not_put_behind_those_that_are_stored(pictures, tmp_pat
         precompute.encode(config, Averages(), tmp_path / "latents")
 
 
+def test_images_that_were_only_moved_are_the_same(pictures, tmp_path, caplog):
+    there = config_of(path=str(shutil.copytree(pictures, tmp_path / "pictures")))
+    precompute.encode(there, Averages(), folder := tmp_path / "latents")
+    (tmp_path / "pictures").rename(tmp_path / "moved")
+    moved = config_of(path=str(tmp_path / "moved"))
+    images = lambda split: data.source(moved.data, split).identity
+    found = lambda: latents.check(folder, latents.contents_of(moved, Averages(), {}), images)
+    assert found()["data"].endswith("pictures")
+    precompute.encode(moved, Averages(), folder)
+    first = data.source(moved.data, "train").names[0]
+    (tmp_path / "moved" / first).with_suffix(".txt").write_text("another")
+    with pytest.raises(UserError, match=r"data: there '.*pictures', now '.*moved'"):
+        found()
+    shutil.rmtree(tmp_path / "moved")
+    assert found() and "moved is not there" in caplog.text
+
+
+@pytest.mark.parametrize("source, count", [("clip", 1), ("folder", 2)])
+def test_a_clip_is_not_encoded(tmp_path, source, count):
+    with pytest.raises(UserError, match="stores the latents of single pictures"):
+        precompute.encode(config_of(source=source, num_frames=count), Averages(), tmp_path / "latents")
+    assert not (tmp_path / "latents").exists()
+
+
 @pytest.mark.parametrize("place", ["write_contents", "write_shard"])
 def test_a_disk_that_is_full_is_one_line(pictures, tmp_path, monkeypatch, place):
     def full(*_):

@@ -12,6 +12,7 @@ import pytest
 from configs import t2i
 from contextdiff_jax.conditions import ClassCondition
 from contextdiff_jax.conditions.spaces import Pixels
+from contextdiff_jax.errors import UserError
 from contextdiff_jax.process import chart as charts
 from contextdiff_jax.process import forward, schedule
 from contextdiff_jax.samplers import sampling
@@ -113,6 +114,15 @@ def test_ddpm_draws_with_the_variance_of_the_bound_where_that_is_asked_for(asked
         gain = 0.5 * np.sqrt(ab[t - 1]) * beta / (1 - ab[t]) + np.sqrt(ab[t] / ab[t - 1]) * left
         expected = gain**2 * expected + beta * (1.0 if of_bound else left)
     np.testing.assert_allclose(np.var(end), expected, rtol=0.08)
+
+
+def test_the_steps_of_a_pretrained_schedule_of_another_length_are_refused():
+    model, config = Model(), section(spacing="pretrained", num_steps=4)
+    model.parts.scheduler = {"_class_name": "DDIMScheduler", "num_train_timesteps": 40}
+    assert max(t for t, _ in sampling.Plan.of(model, config).moves) <= 40
+    model.parts.scheduler["num_train_timesteps"] = 50
+    with pytest.raises(UserError, match="which has 50, not the 40 of this process; use 'trailing'"):
+        sampling.Plan.of(model, config)
 
 
 def test_a_share_of_the_steps_starts_from_the_picture():

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 from absl import logging
 
-from configs import t2i
+from configs import autoencoder, t2i
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import write_json
 from contextdiff_jax.pipeline import loading
@@ -368,6 +368,17 @@ def test_what_is_frozen_may_lie_elsewhere(tmp_path, key):
     with pytest.raises(UserError, match=f"{key}: saved 'here', now 'there'.*allow it with --allow_config_change"):
         check_workdir(tmp_path, moved)
     assert check_workdir(tmp_path, moved, allow_config_change=True) == [f"{key}: saved 'here', now 'there'"]
+
+
+def test_other_sizes_of_an_autoencoder_are_another_model(tmp_path):
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    write_json(autoencoder.get_config("tiny").to_dict(), tmp_path / "config.json")
+    other = autoencoder.get_config("tiny")
+    other.autoencoder.kl_weight = 1.0
+    assert len(check_workdir(tmp_path, other, allow_config_change=True)) == 1
+    other.autoencoder.latent_channels = 3
+    with pytest.raises(UserError, match="autoencoder.latent_channels: saved 4, now 3.* is another model"):
+        check_workdir(tmp_path, other, allow_config_change=True)
 
 
 def test_how_a_model_runs_makes_no_other_of_it(tmp_path):

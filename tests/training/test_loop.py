@@ -16,7 +16,7 @@ from contextdiff_jax import files
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.training import NonFiniteLoss, load_params, loop, metrics, train
 from contextdiff_jax.training.metrics import drop_after
-from contextdiff_jax.training.workdir import exclusive, steps_in
+from contextdiff_jax.training.workdir import check_workdir, exclusive, steps_in
 from tests.training.toy_task import ToyTask, toy_config
 
 
@@ -342,6 +342,7 @@ def test_a_workdir_in_use_is_refused(tmp_path):
         ({"optim.accum_steps": 3}, r"batch_size=16 is not divisible by 3 .*try 18"),
         ({"optim.lr_multipliers": (("decoder", 0.1),)}, "'decoder' matches no parameter"),
         ({"optim.muon": ("decoder",)}, "'decoder' matches no parameter"),
+        ({"optim.muon": ("decoder",), "train.trainable": ("bias",)}, "'decoder' matches .* no matrix is trained"),
         ({"optim.muon": ("(",)}, "must be regular expressions"),
         ({"sharding.rules": ((".*", "everywhere"),)}, "'everywhere' is unknown"),
         ({"sharding.rules": ((".*", ("data",)),)}, "does not fit adapter/kernel"),
@@ -435,9 +436,12 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
         train(ToyTask(toy_config()), tmp_path / "file")
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="is not JSON"):
-        train(ToyTask(toy_config()), tmp_path)
+    for content in ("{", "[" * 100_000):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match="config.json is damaged .*delete it"):
+            train(ToyTask(toy_config()), tmp_path)
+    (tmp_path / "config.json").write_text(toy_config().to_json(), encoding="utf-8-sig")
+    assert not check_workdir(tmp_path, toy_config())
     (tmp_path / "config.json").write_text('{"train": 3}')
     with pytest.raises(UserError, match="config.json is not a config .*config.train=3 is no section"):
         train(ToyTask(toy_config()), tmp_path)
