@@ -22,21 +22,30 @@ def train(config: ConfigDict, options: Options) -> None:
     state = training.train(task, options.workdir, allow_config_change=options.allow_config_change)
     finished = int(state.step) == config.train.num_steps
     del state, task  # what follows reads the model again, and has the device to itself
-    if edits_after and finished:
-        clips.edit(config, options, kept)
-    if config.task == "diffusion" and config.eval.after_training and finished:
-        import jax
+    try:
+        if edits_after and finished:
+            clips.edit(config, options, kept)
+        if config.task == "diffusion" and config.eval.after_training and finished:
+            _evaluate(config, options)
+    finally:  # the training is told of, whatever comes of its evaluation
+        shared.write_page(Path(options.workdir))
 
-        if jax.process_count() == 1:
-            judging.evaluate(config, options)
-        elif jax.process_index() == 0:
-            print("config.eval.after_training: with several processes run --mode=eval by itself afterwards")
-    shared.write_page(Path(options.workdir))
+
+def _evaluate(config: ConfigDict, options: Options) -> None:
+    """The evaluation that follows a training of one process."""
+    import jax
+
+    if jax.process_count() == 1:
+        judging.evaluate(config, options)
+    elif jax.process_index() == 0:
+        print("config.eval.after_training: with several processes run --mode=eval by itself afterwards")
 
 
 def _prepared(config: ConfigDict, options: Options) -> tuple[Any, bool, Any]:
     """The task to be trained; whatever is wrong with it, or with what is to follow its training, is said here. And
     whether an edit follows that is not made yet, and what has been compiled of it."""
+    import jax
+
     from contextdiff_jax import data, training
     from contextdiff_jax import task as task_lib
     from contextdiff_jax.training.sharding import make_mesh
@@ -64,9 +73,11 @@ def _prepared(config: ConfigDict, options: Options) -> tuple[Any, bool, Any]:
     if edits_after:
         kept = clip_editing.check(task, config, options.prompts, resumed=has_trained(options.workdir))
     if config.task == "diffusion" and config.eval.after_training:  # what is not there is said before the training
-        from contextdiff_jax.evaluate.conditions import check_judge
+        from contextdiff_jax.evaluate.conditions import check_judge, check_pictures
         from contextdiff_jax.evaluate.feature_spaces import open_space
 
+        if jax.process_count() == 1:  # several do not evaluate
+            check_pictures(config)
         check_judge(config)
         for space in config.eval.features:
             open_space(space)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from contextdiff_jax import data
 from contextdiff_jax.conditions.layout import in_words
+from contextdiff_jax.data.base import ImageSource
 from contextdiff_jax.data.vocabulary import captions_of_one, labels_are_captions
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import class_judge
@@ -18,7 +19,8 @@ from contextdiff_jax.evaluate.groups import SHOWN, Group, Judging
 from contextdiff_jax.evaluate.layouts import layout_figures, layout_marks
 from contextdiff_jax.models.recogniser import Recogniser, load_recogniser
 from contextdiff_jax.pipeline import Pipeline
-from contextdiff_jax.tasks.records import same_held_out
+from contextdiff_jax.tasks.records import held_out, same_held_out
+from contextdiff_jax.training import distributed
 
 REAL_IMAGES = 10_000  # of the held-out ones, judged at the most: the ceiling of a classifier
 Named = Callable[[np.ndarray, np.ndarray], np.ndarray]  # images, labels -> whether each is right, [N]
@@ -67,6 +69,50 @@ def check_judge(config: ConfigDict) -> None:
         class_judge.judge_of(config, Path(config.eval.recogniser))
     else:
         judge_of(config)
+
+
+def check_pictures(config: ConfigDict) -> None:
+    """Opens the held-out pictures of `data`, as the evaluation will; stored latents do without, if nothing is measured
+    against pictures.
+
+    Raises:
+        UserError: they are not there, or cannot be read.
+    """
+    if _stored(config) and not config.eval.features and not _by_own_classifier(config):
+        return
+    try:
+        data.held_out(config.data)
+    except UserError as error:
+        raise UserError(
+            f"the held-out pictures, which the evaluation needs, cannot be had: {error}; or train without the "
+            "evaluation, by --config.eval.after_training=False"
+        ) from error
+
+
+def _stored(config: ConfigDict) -> bool:
+    """Whether the model is trained on stored latents, for which no pictures need to be there."""
+    return config.space.kind == "latents" and config.space.precomputed
+
+
+def _asked_for(pipeline: Pipeline) -> tuple[str, ImageSource]:
+    """(split, records) of the held-out prompts: of the pictures, or where those are gone of the latents made of them.
+
+    Raises:
+        UserError: there are neither.
+    """
+    config, parts = pipeline.config, pipeline.task.parts
+    try:
+        return same_held_out(config.data)
+    except UserError as error:
+        if not _stored(config):
+            raise
+        try:
+            latents = distributed.the_same(lambda: held_out(config, parts), lambda found: found[1].identity)
+        except UserError:
+            raise error from None
+        if distributed.is_primary():
+            print(f"the prompts are those of {config.space.latents}, without the pictures: {error}")
+        return latents
 
 
 def _by_own_classifier(config: ConfigDict) -> bool:
@@ -197,7 +243,7 @@ def unjudged(pipeline: Pipeline) -> Judging:
     """Held-out prompts that nobody judges, as many as feature spaces ask for or reports show."""
     parts, config = pipeline.task.parts, pipeline.config
     count = config.eval.num_samples if config.eval.features else min(SHOWN, config.eval.num_samples)
-    split, source = same_held_out(config.data)
+    split, source = _asked_for(pipeline)
     indices = data.chosen(len(source), count, config.data.seed)
     asked_for = {"split": split, "n": len(indices), "of": len(source)}
     if not parts.condition.takes_prompts:

@@ -48,6 +48,8 @@ class Measured:
         self._fidelity: dict[str, Metric] = {}
         self._by_space: dict[str, list[dict[str, Metric]]] = {}
         self.references: list[Reference] = []
+        if judge is None and not spaces:  # nothing is compared: the pictures need not be there
+            return
         self._splits, sources = zip(*self._sources(), strict=True)
         if judge is not None:
             # Half of seen and half of unseen combinations, as the pictures are; as many others are the floor, or as

@@ -7,8 +7,20 @@ import pytest
 
 from configs import cifar10_nll, t2i
 from contextdiff_jax import data
+from contextdiff_jax.command_line import training
+from contextdiff_jax.command_line.options import Options
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.evaluate.conditions import asks_combinations, check_judge, judge_of, judging_of, share, with_boxes
+from contextdiff_jax.evaluate import conditions
+from contextdiff_jax.evaluate.conditions import (
+    asks_combinations,
+    check_judge,
+    check_pictures,
+    judge_of,
+    judging_of,
+    share,
+    with_boxes,
+)
+from contextdiff_jax.evaluate.distances import Measured
 
 
 def test_boxes_are_drawn_beside_the_picture():
@@ -72,6 +84,58 @@ def test_a_judge_that_is_not_there_is_said_before_the_training(make, tmp_path):
     config.eval.recogniser, config.eval.judge_steps = str(tmp_path / "none"), 5
     with pytest.raises(UserError, match="none"):
         check_judge(config)
+
+
+def test_stored_latents_do_without_pictures_unless_these_are_measured(monkeypatch, capsys):
+    config = t2i.get_config("folder")
+    with pytest.raises(UserError, match="held-out pictures, which the evaluation needs.*after_training=False"):
+        check_pictures(config)
+    config.space.kind, config.space.precomputed, config.space.latents = "latents", True, "stored"
+    check_pictures(config)
+    config.eval.num_samples = 3
+
+    class Records(list):
+        identity = "stored"
+
+    parts = SimpleNamespace(prompts=list, captions=list)
+    parts.condition = SimpleNamespace(takes_prompts=True)
+    pipeline = SimpleNamespace(config=config, task=SimpleNamespace(parts=parts))
+
+    def none_there(config, parts):
+        raise UserError("no latents")
+
+    monkeypatch.setattr(conditions, "held_out", none_there)
+    with pytest.raises(UserError, match="data.path"):
+        judging_of(pipeline, None, None)
+    monkeypatch.setattr(
+        conditions, "held_out", lambda config, parts: ("val", Records(f"picture {i}" for i in range(5)))
+    )
+    judging = judging_of(pipeline, None, None)
+    assert judging.asked_for == {"split": "val", "n": 3, "of": 5} and len(judging.groups[0].asked) == 3
+    assert "without the pictures" in capsys.readouterr().out
+    assert Measured(config, None, ()).figures() == {}
+    config.eval.features = ("efficientnet",)
+    for uses in (check_pictures, lambda config: Measured(config, None, [None])):
+        with pytest.raises(UserError, match="data.path"):
+            uses(config)
+
+
+def test_a_training_whose_evaluation_fails_has_its_page(tmp_path, monkeypatch):
+    config, pages = t2i.get_config("tiny"), []
+    config.eval.after_training = True
+
+    def fails(*args):
+        raise UserError("no")
+
+    monkeypatch.setattr(training, "_prepared", lambda *args: (None, False, None))
+    monkeypatch.setattr(
+        "contextdiff_jax.training.train", lambda *args, **how: SimpleNamespace(step=config.train.num_steps)
+    )
+    monkeypatch.setattr(training.judging, "evaluate", fails)
+    monkeypatch.setattr(training.shared, "write_page", pages.append)
+    with pytest.raises(UserError, match="no"):
+        training.train(config, Options(str(tmp_path)))
+    assert pages == [tmp_path]
 
 
 def test_a_share_has_a_binomial_error():
