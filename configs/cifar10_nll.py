@@ -10,10 +10,10 @@
     python -m contextdiff_jax.main --config=configs/cifar10_nll.py:cifar10   # as deep as Kingma et al. 2021: a pod
     python -m contextdiff_jax.main --config=configs/cifar10_nll.py:tiny      # seconds: for tests
 
-CIFAR-10 comes through tensorflow_datasets (pip install -r requirements-tfds.txt) or, with --config.data.path=FOLDER,
-from the files of its binary version. The same three presets train on the embedded scenes with
---config.data.source=openmoji. Fashion-MNIST comes from its four idx files (Debian's package dataset-fashion-mnist);
-`:fashion_short` is a training for two CPU cores, minutes: 16 steps of a learned process.
+CIFAR-10 comes through tensorflow_datasets (pip install tensorflow-datasets importlib_resources tensorflow-cpu) or, with
+--config.data.path=FOLDER, from the files of its binary version. The same three presets train on the embedded scenes
+with --config.data.source=openmoji. Fashion-MNIST comes from its four idx files (Debian's package
+dataset-fashion-mnist); `:fashion_short` is a training for two CPU cores, minutes: 16 steps of a learned process.
 
 Cost of a training step with the adapter (which `:fast` and `:fashion_short` leave out), counted from the program before
 compilation, and of the whole run, estimated at 200 TFLOP/s (what one current GPU may sustain in bfloat16; not

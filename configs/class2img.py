@@ -18,9 +18,10 @@ AUTOENCODER/vae, f = 8: 32 x 32 x 4), from a folder with a subfolder for each cl
     python -m contextdiff_jax.main $IMAGENET --config.space.latents=LATENTS --mode=encode   # once
     python -m contextdiff_jax.main $IMAGENET --config.space.latents=LATENTS
 
-With --config.data.source=imagenet2012 in the place of a path it comes through tensorflow_datasets (pip install -r
-requirements-tfds.txt). Either way its classes have numbers of WordNet for names; in the file of lines "n02391049 zebra"
-that --config.data.class_words=LOC_synset_mapping.txt names they have words, so that --prompt=zebra draws one.
+With --config.data.source=imagenet2012 in the place of a path it comes through tensorflow_datasets (pip install
+tensorflow-datasets importlib_resources tensorflow-cpu). Either way its classes have numbers of WordNet for names; in
+the file of lines "n02391049 zebra" that --config.data.class_words=LOC_synset_mapping.txt names they have words, so that
+--prompt=zebra draws one.
 
 Cost of a step with the adapter, counted from the program before compilation (`model.remat` adds about a third), and of
 the whole run, estimated at 200 TFLOP/s (what one current GPU may sustain in bfloat16; not measured):

@@ -27,7 +27,12 @@ _PLACES = {
     "schedule": "contextdiff_jax.process.schedule",
 }
 # With the modules that are not imported by their room itself.
-_ROOMS = {"data": (), "encoders": ("vae", "inception"), "formats": (), "models": ("adapter", "sd_unet", "unet")}
+_ROOMS = {
+    "data": (),
+    "encoders": ("vae", "vq", "inception", "dinov2"),
+    "formats": (),
+    "models": ("adapter", "sd_unet", "unet"),
+}
 __all__ = ["Pipeline", "chart", "evaluate", "forward", "guidance", "losses", "samplers", "schedule"]
 
 

@@ -169,7 +169,7 @@ def gradio() -> ModuleType:
     try:
         import gradio
     except ImportError as error:
-        raise UserError("the app needs Gradio, which is not installed: pip install -r requirements-app.txt") from error
+        raise UserError("the app needs Gradio, which is not installed: pip install 'gradio>=6.0'") from error
     return gradio
 
 

@@ -2,11 +2,30 @@
 
     python -m contextdiff_jax.main --config=configs/t2i.py[:preset] --workdir=DIR --mode=MODE
 
-with MODE one of train, sample, edit, heatmaps, eval, export, bench, encode, plan; metrics, study, compare and app take
-no config. To sample, to edit and for heatmaps, a trained model's own config will do. To sample and for heatmaps,
-without a workdir the model that ships with the package draws:
+with MODE one of
+
+    train      fit a model, or go on with it
+    sample     draw
+    edit       a clip under other words
+    heatmaps   where words look
+    eval       judge a run
+    compare    several runs on one page
+    metrics    any two folders of pictures
+    study      a page for human judges, and what their answers say
+    encode     pictures to latents, once, before a training in latents
+    export     a folder for others
+    bench      what the adapter costs here
+    plan       memory and FLOP of a step, before there is a machine
+    app        a page to try a model on
+
+A trained model's own config will do to sample, edit, eval, export and for heatmaps: --workdir=DIR is enough. metrics,
+study, compare and app take neither. Without a workdir the model that ships with the package draws:
 
     python -m contextdiff_jax.main --mode=sample --prompt="a frog on a purple background"
+
+Recipes: t2i, class2img, layout2img, cifar10_nll, video_edit, autoencoder, clip_mini, recogniser; each has presets, as
+t2i.py:small, which its first lines list. Any key of a recipe is a flag, as --config.optim.lr=3e-4; one that is unknown
+is answered with those that there are.
 """
 
 import sys
@@ -32,7 +51,7 @@ def _of(field: str, text: str) -> str:
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file with optional preset, FILE.py[:PRESET].")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config>-<preset>.")
-MODE = flags.DEFINE_enum("mode", "train", sorted(command_line.MODES | command_line.WITHOUT_CONFIG), "What to do.")
+MODE = flags.DEFINE_enum("mode", "train", sorted(command_line.MODES | command_line.WITHOUT_CONFIG), "See above.")
 PROMPTS = flags.DEFINE_multi_string("prompt", [], _of("prompts", "what to draw, or to make of a clip; repeatable."))
 PROMPTS_FILE = flags.DEFINE_string("prompts_file", "", _of("prompts_file", "file with one prompt per line."))
 LAYOUT = flags.DEFINE_string("layout", "", _of("layout", "JSON file with layouts, [[class, [x0, y0, x1, y1]], ...]."))
@@ -159,9 +178,9 @@ def main(argv: list[str]) -> None:
 
 
 def default_workdir() -> str:
-    """That of the config; without one the model that ships, where a model is asked for."""
+    """That of the config; without one the model that ships, where something is to be drawn."""
     if CONFIG.value is None:
-        return command_line.SHIPPED if MODE.value in command_line.OWN_CONFIG else ""
+        return command_line.SHIPPED if MODE.value in command_line.DRAWING else ""
     return config_files.default_workdir(FLAGS["config"].config_filename, CONFIG.value)
 
 
@@ -169,6 +188,8 @@ def parse(argv: list[str]) -> list[str]:
     """Flags with our own words for what can be wrong in them."""
     if argv[1:2] == ["app"]:  # contextdiff app --model=RUN
         argv = [argv[0], "--mode=app", *argv[2:]]
+    if not sys.modules["__main__"].__doc__:  # of the installed command, whose --help would say nothing of the modes
+        sys.modules["__main__"].__doc__ = __doc__
     try:
         argv = sys.argv[:] = config_files.with_config_file(argv)  # config_flags reads overrides from sys.argv
         config_files.check_config_flags(argv)
@@ -178,7 +199,11 @@ def parse(argv: list[str]) -> list[str]:
             raise UserError(f"argument {rest[1]!r} is not a flag; flags look like --name=value")
         if CONFIG.value is None and MODE.value not in (*command_line.WITHOUT_CONFIG, *command_line.OWN_CONFIG):
             raise UserError("--config is missing; try --config=configs/t2i.py")
+        if MODE.value in command_line.OWN_CONFIG and CONFIG.value is None and not (WORKDIR.value or default_workdir()):
+            raise UserError(f"--workdir is missing; name the run: --mode={MODE.value} --workdir=runs/demo")
         return rest
+    except flags.UnrecognizedFlagError as error:
+        command_line.fail(UserError(config_files.as_keys(error.flagname, argv) or str(error)))
     except (UserError, flags.Error) as error:
         command_line.fail(error)
 

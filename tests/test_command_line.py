@@ -16,11 +16,13 @@ from ml_collections import ConfigDict
 from configs import class2img, clip_mini, layout2img, t2i
 from contextdiff_jax import command_line, config, data, keys, pictures, task
 from contextdiff_jax.command_line import config_files, options
+from contextdiff_jax.data import captions_on_disk
 from contextdiff_jax.encoders import ASSETS
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.evaluate.picture_sets import PictureSet
 from contextdiff_jax.files import write_json
 from contextdiff_jax.pipeline import export
-from contextdiff_jax.training import Setup, workdir
+from contextdiff_jax.training import Setup, checkpoint, workdir
 
 
 def run(*flags, cwd=None):
@@ -41,6 +43,13 @@ def run(*flags, cwd=None):
         (["--config=configs/t2i.py", "--config.optim.lr=fast"], ["config.optim.lr", "fast"]),
         (["--config=configs/t2i.py", "--mode=dream"], ["dream", "train"]),
         (["--config=configs/t2i.py", "--workdri=x"], ["workdri"]),
+        (["--config=configs/t2i.py", "--lr=1"], ["no flag but a key", "set it by --config.optim.lr=1"]),
+        (
+            ["--mode=sample", "--guidance=5"],
+            ["--config.sample.guidance=5 beside", "t2i.py:builtin --workdir=builtin:demo"],
+        ),
+        (["--mode=sample", "--steps", "30"], ["set it by --config.sample.num_steps=VALUE beside --config"]),
+        (["--mode=eval"], ["--workdir is missing", "--mode=eval --workdir=runs/demo"]),
         (["--config=configs/t2i.py", "stray"], ["stray"]),
     ],
 )
@@ -120,8 +129,10 @@ def test_the_help_of_a_flag_names_the_modes_that_take_it():
     for field in dataclasses.fields(options.Options):
         if "modes" in field.metadata and field.name != "runs":
             assert of[field.metadata["flag"] or field.name].startswith(", ".join(field.metadata["modes"]) + ": ")
-    named = main.__doc__.split("with MODE one of")[1].split(".")[0]
-    assert all(re.search(rf"\b{mode}\b", named) for mode in command_line.MODES | command_line.WITHOUT_CONFIG)
+    named = main.__doc__.split("with MODE one of")[1]
+    assert all(re.search(rf"\n    {mode} +\w", named) for mode in command_line.MODES | command_line.WITHOUT_CONFIG)
+    recipes = {path.stem for path in Path(t2i.__file__).parent.glob("[!_]*.py")} - {"common"}
+    assert recipes == set(named.split("Recipes: ")[1].split(";")[0].split(", "))
 
 
 def test_on_windows_one_line_says_what_to_do(monkeypatch):
@@ -221,9 +232,29 @@ def test_modes_of_diffusion_are_refused_for_other_tasks(mode):
         command_line.run(mode, clip_mini.get_config("tiny"), command_line.Options(workdir="runs/none"))
 
 
+def test_a_run_is_exported_and_evaluated_as_its_own_config_says(tmp_path, monkeypatch):
+    own = clip_mini.get_config("tiny")
+    write_json(own.to_dict(), tmp_path / "run" / "config.json")
+    (tmp_path / "run" / "checkpoints" / "1").mkdir(parents=True)
+    built, written = [], []
+    stub = SimpleNamespace(export=lambda params, out: written.append((params, out)))
+    monkeypatch.setattr(task, "build", lambda config: built.append(config) or stub)
+    monkeypatch.setattr(checkpoint, "load_params", lambda *args, **how: ("params", own.to_dict(), 1))
+    command_line.run("export", None, options.Options(str(tmp_path / "run")))
+    assert written == [("params", str(tmp_path / "run" / "export"))] and not config.differences(built[0], own)
+    unsaid = SimpleNamespace(config=ConfigDict())
+    monkeypatch.setattr(command_line.shared, "pipeline_of", lambda config, options: unsaid)
+    with pytest.raises(UserError, match="the model mine does not say how .* evaluated; add --config"):
+        command_line.judging.evaluate(None, options.Options("mine"))
+
+
 def test_names_that_the_readme_uses_need_no_import_of_their_own():
-    names = "cdx.encoders.load_clip, cdx.encoders.vae.load_vae, cdx.models.sd_unet.load_sd_unet, cdx.samplers.ddim"
-    code = f"import contextdiff_jax as cdx; {names}, cdx.data.source, cdx.evaluate.metrics.frechet"
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    table = readme.split("| model in the hub's layouts |")[1].split("\n\n")[0]
+    names = re.findall(r"`((?:encoders|models|samplers)\.[\w.]+)`", table)
+    assert {"encoders.vq.load_vq", "models.sd_unet.load_sd_unet", "samplers.from_scheduler_config"} <= set(names)
+    names = ", ".join(f"cdx.{name}" for name in names)
+    code = f"import contextdiff_jax as cdx; {names}, cdx.samplers.ddim, cdx.data.source, cdx.evaluate.metrics.frechet"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
@@ -455,7 +486,9 @@ def test_pictures_are_written_as_they_are_drawn(tmp_path, capsys):
     drawing = Drawing()
     with pytest.raises(KeyboardInterrupt):
         command_line.drawing._write_pictures(drawing, ["a"] * 5, drawing.batches(2, 1, 0), tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["0000.png", "0001.png", "0002.png"]
+    finished = ["0000.png", "0001.png", "0002.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*finished, "metadata.jsonl"]
+    assert captions_on_disk.read(tmp_path, finished, ["metadata.jsonl"]) == dict.fromkeys(finished, "a")
     assert capsys.readouterr().out == f"3 of 5 pictures are in {tmp_path}\n"
     with pytest.raises(KeyboardInterrupt):  # of several processes one alone writes, and speaks
         command_line.drawing._write_pictures(drawing, ["a"] * 5, drawing.batches(2, 0), None)
@@ -466,10 +499,14 @@ def test_a_grid_is_of_the_first_pictures(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pictures, "IN_GRID", 3)
     drawing = Drawing()
     command_line.drawing._write_pictures(drawing, list("abcde"), drawing.batches(2, 2, 1), tmp_path)
-    assert len(list(tmp_path.iterdir())) == 6 and "5 pictures" in (said := capsys.readouterr().out)
+    assert len(list(tmp_path.iterdir())) == 7 and "5 pictures" in (said := capsys.readouterr().out)
     assert "the first 3 with their captions" in said
     side = pictures.MIN_SIDE + pictures.PAD
     assert pictures.Image.open(tmp_path / "grid.png").width == 3 * side + pictures.PAD
+    assert PictureSet(tmp_path, captions=tmp_path).captions == list("abcde"), "the measures read them"
+    (tmp_path / "numbered").mkdir()
+    command_line.drawing._write_pictures(drawing, 2, drawing.batches(2), tmp_path / "numbered")
+    assert not (tmp_path / "numbered" / "metadata.jsonl").exists(), "a number is no caption"
 
 
 def test_prompts_file(tmp_path):

@@ -12,6 +12,7 @@ from contextdiff_jax import command_line, data
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import distances
+from contextdiff_jax.evaluate.picture_sets import PictureSet
 from tests import small_models
 
 
@@ -73,7 +74,12 @@ def test_sample_writes_every_picture_and_a_captioned_grid(run, tmp_path, capsys)
     prompts = ("a frog on a blue background", "a star on a red background", "etwas völlig anderes 🐻")
     options = command_line.Options(workdir=str(workdir), prompts=prompts, out=str(tmp_path / "out"))
     command_line.run("sample", config, options)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0000.png", "0001.png", "0002.png", "grid.png"]
+    drawn = ["0000.png", "0001.png", "0002.png", "grid.png", "metadata.jsonl", "sample.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == drawn
+    assert PictureSet(tmp_path / "out", captions=tmp_path / "out").captions == list(prompts)
+    how = json.loads((tmp_path / "out" / "sample.json").read_text())
+    sampled = config.sample.to_dict() | {"interval": [0, 1]}
+    assert how == {"model": str(workdir), "step": 4, "seed": 0, "sample": sampled}
     assert Image.open(tmp_path / "out" / "0000.png").size == (16, 16)
     assert str(tmp_path / "out" / "grid.png") in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--out=.* holds 0000.png of an earlier call, which stays"):
@@ -81,8 +87,8 @@ def test_sample_writes_every_picture_and_a_captioned_grid(run, tmp_path, capsys)
 
 
 def test_eval_writes_figures_and_report(run, capsys):
-    config, workdir = run
-    command_line.run("eval", config, command_line.Options(workdir=str(workdir)))
+    _, workdir = run
+    command_line.run("eval", None, command_line.Options(workdir=str(workdir)))  # its own config will do
     figures = json.loads((workdir / "eval.json").read_text())
     rows = figures["alignment"]
     assert {"seen combinations, adapter on", "unseen combinations, adapter off", "chance"} <= set(rows)

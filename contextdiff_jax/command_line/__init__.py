@@ -25,7 +25,7 @@ def fail(error: Exception) -> NoReturn:
 
 @refusals_in_words()
 def run(mode: str, config: ConfigDict | None, options: Options) -> None:
-    """Checks flags and config, and dispatches on the mode; to sample, a model's own config will do."""
+    """Checks flags and config, and dispatches on the mode; some take a model's own config (`OWN_CONFIG`)."""
     from contextdiff_jax.compilation import keep_programs
     from contextdiff_jax.training import initialize_distributed
 
@@ -55,7 +55,8 @@ def app(options: Options) -> None:
 
 
 WITHOUT_CONFIG = {"metrics": judging.metrics, "study": judging.study, "compare": judging.compare, "app": app}
-OWN_CONFIG = ("sample", "edit", "heatmaps")  # modes to which a trained model's own config will do
+DRAWING = ("sample", "edit", "heatmaps")  # modes that draw with the model that ships, where none is named
+OWN_CONFIG = (*DRAWING, "eval", "export")  # modes to which a trained model's own config will do
 MODES = {
     "train": training.train,
     "sample": drawing.sample,

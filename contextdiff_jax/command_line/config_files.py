@@ -11,14 +11,17 @@ from ml_collections import ConfigDict
 
 from contextdiff_jax import config as config_lib
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.formats.hub import RUNS
 
 # In a clone, and inside the installed package.
 SHIPPED_CONFIGS = (Path(__file__).parents[2] / "configs", Path(__file__).parents[1] / "shipped" / "configs")
+# Keys of `sample` by the names that they have in other libraries.
+_ELSEWHERE = {"steps": "num_steps", "num_inference_steps": "num_steps", "guidance_scale": "guidance", "cfg": "guidance"}
 
 
 def default_workdir(config_file: str, config: ConfigDict) -> str:
     """runs/<config>-<preset>, e.g. runs/t2i or runs/t2i-small."""
-    return "runs/" + "-".join(part for part in (Path(config_file.split(":")[0]).stem, config.preset) if part)
+    return f"{RUNS}/" + "-".join(part for part in (Path(config_file.split(":")[0]).stem, config.preset) if part)
 
 
 def with_config_file(argv: list[str]) -> list[str]:
@@ -69,6 +72,27 @@ def asked_keys(argv: list[str]) -> list[str]:
     """The keys of the flags `--config.KEY=VALUE`."""
     names = (flag.lstrip("-").partition("=")[0].removeprefix("no") for flag in argv[1:] if flag.startswith("-"))
     return [name.removeprefix("config.") for name in names if name.startswith("config.")]
+
+
+def as_keys(flag: str, argv: list[str]) -> str:
+    """What to write in the place of an unknown flag that is the name of a config's key, or what others call it; ""
+    where it is neither."""
+    place = _config_flag(argv)
+    given = place[1] if place else _find_config("configs/t2i.py:builtin")
+    name = _ELSEWHERE.get(flag, flag)
+    keys = [key for key in config_lib.leaves(_load_config(given)) if key.split(".")[-1] == name]
+    of_drawing = [key for key in keys if key.startswith("sample.")]
+    if not place:  # without a config pictures are drawn
+        keys = of_drawing or keys
+    if not keys:
+        return ""
+    value = next((arg.partition("=")[2] for arg in argv[1:] if arg.lstrip("-").startswith(f"{flag}=")), "") or "VALUE"
+    said = " or ".join(f"--config.{key}={value}" for key in keys)
+    what = f"--{flag} is no flag but a key of the config; set it by {said}"
+    if place:
+        return what
+    shipped = f"for the model that ships --config=configs/t2i.py:builtin --workdir=builtin:demo {said}"
+    return f"{what} beside --config, that of the training" + f"; {shipped}" * bool(of_drawing)
 
 
 def _load_config(path: str) -> ConfigDict:

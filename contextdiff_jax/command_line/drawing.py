@@ -1,6 +1,7 @@
 """The modes that draw: pictures, and heatmaps of the words of a prompt."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,16 @@ from ml_collections import ConfigDict
 
 from contextdiff_jax.command_line import shared
 from contextdiff_jax.command_line.options import Options
+from contextdiff_jax.data import captions_on_disk
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import atomic, read_text, text_lines
+from contextdiff_jax.files import atomic, read_text, text_lines, write_json
+
+NAME = "{:04d}.png"  # of a picture
 
 
 def sample(config: ConfigDict | None, options: Options) -> None:
-    """Draws the prompts, writes every picture when it is there, and at the end a grid with the captions under them."""
+    """Draws the prompts, writes every picture when it is there, and at the end their captions, as folders of training
+    pictures have them, and a grid. How they were drawn is in sample.json."""
     from contextdiff_jax.pipeline.places import check_place, home_of
     from contextdiff_jax.pipeline.requests import as_array, read_size, strength_of
     from contextdiff_jax.training.distributed import is_primary, together
@@ -41,15 +46,25 @@ def sample(config: ConfigDict | None, options: Options) -> None:
         if is_primary():
             name = f"step-{pipeline.step}-seed-{options.seed}"
             out = shared.make_folder(place if options.out else shared.unused(place / name))
+            write_json(_how(pipeline, options), out / "sample.json")
     _write_pictures(pipeline, prompts, batches, out)
 
 
+def _how(pipeline: Any, options: Options) -> dict[str, Any]:
+    """How pictures were drawn: what it takes to draw them again."""
+    asked = {name: getattr(options, name) for name in ("negative", "size", "image", "strength")}
+    of_model = {"model": options.workdir, "step": pipeline.step, "seed": options.seed}
+    return of_model | {"sample": pipeline.config.sample.to_dict()} | {k: v for k, v in asked.items() if v}
+
+
 def _write_pictures(pipeline: Any, prompts: list[Any] | int, batches: Iterable[Any], out: Path | None) -> None:
-    """Writes the pictures of a stream batch by batch, and a grid of the first; without a folder it draws alone."""
+    """Writes the pictures of a stream batch by batch, then their captions and a grid of the first; without a folder it
+    draws alone."""
     from contextdiff_jax.pictures import GRID, IN_GRID, caption_grid, to_uint8
     from contextdiff_jax.progress import Progress
 
     captions = pipeline.task.parts.captions(prompts) if isinstance(prompts, list) else [str(i) for i in range(prompts)]
+    of_words = captions if isinstance(prompts, list) else []  # numbers are no captions
     shown, written = [], 0
     try:
         with Progress("sampling", len(captions), "img", before="compiling") as progress:
@@ -57,17 +72,19 @@ def _write_pictures(pipeline: Any, prompts: list[Any] | int, batches: Iterable[A
                 pixels = to_uint8(drawn.whole())
                 for row, image in zip(drawn.rows, pipeline.to_images(pixels), strict=True):
                     if out is not None:
-                        with atomic(out / f"{row:04d}.png") as temporary:
+                        with atomic(out / NAME.format(row)) as temporary:
                             image.save(temporary)
                         written += 1
                 shown += list(pixels[: IN_GRID - len(shown)])
                 progress.update(len(pixels))
     except KeyboardInterrupt:
         if out is not None:
+            _write_captions(of_words[:written], out)
             print(f"{written} of {len(captions)} pictures are in {out}" if written else "no picture was finished")
         raise
     if out is None:
         return
+    _write_captions(of_words, out)
     grid = np.stack(shown)
     if pipeline.config.condition.kind == "layout":
         from contextdiff_jax.evaluate.conditions import with_boxes
@@ -76,6 +93,15 @@ def _write_pictures(pipeline: Any, prompts: list[Any] | int, batches: Iterable[A
     caption_grid(grid, captions[: len(grid)], out / GRID)
     which = "all of them" if len(grid) == len(captions) else f"the first {len(grid)}"
     print(f"{len(captions)} pictures in {out}; {which} with their captions: {out / GRID}")
+
+
+def _write_captions(captions: Sequence[str], out: Path) -> None:
+    """The table that measures, studies and trainings read the captions of a folder from; none without captions."""
+    if not captions:
+        return
+    lines = [json.dumps({"file_name": NAME.format(row), "text": text}) for row, text in enumerate(captions)]
+    with atomic(out / captions_on_disk.TABLES[0]) as temporary:
+        temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
 def heatmaps(config: ConfigDict | None, options: Options) -> None:

@@ -4,11 +4,17 @@ from ml_collections import ConfigDict
 
 from contextdiff_jax.command_line import shared
 from contextdiff_jax.command_line.options import Options
+from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import check_writable
 
 
-def evaluate(config: ConfigDict, options: Options) -> None:
-    """Writes eval.json, report.png and report.html into the workdir, or beside what is no run, and prints the table."""
+def evaluate(config: ConfigDict | None, options: Options) -> None:
+    """Writes eval.json, report.png and report.html into the workdir, or beside what is no run, and prints the table.
+
+    Args:
+        config: None takes the model's own.
+        options: of the command line.
+    """
     from contextdiff_jax.evaluate.suite import evaluate_run
     from contextdiff_jax.pipeline.places import home_of
     from contextdiff_jax.training.distributed import together
@@ -17,6 +23,11 @@ def evaluate(config: ConfigDict, options: Options) -> None:
     with together():  # before a model is read
         check_writable(home, "output folder", "give another --workdir")
     pipeline = shared.pipeline_of(config, options)
+    if config is None and "eval" not in pipeline.config:
+        raise UserError(
+            f"the model {options.workdir} does not say how it is to be evaluated; add --config, such as "
+            f"--config=configs/t2i.py:sd --config.model.pretrained={options.workdir}"
+        )
     with together():
         shared.make_folder(home, "--workdir")
     evaluate_run(pipeline, home, seed=options.seed)

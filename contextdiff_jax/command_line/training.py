@@ -84,13 +84,20 @@ def _prepared(config: ConfigDict, options: Options) -> tuple[Any, bool, Any]:
     return task, edits_after, kept
 
 
-def export(config: ConfigDict, options: Options) -> None:
-    """Writes what a user keeps of a training into --out."""
+def export(config: ConfigDict | None, options: Options) -> None:
+    """Writes what a user keeps of a training into --out.
+
+    Args:
+        config: None takes the model's own.
+        options: of the command line.
+    """
     from contextdiff_jax.pipeline.places import home_of
+    from contextdiff_jax.training.workdir import check_same_model, saved_config
 
     out = options.out or str(home_of(options.workdir) / "export")
     check_writable(Path(out), "output folder", "give another --out")
-    if config.task == "diffusion":
+    own = saved_config(options.workdir) if config is None else config
+    if own is None or own.task == "diffusion":
         from contextdiff_jax.pipeline import export as export_lib
 
         shared.check_alone("--mode=export", "run it in one")
@@ -99,14 +106,13 @@ def export(config: ConfigDict, options: Options) -> None:
         print(f"step {pipeline.step} exported to {out}; read it with contextdiff_jax.Pipeline.load({out!r})")
         return
     if options.half:
-        raise UserError(f"--half is for diffusion models; config.task is {config.task!r}")
+        raise UserError(f"--half is for diffusion models; config.task is {own.task!r}")
     from contextdiff_jax import task as task_lib
     from contextdiff_jax.training import checkpoint
-    from contextdiff_jax.training.workdir import check_same_model
 
-    task = task_lib.build(config)
+    task = task_lib.build(own)
     params, saved, step = checkpoint.load_params(options.workdir, step=options.step)
-    check_same_model(saved, config, options.workdir)
+    check_same_model(saved, own, options.workdir)
     task.export(params, out)
     print(f"step {step} exported to {out}")
 

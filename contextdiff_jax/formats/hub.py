@@ -7,6 +7,7 @@ from pathlib import Path
 from contextdiff_jax.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+RUNS = "runs"  # where trainings go if nobody says otherwise: what is not there is no model of a hub
 
 
 def cache() -> Path:
@@ -31,6 +32,8 @@ def local(path: str | Path) -> Path:
     if here.exists() or here.parent.is_file() or not NAME.fullmatch(str(path)):
         return here
     found = cached(str(path))
+    if found is None and here.parts[0] == RUNS:
+        return here
     if found is None:
         raise UserError(
             f"{str(path)!r} is no folder here, and no model of that name is in the Hugging Face cache ({cache()}); "

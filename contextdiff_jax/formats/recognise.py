@@ -22,6 +22,11 @@ def refuse_pipeline(index: Path) -> str:
 
 def no_model(path: Path) -> str:
     """What is at `path`, which is neither a file nor a run, an export or a pipeline."""
+    if not path.exists() and path.parts[:1] == (hub.RUNS,):
+        return (
+            f"there is no run at {path}; train it first, e.g. --config=configs/t2i.py --workdir={path} (the demo: bash "
+            "launch/demo.sh), or take the model that ships, builtin:demo"
+        )
     if not path.exists():
         return f"there is nothing at {path}; give {WANTED}"
     if found := [name for name in LORA if (path / name).is_file()]:

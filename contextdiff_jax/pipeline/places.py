@@ -6,10 +6,12 @@ from pathlib import Path
 from contextdiff_jax.encoders import BUILTIN
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import check_writable
+from contextdiff_jax.formats.hub import RUNS
 from contextdiff_jax.pipeline.export import is_export
 from contextdiff_jax.training.workdir import has_trained
 
-_MADE = re.compile(r"(\d{4,}|grid|clip)\.png|heatmaps\.json")  # what drawing leaves in a folder
+# What drawing leaves in a folder.
+_MADE = re.compile(r"(\d{4,}|grid|clip)\.png|(heatmaps|sample)\.json|metadata\.jsonl")
 
 
 def home_of(model: str) -> Path:
@@ -24,7 +26,7 @@ def home_of(model: str) -> Path:
     is_path = path.exists() and not model.startswith(BUILTIN)
     named = path.resolve().name.removesuffix(".safetensors") if is_path else model
     name = re.sub(r"[^\w.-]+", "-", named).strip("-.") or "model"
-    home = Path("runs") / name
+    home = Path(RUNS) / name
     return home.with_name(f"{name}-model") if _is_ours(str(home)) else home
 
 

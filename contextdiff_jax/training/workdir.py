@@ -160,6 +160,16 @@ def _saved_config(path: Path) -> ConfigDict:
         raise UserError(f"{path} is not a config ({error}); {remedy}") from error
 
 
+def saved_config(workdir: str | Path) -> ConfigDict | None:
+    """The config of the run that a folder holds; None where it holds none, or one that has saved nothing yet.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = local_path(workdir) / "config.json"
+    return _saved_config(path) if path.is_file() and has_trained(workdir) else None
+
+
 def known_classes(workdir: str | Path) -> tuple[str, ...]:
     """The classes of the run that a folder holds, in its order; () where it holds none, one without classes, or one
     that has saved nothing yet.
@@ -167,10 +177,8 @@ def known_classes(workdir: str | Path) -> tuple[str, ...]:
     Raises:
         UserError: the run's config cannot be read.
     """
-    path = local_path(workdir) / "config.json"
-    if not path.is_file() or not has_trained(workdir):
-        return ()
-    return keys.leaves(_saved_config(path)).get("data.class_names", ())
+    saved = saved_config(workdir)
+    return () if saved is None else keys.leaves(saved).get("data.class_names", ())
 
 
 def _changes(saved: Any, now: ConfigDict, trained: bool = False) -> list[str]:

@@ -132,7 +132,7 @@ def test_bad_values(written):
 
 def test_without_tensorflow_datasets_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(UserError, match="pip install -r requirements-tfds.txt"):
+    with pytest.raises(UserError, match="pip install tensorflow-datasets importlib_resources tensorflow"):
         data.source(_section(""), "train")
 
 

@@ -199,12 +199,14 @@ def test_what_a_cached_model_lacks_is_named_with_the_command_that_gets_it(tmp_pa
         cdx.Pipeline.load("me/model")
 
 
-def test_what_is_no_pipeline_is_named(tmp_path):
+def test_what_is_no_pipeline_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     whole = tmp_path / "sd"
     (whole / "unet").mkdir(parents=True)
     (whole / "unet" / "config.json").write_text(json.dumps(dict(_class_name="UNet2DConditionModel")))
     index = dict(_class_name="StableDiffusionXLPipeline", unet=[], vae=[], text_encoder=[])
-    cases = {tmp_path / "nowhere": "there is nothing at", whole: "unet but no model_index.json"}
+    untrained = "there is no run at runs/demo; train it first, .* --workdir=runs/demo .* builtin:demo"
+    cases = {"runs/demo": untrained, tmp_path / "nowhere": "there is nothing at", whole: "unet but no model_index.json"}
     for path, words in cases.items():
         with pytest.raises(UserError, match=words):
             cdx.Pipeline.load(path)

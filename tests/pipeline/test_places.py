@@ -45,7 +45,10 @@ def test_a_run_that_has_the_name_is_left_alone():
     assert home_of("sd") == Path("runs/sd-model") and home_of("runs/sd") == Path("runs/sd")
 
 
-@pytest.mark.parametrize("name", ["0007.png", "12345.png", "grid.png", "clip.png", "heatmaps.json"])
+MADE = ("0007.png", "12345.png", "grid.png", "clip.png", "heatmaps.json", "sample.json", "metadata.jsonl")
+
+
+@pytest.mark.parametrize("name", MADE)
 def test_what_an_earlier_call_has_made_stays(name):
     out = Path("out")
     out.mkdir()
