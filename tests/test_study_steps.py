@@ -10,7 +10,7 @@ import pytest
 
 from contextdiff_jax import config as config_lib
 from contextdiff_jax.errors import UserError
-from docs.study import plots, run, side_by_side, steps, steps_images, steps_plots, toy
+from docs.study import images, plots, run, side_by_side, steps, steps_images, steps_plots, toy
 
 
 @pytest.mark.parametrize("T", [1, 2, 4, 64, 1000])
@@ -18,6 +18,15 @@ def test_the_config_of_every_arm_passes_the_checks(T):
     arms = steps.ARMS | (steps.USERS if T == steps.MANY else {})
     for arm in arms.values():
         config_lib.check(steps.config_of(T, arm, steps.SIZE))
+        config_lib.check(steps_images.config_of("digits", T, arm))
+
+
+def test_a_second_head_of_a_thousand_steps_is_drawn_by_the_sampler_that_knows_it():
+    head = steps.ARMS["head"]
+    for config in (steps.config_of(1000, head, steps.SIZE), steps_images.config_of("digits", 1000, head)):
+        assert steps.ways_of(config) == {"ddpm 1000": {"sampler": "ddpm", "num_steps": 1000}}
+    free = steps.ways_of(steps.config_of(1000, steps.ARMS["free"], steps.SIZE), (4,))
+    assert list(free) == ["dpmpp_2m 4", "ddim 4"]
 
 
 @pytest.mark.slow
@@ -40,6 +49,28 @@ def test_a_run_is_stored_with_all_its_figures_and_not_run_again(tmp_path, monkey
 
     monkeypatch.setattr(steps, "run", trained_again)
     steps.study("mixture", [2], ["free"], [0], tmp_path, size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ["plain", "head"])
+def test_pictures_of_a_thousand_steps_are_trained_drawn_in_few_and_tabled(tmp_path, monkeypatch, arm):
+    small = images.SIZES["digits"].overrides | {"model.channels": 16, "model.head_dim": 16, "data.batch_size": 8}
+    size = dataclasses.replace(images.SIZES["digits"], overrides=small, num_test=6, num_t=2, num_samples=20)
+    monkeypatch.setitem(steps_images.SIZES, "digits", size)
+    monkeypatch.setattr(steps_images, "MANY_STEPS", (2, 4))
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        steps.study("digits", [steps.MANY], [arm], [0], tmp_path, num_steps=2)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+    stored = run.load(tmp_path / "steps-digits-2.json")
+    figures = stored["runs"]["1000"][arm]["0"]
+    ways = ["ddpm 1000"] if arm == "head" else ["dpmpp_2m 2", "dpmpp_2m 4", "ddim 2", "ddim 4"]
+    assert list(figures["drawn"]) == ways and all(0 <= way["accuracy"] <= 1 for way in figures["drawn"].values())
+    assert len(figures["per_image"]) == 6 and sum(figures["terms"]) == pytest.approx(figures["bound"], rel=1e-3)
+    assert figures["process"] == {} and "quality" not in figures
+    rows = [row for row in steps_plots.table("digits", stored).splitlines() if " of 1000 " in row]
+    assert len(rows) == len(ways) and f"{figures['bound']:.3f}" in rows[0]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system says nothing about cores")
@@ -74,6 +105,25 @@ def test_plots_and_tables_are_those_of_the_stored_results(tmp_path):
     steps_plots.main(folder=tmp_path, page=page)
     assert page.read_text() == plots.PAGE.read_text()
     assert (tmp_path / "steps.png").stat().st_size > 10_000
+
+
+def test_every_arm_of_a_thousand_steps_has_its_rows_and_a_diverged_sampler_is_no_error():
+    quality = {"dpmpp_2m 4": {"accuracy": 0.5, "frechet": 2.0}, "ddim 4": {"accuracy": None, "frechet": None}}
+    found = {"bound": 2.0, "per_image": [1.9, 2.1], "terms": [0.1, 1.4, 0.5], "drawn": quality, "parameters": 2000}
+    runs = {arm: {seed: found for seed in "01"} for arm in ("plain", "plain_simple", "free")}
+    rows = steps_plots.table("digits", {"reference": {}, "runs": {"1000": runs}}).splitlines()[2:]
+    assert len(rows) == 6 and rows[0] == (
+        "| 4 of 1000 | plain, T = 1000, DPM-Solver++(2M) | 2 k | 2 | 2.000 (2.000 to 2.000) | 0 | 50.0 (50.0 to 50.0) "
+        "| 2.00 (2.00 to 2.00) | 1.400 |"
+    )
+    assert "contextual, r free, T = 1000, DDIM" in rows[5] and "nan" in rows[5]
+
+
+def test_what_no_table_would_show_is_refused_before_it_is_trained(monkeypatch, tmp_path):
+    for option, said in {"--T=2000": "--T=2000", "--arms=plain_simple": "for --T=1000 alone"}.items():
+        monkeypatch.setattr("sys.argv", ["steps", option, f"--results={tmp_path}"])
+        with pytest.raises(UserError, match=said):
+            steps.main()
 
 
 def test_a_paired_difference_is_taken_point_by_point_and_seed_by_seed():

@@ -4,9 +4,11 @@
     python -m docs.study.steps --T=4 --arms=plain,plain_wide,free,bounded
     python -m docs.study.steps --data=digits --T=8 --arms=plain,free
     python -m docs.study.steps --data=digits --T=8 --arms=plain,free --num_steps=400   # 10 minutes; a file of its own
+    python -m docs.study.steps --data=digits --T=1000 --arms=plain,plain_simple # drawn in few steps by solvers
     python -m docs.study.steps --data=emoji32 --T=4,8,16 --arms=plain,free      # and fashion: for a GPU
 
-Schedule and reverse variance are learned in every arm, from the same start; the arms differ in the shift alone.
+Schedule and reverse variance are learned in every arm, from the same start; the arms differ in the shift alone. At
+T = 1000 both are fixed, as users have them.
 """
 
 import argparse
@@ -38,8 +40,11 @@ RATE = {"mixture": 20.0, "mixture-slow": 1.0, "mixture-drawn": 1.0}
 # Times of 2..T of each point in a step, beside t = 1; 0 draws one time of 1..T alone, which is noisier
 NUM_TIMES = {"mixture-drawn": 0}
 BLOCKS = 64  # test points are stored in so many means
-PLAIN_STEPS = (2, 4, 8, 16, 64)  # in which the plain model of T = 1000 is sampled
 MANY = 1000
+MANY_STEPS = (2, 4, 8, 16, 64)  # in which models of T = 1000 are sampled
+SOLVERS = ("dpmpp_2m", "ddim")  # by which
+# What a user has at T = 1000: the cosine schedule, fixed
+FIXED = {"process.schedule": "cosine", "process.variance": "beta", "optim.lr_multipliers": ()}
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,8 @@ def config_of(T: int, arm: Arm, size: toy.Size, name: str = "mixture") -> Config
     config.loss.num_times = NUM_TIMES.get(name, 1)
     changes = {"sample.last_noise": True, "process.variance_per_channel": True}
     changes |= {"optim.lr": 2e-3, "optim.b2": 0.999, "optim.warmup_steps": 0, "optim.weight_decay": 0.0}
-    if T == MANY:  # what a user has: the cosine schedule, fixed
-        changes |= {"process.schedule": "cosine", "process.variance": "beta", "process.variance_per_channel": False}
-        changes |= {"sample.last_noise": False, "optim.lr_multipliers": ()}
+    if T == MANY:
+        changes |= FIXED | {"process.variance_per_channel": False, "sample.last_noise": False}
     config.update_from_flattened_dict(changes | {"ema.decay": 0.99} | arm.overrides)
     return config
 
@@ -151,18 +155,20 @@ def arrows(task: Any, params: Params) -> list[Any]:
     return [measure.rounded(at(t)) for t in range(1, min(s.num_timesteps, 16) + 1)]
 
 
+def ways_of(config: ConfigDict, numbers: tuple[int, ...] = MANY_STEPS) -> dict[str, dict[str, Any]]:
+    """How a model of T = 1000 is drawn: {sampler and number of steps: changes to the section `sample`}.
+
+    By the samplers that a user would take, in so many steps; a second head by all of ddpm's, as it predicts no others.
+    """
+    if config.adapter.enabled and config.adapter.reverse == "head":
+        return {f"ddpm {MANY}": {"sampler": "ddpm", "num_steps": MANY}}
+    return {f"{name} {steps}": {"sampler": name, "num_steps": steps} for name in SOLVERS for steps in numbers}
+
+
 def energies(task: Any, params: Params, size: toy.Size) -> dict[str, float | None]:
-    """Energy distances to held-out points at exactly T evaluations; of the model of T = 1000 in several numbers of
-    steps, by the samplers that a user would take."""
-    T, own = task.schedule.num_timesteps, task.config.sample
-    if T < MANY:
-        ways = {"decoder's draw": {}, "decoder's mean": {"last_noise": False}}
-    else:
-        ways = {
-            f"{name} {steps}": {"sampler": name, "num_steps": steps}
-            for name in ("dpmpp_2m", "ddim")
-            for steps in PLAIN_STEPS
-        }
+    """Energy distances to held-out points at exactly T evaluations; of a model of T = 1000 as `ways_of` says."""
+    own, few = task.config.sample, {"decoder's draw": {}, "decoder's mean": {"last_noise": False}}
+    ways = few if task.schedule.num_timesteps < MANY else ways_of(task.config)
     result = {}
     for label, changes in ways.items():
         sample = own.copy_and_resolve_references()
@@ -202,7 +208,7 @@ def study(
     for (T, arm, seed), figures in done:
         stored["runs"].setdefault(str(T), {}).setdefault(arm, {})[str(seed)] = figures
         save(stored, path)
-        shown = ("above", "bound", "energy", "quality", "parameters", "seconds")
+        shown = ("above", "bound", "energy", "quality", "drawn", "parameters", "seconds")
         print(f"{name} T={T} {arm} seed {seed}:", {k: figures[k] for k in shown if k in figures}, flush=True)
 
 
@@ -236,16 +242,19 @@ def main() -> None:
     arms = args.arms.split(",")
     if unknown := set(arms) - set(ARMS | USERS):
         raise UserError(f"--arms={','.join(sorted(unknown))} is unknown; accepted: {', '.join(ARMS | USERS)}")
-    if set(arms) & set(USERS) and (args.data not in RATE or str(MANY) != args.T):
-        raise UserError(f"--arms={args.arms}: {', '.join(USERS)} is for points and --T={MANY} alone")
     if args.data not in SETS:
         raise UserError(f"--data={args.data} is unknown; accepted: {', '.join(SETS)}")
     numbers = lambda text: [int(number) for number in text.split(",")]
+    times = numbers(args.T)
+    if wrong := [T for T in times if not 1 <= T <= MANY]:
+        raise UserError(f"--T={wrong[0]}: the tables have 1 to {MANY} steps")
+    if set(arms) & set(USERS) and times != [MANY]:
+        raise UserError(f"--arms={args.arms}: {', '.join(USERS)} is for --T={MANY} alone")
     processes = args.processes or side_by_side.sensible()
     from docs.study import steps_plots  # which reads the arms from here
 
     results = Path(args.results)
-    study(args.data, numbers(args.T), arms, numbers(args.seeds), results, SIZE, processes, args.num_steps)
+    study(args.data, times, arms, numbers(args.seeds), results, SIZE, processes, args.num_steps)
     print(steps_plots.table(args.data, load(stored_in(results, args.data, args.num_steps))))
 
 

@@ -3,7 +3,6 @@
     python -m docs.study.steps_plots
 """
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,13 @@ from docs.study.plots import CLASS_COLOURS, PAGE, figure, replace_table, write
 from docs.study.run import RESULTS, load
 from docs.study.steps import ARMS, MANY, RATE, SETS, USERS, stored_in
 
-SOLVERS = {"dpmpp_2m": "DPM-Solver++(2M)", "ddim": "DDIM"}
-MANY_ARMS = {"plain": ("plain, T = 1000", "black")}
-MANY_ARMS |= {arm: (f"{of.label}, T = 1000", of.colour) for arm, of in USERS.items()}
+SAMPLERS = {"dpmpp_2m": "DPM-Solver++(2M)", "ddim": "DDIM", "ddpm": "DDPM"}
+STYLES = {"dpmpp_2m": "--", "ddim": ":"}  # all of ddpm's steps are no point of a plot of few
+MANY_ARMS = {"plain": ("plain, T = 1000", "black")}  # then whatever else has been run at T = 1000
+MANY_ARMS |= {arm: (f"{of.label}, T = 1000", of.colour) for arm, of in (USERS | ARMS).items() if arm != "plain"}
 DRAW, MEAN = "decoder's draw", "decoder's mean"
-LENGTHS = {150: 150, 300: 300, 600: 0, 1200: 1200}  # steps of the digits' trainings at T = 4: `num_steps` of the file
+# Steps of the digits' trainings: `num_steps` of the file
+LENGTHS = {150: 150, 300: 300, 400: 400, 600: 0, 1200: 1200}
 
 
 def few(stored: dict[str, Any]) -> list[int]:
@@ -26,7 +27,7 @@ def few(stored: dict[str, Any]) -> list[int]:
 
 
 def values(stored: dict[str, Any], T: int, arm: str, get: Any) -> np.ndarray:
-    """A figure of each seed."""
+    """A figure of each seed; NaN where sampling diverged, which is stored as null."""
     runs = stored["runs"].get(str(T), {}).get(arm, {})
     return np.array([get(runs[seed]) for seed in sorted(runs)], float)
 
@@ -62,13 +63,7 @@ def table(name: str, stored: dict[str, Any]) -> str:
         for arm in ARMS:
             if runs := stored["runs"][str(T)].get(arm):
                 rows.append(_row(stored, T, arm, runs, toy))
-    for arm, sampler in itertools.product(MANY_ARMS, SOLVERS) if toy else ():
-        above = values(stored, MANY, arm, lambda run: run["above"])
-        for steps in _steps_of(stored, arm):
-            energy = values(stored, MANY, arm, lambda run, k=f"{sampler} {steps}": 1000 * run["energy"][k])
-            label = f"{MANY_ARMS[arm][0]}, {SOLVERS[sampler]}"
-            bound = f"{above.mean():.3f} ± {_error_of_points(stored, arm):.3f}"
-            rows.append([f"{steps} of {MANY}", label, "", str(len(energy)), bound, "", "-", spread(energy, 1), "-"])
+    rows += [row for arm in MANY_ARMS for row in _rows_of_many(stored, arm, toy)]
     if not toy and "floor" in stored["reference"]:
         real = stored["reference"]["floor"]
         cells = ["", "*real test images*", "", "", "", "", f"{100 * real['accuracy']:.1f}", f"{real['frechet']:.2f}"]
@@ -80,10 +75,27 @@ def table(name: str, stored: dict[str, Any]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def _steps_of(stored: dict[str, Any], arm: str) -> list[int]:
-    """In how many steps an arm of T = 1000 was sampled."""
+def _rows_of_many(stored: dict[str, Any], arm: str, toy: bool) -> list[list[str]]:
+    """An arm of T = 1000: a row for each sampler and number of steps."""
+    rows, of = [], lambda get: values(stored, MANY, arm, get)
+    for sampler, steps in _ways(stored, arm):
+        way, label = f"{sampler} {steps}", f"{MANY_ARMS[arm][0]}, {SAMPLERS[sampler]}"
+        cells = [f"{steps} of {MANY}", label, *_bound_cells(stored, MANY, arm, toy)]
+        if toy:
+            cells[4] = f"{of(lambda run: run['above']).mean():.3f} ± {_error_of_points(stored, arm):.3f}"
+            cells += ["-", spread(1000 * of(lambda run, way=way: run["energy"][way]), 1), "-"]
+        else:
+            cells += _picture_cells(of, lambda run, way=way: run["drawn"][way])
+        rows.append(cells)
+    return rows
+
+
+def _ways(stored: dict[str, Any], arm: str) -> list[tuple[str, int]]:
+    """(sampler, number of steps) in which an arm of T = 1000 was drawn, under every seed."""
     runs = stored["runs"].get(str(MANY), {}).get(arm, {}).values()
-    return sorted({int(key.split()[1]) for run in runs for key in run["energy"]})
+    drawn = [set(run["energy" if "energy" in run else "drawn"]) for run in runs]
+    found = [key.split() for key in set.intersection(*drawn)] if drawn else []
+    return sorted(((name, int(steps)) for name, steps in found), key=lambda way: (list(SAMPLERS).index(way[0]), way[1]))
 
 
 def _error_of_points(stored: dict[str, Any], arm: str) -> float:
@@ -93,33 +105,47 @@ def _error_of_points(stored: dict[str, Any], arm: str) -> float:
 
 
 def _row(stored: dict[str, Any], T: int, arm: str, runs: dict[str, Any], toy: bool) -> list[str]:
-    first = next(iter(runs.values()))
-    of = lambda get: values(stored, T, arm, get)
-    cells = [str(T), ARMS[arm].label, f"{first['parameters'] / 1000:.0f} k", str(len(runs))]
-    cells += [spread(of(lambda run: run["above" if toy else "bound"]), 3)]
-    cells += ["0" if arm == "plain" or "plain" not in stored["runs"][str(T)] else paired(stored, T, arm)]
+    first, of = next(iter(runs.values())), lambda get: values(stored, T, arm, get)
+    cells = [str(T), ARMS[arm].label, *_bound_cells(stored, T, arm, toy)]
     if toy:
         size = max(np.mean([run["r_rms"] for run in runs.values()], axis=0)) if "r_rms" in first else None
-        cells += [spread(of(lambda run, way=way: 1000 * run["energy"][way]), 1) for way in (DRAW, MEAN)]
+        cells += [spread(1000 * of(lambda run, way=way: run["energy"][way]), 1) for way in (DRAW, MEAN)]
         cells += ["-" if size is None else f"{size:.2f}"]
     else:
-        cells += [spread(of(lambda run: 100 * run["quality"]["accuracy"]), 1)]
-        cells += [spread(of(lambda run: run["quality"]["frechet"]), 2), f"{of(lambda run: run['terms'][1]).mean():.3f}"]
+        cells += _picture_cells(of, lambda run: run["quality"])
     return cells
 
 
+def _bound_cells(stored: dict[str, Any], T: int, arm: str, toy: bool) -> list[str]:
+    """Parameters, seeds, the bound, and how much of it is not plain diffusion's."""
+    runs = stored["runs"][str(T)][arm]
+    bound = values(stored, T, arm, lambda run: run["above" if toy else "bound"])
+    cells = [f"{next(iter(runs.values()))['parameters'] / 1000:.0f} k", str(len(runs)), spread(bound, 3)]
+    return [*cells, "0" if arm == "plain" or "plain" not in stored["runs"][str(T)] else paired(stored, T, arm)]
+
+
+def _picture_cells(of: Any, quality: Any) -> list[str]:
+    """How good the pictures are, of each run its `quality`, and the bound's step at t = 1."""
+    recognised, distance = (of(lambda run, key=key: quality(run)[key]) for key in ("accuracy", "frechet"))
+    return [spread(100 * recognised, 1), spread(distance, 2), f"{of(lambda run: run['terms'][1]).mean():.3f}"]
+
+
 def lengths_table(results: Path) -> str:
-    """The digits at T = 4 after trainings of several lengths: what the gain does."""
-    head = ["training steps", "plain, bits", "r free, scale, bits", "minus plain", "recognised, %", "Frechet distance"]
+    """The digits after trainings of several lengths: what the gain over plain diffusion does."""
+    head = ["T", "arm", "training steps", "plain, bits", "arm, bits", "minus plain"]
+    head += ["recognised, %: plain, arm", "Frechet distance: plain, arm"]
     rows = [head, ["-"] * len(head)]
-    for steps, asked in LENGTHS.items():
-        stored = load(stored_in(results, "digits", asked))
-        mean = lambda arm, get, stored=stored: values(stored, 4, arm, get).mean()
-        both = lambda get, digits, mean=mean: ", ".join(f"{mean(arm, get):.{digits}f}" for arm in ("plain", "scale"))
-        bits = [f"{mean(arm, lambda run: run['bound']):.3f}" for arm in ("plain", "scale")]
-        cells = [str(steps), *bits, paired(stored, 4, "scale")]
-        cells += [both(lambda run: 100 * run["quality"]["accuracy"], 1), both(lambda run: run["quality"]["frechet"], 2)]
-        rows.append(cells)
+    for T, arm in ((4, "scale"), (8, "free")):
+        for steps, asked in LENGTHS.items():
+            stored = load(stored_in(results, "digits", asked))
+            both = ("plain", arm)
+            if not set(both) <= set(stored["runs"].get(str(T), {})):
+                continue
+            means = lambda get, stored=stored, T=T, both=both: [values(stored, T, of, get).mean() for of in both]
+            bits, recognised = means(lambda run: run["bound"]), means(lambda run: run["quality"]["accuracy"])
+            cells = [str(T), ARMS[arm].label, str(steps), *(f"{v:.3f}" for v in bits), paired(stored, T, arm)]
+            cells += [", ".join(f"{100 * v:.1f}" for v in recognised)]
+            rows.append([*cells, ", ".join(f"{v:.2f}" for v in means(lambda run: run["quality"]["frechet"]))])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
@@ -143,7 +169,7 @@ def plot_curves(stored: dict[str, Any], path: Path) -> None:
     measures = {
         "bound above exact, nats": lambda run: run["above"],
         "gain in the bound over plain, nats": None,
-        "energy distance x 1000 at T evaluations": lambda run: 1000 * run["energy"][DRAW],
+        "energy distance x 1000 at T evaluations": lambda run: 1000 * np.float64(run["energy"][DRAW]),
     }
     for ax, (title, get) in zip(axes[0], measures.items(), strict=True):
         for arm, facts in ARMS.items():
@@ -158,15 +184,12 @@ def plot_curves(stored: dict[str, Any], path: Path) -> None:
         ax.xaxis.set_major_formatter("{x:g}")
         ax.set_title(title, fontsize=9)
         ax.set_xlabel("T", fontsize=8)
-    for (arm, (name, colour)), (sampler, style) in itertools.product(
-        MANY_ARMS.items(), zip(SOLVERS, ("--", ":"), strict=True)
-    ):
-        if steps := _steps_of(stored, arm):
-            get = lambda n, arm=arm, sampler=sampler: values(
-                stored, MANY, arm, lambda run: 1000 * run["energy"][f"{sampler} {n}"]
-            )
-            label = f"{name}, {SOLVERS[sampler]}"
-            axes[0, 2].plot(steps, [get(n).mean() for n in steps], style, color=colour, label=label)
+    for arm, (name, colour) in MANY_ARMS.items():
+        for sampler, style in STYLES.items():
+            if steps := [n for of, n in _ways(stored, arm) if of == sampler]:
+                at = lambda way, arm=arm: values(stored, MANY, arm, lambda run: run["energy"][way]).mean()
+                means, label = [1000 * at(f"{sampler} {n}") for n in steps], f"{name}, {SAMPLERS[sampler]}"
+                axes[0, 2].plot(steps, means, style, color=colour, label=label)
     axes[0, 0].set_ylim(bottom=0)
     axes[0, 2].set_yscale("symlog", linthresh=1)  # held-out points are at 0, give or take
     axes[0, 2].yaxis.set_major_formatter("{x:g}")
@@ -206,7 +229,7 @@ def main(results: Path = RESULTS, folder: Path = Path(__file__).parent, page: Pa
         if stored["runs"] and page.is_file():
             replace_table(page, f"steps-{name}", table(name, stored))
     mixture = sets["mixture"]
-    if page.is_file() and all(stored_in(results, "digits", asked).is_file() for asked in LENGTHS.values()):
+    if page.is_file() and sets["digits"]["runs"]:
         replace_table(page, "steps-digits-lengths", lengths_table(results))
     if mixture["runs"] and page.is_file():
         replace_table(page, "steps-more", against_more_steps(mixture))
