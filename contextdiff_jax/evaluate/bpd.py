@@ -33,6 +33,7 @@ class BitsPerDim:
         reconstruction: mean share of -log p(x0 | x1), [].
         diffusion: mean share of the sum over t = 2..T, [].
         per_image: total of each image, [N].
+        terms: the three terms of each image, [N] each; None of several batches.
     """
 
     mean: Array
@@ -42,6 +43,7 @@ class BitsPerDim:
     reconstruction: Array
     diffusion: Array
     per_image: Array
+    terms: Nelbo | None = None
 
 
 def bits_per_dim(
@@ -110,7 +112,15 @@ def bits_per_dim(
     )
     bits = jax.tree.map(lambda v: v / (np.log(2.0) * x0[0].size), nats)
     monte_carlo = _standard_error(bits.total.mean(1)) if repeats > 1 else None
-    return _summarise(jax.tree.map(lambda v: v.mean(0), bits), monte_carlo)
+    bits = jax.tree.map(lambda v: v.mean(0), bits)
+    return _summarise(bits, monte_carlo).replace(terms=bits)
+
+
+def first(bits: BitsPerDim, count: int) -> BitsPerDim:
+    """The figure of the first `count` images of a batch alone, where others have filled it up."""
+    if count < len(bits.per_image):
+        bits = _summarise(jax.tree.map(lambda v: v[:count], bits.terms), None)
+    return bits.replace(terms=None)
 
 
 def join(parts: Sequence[BitsPerDim]) -> BitsPerDim:

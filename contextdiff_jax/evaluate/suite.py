@@ -1,6 +1,5 @@
 """The evaluation of a trained run: alignment, distances, bits per dimension and speed, into eval.json and reports."""
 
-import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,7 +11,7 @@ import numpy as np
 
 from contextdiff_jax import data
 from contextdiff_jax.evaluate.alignment import MEASURES, counted
-from contextdiff_jax.evaluate.bpd import BitsPerDim, bits_per_dim, join
+from contextdiff_jax.evaluate.bpd import BitsPerDim, bits_per_dim, first, join
 from contextdiff_jax.evaluate.conditions import judge_of, judging_of
 from contextdiff_jax.evaluate.distances import Measured, say_what_will_be_refused
 from contextdiff_jax.evaluate.feature_spaces import open_space
@@ -136,6 +135,7 @@ def _bits_per_dim(pipeline: Pipeline, seed: int, journal: Journal) -> tuple[dict
     split, source = same_held_out(config.data)
     count = min(config.eval.bpd_images, len(source))
     batch_size = min(config.sample.batch_size, count)  # each batch has a key of its own
+    chosen = data.chosen(len(source), count, config.data.seed)
     batches = data.build(
         config.data,
         split,
@@ -144,12 +144,13 @@ def _bits_per_dim(pipeline: Pipeline, seed: int, journal: Journal) -> tuple[dict
         process_index=0,
         process_count=1,
         from_records=task.parts.condition.from_records,
+        repeat=False,
         shuffle=False,
         records=source,
-        indices=data.chosen(len(source), count, config.data.seed),
+        # Whole batches, for one compilation: what fills the last one up is not counted.
+        indices=[*chosen, *chosen[: -count % batch_size]],
     )
-    # Whole batches only: one compilation, and no image twice.
-    batches = list(itertools.islice(batches, count // batch_size))
+    batches = list(batches)
 
     num_t, levels, dequantize = config.eval.bpd_timesteps or None, task.parts.levels, config.eval.bpd_dequantize
     protocol = {"chosen": count, "batch_size": batch_size, "timesteps": num_t or "all", "dequantize": dequantize}
@@ -172,6 +173,7 @@ def _bits_per_dim(pipeline: Pipeline, seed: int, journal: Journal) -> tuple[dict
         with Progress(f"bits per dimension, {label}", len(batches), "batch", done, before="compiling") as progress:
             for batch, key in list(zip(batches, keys, strict=True))[done:]:
                 bits = jax.tree.map(gather, run(pipeline.params, pipeline.frozen, pipeline.put(batch), np.asarray(key)))
+                bits = first(bits, count - batch_size * len(measured.kept))
                 measured.kept.append({name: np.asarray(v) for name, v in vars(bits).items() if v is not None})
                 progress.update()
                 journal.tick()

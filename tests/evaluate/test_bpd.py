@@ -9,7 +9,7 @@ from gaussian_toy import functions, negative_log_density, toy
 
 from contextdiff_jax import losses
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.evaluate.bpd import _to_unit_scale, bits_per_dim, join
+from contextdiff_jax.evaluate.bpd import _to_unit_scale, bits_per_dim, first, join
 from contextdiff_jax.process import schedule
 
 BITS = 1 / np.log(2.0)
@@ -180,6 +180,9 @@ def test_one_step_process_jit_and_joining_batches():
     run = jax.jit(lambda x0, key: bits_per_dim(f, None, s, x0, key))
     parts = [run(x0[i : i + 3], jax.random.key(i)) for i in (0, 3)]
     whole = join(parts)
+    alone = first(parts[0], 2)
+    assert alone.mean == pytest.approx(float(parts[0].per_image[:2].mean())) and alone.terms is None
+    assert alone.prior + alone.reconstruction + alone.diffusion == pytest.approx(float(alone.mean), rel=1e-5)
     np.testing.assert_allclose(whole.per_image, np.concatenate([p.per_image for p in parts]))
     np.testing.assert_allclose(whole.mean, np.mean([p.mean for p in parts]), rtol=1e-6)
     np.testing.assert_allclose(whole.prior + whole.reconstruction + whole.diffusion, whole.mean, rtol=1e-6)

@@ -10,11 +10,13 @@ from measure_helpers import SIDE, colours, pictures
 
 from configs import t2i
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.evaluate import distances, groups, suite
+from contextdiff_jax.evaluate import bpd, distances, groups, suite
 from contextdiff_jax.evaluate.feature_spaces import Captioned
 from contextdiff_jax.evaluate.groups import Judging
 from contextdiff_jax.evaluate.metrics.base import FeatureMetric
 from contextdiff_jax.evaluate.pages import write_report_page
+from contextdiff_jax.evaluate.unfinished import Journal
+from contextdiff_jax.losses import Nelbo
 
 
 class Source(list):
@@ -140,3 +142,39 @@ def test_a_run_without_an_adapter_prints_and_shows_its_figures(config, tmp_path,
     config.eval.features = ("colours", "colours")
     with pytest.raises(UserError, match="two feature spaces are called 'colours'"):
         suite.evaluate_run(pipeline, tmp_path)
+
+
+def test_the_bound_is_of_all_the_images_that_were_chosen(config, tmp_path, monkeypatch):
+    """The last batch is filled up, and what fills it up does not count."""
+
+    def bound(f, b, s, x0, key, **how):
+        nats = Nelbo(*(scale * (x0**2).mean((1, 2, 3)) for scale in (1.0, 2.0, 3.0)))
+        return bpd._summarise(nats, None).replace(terms=nats)
+
+    monkeypatch.setattr(suite, "bits_per_dim", bound)
+    condition = SimpleNamespace(from_records=lambda records: {})
+    task = SimpleNamespace(parts=SimpleNamespace(condition=condition, levels=256), adapter=None)
+    task.encode = lambda params, frozen, batch: None
+    task.denoiser = lambda params, context: None
+    task.schedule_of, task.variance_of = lambda params: None, lambda params: "beta"
+    pipeline = SimpleNamespace(config=config, task=task, params={}, frozen={}, put=lambda batch: batch)
+    config.sample.batch_size, config.eval.bpd_timesteps = 4, 2
+
+    def measured(count, journal):
+        config.eval.bpd_images = count
+        rows, each = suite._bits_per_dim(pipeline, 0, Journal(tmp_path / f"{journal}.npz", "same", every=0.0))
+        return rows["adapter off"], each["adapter off"]
+
+    row, each = measured(7, "kept")
+    assert row["images"] == len(each) == 7 and row["protocol"]["chosen"] == 7
+    assert row["prior"] + row["reconstruction"] + row["diffusion"] == pytest.approx(row["mean"], rel=1e-5)
+    assert row["mean"] == pytest.approx(each.mean()) and len(set(each)) == 7
+    assert row["prior"] == pytest.approx(each.mean() / 6)
+    # An evaluation that was cut off goes on, also one that had left out what did not fill a batch.
+    with np.load(tmp_path / "kept.npz") as file:
+        parts = {name: file[name] for name in file.files if "|1/" not in name}
+    assert any("|0/" in name for name in parts)
+    np.savez(tmp_path / "cut.npz", **parts)
+    again = measured(7, "cut")
+    assert again[0] == row
+    np.testing.assert_array_equal(again[1], each)
