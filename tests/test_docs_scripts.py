@@ -1,8 +1,13 @@
 """The programs in docs/ answer mistakes as the command line does."""
 
+import re
+import shlex
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from contextdiff_jax.command_line import config_files
 from contextdiff_jax.errors import UserError
 from docs import scripts
 from docs.study import noising
@@ -21,3 +26,18 @@ def test_the_shift_s_figure_is_drawn(tmp_path):
     rows = {"without": np.zeros((2, 2, 4, 4, 3)), "with": np.ones((2, 2, 4, 4, 3))}
     noising.draw(np.array([1, 9]), rows, ["a frog", "a bear"], tmp_path / "noising.png")
     assert (tmp_path / "noising.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
+def test_the_pages_give_recipes_flags_and_keys_that_exist(page):
+    from contextdiff_jax import main
+
+    text = (Path(main.__file__).parents[1] / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(r"^    python -m contextdiff_jax.main (.*)$|`(--config=configs/[^`]*)`", text, re.MULTILINE)
+    known = set(main.FLAGS) | {"config"}
+    for command in map("".join, commands):
+        given = shlex.split(command, comments=True)
+        config_files.check_config_flags(config_files.with_config_file(["main", *given]))
+        flags = {flag[2:].partition("=")[0] for flag in given if flag.startswith("--")}
+        assert {flag for flag in flags if not flag.startswith("config.")} <= known, command
+    assert len(commands) > 10
