@@ -6,6 +6,7 @@
         --config.encoder.clip=CLIP_FOLDER --config.data.path=jeep.mp4 --config.data.caption='a silver jeep on a road' \\
         --config.edit.prompts="('a red car on a road',)"                   # your clip: one GPU
     ... --mode=edit --prompt='a tractor on a road'                         # again, without tuning
+    ... --mode=edit --workdir=SD_FOLDER --prompt='a tractor on a road'     # without any tuning at all
 
 Methods: `:contextdiff` (Table 8 of the paper), `:fatezero`, `:tune_a_video`, `:controlvideo`, `:inversion`
 (reconstructs only), `:ddim` (no control). Behind a plus, the kind of edit, `style`, `attribute`, `shape` or
@@ -60,7 +61,7 @@ def base() -> ConfigDict:
     config.data.sampling_rate = 1
     config.data.crop = (0, 0, 0, 0)  # pixels cut off: left, top, right, bottom
     config.data.mask_path = ""  # frames or a video, white on the object: for figures and edit.mask
-    config.data.flow_path = ""  # .npy: for the warp error
+    config.data.flow_path = ""  # .npy of (dx, dy) into the frame before, [F - 1, H, W, 2]: for the warp error
     config.data.batch_size = 1
     config.data.num_threads = 1
     config.data.prefetch = 1

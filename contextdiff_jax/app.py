@@ -27,6 +27,7 @@ from contextdiff_jax.samplers import SAMPLERS
 HOST, PORT = "127.0.0.1", 7860
 LARGEST_UPLOAD = 64 * 2**20  # bytes
 FRAMES, STEPS, GUIDANCE = (2, 24), (1, 100), (1.0, 15.0)  # least and most
+OF_THE_RUN = "the run's own"  # among the methods of editing
 KEPT = 20  # results that stay on the disk; older ones are deleted
 SHOWN_SIDE = 384  # pixels that small pictures are enlarged to, by a whole factor
 
@@ -51,6 +52,16 @@ class Desk:
     def edits_clips(self) -> bool:
         """Whether the model can edit clips."""
         return self.pipeline.config.model.backbone == "sd"
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the model was tuned on a clip, and so has a method and a number of frames of its own."""
+        return self.pipeline.config.data.source == "clip"
+
+    @property
+    def frames(self) -> tuple[int, int]:
+        """Least and most of what the network may be asked to take at once."""
+        return FRAMES[0], max(FRAMES[1], self.pipeline.config.data.num_frames)
 
     def draw(
         self, prompt: str, steps: float, sampler: str, guidance: float, seed: float
@@ -89,9 +100,24 @@ class Desk:
         return pictures, str(path)
 
     def edit(
-        self, upload: str | None, source: str, target: str, method: str, frames: float, steps: float, guidance: float
+        self,
+        upload: str | None,
+        source: str,
+        target: str,
+        method: str,
+        frames: float,
+        steps: float | None,
+        guidance: float | None,
     ) -> tuple[str, str]:
         """A clip under another text; the upload is deleted once it has been read.
+
+        Args:
+            upload: path of the clip.
+            source: what it shows.
+            target: what it is to show.
+            method: a name of `METHODS`, or `OF_THE_RUN`.
+            frames: that the network takes at once.
+            steps, guidance: None takes the method's, as far as the model stands it.
 
         Returns:
             The path of the video (source, reconstruction and edit side by side), and its figures as text.
@@ -106,9 +132,10 @@ class Desk:
                 raise UserError(f"the clip is larger than {LARGEST_UPLOAD >> 20} MB; cut it shorter")
             if not (source and source.strip() and target and target.strip()):
                 raise UserError("a text is missing; say what the clip shows, and what it is to show")
-            how = dict(steps=whole("steps", steps, *self.steps), method=method)
-            how["guidance"] = real("guidance", guidance, *self.guidance)
-            how["num_frames"] = whole("frames", frames, *FRAMES)
+            how = dict(method=None if method == OF_THE_RUN else method)
+            how["steps"] = None if steps is None else whole("steps", steps, *self.steps)
+            how["guidance"] = None if guidance is None else real("guidance", guidance, *self.guidance)
+            how["num_frames"] = whole("frames", frames, *self.frames)
             edited = self.pipeline.edit(upload, source, target, progress=False, **how)
         except UserError as error:
             raise UserError(str(error).replace(str(upload), Path(upload).name)) from error
@@ -214,26 +241,35 @@ def build(desk: Desk, name: str) -> Any:
             for event in (go.click, prompt.submit):
                 event(draw_told, inputs, [pictures, heat])
         if desk.edits_clips:
-            _clips(gr, desk, told, sample)
+            _clips(gr, desk, told, sample.num_steps, usual)
     return page
 
 
-def _clips(gr: ModuleType, desk: Desk, told: Any, sample: Any) -> None:
-    """The tab for clips."""
+def _clips(gr: ModuleType, desk: Desk, told: Any, num_steps: int, usual: float) -> None:
+    """The tab for clips; `num_steps` and `usual`, of guidance, are what its own numbers begin with."""
+
+    def edit(*values):
+        *given, of_the_method, steps, guidance = values
+        return desk.edit(*given, *((None, None) if of_the_method else (steps, guidance)))
+
     with gr.Tab("Edit a clip"):
         upload = gr.File(label=f"Clip (mp4, gif, webp; {LARGEST_UPLOAD >> 20} MB at most)", elem_id="clip")
         source = gr.Textbox(label="What it shows", elem_id="source")
         target = gr.Textbox(label="What it is to show", elem_id="target")
         with gr.Row():
-            method = gr.Dropdown(list(METHODS), value="contextdiff", label="Method")
-            frames = gr.Slider(*FRAMES, value=8, step=1, label="Frames")
-            steps = gr.Slider(*desk.steps, value=sample.num_steps, step=1, label="Steps")
-            guidance = gr.Slider(*desk.guidance, value=7.5, step=0.5, label="Guidance")
+            methods = [OF_THE_RUN] * desk.tuned + list(METHODS)
+            method = gr.Dropdown(methods, value=methods[0], label="Method")
+            own = desk.pipeline.config.data.num_frames if desk.tuned else 8
+            frames = gr.Slider(*desk.frames, value=own, step=1, label="Frames")
+        with gr.Row():
+            of_the_method = gr.Checkbox(value=True, label="Steps and guidance of the method, not these:")
+            steps = gr.Slider(*desk.steps, value=num_steps, step=1, label="Steps")
+            guidance = gr.Slider(*desk.guidance, value=usual, step=0.5, label="Guidance")
         go = gr.Button("Edit", variant="primary", elem_id="edit")
         video = gr.Video(label="Source, reconstruction, edit", elem_id="video", interactive=False)
         figures = gr.Textbox(label="Figures", lines=6, interactive=False)
-        inputs = [upload, source, target, method, frames, steps, guidance]
-        go.click(told(desk.edit), inputs, [video, figures])
+        inputs = [upload, source, target, method, frames, of_the_method, steps, guidance]
+        go.click(told(edit), inputs, [video, figures])
 
 
 def serve(model: str, host: str = HOST, port: int = PORT, *, wait: bool = True) -> Any:

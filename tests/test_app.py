@@ -55,6 +55,29 @@ def test_a_models_own_settings_can_be_asked_for():
     assert desk.steps == (1, 250) and desk.guidance == (1.0, 20.0)
 
 
+def test_a_clip_is_edited_with_the_method_s_own_numbers_unless_others_are_asked_for(pipe, tmp_path, monkeypatch):
+    page, asked = mock.MagicMock(), []
+    edited = SimpleNamespace(save=lambda path: path, table=str)
+    monkeypatch.setattr(app, "gradio", lambda: page)
+    monkeypatch.setattr(pipe, "edit", lambda *args, **how: asked.append(how) or edited)
+    app.build(app.Desk(pipe, tmp_path), "demo")
+    (edit, *_), _ = page.Button().click.call_args_list[1]  # the first draws
+    for own in (True, False):
+        (tmp_path / "clip.mp4").write_bytes(b"a clip")
+        edit(str(tmp_path / "clip.mp4"), "a frog", "a star", "contextdiff", 8, own, 12, 5.0)
+    both = dict(method="contextdiff", num_frames=8, progress=False)
+    assert asked == [both | dict(steps=None, guidance=None), both | dict(steps=12, guidance=5.0)]
+    assert 7.5 not in [call.kwargs.get("value") for call in page.Slider.call_args_list]  # more than the model stands
+    # What was tuned on a clip has a method of its own, and a number of frames.
+    own = dict(pipe.config.items()) | dict(data=SimpleNamespace(source="clip", num_frames=30))
+    tuned = app.Desk(SimpleNamespace(config=SimpleNamespace(**own), edit=pipe.edit), tmp_path)
+    app.build(tuned, "tuned")
+    assert any(call.args[0][0] == app.OF_THE_RUN for call in page.Dropdown.call_args_list)
+    (tmp_path / "clip.mp4").write_bytes(b"a clip")
+    tuned.edit(str(tmp_path / "clip.mp4"), "a frog", "a star", app.OF_THE_RUN, 30, None, None)
+    assert asked[-1] == dict(method=None, num_frames=30, progress=False, steps=None, guidance=None)
+
+
 def test_old_results_are_deleted(pipe, tmp_path, monkeypatch):
     monkeypatch.setattr(app, "KEPT", 2)
     desk = app.Desk(pipe, tmp_path)

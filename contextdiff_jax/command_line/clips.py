@@ -25,28 +25,22 @@ def edit(config: ConfigDict | None, options: Options, kept: Any = None) -> None:
 
     shared.check_alone("--mode=edit", "run it in one")
     check_out(options, home := home_of(options.workdir))
-    its_own = config is None
-    pipeline = shared.pipeline_of(None, options) if its_own else None
-    config = pipeline.config if its_own else config
-    if "edit" not in config:
-        raise UserError("--mode=edit is for runs that were tuned on a clip: --config=configs/video_edit.py")
-    from contextdiff_jax.data.one_clip import check_identity, clip_of, keep_identity
-    from contextdiff_jax.editing.editor import Editor, put_at_rest
+    from contextdiff_jax.data.one_clip import check_identity, keep_identity
     from contextdiff_jax.pipeline import clip_editing
 
-    targets, clip = clip_editing.targets_of(config, options.prompts), clip_of(config.data)
-    pipeline = pipeline or shared.pipeline_of(config, options)
-    tuned = pipeline.config.data.source == "clip"
-    if tuned:
-        check_identity(clip, home)
-    if its_own:
-        put_at_rest(pipeline.task, config, clip, targets)
-    how = dict(kept=kept, tuned=tuned)
-    editor = Editor(pipeline.task, pipeline.params, pipeline.frozen, clip, pipeline.config, **how)
+    if config is not None and "edit" not in config:
+        raise UserError("--mode=edit takes the config of an edit: --config=configs/video_edit.py")
+    with_config = config is not None and clip_editing.is_tuned(options.workdir)
+    pipeline = shared.pipeline_of(config if with_config else None, options)
+    if tuned := pipeline.config.data.source == "clip":
+        editor, targets = _of_a_tuned_run(pipeline, config, options, kept)
+        check_identity(editor.clip, home)
+    else:
+        editor, targets = _of_any_model(pipeline, config, options)
     if kept is None:  # whatever is wrong leaves no folder
         editor.check(targets)
     if tuned:
-        keep_identity(clip, home)
+        keep_identity(editor.clip, home)
     edited = editor.run(targets)
     print(edited.table())
     out = _out(options, home)
@@ -55,6 +49,36 @@ def edit(config: ConfigDict | None, options: Options, kept: Any = None) -> None:
     print(f"figures: {out / 'edit.json'}   picture: {out / 'edit.png'}   side by side: {out / 'edit.mp4'}")
     if kept is None and (home / "config.json").is_file():  # a training writes it at its end
         shared.write_page(home)
+
+
+def _of_a_tuned_run(pipeline: Any, config: ConfigDict | None, options: Options, kept: Any) -> tuple[Any, list[str]]:
+    """What edits the clip of a run that was tuned on one, and the edited prompts."""
+    from contextdiff_jax.data.one_clip import clip_of
+    from contextdiff_jax.editing.editor import Editor, put_at_rest
+    from contextdiff_jax.pipeline import clip_editing
+
+    own = ConfigDict(pipeline.config.to_dict())
+    if config is not None:
+        own.data, own.preset = clip_editing.own_clip(own, config), config.preset
+    targets, clip = clip_editing.targets_of(own, options.prompts), clip_of(own.data)
+    if config is None:
+        put_at_rest(pipeline.task, own, clip, targets, words=True)
+    return Editor(pipeline.task, pipeline.params, pipeline.frozen, clip, own, kept=kept, tuned=True), targets
+
+
+def _of_any_model(pipeline: Any, config: ConfigDict | None, options: Options) -> tuple[Any, list[str]]:
+    """What edits a config's clip with a model that was tuned on none, and the edited prompts."""
+    from contextdiff_jax.data.one_clip import clip_of
+    from contextdiff_jax.pipeline import clip_editing
+
+    if config is None:
+        raise UserError(
+            f"{options.workdir} was tuned on no clip, and names none; name one, and a method: --config=configs/"
+            "video_edit.py:contextdiff --config.data.path=FILE --config.data.caption='what it shows'"
+        )
+    targets, clip = clip_editing.targets_of(config, options.prompts), clip_of(config.data)
+    print(f"{options.workdir} was tuned on no clip: it edits this one as it is")
+    return clip_editing.editor_as_it_is(pipeline, clip, config), targets
 
 
 def _out(options: Options, home: Path) -> Path:

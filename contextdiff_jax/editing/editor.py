@@ -23,6 +23,7 @@ from contextdiff_jax.editing.cache import Kept, shape_of, takes
 from contextdiff_jax.editing.control import Control
 from contextdiff_jax.editing.edit import edit, given_mask
 from contextdiff_jax.editing.inversion import Inverted, invert
+from contextdiff_jax.editing.judge import Judge
 from contextdiff_jax.editing.methods import NOTHING
 from contextdiff_jax.editing.plan import EditPlan, control_of, plan_of
 from contextdiff_jax.editing.result import AUTOENCODER, INVERSION, NO_EDITS, SOURCE, Edit
@@ -54,13 +55,15 @@ def controls_of(model: Any, config: ConfigDict, clip: Clip, targets: Sequence[st
     return plans.controls_of(config.edit, config.sample.num_steps, clip.caption, targets, model.parts.condition.read)
 
 
-def put_at_rest(model: Any, config: ConfigDict, clip: Clip, targets: Sequence[str]) -> None:
-    """Leaves out of a run's own `edit` section what cannot act in an edit and was taken once; the rest is checked by
-    `controls_of`, whose errors may be raised here."""
+def put_at_rest(model: Any, config: ConfigDict, clip: Clip, targets: Sequence[str], *, words: bool = False) -> None:
+    """Leaves out of a run's own `edit` section what cannot act in an edit and was taken once, and with `words` what is
+    said of words that these prompts have not; the rest is checked by `controls_of`, whose errors may be raised here."""
     check_targets(targets)
-    num_steps = config.sample.num_steps
+    num_steps, read = config.sample.num_steps, model.parts.condition.read
     effects.blends_at_rest(config.edit, num_steps)
-    plans.shares_at_rest(config.edit, num_steps, clip.caption, targets, model.parts.condition.read)
+    if words:
+        plans.words_at_rest(config.edit, clip.caption, targets, read)
+    plans.shares_at_rest(config.edit, num_steps, clip.caption, targets, read)
 
 
 class Editor:
@@ -294,7 +297,9 @@ class Editor:
         count, device = len(self.clip.frames), here().local[0]
         read = lambda: measures.Embed(self.model, self.frozen, self.config)
         embed = self._kept.of(("clip", self.config.encoder.clip), read) if self.config.encoder.clip else None
+        judge = Judge.of(self.config.data)
         rows, left_out = measures.rows(embed, self.config, self.clip, arrays, regions)
+        left_out += measures.lacking(self.config)
         if regions and not heatmaps:
             left_out.append(shown.no_heatmaps(self.plan))
         peak, why = memory.of_this_edit(device, self._peak_before)
@@ -307,6 +312,9 @@ class Editor:
             rows=rows,
             left_out=left_out,
             not_to_change=measures.kept_part(self.config),
+            clip=self.config.encoder.clip or None,
+            clip_digest=self._kept.found(("measured", self.config.encoder.clip)),
+            judge=None if judge is None else judge.recogniser.about(),
             warp_error_flow=measures.flow_of(self.config, self.clip),
             heat_in_mask=measures.heat_shares(self.clip, heatmaps),
             seconds_per_frame={name: rows.get("", rows) for name, rows in per_frame.items()},

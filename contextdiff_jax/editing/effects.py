@@ -111,6 +111,39 @@ def blends_at_rest(edit: Any, num_steps: int) -> None:
     masks_at_rest(edit)
 
 
+def words_at_rest(edit: Any, source: Prompt, prompts: Sequence[Prompt], asked: Collection[str] = ()) -> list[str]:
+    """Of a run's own settings the words of a mask that the source prompt has not, and factors and shares of words that
+    none of the edited prompts has: they are of another clip, or of other prompts. What a caller asks for himself stays,
+    and is refused by `check_words`.
+
+    Returns:
+        What is left out: "edit.key: words".
+    """
+    has = {"blend_words": lambda word: source.has(word)}
+    has |= {key: lambda pair: any(prompt.has(pair[0]) for prompt in prompts) for key in OF_TARGETS if prompts}
+    found = []
+    for key in has.keys() - set(asked):
+        if gone := [value for value in edit[key] if not has[key](value)]:
+            edit[key] = tuple(value for value in edit[key] if value not in gone)
+            found.append(f"edit.{key}: " + ", ".join(value if isinstance(value, str) else value[0] for value in gone))
+    if found and edit.alignment == "none" and not equalized(edit):  # beside a factor alone these acted
+        of_factors = {"cross_replace_steps": 0.0, "cross_replace_words": ()}
+        edit.update({key: rest for key, rest in of_factors.items() if key not in asked})
+    return sorted(found)
+
+
+def check_word(prompt: Prompt, word: str, key: str) -> None:
+    """Refuses a word of `edit` that a prompt has not.
+
+    Raises:
+        UserError: names the key, and the words that the prompt has.
+    """
+    try:
+        prompt.positions(word)
+    except UserError as error:
+        raise UserError(f"edit.{key}: {error}; take one of those, or leave it out") from error
+
+
 def check_words(edit: Any, prompts: Sequence[Prompt]) -> None:
     """Refuses a factor or a share of a word that no edited prompt has."""
     for key in OF_TARGETS:
@@ -118,7 +151,7 @@ def check_words(edit: Any, prompts: Sequence[Prompt]) -> None:
             if not prompts or any(prompt.has(word) for prompt in prompts):
                 continue
             if len(prompts) == 1:
-                prompts[0].positions(word)  # says so, with the words that it has
+                check_word(prompts[0], word, key)
             texts = ", ".join(repr(prompt.text) for prompt in prompts)
             raise UserError(f"edit.{key}: word {word!r} is in none of the edited prompts {texts}; leave it out")
 

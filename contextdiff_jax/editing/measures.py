@@ -10,14 +10,19 @@ from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.editing import figures
 from contextdiff_jax.editing.effects import OF_THE_BACKGROUND, masked
 from contextdiff_jax.editing.judge import Judge, is_embedded
+from contextdiff_jax.editing.methods import without_control
 from contextdiff_jax.editing.result import NO_EDITS, SOURCE
-from contextdiff_jax.encoders import load_clip
+from contextdiff_jax.encoders import BUILTIN, folder_of, load_clip
+from contextdiff_jax.formats import digests
 
 TOGETHER = 8  # frames that CLIP is shown at once
 
 
-def check(model: Any, config: Any) -> None:
+def check(model: Any, config: Any) -> str | None:
     """Reads what the figures will need: what is missing or damaged is said before hours of tuning, not after them.
+
+    Returns:
+        The digest of the weights of their CLIP; None without one.
 
     Raises:
         UserError: a CLIP or a judge that cannot be read.
@@ -25,6 +30,7 @@ def check(model: Any, config: Any) -> None:
     Judge.of(config.data)
     if config.encoder.clip and model.parts.clip is None:  # the model's own has been read
         load_clip(config.encoder.clip)
+    return digests.digest(folder_of(config.encoder.clip)) if config.encoder.clip else None
 
 
 def flow_of(config: Any, clip: Clip) -> str | None:
@@ -39,6 +45,17 @@ def kept_part(config: Any) -> str | None:
     if not masked(config.edit):
         return None
     return "object" if config.edit.mask in OF_THE_BACKGROUND else "background"
+
+
+def lacking(config: Any) -> list[str]:
+    """What an edit and its figures would be better for, and have not."""
+    found = [without_control(config.get("preset", ""), config.edit.control)]
+    if config.encoder.clip.startswith(BUILTIN) and not is_embedded(config.data):
+        found.append(
+            f"a CLIP that knows such clips (encoder.clip): the CLIP figures are by {config.encoder.clip}, which has "
+            "only seen OpenMoji scenes"
+        )
+    return [line for line in found if line]
 
 
 def rows(

@@ -140,6 +140,18 @@ RECIPES: dict[str, Values] = {
 }
 
 
+def without_control(names: str, control: str) -> str:
+    """What a method is left without that is guided by a ControlNet, where none is given; "" where nothing lacks.
+
+    Args:
+        names: of the method and its recipes, joined by "+".
+        control: `edit.control`.
+    """
+    if control or "controlvideo" not in names.split("+"):
+        return ""
+    return "a ControlNet (edit.control): controlvideo is guided by one, and this is its attention over time alone"
+
+
 def in_order(names: Sequence[str]) -> list[str]:
     """Names as they are applied, however they were asked for: a recipe changes a method.
 

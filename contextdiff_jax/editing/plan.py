@@ -1,10 +1,11 @@
 """A method as data: which parts of editing act, from the config's `edit` section."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.data.one_clip import window_starts
@@ -80,12 +81,20 @@ def controls_of(edit: Any, num_steps: int, source: str, targets: Sequence[str], 
     """
     old, prompts = Prompt.read(source, read), [Prompt.read(target, read) for target in targets]
     for word in edit.blend_words:
-        old.positions(word)  # one that is not there is refused, whether or not there is a mask
+        effects.check_word(old, word, "blend_words")  # whether or not there is a mask
     effects.check(edit, num_steps)
     effects.check_words(edit, prompts)
     controls = [_control_of(edit, num_steps, old, new) for new in prompts]
     effects.check_shares(edit, prompts, controls)
     return controls
+
+
+def words_at_rest(edit: Any, source: str, targets: Sequence[str], read: Read, asked: Collection[str] = ()) -> None:
+    """Leaves out of a run's own `edit` section words that these prompts have not, and says which; `asked` are keys that
+    a caller has set himself."""
+    prompts = [Prompt.read(target, read) for target in targets]
+    if gone := effects.words_at_rest(edit, Prompt.read(source, read), prompts, asked):
+        logging.warning("of the run's own settings these are of no word of the prompts: left out (%s)", "; ".join(gone))
 
 
 def shares_at_rest(edit: Any, num_steps: int, source: str, targets: Sequence[str], read: Read) -> None:

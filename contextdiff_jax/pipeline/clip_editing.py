@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -30,8 +31,12 @@ from contextdiff_jax.editing.methods import (
     RECIPES,
     in_order,
     values_of,
+    without_control,
 )
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import read_object
+from contextdiff_jax.models.sd_unet import read_unet_config
+from contextdiff_jax.pipeline import export, requests
 from contextdiff_jax.pipeline.requests import plain
 from contextdiff_jax.samplers import settings as samplers
 from contextdiff_jax.training import sharding
@@ -42,6 +47,15 @@ from contextdiff_jax.types import Params
 Frames = str | Path | Sequence[Image.Image] | np.ndarray
 OF_FILES = ("length", "start", "sampling_rate", "crop", "mask_path", "flow_path")  # how a clip is read from a path
 OF_THE_TASK = ("data.num_frames", "data.image_size", "sample.sampler", "sample.spacing")  # of what an editor is told
+OF_DATA = (*OF_FILES, "num_frames", "overlap", "image_size")  # options of `data` that act
+OF_A_TRAINING = ("batch_size", "num_threads", "prefetch")  # keys of `data` that an edit does not look at
+OTHER_DATA = "the frames say which clip, and nothing is trained"  # why its other keys do not
+IDLE = {  # options that would change nothing, and why
+    "caption": "the source prompt says what the clip shows",
+    "prompts": "the targets are the edited prompts",
+    "after_training": "nothing is trained",
+    "batch_size": "one clip is edited at a time; num_frames says how many of its frames the network takes at once",
+}
 MODELS = 4  # of clips, that a pipeline keeps
 GIVEN = "given frames"  # the path of a clip that has none: it is the caller's, not an embedded one
 
@@ -84,7 +98,7 @@ class ClipModels:
 
 def _of_the_task(key: str) -> bool:
     """Whether a key of a config decides over the task; the others say what its editor does."""
-    return key in OF_THE_TASK or not key.startswith(("data.", "sample.", "edit.", "eval."))
+    return key in OF_THE_TASK or not key.startswith(("data.", "sample.", "edit.", "eval.", "preset"))
 
 
 def _task(config: ConfigDict) -> Any:
@@ -137,12 +151,70 @@ def editor_of(
     samplers.put_at_rest(config.sample, asked)
     effects.masks_at_rest(config.edit, asked)
     config_lib.check(config)
-    if targets and "cross_replace_words" not in asked:
+    if targets:
         read = pipeline.task.parts.condition.read
-        plans.shares_at_rest(config.edit, config.sample.num_steps, clip.caption, targets, read)
+        plans.words_at_rest(config.edit, clip.caption, targets, read, asked)
+        if "cross_replace_words" not in asked:
+            plans.shares_at_rest(config.edit, config.sample.num_steps, clip.caption, targets, read)
+    return _editor(pipeline, clip, config, progress)
+
+
+def _editor(pipeline: Any, clip: Clip, config: ConfigDict, progress: bool = True) -> Editor:
+    """What edits a clip with a pipeline's model, as a config of its own says."""
     model = pipeline.clip_models.of(pipeline, config)
     how = dict(progress=progress, kept=model.kept)
     return Editor(model.task, model.params_of(pipeline), pipeline.frozen, clip, config, **how)
+
+
+def editor_as_it_is(pipeline: Any, clip: Clip, given: ConfigDict) -> Editor:
+    """What edits a config's clip, by the config's method, with a model that was tuned on none, as `editor_of` does.
+
+    Args:
+        pipeline: of any Stable Diffusion: its new layers start as identity.
+        clip: from `clip_of`.
+        given: a recipe of `configs/video_edit.py`; of the networks all but `model.video` is the pipeline's.
+
+    Raises:
+        UserError: a model that edits no clips.
+    """
+    _check_backbone(own := pipeline.config)
+    config, given = ConfigDict(own.to_dict()), given.copy_and_resolve_references()
+    config.edit, config.sample = given.edit, given.sample
+    with config.data.ignore_type():
+        config.data.update({key: value for key, value in given.data.items() if key not in OF_A_TRAINING})
+    config.model.video, config.preset = given.model.video, given.preset
+    config.encoder.clip = own.encoder.clip or given.encoder.clip
+    config.sample.adapter = given.sample.adapter and given.adapter.enabled and own.adapter.enabled
+    config.data.num_frames = min(given.data.num_frames, len(clip.frames))
+    config_lib.check(config)
+    return _editor(pipeline, clip, config)
+
+
+def is_tuned(model: str | Path) -> bool:
+    """Whether a model is a run that was tuned on a clip, or the export of one; nothing but its config is read. What has
+    none that can be read is taken for one: whoever reads the model says what is wrong.
+
+    Raises:
+        UserError: an export that is damaged, or no model of that name.
+    """
+    path = encoders.folder_of(model)
+    if export.is_export(path):
+        return export.read_config(path)[0].data.source == "clip"
+    if path.is_file() or export.is_diffusers_pipeline(path):
+        return False
+    file = path / "config.json"
+    return not file.is_file() or read_object(file).get("data", {}).get("source") == "clip"
+
+
+def own_clip(own: ConfigDict, given: ConfigDict) -> ConfigDict:
+    """The `data` of the clip that a tuned run is edited on under another config: its own from a file, which that config
+    need not name again, or else the one that is named, to be compared with what the run was tuned on.
+
+    Args:
+        own: as the run was loaded under the other config, which has put in what that says of the clip.
+        given: the other config.
+    """
+    return own.data if own.data.path else given.data
 
 
 def _set(config: ConfigDict, options: dict[str, Any], of_a_path: bool) -> None:
@@ -151,12 +223,15 @@ def _set(config: ConfigDict, options: dict[str, Any], of_a_path: bool) -> None:
     Raises:
         UserError: an unknown option, one of another type, or one that the caller's frames have no use for.
     """
+    requests.check_adapter(config, options)
     for name, value in options.items():
         sections = [s for s in ("edit", "sample", "data") if name in config[s]]
-        if not sections:
+        if not sections and name not in IDLE:
             raise UserError(f"option {name}={value!r} is unknown; accepted: the keys of edit, sample and data")
         if value is None:  # the run's own, or the method's
             continue
+        if name in IDLE or (sections[0] == "data" and name not in OF_DATA):
+            raise UserError(f"option {name}={value!r} cannot act: {IDLE.get(name, OTHER_DATA)}; leave it out")
         if name in OF_FILES and not of_a_path:
             raise UserError(f"option {name}={value!r} is for a clip's path; leave it out, and give the frames you mean")
         try:
@@ -167,8 +242,7 @@ def _set(config: ConfigDict, options: dict[str, Any], of_a_path: bool) -> None:
 
 def _config(own: ConfigDict, method: str | None) -> ConfigDict:
     """The pipeline's config with the sections that editing needs, and a method in them."""
-    if own.model.backbone != "sd":
-        raise UserError(f"config.model.backbone={own.model.backbone!r} edits no clips; load a Stable Diffusion model")
+    _check_backbone(own)
     config = ConfigDict(own.to_dict())
     config.sample.sampler, config.sample.eta, config.sample.threshold = "ddim", 0.0, "none"
     tuned = "edit" in config
@@ -181,6 +255,7 @@ def _config(own: ConfigDict, method: str | None) -> ConfigDict:
         if (part := values_of(name)) is None:
             raise UserError(f"method {name!r} is unknown; accepted: {', '.join([*METHODS, *RECIPES])}, joined by '+'")
         values |= part
+    config.preset = "+".join(names)
     if _is_demo(own) and "sample.guidance" in values:
         values["sample.guidance"] = min(values["sample.guidance"], DEMO_GUIDANCE)
     if tuned:  # the network is what it is
@@ -203,6 +278,12 @@ def _config(own: ConfigDict, method: str | None) -> ConfigDict:
     return config
 
 
+def _check_backbone(own: ConfigDict) -> None:
+    """Raises UserError where a model is no Stable Diffusion."""
+    if own.model.backbone != "sd":
+        raise UserError(f"config.model.backbone={own.model.backbone!r} edits no clips; load a Stable Diffusion model")
+
+
 def _is_own(frames: Frames, own: ConfigDict) -> bool:
     """Whether a caller's frames are the path of the clip that a run was tuned on."""
     real = lambda path: os.path.realpath(os.path.expanduser(path))
@@ -219,8 +300,12 @@ def _read_whole(config: ConfigDict) -> None:
 
 
 def _is_demo(config: ConfigDict) -> bool:
-    """Whether the network is that of the model that ships."""
-    return Path(encoders.located(config.model.pretrained)).resolve() == encoders.folder_of("builtin:demo").resolve()
+    """Whether the network is that of the model that ships, in a run or an export of it as well: made from it, or of its
+    sizes."""
+    made_from, shipped = (encoders.folder_of(path) for path in (config.model.pretrained, "builtin:demo"))
+    if made_from.resolve() == shipped.resolve():
+        return True
+    return read_unet_config(made_from / "unet") == read_unet_config(shipped / "unet")
 
 
 def _clip(frames: Frames, source: str, config: ConfigDict, whole: bool) -> Clip:
@@ -304,6 +389,8 @@ def check(task: Any, config: ConfigDict, prompts: Sequence[str], resumed: bool =
     if resumed:
         put_at_rest(task, config, clip, targets)
     controls_of(task, config, clip, targets)
+    if why := without_control(config.preset, config.edit.control):
+        logging.warning("left out: %s", why)
     params = jax.eval_shape(task.init, stream(config.seed, "init"))
     Editor(task, params, task.frozen, clip, config, progress=False, kept=kept, tuned=resumed).check(targets)
     return kept

@@ -176,8 +176,8 @@ class Pipeline:
             **options: masks (bool [F, H, W], of the object, of the frames' size or the model's), rate (frames per
                 second of what is saved), num_frames (that the network takes at once; a longer clip is edited in
                 windows, which overlap by at most half of them unless overlap says otherwise), or any other key of
-                `edit`, `sample` and `data`. Of a path all frames are taken, unless length, start or sampling_rate say
-                otherwise.
+                `edit`, `sample` and `data` that acts in an edit. Of a path all frames are taken, unless length, start
+                or sampling_rate say otherwise.
 
         Returns:
             frames[target][frame], source and reconstruction as PIL images, figures, heatmaps; `.save("out.mp4")`.

@@ -182,13 +182,23 @@ def section_of(config: ConfigDict, options: dict[str, Any], **unless_given: Any)
             config.sample[name] = plain(value)
         except TypeError as error:
             raise UserError(f"sampling option {name}={value!r} has the wrong type: {error}") from error
-    if options.get("adapter") is not None and config.sample.adapter and not config.adapter.enabled:
-        raise UserError("adapter=True cannot act: this model was trained without an adapter; leave it out")
+    check_adapter(config, options)
     asked = [name for name, value in options.items() if value is not None]
     put_at_rest(config.sample, asked)
     config_lib.put_at_rest(config, [f"sample.{name}" for name in asked])
     config_lib.check(config)
     return config.sample
+
+
+def check_adapter(config: ConfigDict, options: dict[str, Any]) -> None:
+    """Refuses what asks for an adapter of a model that has none.
+
+    Raises:
+        UserError: it has none.
+    """
+    asked = options.get("adapter")
+    if asked is not None and plain(asked) and not config.adapter.enabled:
+        raise UserError("adapter=True cannot act: this model was trained without an adapter; leave it out")
 
 
 def steps_of(steps: Any, overrides: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from contextdiff_jax import task as task_lib
 from contextdiff_jax.data.one_clip import clip_of, keep_identity
 from contextdiff_jax.editing import editor as editor_lib
 from contextdiff_jax.editing import memory
+from contextdiff_jax.editing import plan as plans
 from contextdiff_jax.editing.cache import Kept, shape_of, takes
 from contextdiff_jax.editing.editor import Editor
 from contextdiff_jax.editing.result import NO_EDITS
@@ -170,14 +171,19 @@ def test_an_edit_of_what_the_network_has_not_leaves_no_folder(recipe, tmp_path, 
     # Of a model of the hub nothing is written where its name would be taken for a folder; what no clip was tuned on
     # edits any.
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(clip_editing, "is_tuned", lambda model: True)
     command_line.run("edit", recipe, dataclasses.replace(options, workdir="org/name"))
     names = lambda: sorted(path.name for path in (tmp_path / "runs" / "org-name").iterdir())
     assert names() == ["clip.json", "edit"] and not (tmp_path / "org").exists()
     (tmp_path / "runs" / "org-name" / "clip.json").unlink()
     pipeline.config = recipe.copy_and_resolve_references()
     pipeline.config.data.source = "folder"
+    as_it_is = lambda pipeline, clip, config: Editor(task, None, None, clip, config)
+    monkeypatch.setattr(clip_editing, "editor_as_it_is", as_it_is)
     command_line.run("edit", recipe, dataclasses.replace(options, workdir="org/name"))
     assert names() == ["edit", "edit-2"]
+    with pytest.raises(UserError, match="org/name was tuned on no clip, and names none; name one.*--config.data.path"):
+        command_line.run("edit", None, dataclasses.replace(options, workdir="org/name"))
     monkeypatch.setattr(Editor, "run", lambda *args: pytest.fail("run"))
     for mode in ("edit", "train"):
         with pytest.raises(UserError, match="--out=.*edit holds an edit"):
@@ -187,6 +193,49 @@ def test_an_edit_of_what_the_network_has_not_leaves_no_folder(recipe, tmp_path, 
     for mode, message in (("edit", "--mode=edit needs no other process"), ("train", "edit.after_training=True needs")):
         with pytest.raises(UserError, match=message):
             command_line.run(mode, recipe, options)
+
+
+def test_a_run_s_own_clip_and_words_need_not_be_named_again(recipe, tmp_path, monkeypatch):
+    """Another preset edits the clip of the run; what the run says of words in other prompts is left out, and said."""
+    own, given, seen = recipe.copy_and_resolve_references(), video_edit.get_config("style+tiny"), []
+    own.data.path, own.data.caption, own.data.index = str(folder_of(tmp_path / "own", 3)), "a red square", 0
+    own.edit.equalizer, own.edit.cross_replace_words = (("circle", 3.0),), (("circle", 0.2),)
+    pipeline = SimpleNamespace(task=task_lib.build(recipe), params=None, frozen=None, config=own)
+    monkeypatch.setattr(command_line.shared, "pipeline_of", lambda config, options: seen.append(config) or pipeline)
+    monkeypatch.setattr(Editor, "check", lambda *args: None)
+
+    def run(self, targets):
+        seen.append((self.clip.caption, self.config, targets))
+        return SimpleNamespace(table=str, write=lambda folder: (folder / "edit.json").write_text("{}"))
+
+    monkeypatch.setattr(Editor, "run", run)
+    options = command_line.Options(str(tmp_path), prompts=("a blue square",), compilation_cache="off")
+    told = []
+    monkeypatch.setattr(plans.logging, "warning", lambda text, *values: told.append(text % values))
+    command_line.run("edit", given, options)
+    command_line.run("edit", None, options)
+    assert seen[0] is given and seen[2] is None
+    for caption, config, targets in (seen[1], seen[3]):
+        assert caption == "a red square" and targets == ["a blue square"] and config.data.path == own.data.path
+    assert seen[1][1].preset == "style+tiny" and seen[3][1].edit.equalizer == ()
+    assert len(told) == 1 and told[0].endswith("(edit.cross_replace_words: circle; edit.equalizer: circle)")
+    assert own.edit.equalizer  # the run's own stays as it is
+    for word, prompts in (("circle", ("a blue square",)), ("square", ("a blue circle",))):
+        own.edit.equalizer, own.edit.cross_replace_words = ((word, 3.0),), ()
+        with pytest.raises(UserError, match=f"edit.equalizer: word '{word}' is not in the prompt .*or leave it out"):
+            editor_lib.controls_of(pipeline.task, own, clip_of(own.data), prompts)
+
+
+def test_whether_a_model_was_tuned_is_in_its_files(tmp_path):
+    for name, content in (("run", '{"data": {"source": "clip"}}'), ("other", '{"data": {"source": "folder"}}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(content)
+    (tmp_path / "sd").mkdir()
+    (tmp_path / "sd" / "model_index.json").write_text("{}")
+    (tmp_path / "sd.safetensors").write_bytes(b"")
+    found = {name: clip_editing.is_tuned(tmp_path / name) for name in ("run", "other", "sd", "sd.safetensors", "none")}
+    assert found == {"run": True, "other": False, "sd": False, "sd.safetensors": False, "none": True}
+    assert not clip_editing.is_tuned("builtin:demo")
 
 
 def test_a_clip_that_changed(recipe, tmp_path):

@@ -10,7 +10,7 @@ from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.editing import effects
 from contextdiff_jax.editing.control import Fusion, Recorder
 from contextdiff_jax.editing.methods import METHODS, RECIPES, values_of
-from contextdiff_jax.editing.plan import control_of, controls_of, plan_of, shares_at_rest
+from contextdiff_jax.editing.plan import control_of, controls_of, plan_of, shares_at_rest, words_at_rest
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.models.video import Site
 
@@ -154,6 +154,27 @@ def test_a_word_need_be_in_one_of_several_prompts():
     assert [c.cross[:, 2].sum() for c in (red, horse)] == [8, 2]
     edit.equalizer = (("bear", 2.0),)
     with pytest.raises(UserError, match="edit.equalizer: word 'bear' is in none of the edited prompts 'a red jeep"):
+        controls_of(edit, STEPS, SOURCE, targets, read)
+
+
+def test_words_of_a_run_s_own_that_other_prompts_have_not_are_left_out():
+    edit, targets = settings("ddim"), [TARGET]
+    edit.equalizer, edit.cross_replace_steps = (("horse", 2.0),), 0.5
+    edit.cross_replace_words = [["horse", 0.3]]  # as a file has them
+    words_at_rest(edit, SOURCE, targets, read)
+    # A share of the steps acted beside the factor alone.
+    assert (edit.equalizer, tuple(edit.cross_replace_words), edit.cross_replace_steps) == ((), (), 0.0)
+    controls_of(edit, STEPS, SOURCE, targets, read)
+    edit = settings("fatezero")
+    edit.blend_words, edit.equalizer = ("jeep", "lake"), (("red", 2.0), ("horse", 2.0))
+    words_at_rest(edit, SOURCE, targets, read, asked=("equalizer",))
+    assert edit.blend_words == ("jeep",) and len(edit.equalizer) == 2  # what is asked for now is refused
+    words_at_rest(edit, SOURCE, [], read)
+    assert len(edit.equalizer) == 2
+    words_at_rest(edit, SOURCE, targets, read)
+    assert edit.equalizer == (("red", 2.0),) and edit.cross_replace_steps == 0.8
+    edit.blend_words = ("lake",)
+    with pytest.raises(UserError, match="edit.blend_words: word 'lake' is not in the prompt"):
         controls_of(edit, STEPS, SOURCE, targets, read)
 
 

@@ -14,12 +14,15 @@ from stable_diffusion_helpers import UNET, save_pipeline
 
 import contextdiff_jax as cdx
 from configs import video_edit
+from contextdiff_jax import encoders
 from contextdiff_jax.data.clips import Clip, write_clip
 from contextdiff_jax.data.moving import moving
 from contextdiff_jax.editing import editor as editor_lib
+from contextdiff_jax.editing import measures
 from contextdiff_jax.editing.editor import Editor
 from contextdiff_jax.editing.result import AUTOENCODER
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import read_object, write_json
 from contextdiff_jax.pipeline import clip_editing, loading
 
 SIZE, FRAMES, WINDOW = 16, 5, 3
@@ -188,7 +191,14 @@ def test_what_frames_of_one_s_own_cannot_be(pipe):
         (frames, dict(mask_path="masks"), "option mask_path='masks' is for a clip's path"),
         (frames, dict(strenght=1), "option strenght=1 is unknown"),
         (frames, dict(masks=np.zeros((2, SIZE, SIZE))), r"masks of shape .* needs \(3, 16, 16\)"),
-        (frames, dict(index=3), "config.data.index=3 cannot act: config.data.path names the clip"),
+        (frames, dict(index=3), "option index=3 cannot act: the frames say which clip"),
+        (frames, dict(path="x.mp4"), "option path='x.mp4' cannot act: the frames say which clip"),
+        (frames, dict(preset="demo"), "option preset='demo' cannot act"),
+        (frames, dict(caption="a star"), "option caption='a star' cannot act: the source prompt says"),
+        (frames, dict(prompts=("a star",)), "option prompts=.* cannot act: the targets are the edited prompts"),
+        (frames, dict(batch_size=4), "option batch_size=4 cannot act: one clip is edited at a time; num_frames"),
+        (frames, dict(after_training=True), "option after_training=True cannot act: nothing is trained"),
+        (frames, dict(adapter=np.bool_(True)), "adapter=True cannot act: this model was trained without an adapter"),
         (frames[:1], {}, "give 2 or more"),
         (5, {}, "frames=5 are no clip"),
         (frames, dict(method=5), "method '5' is unknown"),
@@ -248,6 +258,46 @@ def test_the_model_that_ships_makes_its_masks_as_its_recipe_does(monkeypatch):
     with pytest.raises(AttributeError):
         clip_editing.editor_of(shipped, frames, SOURCE, "style+fatezero", {"guidance": 5.0}, progress=False)
     assert (built[1].sample.guidance, built[1].edit.equalize_added, built[1].edit.self_blend) == (5.0, 10.0, False)
+
+
+def test_an_export_of_the_model_that_ships_is_known_by_its_network(tmp_path):
+    config = loading.find("builtin:demo", step=None, ema=True, config=None).config
+    shipped = encoders.folder_of("builtin:demo") / "unet" / "config.json"
+    for name, change in (("same", {"sample_size": 32}), ("other", {"norm_num_groups": 8})):
+        write_json(read_object(shipped) | change, tmp_path / name / "unet" / "config.json")
+        config.model.pretrained = str(tmp_path / name)
+        edited = clip_editing._config(config, "contextdiff")
+        expected = (3.0, "range", 0.5) if name == "same" else (7.5, "maximum", 0.3)
+        assert (edited.sample.guidance, edited.edit.mask_scale, edited.edit.mask_threshold) == expected
+
+
+def test_a_model_that_was_tuned_on_no_clip_edits_one_as_it_is(pipe, asked, monkeypatch):
+    """On the command line as from Python: the recipe's clip and method, and the model's own network."""
+    recipe = video_edit.get_config("style+tiny")
+    recipe.data.path, recipe.data.caption, recipe.data.image_size, recipe.data.index = "x.mp4", SOURCE, SIZE, 0
+    recipe.data.num_frames, recipe.encoder.clip = 8, "CLIP"
+    clip, config = clip_editing.editor_as_it_is(pipe, Clip(np.zeros((5, SIZE, SIZE, 3), np.uint8)), recipe)
+    assert config.model.pretrained == pipe.config.model.pretrained and config.model.video == recipe.model.video
+    assert config.edit == recipe.edit and config.data.caption == SOURCE and config.data.num_frames == 5
+    assert config.encoder.clip == "CLIP" and not config.sample.adapter and recipe.data.num_frames == 8
+    assert config.sample.num_steps == recipe.sample.num_steps and config.preset == "style+tiny"
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="backbone='unet' edits no clips"):
+        patch.setattr(pipe.config.model, "backbone", "unet")
+        clip_editing.editor_as_it_is(pipe, clip, recipe)
+
+
+def test_what_an_edit_lacks_is_said():
+    config = video_edit.get_config("demo+controlvideo")
+    (line,) = measures.lacking(config)
+    assert line.startswith("a ControlNet (edit.control): controlvideo is guided by one")
+    config.edit.control, config.data.path = "control", "x.mp4"
+    (line,) = measures.lacking(config)
+    assert "by builtin:clip_mini, which has only seen OpenMoji scenes" in line
+    config.encoder.clip = "CLIP"
+    assert not measures.lacking(config)
+    shipped = loading.find("builtin:demo", step=None, ema=True, config=None).config
+    config = clip_editing._config(shipped, "controlvideo+style")
+    assert config.preset == "controlvideo+style" and measures.lacking(config)
 
 
 def test_presets_say_the_same_in_any_order():
