@@ -10,7 +10,7 @@ import pytest
 
 from contextdiff_jax import config as config_lib
 from contextdiff_jax.errors import UserError
-from docs.study import images, plots, run, side_by_side, steps, steps_images, steps_plots, toy
+from docs.study import images, plots, run, side_by_side, steps, steps_images, steps_plots, toy, work
 
 
 @pytest.mark.parametrize("T", [1, 2, 4, 64, 1000])
@@ -117,6 +117,18 @@ def test_every_arm_of_a_thousand_steps_has_its_rows_and_a_diverged_sampler_is_no
         "| 2.00 (2.00 to 2.00) | 1.400 |"
     )
     assert "contextual, r free, T = 1000, DDIM" in rows[5] and "nan" in rows[5]
+
+
+@pytest.mark.slow
+def test_a_step_s_work_is_counted_once_for_each_evaluation_of_a_network():
+    of = lambda arm: work.counted(*work.task_of("mixture", steps.ARMS[arm]))
+    shares = of("free") / of("plain")  # an adapter as large as the denoiser, at t and at s
+    np.testing.assert_allclose(shares, [4.0, 3.0], rtol=0.02)
+
+
+def test_a_step_s_work_is_told_as_a_multiple_of_the_plain_one_s():
+    rows = work.table({"mixture": {"plain": np.array([2.0, 1.0]), "free": np.array([8.0, 3.0])}}).splitlines()
+    assert rows[2:] == ["| plain | 1.00 | 1.00 |", "| contextual, r free | 4.00 | 3.00 |"]
 
 
 def test_what_no_table_would_show_is_refused_before_it_is_trained(monkeypatch, tmp_path):

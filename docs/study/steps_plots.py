@@ -17,6 +17,7 @@ STYLES = {"dpmpp_2m": "--", "ddim": ":"}  # all of ddpm's steps are no point of 
 MANY_ARMS = {"plain": ("plain, T = 1000", "black")}  # then whatever else has been run at T = 1000
 MANY_ARMS |= {arm: (f"{of.label}, T = 1000", of.colour) for arm, of in (USERS | ARMS).items() if arm != "plain"}
 DRAW, MEAN = "decoder's draw", "decoder's mean"
+ASKED = (2, 4, 8, 16, 64, MANY)  # T of `runs_table`
 # Steps of the digits' trainings: `num_steps` of the file
 LENGTHS = {150: 150, 300: 300, 400: 400, 600: 0, 1200: 1200}
 
@@ -163,6 +164,15 @@ def against_more_steps(stored: dict[str, Any]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def runs_table(sets: dict[str, dict[str, Any]]) -> str:
+    """The arms that have been run of each set at each T that the study asks about."""
+    rows = [["set", *(f"T = {T}" for T in ASKED)], ["-"] * (len(ASKED) + 1)]
+    for name, stored in sets.items():
+        found = ([arm for arm in ARMS | USERS if stored["runs"].get(str(T), {}).get(arm)] for T in ASKED)
+        rows.append([name, *(", ".join(arms) or "-" for arms in found)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
 def plot_curves(stored: dict[str, Any], path: Path) -> None:
     """The mixture over T: bound, gain over plain, samples at T evaluations; bands from least to largest seed."""
     fig, axes = figure(11, 3.4, 1, 3)
@@ -231,6 +241,9 @@ def main(results: Path = RESULTS, folder: Path = Path(__file__).parent, page: Pa
     mixture = sets["mixture"]
     if page.is_file() and sets["digits"]["runs"]:
         replace_table(page, "steps-digits-lengths", lengths_table(results))
+    if page.is_file() and any(stored["runs"] for stored in sets.values()):
+        shown = {name: stored for name, stored in sets.items() if name not in RATE or name == "mixture"}
+        replace_table(page, "steps-runs", runs_table(shown))
     if mixture["runs"] and page.is_file():
         replace_table(page, "steps-more", against_more_steps(mixture))
     if mixture["runs"]:
