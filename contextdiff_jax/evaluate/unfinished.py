@@ -16,7 +16,7 @@ from contextdiff_jax.training.distributed import broadcast_bytes, is_primary
 EVERY = 60.0  # least seconds between two writings
 PATIENCE = 20  # times as long as a writing takes, where that is more: features of many pictures are large
 IDENTITY = "identity"
-LAYOUT = 2  # of the parts and their states; a file of another version is left unread
+LAYOUT = 3  # of the parts, what they take in and their states; a file of another version is left unread
 
 
 class Part(Protocol):

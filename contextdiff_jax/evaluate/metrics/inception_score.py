@@ -39,7 +39,7 @@ class InceptionScore(float):
 class Entropies:
     """Sums from which the scores of all splits follow: memory flat in N.
 
-    The splits are contiguous slices of the stream, as Salimans et al. and ADM's evaluator take them.
+    The splits are contiguous slices of the stream, split i from place floor(i N / S) on, as Salimans et al. take them.
 
     Args:
         total: places in the stream.
@@ -65,7 +65,7 @@ class Entropies:
         p = p / p.sum(axis=1, keepdims=True)
         if self.sum_p is None:
             self.sum_p = np.zeros((self.splits, p.shape[1]))
-        split = np.asarray(places, np.int64) * self.splits // self.total
+        split = ((np.asarray(places, np.int64) + 1) * self.splits - 1) // self.total
         np.add.at(self.n, split, 1)
         np.add.at(self.sum_p, split, p)
         np.add.at(self.sum_p_log_p, split, _p_log_p(p).sum(axis=1))

@@ -143,7 +143,7 @@ def test_inception_score_leaves_the_probabilities_as_they_are():
 
 
 def test_inception_score_is_torch_fidelitys():
-    logits = 3 * np.random.default_rng(0).normal(size=(400, 7))
+    logits = 3 * np.random.default_rng(0).normal(size=(404, 7))
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     theirs = lambda splits: isc_features_to_metric(torch.tensor(logits), splits, shuffle=False)
     ours = metrics.inception_score(p)
@@ -151,6 +151,16 @@ def test_inception_score_is_torch_fidelitys():
     split = theirs(10)
     expected = split["inception_score_mean"], split["inception_score_std"]
     assert (ours.split_mean, ours.split_std) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("count", [12, 404, 409])
+def test_the_splits_of_an_inception_score_are_those_of_its_paper(count):
+    """Salimans et al.: preds[i * N // splits : (i + 1) * N // splits], also where these are of several sizes."""
+    p = np.random.default_rng(0).dirichlet(np.ones(7), count)
+    parts = [p[i * count // 10 : (i + 1) * count // 10] for i in range(10)]
+    expected = [np.exp(np.mean((part * np.log(part / part.mean(0))).sum(1))) for part in parts]
+    score = metrics.inception_score(p)
+    assert score.split_mean == pytest.approx(np.mean(expected)) and score.split_std == pytest.approx(np.std(expected))
 
 
 def test_few_pictures_have_an_inception_score_without_splits():
