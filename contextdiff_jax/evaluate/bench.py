@@ -24,14 +24,16 @@ ROUNDS, STEPS = 5, 4  # timed rounds of each variant, steps per round
 READING = 3.0  # seconds for which the input pipeline is timed
 
 
-def records_per_second(batches: Iterator, batch_size: int) -> float:
+def records_per_second(batches: Iterator, batch_size: int, threads: int, prefetch: int) -> float:
     """What the input pipeline delivers on its own, all its threads at work, without a step that waits for it."""
-    next(batches)
-    start, count = time.perf_counter(), 0
-    while (spent := time.perf_counter() - start) < READING or not count:
+    for _ in range(prefetch + threads):  # read before the clock starts
         next(batches)
-        count += batch_size
-    return count / spent
+    start, count = time.perf_counter(), 0
+    # Threads that began together end together: of each one batch at the least.
+    while (spent := time.perf_counter() - start) < READING or count < max(threads, 1):
+        next(batches)
+        count += 1
+    return count * batch_size / spent
 
 
 class _Variant:
@@ -101,7 +103,9 @@ def bench_adapter(config: ConfigDict, out: Path) -> dict[str, Any]:
         for variant in variants.values():
             variant.seconds.append(variant.run(STEPS))
     first, second = variants.values()
-    speed = records_per_second(first.batches, config.data.batch_size)
+    speed = records_per_second(
+        first.batches, config.data.batch_size, threads=config.data.num_threads, prefetch=config.data.prefetch
+    )
     ratios = np.array(first.seconds) / np.array(second.seconds)
     figures = {
         "hardware": hardware(),
