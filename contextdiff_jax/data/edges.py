@@ -39,6 +39,11 @@ def edges(image: PIL.Image.Image, low: float = 100.0, high: float = 200.0, blur:
         found = grown
 
 
+def edges_of(frames: np.ndarray) -> np.ndarray:
+    """The edges of each frame of a clip, uint8 [F, H, W, 3]: float32 [F, H, W, 3]."""
+    return np.stack([edges(PIL.Image.fromarray(frame)) for frame in frames])
+
+
 def _on_ridge(strength: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
     """Whether a pixel is stronger than its two neighbours in the direction of the gradient, rounded to 45 degrees; of
     equal ones the first is, [H, W]."""

@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 from tqdm import tqdm
 
 from contextdiff_jax import compilation
 from contextdiff_jax.data.clips import Clip
-from contextdiff_jax.data.edges import edges
+from contextdiff_jax.data.edges import edges_of
 from contextdiff_jax.editing import effects, measures, memory, shown
 from contextdiff_jax.editing import plan as plans
 from contextdiff_jax.editing.cache import Kept, shape_of, takes
@@ -213,7 +212,7 @@ class Editor:
         """What a ControlNet is shown of each frame; nothing without one."""
         if self.plan.controlnet is None:
             return np.zeros((len(self.clip.frames), 1), np.float32)
-        return np.stack([edges(Image.fromarray(frame)) for frame in self.clip.frames])
+        return edges_of(self.clip.frames)
 
     def _frames(self) -> Array:
         return jnp.asarray(self.clip.frames.astype(np.float32) / 127.5 - 1.0)

@@ -1,5 +1,6 @@
 """`--mode=heatmaps`: heatmaps of words drawn over the pictures, with the adapter on and off under one colour scale."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from contextdiff_jax import data
 from contextdiff_jax.data.moving import owner_map
 from contextdiff_jax.data.one_clip import clip_of
+from contextdiff_jax.data.vocabulary import captions_of_one
 from contextdiff_jax.editing.words import Prompt
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import heatmaps
@@ -24,6 +26,7 @@ from contextdiff_jax.evaluate.groups import settings_of
 from contextdiff_jax.evaluate.metrics.base import mean
 from contextdiff_jax.evaluate.suite import keep
 from contextdiff_jax.files import atomic, write_json
+from contextdiff_jax.models.backbones import two_headed
 from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.pipeline import Pipeline
 
@@ -108,8 +111,11 @@ def write_heatmaps(pipeline: Pipeline, prompts: Sequence[str], out: Path, key: i
     if empty := [prompt for prompt in asked if not heatmaps.words_of(prompt)]:
         raise UserError(f"prompt {empty[0]!r} has no word to show; name an object")
     found = _of_clip(pipeline, settings, out) if of_clip else _of_prompts(pipeline, settings, prompts, out, key)
-    about = {"step": pipeline.step, "seed": key, "pictures": found, "shares": shares(pipeline, settings)}
-    keep(out / "heatmaps.json", partial(write_json, about))
+    about = {"step": pipeline.step, "seed": key, "pictures": found, "shares": {}}
+    try:
+        about["shares"] = shares(pipeline, settings)
+    finally:  # whatever stops the shares, what is drawn keeps its file
+        keep(out / "heatmaps.json", partial(write_json, about))
     return about
 
 
@@ -145,19 +151,27 @@ def _of_clip(pipeline: Pipeline, settings: Mapping, out: Path) -> list[dict]:
 
 def shares(pipeline: Pipeline, settings: Mapping[str, dict]) -> dict[str, dict[str, float]]:
     """How much of the heat of the object's words lies on the object, over held-out renders on their way into noise; and
-    the same of the background's word. {} where the data are no embedded scenes."""
+    the same of the background's word. {} where the data are no embedded scenes of one object; settings that have no way
+    into noise, of a second head, are left out."""
     config = pipeline.config.data
     if config.source != "openmoji" or config.num_frames > 1 or pipeline.config.condition.kind != "text":
         return {}
+    if not captions_of_one(config.preset):
+        print(f"shares of heat are left out: all captions of data.preset={config.preset!r} name two objects")
+        return {}
+    inverted = {name: how for name, how in settings.items() if not _by_head(pipeline, how)}
+    if left_out := [name or "the model" for name in settings if name not in inverted]:
+        why = "config.adapter.reverse='head' predicts the shift of steps down, and so has no way into noise"
+        print(f"shares of heat are left out of {', '.join(left_out)}: {why}")
     source = data.source(config, "test")
-    places = [i for i in range(len(source)) if source.scene(i).relation < 0][:RENDERS]
-    scenes, words = [source.scene(i) for i in places], source.vocabulary
+    alone = (scene for scene in map(source.scene, range(len(source))) if scene.relation < 0)
+    scenes, words = list(itertools.islice(alone, RENDERS)), source.vocabulary
     images = np.stack([scene.draw(words, config.image_size) for scene in scenes]).astype(np.float32) / 127.5 - 1.0
     # An object's pixels, on the grid of the scene; drawings that miss a pixel's corner do not count there.
     side = 32 * max(1, config.image_size // 32)
     masks = np.stack([owner_map(scene, words, side) == 1 for scene in scenes])
     captions, found = [scene.caption(words) for scene in scenes], {}
-    for name, how in settings.items():
+    for name, how in inverted.items():
         maps = heatmaps.of_pictures(pipeline, images, captions, **how).maps
         for what in ("object", "background"):
             named = [_named(words, scene, what) for scene in scenes]
@@ -169,8 +183,13 @@ def shares(pipeline: Pipeline, settings: Mapping[str, dict]) -> dict[str, dict[s
             found[label] = {
                 k: v for key, value in row.items() for k, v in ((key, float(value)), (f"{key}_stderr", value.stderr))
             }
-            found[label]["n"] = len(places)
+            found[label]["n"] = len(scenes)
     return found
+
+
+def _by_head(pipeline: Pipeline, how: Mapping[str, Any]) -> bool:
+    """Whether a second head predicts the shift under these options."""
+    return two_headed(pipeline.config) and bool(how.get("adapter", pipeline.config.sample.adapter))
 
 
 def _named(words: data.Vocabulary, scene: Any, what: str) -> str:

@@ -7,6 +7,7 @@ have no sampling process: of them it is the attention of DDIM inversion, without
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from contextdiff_jax.data.clips import Clip
+from contextdiff_jax.data.edges import edges_of
 from contextdiff_jax.editing.figures import heat_in_mask
 from contextdiff_jax.editing.inversion import invert
 from contextdiff_jax.editing.plan import plan_of
@@ -24,6 +26,7 @@ from contextdiff_jax.editing.words import MARKS, Prompt, names_something
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.layers import Attention
 from contextdiff_jax.pipeline import Pipeline, requests
+from contextdiff_jax.process.chart import Denoiser, TwoHeaded
 from contextdiff_jax.progress import Progress
 from contextdiff_jax.samplers import sampling
 from contextdiff_jax.types import Array
@@ -55,28 +58,49 @@ class Recorder:
         """`model.denoise` whose network reports; with guidance every second row is without a text."""
 
         def reporting(params: Any, xt: Array, t: Array, context: Any, **how: Any) -> Array:
-            height, width = xt.shape[1:3]
-
-            def intercept(next_fun, args, kwargs, call):
-                layer = isinstance(call.module, Attention) and call.module.name in CROSS
-                if not layer or call.method_name != "__call__":
-                    return next_fun(*args, **kwargs)
-                edit = kwargs.get("edit") or (lambda weights: weights)
-
-                def report(weights: Array) -> Array:
-                    weights = edit(weights)
-                    rows = weights[0::2] if guided else weights
-                    down = round((height * width / weights.shape[2]) ** 0.5)
-                    maps = rows.mean(axis=1).reshape(-1, height // down, width // down, weights.shape[-1])
-                    jax.debug.callback(self._take, maps)
-                    return weights
-
-                return next_fun(*args, **kwargs | {"edit": report})
-
-            with nn.intercept_methods(intercept):
+            with self._listening(xt, guided):
                 return model.denoise(params, xt, t, context, **how)
 
         return reporting
+
+    def denoiser(self, model: Any, guided: bool) -> Callable[..., Denoiser]:
+        """`model.denoiser` whose functions report, those with a second head too."""
+
+        def reporting(*args: Any, **how: Any) -> Denoiser:
+            f = model.denoiser(*args, **how)
+
+            def listened(call: Callable[[Array, Array], Any]) -> Callable[[Array, Array], Any]:
+                def within(xt: Array, t: Array) -> Any:
+                    with self._listening(xt, guided):
+                        return call(xt, t)
+
+                return within
+
+            return TwoHeaded(listened(f.with_shift)) if hasattr(f, "with_shift") else listened(f)
+
+        return reporting
+
+    def _listening(self, xt: Array, guided: bool) -> AbstractContextManager[None]:
+        """While it lasts, the cross-attention layers of a network that is called with x_t [B, H, W, C] report."""
+        height, width = xt.shape[1:3]
+
+        def intercept(next_fun, args, kwargs, call):
+            layer = isinstance(call.module, Attention) and call.module.name in CROSS
+            if not layer or call.method_name != "__call__":
+                return next_fun(*args, **kwargs)
+            edit = kwargs.get("edit") or (lambda weights: weights)
+
+            def report(weights: Array) -> Array:
+                weights = edit(weights)
+                rows = weights[0::2] if guided else weights
+                down = round((height * width / weights.shape[2]) ** 0.5)
+                maps = rows.mean(axis=1).reshape(-1, height // down, width // down, weights.shape[-1])
+                jax.debug.callback(self._take, maps)
+                return weights
+
+            return next_fun(*args, **kwargs | {"edit": report})
+
+        return nn.intercept_methods(intercept)
 
     def _take(self, maps: Any) -> None:
         maps = np.asarray(maps, np.float32)
@@ -105,6 +129,7 @@ class _Reporting:
 
     def __init__(self, model: Any, recorder: Recorder, guided: bool):
         self._model, self.denoise = model, recorder.denoise(model, guided)
+        self.denoiser = recorder.denoiser(model, guided)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -201,14 +226,27 @@ def share_inside(heats: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.n
 
     Args:
         heats: [N, h, w].
-        masks: where the object is, bool [N, H, W]; H a multiple of h.
+        masks: where the object is, bool [N, H, W]; of any side.
 
     Returns:
         The share of the heat inside the mask, and the mask's share of the picture, which evenly spread heat would have;
         both [N].
     """
-    inside = np.array([heat_in_mask(h[None], m[None]) for h, m in zip(heats, masks, strict=True)])
+    inside = np.array([heat_in_mask(h[None], _covered(m, h.shape)[None]) for h, m in zip(heats, masks, strict=True)])
     return inside, masks.mean(axis=(1, 2))
+
+
+def _covered(mask: np.ndarray, sides: tuple[int, ...]) -> np.ndarray:
+    """How much of each cell of a grid of these sides a mask [H, W] of any side covers, [h, w]."""
+
+    def overlaps(cells: int, pixels: int) -> np.ndarray:
+        """The share of each cell that lies on each pixel, [cells, pixels]."""
+        ends = lambda n: (np.arange(n) / n, np.arange(1, n + 1) / n)
+        (low, high), (first, last) = ends(cells), ends(pixels)
+        return cells * np.maximum(0.0, np.minimum(high[:, None], last) - np.maximum(low[:, None], first))
+
+    rows, columns = (overlaps(*n) for n in zip(sides, mask.shape, strict=True))
+    return rows @ mask @ columns.T
 
 
 def of_clip(model: Any, params: Any, frozen: Any, clip: Clip, config: ConfigDict, adapter: bool) -> np.ndarray:
@@ -216,7 +254,7 @@ def of_clip(model: Any, params: Any, frozen: Any, clip: Clip, config: ConfigDict
     `edit.mask_resolution`.
 
     Args:
-        model: a task over clips.
+        model: a task over clips; the ControlNet that guided its tuning, if one did, is shown the clip's edges.
         params, frozen: its parameters.
         clip: frames and caption.
         config: `sample`, `edit` and `data` count.
@@ -225,13 +263,15 @@ def of_clip(model: Any, params: Any, frozen: Any, clip: Clip, config: ConfigDict
     plan = sampling.Plan.of(model, config.sample)
     plan = dataclasses.replace(plan, sampler="ddim", guided=False, adapter=adapter and plan.adapter)
     edit_plan = plan_of(config.edit, plan, clip, config.data.num_frames, config.data.overlap)
-    edit_plan = dataclasses.replace(edit_plan, self_blend=True, mask="attention", recorded=True)
+    net = None if model.edges is None else model.edges.net
+    edit_plan = dataclasses.replace(edit_plan, self_blend=True, mask="attention", recorded=True, controlnet=net)
+    drawn = jnp.zeros((len(clip.frames), 1)) if net is None else edges_of(clip.frames)
     prompt = model.parts.condition.read([clip.caption])
 
     @jax.jit
-    def run(params, frozen, prompt, frames):
+    def run(params, frozen, prompt, frames, drawn):
         x0 = jax.lax.map(lambda f: model.parts.space.encode(frozen["space"], {"image": f[None]})[0], frames)
         context = model.encode(params, frozen, prompt)
-        return invert(model, params, frozen, context, x0, jnp.zeros((len(frames), 1)), None, edit_plan).maps
+        return invert(model, params, frozen, context, x0, drawn, None, edit_plan).maps
 
-    return np.asarray(run(params, frozen, prompt, jnp.asarray(clip.frames.astype(np.float32) / 127.5 - 1.0)))
+    return np.asarray(run(params, frozen, prompt, jnp.asarray(clip.frames.astype(np.float32) / 127.5 - 1.0), drawn))

@@ -6,9 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
-from contextdiff_jax.data.edges import edges
+from contextdiff_jax.data.edges import edges_of
 from contextdiff_jax.models.controlnet import control_of, load_controlnet
 from contextdiff_jax.tasks.places import Places, within
 from contextdiff_jax.types import Array, Context, Params
@@ -43,7 +42,7 @@ class EdgeControl:
         """{"edges": float32 [B, F, H, W, 3]} of windows of one clip, drawn once for each."""
         for record in records:
             if record["index"] not in self._seen:
-                self._seen[record["index"]] = np.stack([edges(Image.fromarray(frame)) for frame in record["image"]])
+                self._seen[record["index"]] = edges_of(record["image"])
         return {"edges": np.stack([self._seen[record["index"]] for record in records])}
 
     def added(self, frozen: Params, xt: Array, t: Array, context: Context, drawn: Array) -> dict[str, Any]:

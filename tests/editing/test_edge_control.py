@@ -19,6 +19,7 @@ from contextdiff_jax.data.edges import edges
 from contextdiff_jax.data.one_clip import clip_of
 from contextdiff_jax.editing.editor import Editor
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.evaluate import heatmaps
 from contextdiff_jax.models.controlnet import ControlNet, load_controlnet
 from contextdiff_jax.models.sd_unet import read_sd_unet
 from contextdiff_jax.pipeline import clip_editing, export, loading
@@ -73,6 +74,16 @@ def test_every_stage_is_shown_the_edges(folders, monkeypatch):
     assert editor.plan.controlnet is task.edges.net and editor.plan.mask_scale == "range"
     assert editor.config.edit.mask_threshold == 0.5
     assert editor.config.data.path and not editor.config.data.mask_path  # no embedded clip, whose judge knows it
+    # Heatmaps are of the same inversion.
+    given = []
+
+    def invert(model, params, frozen, context, x0, drawn, words, plan):
+        given.append(plan.controlnet)
+        return SimpleNamespace(maps=drawn)
+
+    monkeypatch.setattr(heatmaps, "invert", invert)
+    np.testing.assert_array_equal(heatmaps.of_clip(task, {}, task.frozen, clip, config, adapter=True), drawn)
+    assert given == [task.edges.net]
 
 
 def test_branches_over_time_begin_as_copies_where_little_is_trained(folders):

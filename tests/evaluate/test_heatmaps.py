@@ -22,6 +22,7 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import heat_pictures, heatmaps
 from contextdiff_jax.layers import Attention
 from contextdiff_jax.models.video import Site
+from contextdiff_jax.process.chart import TwoHeaded
 
 
 class Net(nn.Module):
@@ -62,6 +63,13 @@ def test_maps_are_the_mean_weights_of_the_nearest_resolution(guided):
     np.testing.assert_allclose(recorder.maps(), expected, atol=1e-5)
     with pytest.raises(UserError, match="no cross-attention"):
         recorder.maps()
+    if not guided:  # nor is a second head
+        two = TwoHeaded(lambda x, t: (apply(params, x, t, text), -x))
+        model = SimpleNamespace(denoise=None, denoiser=lambda params, context: two)
+        both = jax.jit(heatmaps._Reporting(model, recorder, guided).denoiser(params, None).with_shift)
+        for x in xs:
+            assert (both(x, jnp.zeros(4))[1] == -x).all()
+        np.testing.assert_allclose(recorder.maps(), expected, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +115,11 @@ def test_heat_inside_a_mask_is_a_share():
     inside, spread = heatmaps.share_inside(heats, masks)
     np.testing.assert_allclose(inside, [0.25, 0.75])
     np.testing.assert_allclose(spread, 0.25)
+    # Cells that divide no mask: a third of the heat in each column, of which the mask's first quarter is 3/4 of one.
+    quarter = np.arange(4)[None, None] < np.ones((1, 4, 1))
+    np.testing.assert_allclose(heatmaps.share_inside(np.ones((1, 3, 3)), quarter), [[0.25], [0.25]])
+    left = np.array([[[1.0, 0.0, 0.0]] * 3])
+    np.testing.assert_allclose(heatmaps.share_inside(left, quarter)[0], 0.75)
 
 
 def test_one_colour_stands_for_one_heat():
@@ -123,6 +136,31 @@ def test_prompts_without_a_word_are_refused_before_they_are_drawn(tmp_path):
         heat_pictures.write_heatmaps(
             SimpleNamespace(config=config, task=SimpleNamespace(adapter=None)), ["a frog", "..."], tmp_path
         )
+
+
+def test_shares_that_cannot_be_had_are_left_out(tmp_path, monkeypatch, capsys):
+    config = t2i.get_config("tiny")
+    pipeline, settings = SimpleNamespace(config=config), {"adapter on": {}, "adapter off": {"adapter": False}}
+    config.data.preset = "demo_pairs"
+    assert heat_pictures.shares(pipeline, settings) == {}
+    assert "all captions of data.preset='demo_pairs' name two objects" in capsys.readouterr().out
+    config.data.preset, config.adapter.reverse, asked = "demo", "head", []
+
+    def of_pictures(pipeline, images, captions, **how):
+        asked.append(how)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(heatmaps, "of_pictures", of_pictures)
+    monkeypatch.setattr(heat_pictures, "RENDERS", 2)
+    monkeypatch.setattr(heat_pictures, "_of_prompts", lambda *args: [{"file": "0000.png"}])
+    monkeypatch.setattr(heat_pictures, "settings_of", lambda pipeline: settings)
+    pipeline.step = 7
+    with pytest.raises(KeyboardInterrupt):
+        heat_pictures.write_heatmaps(pipeline, ["a frog"], tmp_path)
+    assert asked == [{"adapter": False}]
+    assert "shares of heat are left out of adapter on: config.adapter.reverse='head'" in capsys.readouterr().out
+    about = json.loads((tmp_path / "heatmaps.json").read_text())  # what stops the shares loses no picture
+    assert about == {"step": 7, "seed": 0, "pictures": [{"file": "0000.png"}], "shares": {}}
 
 
 def test_dollars_of_a_prompt_are_no_formulas(tmp_path):
@@ -150,7 +188,7 @@ def test_heatmaps_on_command(pipe, tmp_path, monkeypatch, capsys):
 class Clips:
     """A model of clips whose cross-attention depends on the time alone: token 1 gets t / 50 of it."""
 
-    schedule = cdx.schedule.cosine(50)
+    edges, schedule = None, cdx.schedule.cosine(50)
     parts = SimpleNamespace(
         condition=SimpleNamespace(read=lambda texts: {"tokens": np.zeros((1, 2), np.int32)}),
         space=SimpleNamespace(encode=lambda frozen, batch: batch["image"][..., :1]),
