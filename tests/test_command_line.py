@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -246,6 +247,14 @@ def test_a_run_is_exported_and_evaluated_as_its_own_config_says(tmp_path, monkey
     monkeypatch.setattr(command_line.shared, "pipeline_of", lambda config, options: unsaid)
     with pytest.raises(UserError, match="the model mine does not say how .* evaluated; add --config"):
         command_line.judging.evaluate(None, options.Options("mine"))
+
+
+@pytest.mark.parametrize("mode", ["heatmaps", "export"])
+def test_modes_of_one_process_are_refused_in_several(mode, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    recipe = None if mode == "heatmaps" else clip_mini.get_config("tiny")
+    with pytest.raises(UserError, match=f"--mode={mode} needs no other process, and there are 2; run it in one"):
+        command_line.MODES[mode](recipe, command_line.Options(workdir="runs/none"))
 
 
 def test_names_that_the_readme_uses_need_no_import_of_their_own():

@@ -109,6 +109,7 @@ def heatmaps(config: ConfigDict | None, options: Options) -> None:
     from contextdiff_jax.evaluate.heat_pictures import write_heatmaps
     from contextdiff_jax.pipeline.places import check_place, home_of
 
+    shared.check_alone("--mode=heatmaps", "run it in one")
     home = home_of(options.workdir)
     place = check_place(options.out, home / "heatmaps")
     pipeline = shared.pipeline_of(config, options)

@@ -94,13 +94,13 @@ def export(config: ConfigDict | None, options: Options) -> None:
     from contextdiff_jax.pipeline.places import home_of
     from contextdiff_jax.training.workdir import check_same_model, saved_config
 
+    shared.check_alone("--mode=export", "run it in one")
     out = options.out or str(home_of(options.workdir) / "export")
     check_writable(Path(out), "output folder", "give another --out")
     own = saved_config(options.workdir) if config is None else config
     if own is None or own.task == "diffusion":
         from contextdiff_jax.pipeline import export as export_lib
 
-        shared.check_alone("--mode=export", "run it in one")
         pipeline = shared.pipeline_of(config, options)
         export_lib.write(pipeline.task, pipeline.params, pipeline.step, out, options.half)
         print(f"step {pipeline.step} exported to {out}; read it with contextdiff_jax.Pipeline.load({out!r})")
@@ -141,8 +141,11 @@ def bench(config: ConfigDict, options: Options) -> None:
     if config.task != "diffusion":
         raise UserError(f"--mode=bench measures the adapter of a diffusion run; config.task is {config.task!r}")
     from contextdiff_jax.evaluate.bench import bench_adapter
+    from contextdiff_jax.training.distributed import together
 
-    bench_adapter(config, shared.make_folder(Path(options.workdir), "--workdir"))
+    with together():
+        out = shared.make_folder(Path(options.workdir), "--workdir")
+    bench_adapter(config, out)
 
 
 def plan(config: ConfigDict, options: Options) -> None:

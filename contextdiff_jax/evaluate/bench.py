@@ -18,6 +18,7 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.suite import hardware, keep
 from contextdiff_jax.files import write_json
 from contextdiff_jax.training import Setup
+from contextdiff_jax.training.distributed import is_primary
 from contextdiff_jax.training.sharding import make_mesh
 
 ROUNDS, STEPS = 5, 4  # timed rounds of each variant, steps per round
@@ -115,18 +116,24 @@ def bench_adapter(config: ConfigDict, out: Path) -> dict[str, Any]:
         "ratio_step_time_range": [float(ratios.min()), float(ratios.max())],
         "ratio_memory": first.bytes / second.bytes,
     }
-    for name, variant in variants.items():
-        row = variant.figures(config.data.batch_size)
+    if is_primary():
+        _say(figures, config, tuple(variants))
+        keep(out / "bench.json", partial(write_json, figures))
+    return figures
+
+
+def _say(figures: dict[str, Any], config: ConfigDict, variants: tuple[str, ...]) -> None:
+    """Prints them, a line for each variant."""
+    for name in variants:
+        row = figures[name]
         print(
             f"{name:16s} {1e3 * row['seconds_per_step']:8.1f} ms/step  {row['images_per_second']:8.1f} images/s  "
             f"{row['gigabytes']:6.2f} GB  {row['gigaflops_per_step']:8.1f} GFLOP"
         )
     threads = f"{config.data.num_threads} threads, {config.data.prefetch} batches ahead"
-    print(f"input alone      {speed:8.1f} records/s ({threads})")
+    print(f"input alone      {figures['input_records_per_second']:8.1f} records/s ({threads})")
     low, high = figures["ratio_step_time_range"]
     print(
         f"ratio            {figures['ratio_step_time']:.2f} x time ({low:.2f}-{high:.2f} over {ROUNDS} rounds), "
         f"{figures['ratio_memory']:.2f} x memory"
     )
-    keep(out / "bench.json", partial(write_json, figures))
-    return figures
