@@ -20,6 +20,7 @@ from contextdiff_jax.pipeline import Pipeline
 from contextdiff_jax.progress import Progress
 
 SHOWN = 32  # pictures of each group that are kept for the reports
+_WHOLE = ("both", "object")  # the first of these marks is 1 of a picture with all that was asked for
 Shown = Callable[[np.ndarray, Sequence[int]], np.ndarray]  # (pictures, places in the group) -> as shown
 
 
@@ -98,9 +99,12 @@ class Seen:
 
     @property
     def verdicts(self) -> np.ndarray | None:
-        """Whether each kept picture is right, bool [n]: by its last mark that is 0 or 1; None without one."""
-        binary = [v for v in self.marks.values() if np.isin(v, (0.0, 1.0)).all()]
-        return binary[-1][self.places].astype(bool) if binary else None
+        """Whether each kept picture shows all that it was asked for, bool [n]; None where no mark says so of each.
+
+        The `object` of a layout is the share of its objects that are found.
+        """
+        found = next((self.marks[name][self.places] for name in _WHOLE if name in self.marks), None)
+        return None if found is None or np.isnan(found).any() else found == 1
 
 
 def settings_of(pipeline: Pipeline) -> dict[str, dict[str, bool]]:

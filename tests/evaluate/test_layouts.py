@@ -5,6 +5,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from contextdiff_jax import data
+from contextdiff_jax.evaluate.groups import Seen
 from contextdiff_jax.evaluate.layouts import crops, iou, layout_figures, slid
 from contextdiff_jax.models.recogniser import load_recogniser
 
@@ -13,6 +14,17 @@ def test_overlap_by_hand():
     assert iou((0, 0, 0.5, 0.5), (0, 0, 0.5, 0.5)) == 1
     assert iou((0, 0, 0.5, 0.5), (0.5, 0, 1, 1)) == 0
     np.testing.assert_allclose(iou((0, 0, 0.4, 0.4), (0.2, 0.2, 0.6, 0.6)), 0.04 / 0.28)
+
+
+def test_a_picture_is_right_with_all_of_its_objects():
+    images, places = np.zeros((2, 4, 4, 3), np.uint8), [0, 2]
+    seen = lambda **marks: Seen("layouts", "", ["a", "b"], places, images, {k: np.array(v) for k, v in marks.items()})
+    one_half = seen(object=[1.0, 0.5, 0.5], iou=[0.7, 0.4, 1.0])
+    assert one_half.verdicts.tolist() == [True, False]
+    assert seen(object=[0.0, 1.0, 1.0], iou=[1.0, 1.0, 1.0]).verdicts.tolist() == [False, True]
+    both = seen(object=[1.0, 1.0, 1.0], background=[1.0, 0.0, 0.0], both=[1.0, 0.0, 0.0])
+    assert both.verdicts.tolist() == [True, False]
+    assert seen().verdicts is None and seen(object=[1.0, 1.0, np.nan]).verdicts is None
 
 
 def test_slid_boxes_begin_with_the_box_and_stay_inside():
