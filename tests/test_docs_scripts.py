@@ -3,13 +3,16 @@
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from configs import class2img, t2i
 from contextdiff_jax.command_line import config_files
 from contextdiff_jax.errors import UserError
 from docs import scripts
+from docs.figures import cost, guidance
 from docs.study import noising
 
 
@@ -20,6 +23,18 @@ def test_what_a_user_got_wrong_is_one_line(capsys):
     with pytest.raises(SystemExit) as stop:
         scripts.run(main)
     assert stop.value.code == 2 and capsys.readouterr().err == "error: the model is missing; train one\n"
+
+
+def test_guidance_is_not_shown_of_what_nobody_judges():
+    config = t2i.get_config("tiny")
+    config.data.preset = "pairs"
+    with pytest.raises(UserError, match="preset='pairs' has no judge of objects on backgrounds"):
+        guidance.sweep(SimpleNamespace(config=config), (3.0,), 1, 2, 2)
+
+
+def test_what_only_an_adapter_looks_through_is_not_loaded_without_it():
+    for recipe, needed in ((class2img, False), (t2i, True)):  # the CLIP reads texts as well
+        assert bool(cost.size(cost.frozen_without(recipe.get_config("tiny")))) is needed
 
 
 def test_the_shift_s_figure_is_drawn(tmp_path):

@@ -19,9 +19,11 @@ from ml_collections import ConfigDict
 
 from configs import cifar10_nll, class2img, layout2img, t2i, video_edit
 from contextdiff_jax import Pipeline, trees
+from contextdiff_jax import config as config_lib
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.evaluate import figures
 from contextdiff_jax.samplers import sampling
+from contextdiff_jax.types import Params
 from docs import scripts
 from docs.figures.store import keep, say
 
@@ -30,9 +32,11 @@ ARMS = {"with adapter": True, "without adapter": False}
 RECIPES = {
     "t2i (demo, 32 x 32)": lambda: t2i.get_config(),
     "class2img (32 x 32)": lambda: class2img.get_config(),
+    "class2img:fashion (28 x 28)": lambda: class2img.get_config("fashion"),
     "layout2img": lambda: layout2img.get_config(),
     "cifar10_nll:digits (8 x 8)": lambda: cifar10_nll.get_config("digits"),
     "cifar10_nll:fast (8 x 8)": lambda: with_adapter(cifar10_nll.get_config("fast")),
+    "cifar10_nll:fashion_short (28 x 28)": lambda: with_adapter(cifar10_nll.get_config("fashion_short")),
     "cifar10_nll:emoji16 (16 x 16)": lambda: cifar10_nll.get_config("emoji16"),
     "video_edit (8 frames, 64 x 64)": lambda: video_edit.get_config(),
 }
@@ -94,6 +98,7 @@ class Arm:
 def measured(pipeline: Pipeline, count: int) -> dict[str, dict[str, float]]:
     """Both arms of one model, timed in turn: {arm: {"trained", "frozen", "seconds", "processor", "gigabytes"}}."""
     arms = {name: Arm.of(pipeline, count, on) for name, on in ARMS.items()}
+    frozen = {name: size(pipeline.frozen if on else frozen_without(pipeline.config)) for name, on in ARMS.items()}
     times = {name: [] for name in arms}
     for _ in range(ROUNDS + 1):
         for name, arm in arms.items():
@@ -105,12 +110,20 @@ def measured(pipeline: Pipeline, count: int) -> dict[str, dict[str, float]]:
         trained, fixed = trees.split(arm.args[0], pipeline.config.train.trainable)
         rows[name] = dict(
             trained=size(trained),
-            frozen=size(fixed) + size(arm.args[1]),
+            frozen=size(fixed) + frozen[name],
             seconds=float(seconds),
             processor=float(processor),
             gigabytes=(memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e9,
         )
     return rows
+
+
+def frozen_without(config: ConfigDict) -> Params:
+    """Shapes of what is loaded beside a model that has no adapter: what only an adapter looks through is not."""
+    config = config.copy_and_resolve_references()
+    config.adapter.enabled = False
+    config_lib.put_at_rest(config)
+    return task_lib.build(config, weights=False).frozen
 
 
 def of_recipe(config: ConfigDict, count: int) -> dict[str, dict[str, float]]:

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from contextdiff_jax import Pipeline, data
+from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import figures
-from contextdiff_jax.evaluate.conditions import judge_of, spread
+from contextdiff_jax.evaluate.conditions import asks_combinations, judge_of, spread
 from contextdiff_jax.evaluate.feature_spaces import open_space
 from contextdiff_jax.evaluate.fidelity import REFERENCE, renders
 from contextdiff_jax.evaluate.groups import Clock, settings_of
@@ -35,8 +36,19 @@ def sweep(pipeline: Pipeline, weights: tuple[float, ...], seeds: int, count: int
 
     Returns:
         {arm: {"frechet", "aligned", "clip": [S, W]}}.
+
+    Raises:
+        UserError: a model that is not asked for objects on backgrounds, or whose pictures nobody judges.
     """
-    judge, words = judge_of(pipeline.config), data.vocabulary(pipeline.config.data.preset)
+    config, judge = pipeline.config, judge_of(pipeline.config)
+    if not asks_combinations(config, judge):
+        asked = f"config.data.source={config.data.source!r} and preset={config.data.preset!r}"
+        raise UserError(
+            f"this model of config.condition.kind={config.condition.kind!r}, {asked} has no judge of objects on "
+            "backgrounds, which the figure needs; take a model of the texts of preset 'demo', or one whose "
+            "config.eval.recogniser names a judge"
+        )
+    words = data.vocabulary(config.data.preset)
     asked = np.array(spread(words.seen + tuple(sorted(words.unseen)), count))
     captions = [words.caption(int(o), int(b)) for o, b in asked]
     sources = [data.source(pipeline.config.data, split) for split in ("test", "unseen")]
