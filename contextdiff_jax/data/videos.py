@@ -53,6 +53,23 @@ def decoded(path: Path) -> tuple[Iterator[PIL.Image.Image], Callable[[int], floa
     return frames(), lambda first: _rate(times[first:], average, stream.time_base)
 
 
+def unreadable(path: Path) -> str:
+    """Why the first frame of a video cannot be decoded; "" where it can, or where nothing here decodes its kind."""
+    try:
+        import av
+    except ImportError:
+        return ""
+    try:
+        with av.open(str(path), metadata_errors="replace") as container:
+            if not container.streams.video:
+                return "no pictures in it"
+            return "" if next(container.decode(video=0), None) is not None else "no frame in it"
+    except av.DecoderNotFoundError:
+        return ""
+    except (av.FFmpegError, OSError) as error:
+        return str(error.strerror or error)
+
+
 def _frames_of(container: Any, stream: Any, path: Path) -> Iterator[Any]:
     """Decoded frames, with their transparency."""
     import av

@@ -12,6 +12,7 @@ import PIL.Image
 
 from contextdiff_jax.data.images import reason
 from contextdiff_jax.data.listing import files_below, listed
+from contextdiff_jax.data.videos import unreadable
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import atomic, check_file, check_writable, write_json
 from contextdiff_jax.pictures import GRID
@@ -120,14 +121,15 @@ def _items(folder: str | Path) -> dict[str, Path]:
         raise UserError(f"{str(folder)!r} has two files of one name with different endings; keep one of each")
     if not found:
         raise UserError(f"{str(folder)!r} holds no pictures or clips; accepted: {', '.join(MEDIA)}")
-    pictures = [name for name in names if Path(name).suffix.lower() not in VIDEOS]
-    if bad := [f"{name} ({why})" for name in pictures if (why := _unreadable(folder / name))]:
+    if bad := [f"{name} ({why})" for name in names if (why := _unreadable(folder / name))]:
         raise UserError(f"{str(folder)!r} has {len(bad)} files that a browser cannot show: {listed(bad)}; replace them")
     return found
 
 
 def _unreadable(file: Path) -> str:
-    """Why a picture cannot be shown; "" where it can."""
+    """Why a picture cannot be shown, or a video not begun; "" where it can."""
+    if file.suffix.lower() in VIDEOS:
+        return unreadable(file)
     try:
         with PIL.Image.open(file) as image:
             image.load()

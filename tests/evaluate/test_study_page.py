@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 
 from contextdiff_jax import command_line
+from contextdiff_jax.data.clips import write_clip
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.study_answers import statistics
 from contextdiff_jax.evaluate.study_files import read_answers
@@ -156,10 +157,21 @@ def test_study_is_answered_by_keys_and_clicks_and_read_back(tmp_path, sets):
 def test_clips_are_asked_about_motion_as_well(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
-        (tmp_path / name / "x.mp4").write_bytes(b"clip")
+        write_clip(tmp_path / name / "x.mp4", np.zeros((2, 16, 16, 3), np.uint8))
     plan = write_study(tmp_path / "out", [f"ours={tmp_path / 'a'}", f"b={tmp_path / 'b'}"], captions={"x": "a fox"})
     assert [q["id"] for q in plan["questions"]] == ["text", "temporal"]
     assert [t["question"] for t in ordered(plan, "anna")][:1] == ["text"]
+
+
+def test_damaged_videos_are_not_shown(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        write_clip(tmp_path / name / "x.mp4", np.zeros((2, 16, 16, 3), np.uint8))
+    whole = (tmp_path / "b" / "x.mp4").read_bytes()
+    for damaged in (b"clip", whole[:100], b""):
+        (tmp_path / "b" / "x.mp4").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"1 files that a browser cannot show: x.mp4 \(\w.+\); replace"):
+            write_study(tmp_path / "o", [f"ours={tmp_path / 'a'}", f"b={tmp_path / 'b'}"])
 
 
 def test_only_plain_keys_are_answers(tmp_path, sets):
