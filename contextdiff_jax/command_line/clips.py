@@ -1,4 +1,4 @@
-"""The mode that edits the clip that a run was tuned on."""
+"""The mode that edits clips."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,8 @@ from contextdiff_jax.keys import whole_paths
 
 
 def edit(config: ConfigDict | None, options: Options, kept: Any = None) -> None:
-    """Edits the clip that a run was tuned on, under any prompts, and writes pictures, videos and figures.
+    """Edits the clip that a run was tuned on, or with any other model the clip of a config, under any prompts, and
+    writes pictures, videos and figures.
 
     Args:
         config: None takes the run's own.

@@ -27,6 +27,11 @@ def check(config: ConfigDict) -> None:
     """
     if "edit" not in config:
         return
+    if config.data.source != "clip":
+        raise UserError(
+            f"config.data.source={config.data.source!r} beside a section `edit`, which is for clips: of a model that "
+            "was tuned on none a config for clips is for --mode=edit alone; give its own, or data.source='clip'"
+        )
     if config.model.backbone != "sd" or config.data.num_frames < 2:
         raise UserError(
             f"config.model.backbone={config.model.backbone!r} with config.data.num_frames={config.data.num_frames} "

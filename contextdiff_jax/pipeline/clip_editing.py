@@ -202,8 +202,10 @@ def is_tuned(model: str | Path) -> bool:
         return export.read_config(path)[0].data.source == "clip"
     if path.is_file() or export.is_diffusers_pipeline(path):
         return False
-    file = path / "config.json"
-    return not file.is_file() or read_object(file).get("data", {}).get("source") == "clip"
+    if not (file := path / "config.json").is_file():
+        return True
+    data = read_object(file).get("data")  # of another library's model there is none
+    return isinstance(data, dict) and data.get("source") == "clip"
 
 
 def own_clip(own: ConfigDict, given: ConfigDict) -> ConfigDict:

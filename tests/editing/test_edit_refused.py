@@ -209,7 +209,8 @@ def test_a_run_s_own_clip_and_words_need_not_be_named_again(recipe, tmp_path, mo
         return SimpleNamespace(table=str, write=lambda folder: (folder / "edit.json").write_text("{}"))
 
     monkeypatch.setattr(Editor, "run", run)
-    options = command_line.Options(str(tmp_path), prompts=("a blue square",), compilation_cache="off")
+    (tmp_path / "run" / "checkpoints" / "1").mkdir(parents=True)
+    options = command_line.Options(str(tmp_path / "run"), prompts=("a blue square",), compilation_cache="off")
     told = []
     monkeypatch.setattr(plans.logging, "warning", lambda text, *values: told.append(text % values))
     command_line.run("edit", given, options)
