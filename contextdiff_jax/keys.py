@@ -145,6 +145,7 @@ _ACTS_BESIDE = {
     "process.beta_end": (2e-2, _NAMED, ("linear", "scaled_linear")),
     "sample.last_noise": (False, "sample.sampler", ("ddpm",)),
     "eval.bpd_always": (False, "space.kind", ("pixels",)),
+    "eval.judge_steps": (0, "condition.kind", ("class",)),
 }
 # {key: (what it is at rest, whether a user's clip alone reads it, or an embedded one alone)}
 _OF_CLIPS = {"data.sampling_rate": (1, True), "data.index": (0, False)}
@@ -165,6 +166,13 @@ def idle(config: ConfigDict) -> dict[str, tuple[Any, str]]:
         if flat.get("data.source") == "clip" and flat.get(key, rest) != rest and has_path != of_a_path:
             embedded = "config.data.path names the clip, and it is for embedded ones"
             found[key] = rest, "without config.data.path the clip is an embedded one" if of_a_path else embedded
+    by_classifier = flat.get("condition.kind") == "class" and flat.get("eval.judge_steps")
+    of_scenes = flat.get("data.source") == "openmoji" and flat.get("condition.kind") != "none"
+    if flat.get("eval.recogniser") and not (by_classifier or of_scenes):
+        found["eval.recogniser"] = (
+            "",
+            "it names a judge of what is asked for in openmoji's scenes or, with config.eval.judge_steps, of classes",
+        )
     headed = flat.get("adapter.enabled") and flat.get("adapter.reverse") == "head" and flat.get("sample.adapter")
     if headed and flat.get("sample.threshold", "none") != "none":
         found["sample.threshold"] = "none", "it would clip x0_hat and not the shift of config.adapter.reverse='head'"

@@ -386,6 +386,11 @@ LEARNED = {"process.schedule": "learned", "process.variance": "learned", "loss.o
         (BOUND, ["sample.num_steps=15", "sample.variance='process'", "all 1000", "sample.variance='posterior'"]),
         ({"loss.num_times": 4}, ["loss.num_times=4", "nelbo"]),
         (SD | {"eval.bpd_always": True}, ["eval.bpd_always=True cannot act", "space.kind='pixels', not 'latents'"]),
+        ({"eval.judge_steps": 9}, ["eval.judge_steps=9 cannot act", "kind='class', not 'text'", "set it to 0"]),
+        (
+            {"eval.recogniser": "mine", "data.source": "folder"},
+            ["eval.recogniser='mine' cannot act", "openmoji's scenes or, with config.eval.judge_steps", "set it to ''"],
+        ),
         ({"adapter.scale": 1.0}, ["adapter.scale=1.0", "reach zero"]),
         ({"adapter.scale": 0.99999999}, ["adapter.scale=0.99999999", "to 0.99"]),
         ({"process.log_snr": (6.0, -8.0, 1.0)}, ["process.log_snr=(6.0, -8.0, 1.0)", "two numbers"]),
