@@ -18,12 +18,29 @@ class Values:
     Attributes:
         choices: {"section.key": the words that it accepts}.
         positive, not_negative, fractions: keys of numbers above 0, from 0, and from 0 to 1, separated by blanks.
+        whole: of these, those that count something, which no array or loop takes as a fraction.
+        listed: keys of tuples or lists.
+        needed: keys without which a config that has their section is read by nothing.
+        trained: those that a training reads as well; models from elsewhere were never trained here.
     """
 
     choices: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     positive: str = ""
     not_negative: str = ""
     fractions: str = ""
+    whole: str = ""
+    listed: str = ""
+    needed: str = ""
+    trained: str = ""
+
+
+def require(flat: Mapping[str, Any], keys: str) -> None:
+    """Raises UserError where a config, as `leaves` has it, lacks some of these keys, separated by blanks."""
+    if missing := [key for key in keys.split() if key not in flat]:
+        raise UserError(
+            f"the config has no {', '.join(f'config.{key}' for key in missing)}; start from a shipped one, such as "
+            "configs/t2i.py, and change that"
+        )
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -189,21 +206,39 @@ def put_at_rest(config: ConfigDict, asked: Collection[str] = ()) -> None:
         config.data.update({key: empty for key, empty in unread(config.data).items() if f"data.{key}" not in asked})
 
 
+def with_later(config: ConfigDict) -> ConfigDict:
+    """The config with the keys that an older version did not have, at what that did; itself where it has them all.
+
+    Raises:
+        UserError: a section that is none.
+    """
+    result, added = config, {}
+    for key, value in _LATER.items():
+        section, name = key.split(".")
+        if section not in config and (section not in ("condition", "space") or config.get("task") != "diffusion"):
+            continue
+        if not isinstance(there := config.get(section, ConfigDict()), ConfigDict):
+            raise UserError(f"config.{section}={there!r} is no section of a config")
+        if isinstance(value, dict) and isinstance(inner := there.get(name), ConfigDict):
+            value = {part: default for part, default in value.items() if part not in inner}
+        elif name in there:
+            continue
+        if value != {}:
+            added.setdefault(section, {})[name] = value
+    if added:
+        result = ConfigDict(config.copy_and_resolve_references())
+        with result.unlocked():
+            result.update(added)
+    return result
+
+
 def complete(saved: ConfigDict) -> ConfigDict:
     """A saved config with the keys that an older version did not have, and without what changed nothing.
 
     Raises:
         UserError: a section that is none.
     """
-    result = saved.copy_and_resolve_references()
-    for key, value in _LATER.items():
-        section, name = key.split(".")
-        if section in result and not isinstance(result[section], ConfigDict):
-            raise UserError(f"config.{section}={result[section]!r} is no section of a config")
-        if section not in result and section in ("condition", "space") and saved.get("task") == "diffusion":
-            result[section] = ConfigDict()
-        if section in result and name not in result[section]:
-            result[section][name] = value
+    result = with_later(saved.copy_and_resolve_references())
     # What changed nothing was taken once, a dropout that the backbone never had as well.
     put_at_rest(result)
     if "model" in result and result.model.backbone == "sd" and "dropout" in result.model:

@@ -129,11 +129,14 @@ def main(argv: list[str]) -> None:
     runs = tuple(argv[1:])  # --mode=compare alone takes arguments that are no flags
     logging.set_verbosity(logging.INFO if FLAGS["verbosity"].present else logging.WARNING)
     try:
-        if CONFIG.value is not None:  # what a recipe brings and a flag has made idle; what flags ask for stays
-            config_lib.put_at_rest(CONFIG.value, config_files.asked_keys(sys.argv))
+        if (config := CONFIG.value) is not None:
+            config = config_lib.with_later(config)
+            config_lib.check_present(config)
+            # What a recipe brings and a flag has made idle; what flags ask for stays.
+            config_lib.put_at_rest(config, config_files.asked_keys(sys.argv))
         command_line.run(
             MODE.value,
-            CONFIG.value,
+            config,
             command_line.Options(
                 workdir=WORKDIR.value or default_workdir(),
                 prompts=tuple(PROMPTS.value),

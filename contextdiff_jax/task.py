@@ -61,7 +61,7 @@ def build(
         UserError: for anything in the config that cannot work.
     """
     config_lib.check(config)
-    config = data.settled(config)
+    config = data.settled(config_lib.with_later(config))
     match config.task:
         case "diffusion":
             from contextdiff_jax.tasks.diffusion import DiffusionTask

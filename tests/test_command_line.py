@@ -447,6 +447,15 @@ def test_what_a_recipe_brings_is_left_out_where_a_flag_makes_it_idle_and_what_fl
     classes.data.source = "openmoji"
     config.put_at_rest(classes, ["data.source"])
     assert classes.data.labels == "none"
+    latents = class2img.get_config("imagenet")
+    latents.update_from_flattened_dict({"model.pretrained": "autoencoder", "sample.sampler": "dpmpp_2m"})
+    with pytest.raises(UserError, match="sample.eta=1.0 cannot act"):
+        config.check(latents)
+    config.put_at_rest(latents, ["sample.sampler", "sample.eta"])
+    assert latents.sample.eta == 1.0
+    config.put_at_rest(latents, ["sample.sampler"])
+    config.check(latents)
+    assert latents.sample.eta == 0.0
 
 
 @pytest.mark.parametrize("make, preset", [(class2img, "imagenet"), (layout2img, "coco")])

@@ -1,4 +1,5 @@
-"""Every value of `:tiny` is replaced by bad ones of its type: a UserError says so, or the programs still trace."""
+"""Every value of each `:tiny` is replaced by bad ones of its type, and left out: a UserError says so, or the programs
+still trace."""
 
 import functools
 
@@ -6,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import t2i
+from configs import autoencoder, clip_mini, recogniser, t2i, video_edit
+from configs.common import base
 from contextdiff_jax import config as config_lib
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.errors import UserError
@@ -72,6 +74,121 @@ def refused(key, value, programs: bool) -> bool:
 def test_bad_values_pass_the_check_or_end_in_one_line():
     outcomes = [refused(key, value, programs=False) for key, good in LEAVES.items() for value in bad_values(good)]
     assert sum(outcomes) > 200
+
+
+# The smallest config of every section
+TINY = {
+    "t2i": t2i.get_config("tiny"),
+    "clip_mini": clip_mini.get_config("tiny"),
+    "recogniser": recogniser.get_config("tiny"),
+    "autoencoder": autoencoder.get_config("tiny"),
+    "video_edit": video_edit.get_config("fatezero+demo"),
+}
+
+
+def tiny(name):
+    """One of them to be changed."""
+    return TINY[name].copy_and_resolve_references()
+
+
+def checked(config) -> str:
+    """What the check says, in one line; empty if it passes. No other error is caught."""
+    try:
+        config_lib.check(config)
+    except UserError as error:
+        assert "\n" not in str(error)
+        return str(error)
+    return ""
+
+
+def without(config, key):
+    """The config with a key, or a section, left out."""
+    *path, name = key.split(".")
+    section = functools.reduce(lambda node, part: node[part], path, config)
+    with section.unlocked():
+        del section[name]
+    return config
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_bad_values_of_other_recipes_are_said_in_one_line(name):
+    for key, good in config_lib.leaves(TINY[name]).items():
+        for value in () if key in LEAVES else bad_values(good):
+            config = tiny(name)
+            with config.ignore_type():
+                config.update_from_flattened_dict({key: value})
+            checked(config)
+
+
+@pytest.mark.parametrize(
+    "name, key, value, words",
+    [
+        ("autoencoder", "autoencoder.norm_groups", 0, "greater than 0"),
+        ("autoencoder", "autoencoder.latent_channels", 0, "greater than 0"),
+        ("autoencoder", "autoencoder.num_blocks", -1, "0 or more"),
+        ("autoencoder", "autoencoder.kl_weight", -1.0, "0 or more"),
+        ("autoencoder", "autoencoder.channels", (8, 0), "multiples of config.autoencoder.norm_groups=4"),
+        ("autoencoder", "autoencoder.channels", (), "multiples of config.autoencoder.norm_groups=4"),
+        ("recogniser", "recogniser.channels", (16, 16), "three whole numbers"),
+        ("recogniser", "recogniser.channels", (16, -1, 8), "three whole numbers"),
+        ("recogniser", "recogniser.channels", (16, 24, 32), "three whole numbers"),
+        ("recogniser", "recogniser.augment.blur", -1.0, "0 or more"),
+        ("clip_mini", "clip.text_heads", 0, "greater than 0"),
+        ("clip_mini", "clip.text_heads", 3, "config.clip.text_width=16 is not divisible"),
+        ("clip_mini", "clip.vision_layers", -1, "0 or more"),
+        ("clip_mini", "clip.max_length", 1, "no room"),
+        ("clip_mini", "clip.projection_dim", 0, "greater than 0"),
+        ("clip_mini", "clip.activation", "relu", "accepted: quick_gelu, gelu"),
+        ("t2i", "optim.lr", "1e-3", "must be a number"),
+        ("t2i", "data.batch_size", 8.0, "must be a whole number"),
+        ("t2i", "sample.interval", 1.0, "must be a tuple or a list"),
+        ("t2i", "train.trainable", "^adapter/", "must be a tuple or a list"),
+        ("t2i", "data.source", "clip", "take configs/video_edit.py"),
+    ],
+)
+def test_what_a_section_s_owner_refuses(name, key, value, words):
+    config = tiny(name)
+    with config.ignore_type():
+        config.update_from_flattened_dict({key: value})
+    assert f"config.{key}" in (said := checked(config)) and words in said
+
+
+# What these configs have and do not read
+_SIZES = ("channels", "multipliers", "num_blocks", "self_attention_levels", "cross_attention_levels", "head_dim")
+UNREAD = {
+    **dict.fromkeys(TINY, ("preset", "data.max_bad_fraction", "process.beta_start", "process.beta_end")),
+    "video_edit": ("edit.prompts", "edit.after_training", *(f"model.{key}" for key in (*_SIZES, "patch_size"))),
+}
+UNREAD["video_edit"] += UNREAD["t2i"]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_what_a_config_lacks_is_named_or_is_what_earlier_versions_did(name):
+    for key in config_lib.leaves(TINY[name]):
+        config = without(tiny(name), key)
+        if not (said := checked(config)):
+            assert key in UNREAD[name] or key in config_lib.leaves(config_lib.with_later(config))
+        else:
+            assert f"config.{key}" in said, said
+    for section in TINY[name]:
+        said = checked(without(tiny(name), section))
+        assert not said or section in said or section == "space"  # which an earlier version had not: pixels
+        config = tiny(name)
+        with config.ignore_type():
+            config[section] = "nonsense"
+        assert checked(config) or section in ("preset", "task")
+
+
+def test_a_config_of_an_earlier_version_is_completed_and_one_of_no_task_s_is_refused():
+    config = without(t2i.get_config("tiny"), "adapter.scale")
+    del config.train.lora.rank
+    built = task_lib.build(config, weights=False).config
+    assert (built.adapter.scale, built.train.lora.rank) == (0.0, 0) and "scale" not in config.adapter
+    assert config_lib.with_later(built) is built
+    with pytest.raises(UserError, match="no encoder, process, model, adapter, loss, sample; start from a shipped one"):
+        config_lib.check(base("diffusion"))
+    with pytest.raises(UserError, match="mine.py: the config has no encoder, .*, eval; start from a shipped config's"):
+        config_lib.check_sections(base("diffusion"), "mine.py")
 
 
 # Values that the check of the config alone cannot judge; the rest of them in the slow test.

@@ -40,6 +40,7 @@ def run(mode: str, config: ConfigDict | None, options: Options) -> None:
         return
     if config is not None:
         config_lib.check(config)
+        config = config_lib.with_later(config)
         if config.task != "diffusion" and mode not in ("train", "export", "plan"):
             accepted = "train, export, plan"
             raise UserError(f"--mode={mode} is for diffusion models; for config.task={config.task!r}: {accepted}")

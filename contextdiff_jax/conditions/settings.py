@@ -14,6 +14,10 @@ VALUES = Values(
     },
     positive="condition.width condition.token_grid condition.map_channels",
     not_negative="space.max_latents condition.kept_texts condition.depth",
+    whole="""
+        condition.width condition.token_grid condition.map_channels condition.depth condition.kept_texts
+        space.max_latents
+    """,
 )
 
 

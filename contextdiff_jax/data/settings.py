@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.keys import Values, unread
+from contextdiff_jax.keys import Values, leaves, require, unread
 
 VALUES = Values(
     choices={
@@ -13,6 +13,10 @@ VALUES = Values(
     positive="data.batch_size data.image_size",
     not_negative="data.seed",
     fractions="data.max_bad_fraction data.random_crop",
+    whole="data.batch_size data.image_size data.seed data.num_threads data.prefetch data.num_frames",
+    listed="data.class_names",
+    needed="data.source data.path data.image_size data.seed data.horizontal_flip",
+    trained="data.batch_size data.num_threads data.prefetch",
 )
 
 
@@ -23,21 +27,24 @@ def check(config: ConfigDict) -> None:
     Raises:
         UserError: names the keys, their values and the remedy.
     """
-    if "batch_size" in config.data and config.data.batch_size % config.optim.accum_steps:
+    if "optim" in config and "batch_size" in config.data and config.data.batch_size % config.optim.accum_steps:
         raise UserError(
             f"config.data.batch_size={config.data.batch_size} is not divisible by "
             f"config.optim.accum_steps={config.optim.accum_steps}; choose a multiple"
         )
+    for sources, keys in _OF_SOURCES.items():
+        if config.data.source in sources and "optim" in config:  # models from elsewhere read no data here
+            require(leaves(config), keys)
     _check_read(config.data)
     if "class_words" in config.data and config.data.class_words and not _has_codes(config.data):
         raise UserError(
             f"config.data.class_words={config.data.class_words!r} cannot act: it is for classes of folders or of "
             "imagenet2012; set config.data.labels='subfolders', or leave it empty"
         )
-    if config.data.source == "clip" and "length" not in config.data:
+    if config.data.source == "clip" and (missing := [key for key in _OF_CLIPS.split() if key not in config.data]):
         raise UserError(
-            "config.data.source='clip' needs keys that this config's section data has not (length, caption, ...); for "
-            "clips take configs/video_edit.py"
+            f"config.data.source='clip' needs {', '.join(f'config.data.{key}' for key in missing)}, which this config "
+            "has not; for clips take configs/video_edit.py"
         )
     if "num_frames" in config.data and config.data.source != "clip" and config.data.num_frames != 1:
         raise UserError(
@@ -46,6 +53,9 @@ def check(config: ConfigDict) -> None:
         )
 
 
+# Beside what all sources read
+_OF_CLIPS = "preset index caption length overlap start sampling_rate crop mask_path flow_path"
+_OF_SOURCES = {("openmoji",): "data.preset", ("folder", "coco"): "data.max_bad_fraction"}
 _NOT_READ = {
     "path": "which has pictures of its own: set config.data.source='folder' for yours",
     "labels": "which has no subfolders: set config.data.source='folder'",

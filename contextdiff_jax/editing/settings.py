@@ -16,6 +16,13 @@ VALUES = Values(
     },
     not_negative="edit.equalize_added edit.rate",
     fractions="edit.cross_replace_steps edit.self_replace_steps edit.mask_threshold",
+    whole="edit.mask_resolution edit.max_tokens",
+    listed="edit.latent_blend edit.cross_replace_words edit.equalizer edit.blend_words",
+    needed="""
+        edit.inversion_prompt edit.alignment edit.cross_replace_steps edit.cross_replace_words edit.self_replace_steps
+        edit.equalizer edit.self_blend edit.latent_blend edit.blend_words edit.mask edit.mask_threshold
+        edit.mask_resolution edit.max_tokens edit.control
+    """,
 )
 
 

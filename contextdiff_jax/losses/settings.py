@@ -12,6 +12,8 @@ VALUES = Values(
     },
     not_negative="loss.gamma loss.num_times",
     fractions="loss.cond_drop_prob",
+    whole="loss.num_times",
+    needed="loss.objective loss.weighting loss.gamma loss.cond_drop_prob",
 )
 
 

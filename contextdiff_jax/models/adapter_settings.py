@@ -3,12 +3,15 @@
 from ml_collections import ConfigDict
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.keys import Values
+from contextdiff_jax.keys import Values, leaves, require
 
+_SIZES = "adapter.depth adapter.num_heads adapter.width adapter.patch_size"
 VALUES = Values(
     choices={"adapter.features": ("clip", "patches"), "adapter.reverse": ("estimate", "head")},
-    positive="adapter.depth adapter.num_heads adapter.width adapter.patch_size",
+    positive=_SIZES,
     not_negative="adapter.spectral_norm adapter.bound",
+    whole=_SIZES,
+    needed="adapter.enabled",
 )
 
 _MAX_SCALE = 0.99  # in float32 the tanh before it reaches 1
@@ -21,6 +24,7 @@ def check(config: ConfigDict) -> None:
         UserError: names the keys, their values and the remedy.
     """
     if "model" in config and config.adapter.enabled:
+        require(leaves(config), f"{_SIZES} adapter.bound")
         _check_sizes(config)
     if "process" in config:
         _check_reverse(config)

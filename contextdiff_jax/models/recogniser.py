@@ -23,6 +23,7 @@ from contextdiff_jax.data.vocabulary import OF_THE_DEMO, vocabulary
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import judges
 from contextdiff_jax.formats.kinds import check
+from contextdiff_jax.models.recogniser_settings import GROUP
 from contextdiff_jax.types import Array, Params
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -54,7 +55,7 @@ class RecogniserNet(nn.Module):
         layers = ((c1 // 2, 5, 2), (c1, 3, 1), (c2, 3, 2), (c2, 3, 1), (c3, 3, 2))
         for i, (channels, kernel, stride) in enumerate(layers):
             x = nn.Conv(channels, (kernel, kernel), strides=stride, use_bias=False, name=f"conv_{i}")(x)
-            x = nn.silu(nn.GroupNorm(num_groups=None, group_size=min(16, channels), name=f"norm_{i}")(x))
+            x = nn.silu(nn.GroupNorm(num_groups=None, group_size=min(GROUP, channels), name=f"norm_{i}")(x))
             if features:
                 return x.std((1, 2))
         x = jnp.concatenate([x.mean((1, 2)), x.max((1, 2))], axis=-1)

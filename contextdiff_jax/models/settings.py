@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.keys import Values, are
+from contextdiff_jax.keys import Values, are, leaves, require
 
 VALUES = Values(
     choices={
@@ -13,7 +13,22 @@ VALUES = Values(
     },
     positive="model.channels model.num_blocks model.head_dim model.patch_size",
     fractions="model.dropout",
+    whole="model.channels model.num_blocks model.head_dim model.patch_size",
+    listed="""
+        model.multipliers model.self_attention_levels model.cross_attention_levels model.fourier_bands
+        model.video.key_frames
+    """,
+    needed="model.prediction model.dtype model.remat model.dropout encoder.clip",
 )
+_SIZES = {
+    "unet": """
+        model.channels model.multipliers model.num_blocks model.self_attention_levels model.cross_attention_levels
+        model.head_dim model.patch_size
+    """,
+    "vdm": "model.channels model.num_blocks model.head_dim",
+    "ldm": "model.channels model.multipliers model.num_blocks model.cross_attention_levels model.head_dim",
+    "sd": "",
+}
 
 
 def check(config: ConfigDict) -> None:
@@ -25,11 +40,12 @@ def check(config: ConfigDict) -> None:
     if "model" not in config:
         return
     model = config.model
+    require(leaves(config), _SIZES[model.backbone])
     _check_acting(config)
     if (config.space.kind == "latents" or model.backbone == "sd") and not model.pretrained:
         raise UserError(
-            "config.model.pretrained is empty; give a folder in the diffusers layout: of Stable Diffusion, or for "
-            "latents under a network of one's own one with vae/ or vqvae/"
+            "config.model.pretrained is empty; give a folder in the diffusers layout: of Stable Diffusion, or one "
+            "with vae/ or vqvae/ for the latents of another network"
         )
     for key in ("process.schedule", "model.prediction", "sample.spacing"):
         section, name = key.split(".")

@@ -17,7 +17,6 @@ from contextdiff_jax.data.images import asked_for, fitted
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_json
 from contextdiff_jax.pictures import to_uint8
-from contextdiff_jax.samplers.settings import put_at_rest
 from contextdiff_jax.types import Array
 
 _LAYOUT = '[["frog", [0.1, 0.2, 0.5, 0.8]]]'
@@ -184,7 +183,6 @@ def section_of(config: ConfigDict, options: dict[str, Any], **unless_given: Any)
             raise UserError(f"sampling option {name}={value!r} has the wrong type: {error}") from error
     check_adapter(config, options)
     asked = [name for name, value in options.items() if value is not None]
-    put_at_rest(config.sample, asked)
     config_lib.put_at_rest(config, [f"sample.{name}" for name in asked])
     config_lib.check(config)
     return config.sample

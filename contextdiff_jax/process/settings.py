@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.keys import Values, are
+from contextdiff_jax.keys import Values, are, leaves, require
 
 VALUES = Values(
     choices={
@@ -13,6 +13,9 @@ VALUES = Values(
         "process.variance": ("beta", "posterior", "learned"),
     },
     positive="process.num_timesteps",
+    whole="process.num_timesteps",
+    listed="process.log_snr",
+    needed="process.schedule process.num_timesteps process.zero_terminal_snr",
 )
 
 
@@ -24,9 +27,9 @@ def check(config: ConfigDict) -> None:
     """
     if "process" not in config:
         return
-    process, T = config.process, config.process.num_timesteps
-    if isinstance(T, bool) or not isinstance(T, int):
-        raise UserError(f"config.process.num_timesteps={T!r} must be a whole number from 1")
+    process = config.process
+    if (process.init if process.schedule == "learned" else process.schedule) in ("linear", "scaled_linear"):
+        require(leaves(config), "process.beta_start process.beta_end")
     if len(process.log_snr) != 2 or not are(process.log_snr, int | float):
         raise UserError(f"config.process.log_snr={tuple(process.log_snr)!r} must be two numbers, e.g. (6.0, -8.0)")
     learned = [key for key in ("schedule", "variance") if process[key] == "learned"]

@@ -17,6 +17,12 @@ VALUES = Values(
     positive="sample.num_steps sample.batch_size",
     not_negative="sample.eta sample.guidance",
     fractions="sample.rescale",
+    whole="sample.num_steps sample.batch_size",
+    listed="sample.interval",
+    needed="""
+        sample.sampler sample.num_steps sample.spacing sample.eta sample.guidance sample.rescale sample.interval
+        sample.threshold sample.adapter sample.batch_size
+    """,
 )
 # What the keys are where nothing asks for them.
 _AT_REST = {"eta": 0.0, "variance": "posterior", "last_noise": False, "rescale": 0.0, "interval": (0.0, 1.0)}
@@ -59,6 +65,8 @@ def check(config: ConfigDict) -> None:
 def put_at_rest(sample: ConfigDict, asked: Collection[str]) -> None:
     """Of a model's own settings those that cannot act beside what a caller asks for; what he asks for himself stays,
     and is refused where it cannot act."""
+    if not {"guidance", "sampler"} <= set(sample):  # of a damaged config; what reads it says so
+        return
     for key in _without_effect(sample).keys() - set(asked):
         sample[key] = _AT_REST[key]
 
@@ -71,4 +79,5 @@ def _without_effect(sample: ConfigDict) -> dict[str, str]:
     reasons = {"eta": noiseless, "rescale": unguided, "interval": unguided}
     reasons |= {"variance": ancestral, "last_noise": ancestral}
     as_tuple = lambda value: tuple(value) if isinstance(value, list) else value
-    return {key: why for key, why in reasons.items() if why and as_tuple(sample[key]) != _AT_REST[key]}
+    acting = {key for key in reasons if key in sample and as_tuple(sample[key]) != _AT_REST[key]}
+    return {key: why for key, why in reasons.items() if why and key in acting}

@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.keys import Values, are
+from contextdiff_jax.keys import Values, are, leaves, require
 
 VALUES = Values(
     choices={"optim.schedule": ("constant", "cosine")},
@@ -19,6 +19,16 @@ VALUES = Values(
         train.validate_every
     """,
     fractions="ema.decay optim.b1 optim.b2 optim.momentum",
+    whole="""
+        seed optim.accum_steps train.num_steps train.validate_batches mesh.data mesh.fsdp mesh.tensor
+    """,
+    listed="optim.lr_multipliers train.trainable train.lora.targets sharding.rules",
+    needed="task seed train.trainable mesh.data mesh.fsdp mesh.tensor sharding.rules",
+    trained="""
+        optim.lr optim.b1 optim.b2 optim.eps optim.weight_decay optim.warmup_steps optim.schedule optim.clip_norm
+        optim.accum_steps optim.lr_multipliers ema.decay ema.warmup train.num_steps train.log_every
+        train.checkpoint_every train.keep train.keep_every train.preview_every
+    """,
 )
 
 
@@ -41,11 +51,12 @@ def check(config: ConfigDict) -> None:
 
 
 def check_averages(config: ConfigDict) -> None:
-    """Refuses a training whose averages never move; what was trained so can still be used.
+    """Refuses a training whose averages never move, or that nothing is said of; what was trained so can still be used.
 
     Raises:
         UserError: names the key, its value and the remedy.
     """
+    require(leaves(config), f"{VALUES.needed} {VALUES.trained}")
     for name in ("b1", "b2", "momentum"):
         if name in config.optim and config.optim[name] == 1:
             raise UserError(f"config.optim.{name}=1 keeps its average at 0 for ever; give a value below 1")

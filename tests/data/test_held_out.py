@@ -48,7 +48,7 @@ def test_only_too_small_a_folder_and_a_clip_fall_back_to_training(tmp_path):
     + [(source, "class_names", ("a",)) for source in ("openmoji", "digits", "cifar10", "fashion", "clip", "folder")],
 )
 def test_what_a_source_does_not_read_is_refused_and_old_runs_are_read(source, key, value):
-    run = t2i.get_config("tiny")
+    run = (video_edit if source == "clip" else t2i).get_config("tiny")
     run.data.source = source
     config_lib.check(run)
     without = run.copy_and_resolve_references()
