@@ -120,5 +120,5 @@ def test_without_a_config_a_models_own_counts(start, trained, tmp_path, capsys):
 
 
 def test_a_model_that_does_not_ship_is_named():
-    with pytest.raises(UserError, match="'builtin:nothing' does not ship"):
+    with pytest.raises(UserError, match="'builtin:nothing' does not ship; shipped: builtin:demo$"):
         cdx.Pipeline.load("builtin:nothing")

@@ -139,7 +139,8 @@ def located(path: str) -> str:
         return path
     folder = ASSETS / path.removeprefix(BUILTIN)
     if not folder.is_dir():
-        shipped = ", ".join(BUILTIN + p.name for p in sorted(ASSETS.iterdir()) if p.is_dir())
+        # Whole models: encoders and judges ship beside them, and what is no model.
+        shipped = ", ".join(BUILTIN + index.parent.name for index in sorted(ASSETS.glob("*/contextdiff.json")))
         raise UserError(f"model {path!r} does not ship; shipped: {shipped}")
     return str(folder)
 
