@@ -67,6 +67,8 @@ def check_sections(config: Any, where: str) -> None:
             f"{where}: the config has no {', '.join(missing)}; start from a shipped config's get_config(), such as "
             "configs/t2i.py's, and change that"
         )
+    if "edit" in config:  # a caller of Pipeline.edit says them himself
+        require(leaves(config), "edit.prompts edit.after_training")
 
 
 def complete(saved: ConfigDict) -> ConfigDict:

@@ -189,6 +189,8 @@ def test_a_config_of_an_earlier_version_is_completed_and_one_of_no_task_s_is_ref
         config_lib.check(base("diffusion"))
     with pytest.raises(UserError, match="mine.py: the config has no encoder, .*, eval; start from a shipped config's"):
         config_lib.check_sections(base("diffusion"), "mine.py")
+    with pytest.raises(UserError, match="the config has no config.edit.prompts"):
+        config_lib.check_sections(without(tiny("video_edit"), "edit.prompts"), "mine.py")
 
 
 # Values that the check of the config alone cannot judge; the rest of them in the slow test.
