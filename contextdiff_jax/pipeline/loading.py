@@ -157,15 +157,15 @@ def _data_of(own: ConfigDict, given: ConfigDict, path: str | Path) -> dict[str, 
     taken = {key: given[key] for key in ("num_threads", "prefetch") if key in given}
     if "max_bad_fraction" in given:  # of two, the one that was trained with is not refused now
         taken["max_bad_fraction"] = max(given.max_bad_fraction, own.get("max_bad_fraction", 0.0))
-    taken |= {key: _place(key, own.get(key, ""), given[key], path) for key in ("path", "class_words") if key in given}
+    taken |= {key: _place(key, own.get(key, ""), given.get(key, ""), path) for key in ("path", "class_words")}
     if own.source != "clip":
         return taken
     files = {key: own.get(key, "") for key in ("mask_path", "flow_path")}
     if taken["path"] != own.path and not (own.path and _is_gone(own.path)):
-        return taken | {key: given[key] for key in (*_OF_A_CLIP, *files, "index")}
+        return taken | {key: given[key] for key in (*_OF_A_CLIP, *files, "index") if key in given}
     flat = config_lib.leaves(given)
-    said = {key: given[key] for key, unsaid in _OF_A_CLIP.items() if flat[key] != unsaid}
-    return taken | said | {key: given[key] or ("" if _is_gone(place) else place) for key, place in files.items()}
+    said = {key: given[key] for key, unsaid in _OF_A_CLIP.items() if flat.get(key, unsaid) != unsaid}
+    return taken | said | {key: given.get(key) or ("" if _is_gone(place) else place) for key, place in files.items()}
 
 
 def _place(key: str, own: str, given: str, path: str | Path) -> str:
