@@ -29,6 +29,19 @@ def test_a_second_head_of_a_thousand_steps_is_drawn_by_the_sampler_that_knows_it
     assert list(free) == ["dpmpp_2m 4", "ddim 4"]
 
 
+@pytest.mark.parametrize("arm", [*steps.ARMS, *steps.USERS])
+def test_every_arm_of_a_thousand_steps_can_be_drawn_as_it_is_said(arm):
+    of = (steps.ARMS | steps.USERS)[arm]
+    size = dataclasses.replace(toy.quick(steps.SIZE), sampling_steps=steps.MANY)
+    task = toy.ToyTask(steps.config_of(steps.MANY, of, size), toy.DATA["mixture"], size)
+    params, ways = jax.eval_shape(task.init, jax.random.key(0)), steps.ways_of(task.config, (4,))
+    for changes in ways.values():
+        sample = task.config.sample.copy_and_resolve_references()
+        sample.update(changes)
+        drawn = jax.eval_shape(lambda p, sample=sample: toy.draw(task, p, sample=sample, size=size), params)
+        assert drawn.shape == (4, size.num_samples, toy.DIM)
+
+
 @pytest.mark.slow
 def test_a_run_is_stored_with_all_its_figures_and_not_run_again(tmp_path, monkeypatch):
     size = dataclasses.replace(toy.quick(steps.SIZE), num_test=64)

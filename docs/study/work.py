@@ -1,6 +1,6 @@
 """Work of a step of each arm of the second part, in operations counted from the program before compilation.
 
-python -m docs.study.work      # a minute; writes the table into docs/study.md
+    python -m docs.study.work      # two to three minutes of one core; writes the table into docs/study.md
 """
 
 from collections.abc import Callable
