@@ -39,6 +39,8 @@ def run(mode: str, config: ConfigDict | None, options: Options) -> None:
         WITHOUT_CONFIG[mode](options)
         return
     if config is not None:
+        if mode == "edit":
+            config = clips.with_model(config, options.workdir)
         config_lib.check(config)
         config = config_lib.with_later(config)
         if config.task != "diffusion" and mode not in ("train", "export", "plan"):

@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from contextdiff_jax import config as config_lib
 from contextdiff_jax.command_line import shared
 from contextdiff_jax.command_line.options import Options
 from contextdiff_jax.errors import UserError
@@ -52,6 +53,28 @@ def edit(config: ConfigDict | None, options: Options, kept: Any = None) -> None:
         shared.write_page(home)
 
 
+def with_model(config: ConfigDict, workdir: str) -> ConfigDict:
+    """The config of an edit with what its model says already: a run that was tuned on a file its clip, where the config
+    names none, and any other model itself. Of the model only the config is read.
+
+    Raises:
+        UserError: a config that lacks what is read, an export that is damaged, or no model of that name.
+    """
+    if "edit" not in config:
+        return config
+    from contextdiff_jax.pipeline import clip_editing
+
+    config_lib.check_present(given := config_lib.with_later(config))
+    own, result = clip_editing.tuned_on(workdir), given.copy_and_resolve_references()
+    if own is None and not given.model.pretrained:
+        result.model.pretrained = workdir
+    elif own and own.get("path") and not given.data.path:
+        result.data.path, result.data.index = own["path"], 0  # the number is an embedded clip's
+    else:
+        return config
+    return result
+
+
 def _of_a_tuned_run(pipeline: Any, config: ConfigDict | None, options: Options, kept: Any) -> tuple[Any, list[str]]:
     """What edits the clip of a run that was tuned on one, and the edited prompts."""
     from contextdiff_jax.data.one_clip import clip_of
@@ -74,8 +97,9 @@ def _of_any_model(pipeline: Any, config: ConfigDict | None, options: Options) ->
 
     if config is None:
         raise UserError(
-            f"{options.workdir} was tuned on no clip, and names none; name one, and a method: --config=configs/"
-            "video_edit.py:contextdiff --config.data.path=FILE --config.data.caption='what it shows'"
+            f"{options.workdir} was tuned on no clip, and names none; name one, and a method: "
+            f"--config={clip_editing.recipe_for(pipeline.config)} --config.data.path=FILE "
+            "--config.data.caption='what it shows'"
         )
     targets, clip = clip_editing.targets_of(config, options.prompts), clip_of(config.data)
     print(f"{options.workdir} was tuned on no clip: it edits this one as it is")

@@ -190,22 +190,39 @@ def editor_as_it_is(pipeline: Any, clip: Clip, given: ConfigDict) -> Editor:
     return _editor(pipeline, clip, config)
 
 
-def is_tuned(model: str | Path) -> bool:
-    """Whether a model is a run that was tuned on a clip, or the export of one; nothing but its config is read. What has
-    none that can be read is taken for one: whoever reads the model says what is wrong.
+def tuned_on(model: str | Path) -> dict[str, Any] | None:
+    """What the config of a run that was tuned on a clip, or of the export of one, says of its data; None of any other
+    model. Nothing else is read, and what has no config that can be read is taken for a run that says nothing, {}:
+    whoever reads the model says what is wrong.
 
     Raises:
         UserError: an export that is damaged, or no model of that name.
     """
     path = encoders.folder_of(model)
     if export.is_export(path):
-        return export.read_config(path)[0].data.source == "clip"
-    if path.is_file() or export.is_diffusers_pipeline(path):
-        return False
-    if not (file := path / "config.json").is_file():
-        return True
-    data = read_object(file).get("data")  # of another library's model there is none
-    return isinstance(data, dict) and data.get("source") == "clip"
+        data = export.read_config(path)[0].data.to_dict()
+    elif path.is_file() or export.is_diffusers_pipeline(path):
+        return None
+    elif not (file := path / "config.json").is_file():
+        return {}
+    else:
+        data = read_object(file).get("data")  # of another library's model there is none
+    return data if isinstance(data, dict) and data.get("source") == "clip" else None
+
+
+def is_tuned(model: str | Path) -> bool:
+    """Whether a model is a run that was tuned on a clip, or the export of one; see `tuned_on`."""
+    return tuned_on(model) is not None
+
+
+def recipe_for(own: ConfigDict) -> str:
+    """The recipe that fits a model which was tuned on no clip.
+
+    Raises:
+        UserError: a model that edits no clips.
+    """
+    _check_backbone(own)
+    return "configs/video_edit.py" + ":contextdiff" * (not _is_demo(own))
 
 
 def own_clip(own: ConfigDict, given: ConfigDict) -> ConfigDict:

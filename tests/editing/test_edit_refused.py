@@ -14,6 +14,7 @@ from PIL import Image
 
 from configs import video_edit
 from contextdiff_jax import command_line, compilation, keys, training
+from contextdiff_jax import config as config_lib
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.data.one_clip import clip_of, keep_identity
 from contextdiff_jax.editing import editor as editor_lib
@@ -171,7 +172,7 @@ def test_an_edit_of_what_the_network_has_not_leaves_no_folder(recipe, tmp_path, 
     # Of a model of the hub nothing is written where its name would be taken for a folder; what no clip was tuned on
     # edits any.
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(clip_editing, "is_tuned", lambda model: True)
+    monkeypatch.setattr(clip_editing, "tuned_on", lambda model: {})
     command_line.run("edit", recipe, dataclasses.replace(options, workdir="org/name"))
     names = lambda: sorted(path.name for path in (tmp_path / "runs" / "org-name").iterdir())
     assert names() == ["clip.json", "edit"] and not (tmp_path / "org").exists()
@@ -225,6 +226,36 @@ def test_a_run_s_own_clip_and_words_need_not_be_named_again(recipe, tmp_path, mo
         own.edit.equalizer, own.edit.cross_replace_words = ((word, 3.0),), ()
         with pytest.raises(UserError, match=f"edit.equalizer: word '{word}' is not in the prompt .*or leave it out"):
             editor_lib.controls_of(pipeline.task, own, clip_of(own.data), prompts)
+
+
+def test_what_a_model_says_need_not_be_said_again(tmp_path, monkeypatch):
+    """Neither the clip of a run beside its masks, nor the model itself that was tuned on none."""
+    own, given = video_edit.get_config("tiny"), video_edit.get_config("style+tiny")
+    own.data.path, own.data.caption, own.data.index = str(tmp_path / "own"), "a red square", 0
+    write_json(own.to_dict(), tmp_path / "run" / "config.json")
+    given.data.mask_path, given.data.start, given.data.sampling_rate, given.edit.mask = "masks", 1, 2, "clip"
+    with pytest.raises(UserError, match="cannot act: without config.data.path"):
+        config_lib.check(given)
+    config_lib.check(found := command_line.clips.with_model(given, str(tmp_path / "run")))
+    assert (found.data.path, found.data.mask_path, found.data.index) == (own.data.path, "masks", 0)
+    assert not given.data.path and given.data.index == 9
+    given.data.path = "other.mp4"
+    assert command_line.clips.with_model(given, str(tmp_path / "run")) is given
+    given = video_edit.get_config("contextdiff")
+    given.data.path = "clip.mp4"
+    with pytest.raises(UserError, match="config.model.pretrained is empty"):
+        config_lib.check(given)
+    config_lib.check(found := command_line.clips.with_model(given, "builtin:demo"))
+    assert found.model.pretrained == "builtin:demo" and not given.model.pretrained
+    seen = []
+    monkeypatch.setitem(command_line.MODES, "edit", lambda config, options: seen.append(config.model.pretrained))
+    command_line.run("edit", given, command_line.Options("builtin:demo", compilation_cache="off"))
+    assert seen == ["builtin:demo"]
+    # The recipe that is named for a model is one that fits it.
+    given.model.pretrained = str(tmp_path / "sd")
+    write_json({"sample_size": 64}, tmp_path / "sd" / "unet" / "config.json")
+    assert clip_editing.recipe_for(own) == "configs/video_edit.py"
+    assert clip_editing.recipe_for(given) == "configs/video_edit.py:contextdiff"
 
 
 def test_whether_a_model_was_tuned_is_in_its_files(tmp_path):
