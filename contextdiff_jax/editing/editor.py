@@ -312,7 +312,7 @@ class Editor:
             left_out=left_out,
             not_to_change=measures.kept_part(self.config),
             clip=self.config.encoder.clip or None,
-            clip_digest=self._kept.found(("measured", self.config.encoder.clip)),
+            clip_digest=self._kept.of(("digest", self.config.encoder.clip), lambda: measures.clip_digest(self.config)),
             judge=None if judge is None else judge.recogniser.about(),
             warp_error_flow=measures.flow_of(self.config, self.clip),
             heat_in_mask=measures.heat_shares(self.clip, heatmaps),

@@ -18,11 +18,8 @@ from contextdiff_jax.formats import digests
 TOGETHER = 8  # frames that CLIP is shown at once
 
 
-def check(model: Any, config: Any) -> str | None:
+def check(model: Any, config: Any) -> None:
     """Reads what the figures will need: what is missing or damaged is said before hours of tuning, not after them.
-
-    Returns:
-        The digest of the weights of their CLIP; None without one.
 
     Raises:
         UserError: a CLIP or a judge that cannot be read.
@@ -30,6 +27,10 @@ def check(model: Any, config: Any) -> str | None:
     Judge.of(config.data)
     if config.encoder.clip and model.parts.clip is None:  # the model's own has been read
         load_clip(config.encoder.clip)
+
+
+def clip_digest(config: Any) -> str | None:
+    """What tells the weights of the figures' CLIP from others'; None without one."""
     return digests.digest(folder_of(config.encoder.clip)) if config.encoder.clip else None
 
 

@@ -49,12 +49,18 @@ OF_FILES = ("length", "start", "sampling_rate", "crop", "mask_path", "flow_path"
 OF_THE_TASK = ("data.num_frames", "data.image_size", "sample.sampler", "sample.spacing")  # of what an editor is told
 OF_DATA = (*OF_FILES, "num_frames", "overlap", "image_size")  # options of `data` that act
 OF_A_TRAINING = ("batch_size", "num_threads", "prefetch")  # keys of `data` that an edit does not look at
-OTHER_DATA = "the frames say which clip, and nothing is trained"  # why its other keys do not
-IDLE = {  # options that would change nothing, and why
+OF_PICTURES = {  # what a model may have been trained with that clips have not
+    "labels": "none",
+    "class_names": (),
+    "class_words": "",
+    "random_crop": 0.0,
+    "horizontal_flip": False,
+}
+REFUSED = {  # options that something else says already, or that mean another mode, and why
     "caption": "the source prompt says what the clip shows",
     "prompts": "the targets are the edited prompts",
     "after_training": "nothing is trained",
-    "batch_size": "one clip is edited at a time; num_frames says how many of its frames the network takes at once",
+    **dict.fromkeys(("source", "preset", "index", "path"), "the frames say which clip"),
 }
 MODELS = 4  # of clips, that a pipeline keeps
 GIVEN = "given frames"  # the path of a clip that has none: it is the caller's, not an embedded one
@@ -245,12 +251,16 @@ def _set(config: ConfigDict, options: dict[str, Any], of_a_path: bool) -> None:
     requests.check_adapter(config, options)
     for name, value in options.items():
         sections = [s for s in ("edit", "sample", "data") if name in config[s]]
-        if not sections and name not in IDLE:
+        if not sections and name not in (*REFUSED, *OF_A_TRAINING):
             raise UserError(f"option {name}={value!r} is unknown; accepted: the keys of edit, sample and data")
         if value is None:  # the run's own, or the method's
             continue
-        if name in IDLE or (sections[0] == "data" and name not in OF_DATA):
-            raise UserError(f"option {name}={value!r} cannot act: {IDLE.get(name, OTHER_DATA)}; leave it out")
+        if name in REFUSED:
+            raise UserError(f"option {name}={value!r} cannot act: {REFUSED[name]}; leave it out")
+        if name in OF_A_TRAINING or (sections[0] == "data" and name not in OF_DATA):
+            why = "nothing is trained; num_frames says how many frames the network takes at once"
+            logging.warning("option %s=%r has no effect: %s", name, value, why)
+            continue
         if name in OF_FILES and not of_a_path:
             raise UserError(f"option {name}={value!r} is for a clip's path; leave it out, and give the frames you mean")
         try:
@@ -285,8 +295,11 @@ def _config(own: ConfigDict, method: str | None) -> ConfigDict:
         config.edit = ConfigDict()
         # The clip is the caller's; a model of single pictures could not be asked for several frames of its own data.
         config.data.source, config.data.preset = "clip", "demo"
+        with config.data.ignore_type():
+            config.data.update(OF_PICTURES)
         config.data.num_frames, config.data.overlap = 8, 4
         config.edit.rate = 0.0
+        config_lib.put_at_rest(config)  # such as a judge of the data that it was trained on
     for key, value in values.items():
         *sections, name = key.split(".")
         node = config

@@ -1,5 +1,6 @@
 """Editing from Python with all that a clip can bring: more frames than a window, masks, edges, several prompts."""
 
+import json
 from types import SimpleNamespace
 
 import av
@@ -13,7 +14,7 @@ from PIL import Image
 from stable_diffusion_helpers import UNET, save_pipeline
 
 import contextdiff_jax as cdx
-from configs import video_edit
+from configs import t2i, video_edit
 from contextdiff_jax import encoders
 from contextdiff_jax.data.clips import Clip, write_clip
 from contextdiff_jax.data.moving import moving
@@ -23,6 +24,7 @@ from contextdiff_jax.editing.editor import Editor
 from contextdiff_jax.editing.result import AUTOENCODER
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_object, write_json
+from contextdiff_jax.formats import digests
 from contextdiff_jax.pipeline import clip_editing, loading
 
 SIZE, FRAMES, WINDOW = 16, 5, 3
@@ -83,7 +85,15 @@ def test_windows_masks_edges_and_several_prompts_at_once(pipe, tmp_path, monkeyp
         monkeypatch.setattr(where, name, None)
     editor = clip_editing.editor_of(pipe, frames, SOURCE, "controlvideo", given, progress=False)
     monkeypatch.setattr(editor_lib.memory, "peak_measured", lambda device: 9)
-    assert editor._figures(edited.arrays, edited.masks, {})["memory_measured"] == 9
+    # By which CLIP, whatever has been said ahead: a training checks it under its relative path.
+    monkeypatch.chdir(encoders.ASSETS)
+    monkeypatch.setattr(measures, "Embed", lambda *args: SimpleNamespace(row=lambda *args: {}))
+    editor.config.encoder.clip = "clip_mini"
+    figures = editor._figures(edited.arrays, edited.masks, {})
+    assert figures["memory_measured"] == 9 and figures["clip"] == "clip_mini"
+    assert figures["clip_digest"] == digests.digest(encoders.ASSETS / "clip_mini")
+    editor.config.encoder.clip = ""
+    assert editor._figures(edited.arrays, edited.masks, {})["clip_digest"] is None
     assert editor.plan.controlnet is not None and editor.plan.window == WINDOW
     latents = jax.device_get(editor.latents(TARGETS)[0])
     own, (one, two) = latents[AUTOENCODER], (latents[target] for target in TARGETS)
@@ -173,6 +183,25 @@ def test_masks_tell_an_object_from_what_is_around_it(asked):
         asked(np.zeros((3, SIZE, 2 * SIZE, 3), np.uint8), "ddim", masks=masks)
 
 
+def test_how_a_model_was_trained_says_nothing_of_a_clip(pipe, asked, monkeypatch):
+    """Nor does what a caller says of a training, which was taken once: it is said to have no effect."""
+    own, told = t2i.get_config("sd"), []
+    own.model.pretrained, own.space.precomputed, own.eval.recogniser = pipe.config.model.pretrained, False, "judge"
+    own.data.update(source="folder", path="pictures", labels="subfolders", class_words="words.txt")
+    own.data.update(class_names=("n01",), random_crop=0.5, horizontal_flip=True, batch_size=8)
+    own = ConfigDict(json.loads(own.to_json_best_effort()))  # as a run has it
+    monkeypatch.setattr(clip_editing.logging, "warning", lambda text, *values: told.append(text % values))
+    for config in (pipe.config, own):
+        model = SimpleNamespace(config=config, clip_models=clip_editing.ClipModels(), frozen=None)
+        options = dict(batch_size=1, num_threads=1, prefetch=None, seed=3)
+        frames = np.zeros((3, SIZE, SIZE, 3), np.uint8)
+        edited = clip_editing.editor_of(model, frames, SOURCE, "ddim", options)[1]
+        assert edited.data.get("batch_size") == config.data.get("batch_size") and edited.data.seed == config.data.seed
+    assert [line.split(" has no effect: nothing is trained")[0] for line in told] == [
+        f"option {option}" for option in ("batch_size=1", "num_threads=1", "seed=3") * 2
+    ]
+
+
 def test_an_embedded_clip_is_asked_for_what_its_mask_lets_change():
     config = video_edit.get_config("contextdiff+demo")
     both = moving("demo", 9, config.data.seed).other_captions()
@@ -196,7 +225,6 @@ def test_what_frames_of_one_s_own_cannot_be(pipe):
         (frames, dict(preset="demo"), "option preset='demo' cannot act"),
         (frames, dict(caption="a star"), "option caption='a star' cannot act: the source prompt says"),
         (frames, dict(prompts=("a star",)), "option prompts=.* cannot act: the targets are the edited prompts"),
-        (frames, dict(batch_size=4), "option batch_size=4 cannot act: one clip is edited at a time; num_frames"),
         (frames, dict(after_training=True), "option after_training=True cannot act: nothing is trained"),
         (frames, dict(adapter=np.bool_(True)), "adapter=True cannot act: this model was trained without an adapter"),
         (frames[:1], {}, "give 2 or more"),
