@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from contextdiff_jax import config as config_lib
@@ -32,8 +33,10 @@ def edit(config: ConfigDict | None, options: Options, kept: Any = None) -> None:
 
     if config is not None and "edit" not in config:
         raise UserError("--mode=edit takes the config of an edit: --config=configs/video_edit.py")
-    with_config = config is not None and clip_editing.is_tuned(options.workdir)
-    pipeline = shared.pipeline_of(config if with_config else None, options)
+    if config is None or clip_editing.is_tuned(options.workdir):
+        pipeline = shared.pipeline_of(config, options)
+    else:
+        pipeline = shared.pipeline_of(None, options, config)
     if tuned := pipeline.config.data.source == "clip":
         editor, targets = _of_a_tuned_run(pipeline, config, options, kept)
         check_identity(editor.clip, home)
@@ -103,6 +106,8 @@ def _of_any_model(pipeline: Any, config: ConfigDict | None, options: Options) ->
         )
     targets, clip = clip_editing.targets_of(config, options.prompts), clip_of(config.data)
     print(f"{options.workdir} was tuned on no clip: it edits this one as it is")
+    if other := clip_editing.unread_model(pipeline.config, config, options.workdir):
+        logging.warning("config.model.pretrained=%r is not read: %s edits the clip", other, options.workdir)
     return clip_editing.editor_as_it_is(pipeline, clip, config), targets
 
 

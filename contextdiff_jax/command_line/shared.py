@@ -10,11 +10,15 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import check_writable
 
 
-def pipeline_of(config: ConfigDict | None, options: Options):
-    """The trained model of the workdir, with this command line's `sample` and `eval` sections."""
-    from contextdiff_jax.pipeline import Pipeline
+def pipeline_of(config: ConfigDict | None, options: Options, run_as: ConfigDict | None = None):
+    """The trained model of the workdir, with this command line's `sample` and `eval` sections; without those it may run
+    as a config of another model says."""
+    from contextdiff_jax.pipeline import Pipeline, loading
 
-    return Pipeline.load(options.workdir, step=options.step, config=config)
+    model = loading.find(options.workdir, step=options.step, ema=True, config=config)
+    if run_as is not None:
+        model = model._replace(config=loading.run_as(model.config, run_as))
+    return Pipeline.of(model)
 
 
 def check_alone(what: str, remedy: str) -> None:

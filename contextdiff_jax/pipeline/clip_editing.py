@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,8 @@ def editor_as_it_is(pipeline: Any, clip: Clip, given: ConfigDict) -> Editor:
     Args:
         pipeline: of any Stable Diffusion: its new layers start as identity.
         clip: from `clip_of`.
-        given: a recipe of `configs/video_edit.py`; of the networks all but `model.video` is the pipeline's.
+        given: a recipe of `configs/video_edit.py`; of the networks all but `model.video` is the pipeline's, and it runs
+            as that was loaded.
 
     Raises:
         UserError: a model that edits no clips.
@@ -192,6 +194,7 @@ def editor_as_it_is(pipeline: Any, clip: Clip, given: ConfigDict) -> Editor:
     config.encoder.clip = own.encoder.clip or given.encoder.clip
     config.sample.adapter = given.sample.adapter and given.adapter.enabled and own.adapter.enabled
     config.data.num_frames = min(given.data.num_frames, len(clip.frames))
+    config_lib.put_at_rest(config)  # such as a judge of the data that it was trained on
     config_lib.check(config)
     return _editor(pipeline, clip, config)
 
@@ -219,6 +222,21 @@ def tuned_on(model: str | Path) -> dict[str, Any] | None:
 def is_tuned(model: str | Path) -> bool:
     """Whether a model is a run that was tuned on a clip, or the export of one; see `tuned_on`."""
     return tuned_on(model) is not None
+
+
+def unread_model(own: ConfigDict, given: ConfigDict, model: str) -> str:
+    """The model that the recipe of an edit names and that is not read: another than the one that edits, and than that
+    was made from; "" where it names none."""
+    named = given.model.pretrained
+    return "" if not named or any(map(partial(_same_model, named), (model, own.model.pretrained))) else named
+
+
+def _same_model(one: str, other: str) -> bool:
+    """Whether two names are of one model; a name that no cache holds is of no other."""
+    try:
+        return one == other or encoders.folder_of(one).resolve() == encoders.folder_of(other).resolve()
+    except UserError:
+        return False
 
 
 def recipe_for(own: ConfigDict) -> str:

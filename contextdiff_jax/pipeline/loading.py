@@ -147,6 +147,17 @@ def _with_sampling_of(own: ConfigDict, config: ConfigDict, path: str | Path) -> 
     return result
 
 
+def run_as(own: ConfigDict, given: ConfigDict) -> ConfigDict:
+    """A model's config with what that of any other model says of how it runs, and of a mesh that splits parameters;
+    where it says nothing of that, as recipes do not, the model's own counts."""
+    mine, said = config_lib.leaves(own), config_lib.leaves(given)
+    taken = {key: said[key] for key in HOW_IT_RUNS if key in mine and key in said}
+    taken |= {key: said[key] for key in ("mesh.fsdp", "mesh.tensor") if key in mine and said.get(key, 1) != 1}
+    result = own.copy_and_resolve_references()
+    result.update_from_flattened_dict(taken)
+    return result
+
+
 def _data_of(own: ConfigDict, given: ConfigDict, path: str | Path) -> dict[str, Any]:
     """What another config says of where a model's data lie and of how they are read here; where it says nothing, the
     model's own counts: the path of a recipe is empty, or one that is not there.

@@ -84,7 +84,15 @@ class Pipeline:
         Raises:
             UserError: no such folder, no checkpoint, not a diffusion run, or another model's config.
         """
-        model = loading.find(path, step=step, ema=ema, config=config)
+        return cls.of(loading.find(path, step=step, ema=ema, config=config))
+
+    @classmethod
+    def of(cls, model: loading.Saved) -> "Pipeline":
+        """Reads a model that was found.
+
+        Raises:
+            UserError: its config is of what cannot be built.
+        """
         with distributed.together():
             task = task_lib.build(model.config, mesh=sharding.serving_mesh(model.config.mesh))
         expected = jax.eval_shape(task.init, stream(model.config.seed, "init"))

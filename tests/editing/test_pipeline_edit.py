@@ -15,7 +15,7 @@ from stable_diffusion_helpers import UNET, save_pipeline
 
 import contextdiff_jax as cdx
 from configs import t2i, video_edit
-from contextdiff_jax import encoders
+from contextdiff_jax import encoders, keys
 from contextdiff_jax.data.clips import Clip, write_clip
 from contextdiff_jax.data.moving import moving
 from contextdiff_jax.editing import editor as editor_lib
@@ -312,6 +312,20 @@ def test_a_model_that_was_tuned_on_no_clip_edits_one_as_it_is(pipe, asked, monke
     with monkeypatch.context() as patch, pytest.raises(UserError, match="backbone='unet' edits no clips"):
         patch.setattr(pipe.config.model, "backbone", "unet")
         clip_editing.editor_as_it_is(pipe, clip, recipe)
+
+
+def test_a_model_that_was_tuned_on_no_clip_runs_as_it_is_asked_to():
+    own = loading.find("builtin:demo", step=None, ema=True, config=None).config
+    given = video_edit.get_config("contextdiff")
+    own.mesh.fsdp, given.model.dtype, given.mesh.tensor = 4, "float32", 2
+    found = loading.run_as(own, given)
+    assert (found.model.dtype, found.mesh.fsdp, found.mesh.tensor) == ("float32", 4, 2)
+    assert own.model.dtype == "auto" and not keys.differences(own, found, ("model.", "mesh."))
+    # A recipe that names another model is told of, one that names this one, or what this was made from, is not.
+    own.model.pretrained = "somebody/model"
+    for named, other in (("", ""), ("builtin:demo", ""), ("somebody/model", ""), ("no/other", "no/other")):
+        given.model.pretrained = named
+        assert clip_editing.unread_model(own, given, "builtin:demo") == other
 
 
 def test_what_an_edit_lacks_is_said():
