@@ -81,7 +81,9 @@ def base() -> ConfigDict:
     config.ema.decay = 0.0  # one clip: the last parameters are the best
     config.edit = ConfigDict(
         dict(
-            prompts=(),  # edited prompts; (): of an embedded clip another object; without a mask, another background
+            # Edited prompts. (): of an embedded clip with the mask attention or clip another object, with outside or
+            # around another background, without a mask both.
+            prompts=(),
             after_training=True,
             reconstruct=False,  # True: without an edited prompt the clip is inverted and sampled again, no more
             inversion_prompt="",  # source | empty

@@ -132,6 +132,19 @@ def test_every_arm_of_a_thousand_steps_has_its_rows_and_a_diverged_sampler_is_no
     assert "contextual, r free, T = 1000, DDIM" in rows[5] and "nan" in rows[5]
 
 
+def test_a_run_of_a_thousand_steps_that_was_drawn_by_no_solver_has_no_rows_and_is_run_again(tmp_path, monkeypatch):
+    """So the version before stored those of pictures."""
+    figures = {"bound": 2.0, "quality": {"accuracy": 0.5, "frechet": 2.0}, "parameters": 2000}
+    stored = {"reference": {"floor": {"accuracy": 1.0, "frechet": 0.3}}, "runs": {"1000": {"plain": {"0": figures}}}}
+    stored["runs"]["8"] = {"free": {"0": figures}}
+    assert " of 1000 " not in steps_plots.table("digits", stored | {"runs": {"1000": stored["runs"]["1000"]}})
+    run.save(stored, tmp_path / "steps-digits.json")
+    asked = []
+    monkeypatch.setattr(steps_images, "runs", lambda name, missing, *how: asked.extend(missing) or iter(()))
+    steps.study("digits", [8, 1000], ["free", "plain"], [0], tmp_path)
+    assert asked == [(8, "plain", [0]), (1000, "free", [0]), (1000, "plain", [0])]
+
+
 @pytest.mark.slow
 def test_a_step_s_work_is_counted_once_for_each_evaluation_of_a_network():
     of = lambda arm: work.counted(*work.task_of("mixture", steps.ARMS[arm]))

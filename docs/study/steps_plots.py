@@ -94,7 +94,7 @@ def _rows_of_many(stored: dict[str, Any], arm: str, toy: bool) -> list[list[str]
 def _ways(stored: dict[str, Any], arm: str) -> list[tuple[str, int]]:
     """(sampler, number of steps) in which an arm of T = 1000 was drawn, under every seed."""
     runs = stored["runs"].get(str(MANY), {}).get(arm, {}).values()
-    drawn = [set(run["energy" if "energy" in run else "drawn"]) for run in runs]
+    drawn = [set(run.get("energy") or run.get("drawn", {})) for run in runs]
     found = [key.split() for key in set.intersection(*drawn)] if drawn else []
     return sorted(((name, int(steps)) for name, steps in found), key=lambda way: (list(SAMPLERS).index(way[0]), way[1]))
 

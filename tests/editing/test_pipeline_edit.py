@@ -309,6 +309,10 @@ def test_a_model_that_was_tuned_on_no_clip_edits_one_as_it_is(pipe, asked, monke
     assert config.edit == recipe.edit and config.data.caption == SOURCE and config.data.num_frames == 5
     assert config.encoder.clip == "CLIP" and not config.sample.adapter and recipe.data.num_frames == 8
     assert config.sample.num_steps == recipe.sample.num_steps and config.preset == "style+tiny"
+    own = t2i.get_config("sd")  # with a judge of the pictures that it was trained on
+    own.eval.recogniser, own.model.pretrained = "judge", pipe.config.model.pretrained
+    model = SimpleNamespace(config=own, clip_models=clip_editing.ClipModels(), frozen=None)
+    assert clip_editing.editor_as_it_is(model, clip, recipe)[1].eval.recogniser == ""
     with monkeypatch.context() as patch, pytest.raises(UserError, match="backbone='unet' edits no clips"):
         patch.setattr(pipe.config.model, "backbone", "unet")
         clip_editing.editor_as_it_is(pipe, clip, recipe)
