@@ -261,7 +261,7 @@ def own_clip(own: ConfigDict, given: ConfigDict) -> ConfigDict:
 
 
 def _set(config: ConfigDict, options: dict[str, Any], of_a_path: bool) -> None:
-    """Puts a caller's options into a config.
+    """Puts a caller's options into a config; those of a training are left out, and said.
 
     Raises:
         UserError: an unknown option, one of another type, or one that the caller's frames have no use for.
