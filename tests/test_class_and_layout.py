@@ -1,6 +1,7 @@
 """Classes and layouts from a config to pictures: trained, drawn, judged, exported and read back."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import contextdiff_jax as cdx
 from configs import class2img, layout2img
 from contextdiff_jax import command_line, training
 from contextdiff_jax import task as task_lib
-from contextdiff_jax.command_line import Options, asked_for
+from contextdiff_jax.command_line import Options, asked_for, drawing
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import distances, suite
 from contextdiff_jax.pipeline import export
@@ -116,6 +117,16 @@ def test_an_export_draws_the_same(kind, asked, request, tmp_path):
     again = cdx.Pipeline.load(tmp_path / "out")
     jax.tree.map(np.testing.assert_array_equal, again.params, jax.tree.map(np.asarray, pipe.params))
     np.testing.assert_allclose(again.sample_arrays(asked), pipe.sample_arrays(asked), atol=1e-6)
+
+
+def test_what_was_asked_for_is_kept_with_what_was_drawn():
+    pipe = SimpleNamespace(config=layout2img.get_config("tiny"), step=3)
+    how = drawing._how(pipe, [LAYOUT], Options("runs/x", layout="l.json", image="a.png"))
+    assert how["layout"] == [LAYOUT] and how["strength"] == 0.8 and how["step"] == 3
+    pipe.config.condition.kind = "none"
+    how = drawing._how(pipe, 16, Options("runs/x", image="a.png", strength=0.5))
+    assert how["num_samples"] == 16 and how["strength"] == 0.5 and "layout" not in how
+    assert "strength" not in drawing._how(pipe, 16, Options("runs/x"))
 
 
 def test_a_layout_file_is_read_and_refused(tmp_path, monkeypatch):

@@ -45,6 +45,7 @@ def run(*flags, cwd=None):
         (["--config=configs/t2i.py", "--mode=dream"], ["dream", "train"]),
         (["--config=configs/t2i.py", "--workdri=x"], ["workdri"]),
         (["--config=configs/t2i.py", "--lr=1"], ["no flag but a key", "set it by --config.optim.lr=1"]),
+        (["--config=", "--lr=1"], ["no flag but a key", "--config.optim.lr=1 beside --config"]),
         (
             ["--mode=sample", "--guidance=5"],
             ["--config.sample.guidance=5 beside", "t2i.py:builtin --workdir=builtin:demo"],
@@ -243,6 +244,9 @@ def test_a_run_is_exported_and_evaluated_as_its_own_config_says(tmp_path, monkey
     monkeypatch.setattr(checkpoint, "load_params", lambda *args, **how: ("params", own.to_dict(), 1))
     command_line.run("export", None, options.Options(str(tmp_path / "run")))
     assert written == [("params", str(tmp_path / "run" / "export"))] and not config.differences(built[0], own)
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(UserError, match="config.json is .*; give the run's --config"):
+        command_line.run("export", None, options.Options(str(tmp_path / "run")))
     unsaid = SimpleNamespace(config=ConfigDict())
     monkeypatch.setattr(command_line.shared, "pipeline_of", lambda config, options: unsaid)
     with pytest.raises(UserError, match="the model mine does not say how .* evaluated; add --config"):

@@ -78,18 +78,19 @@ def as_keys(flag: str, argv: list[str]) -> str:
     """What to write in the place of an unknown flag that is the name of a config's key, or what others call it; ""
     where it is neither."""
     place = _config_flag(argv)
-    given = place[1] if place else _find_config("configs/t2i.py:builtin")
+    named = bool(place and place[1])
+    given = place[1] if named else _find_config("configs/t2i.py:builtin")
     name = _ELSEWHERE.get(flag, flag)
     keys = [key for key in config_lib.leaves(_load_config(given)) if key.split(".")[-1] == name]
     of_drawing = [key for key in keys if key.startswith("sample.")]
-    if not place:  # without a config pictures are drawn
+    if not named:  # without a config pictures are drawn
         keys = of_drawing or keys
     if not keys:
         return ""
     value = next((arg.partition("=")[2] for arg in argv[1:] if arg.lstrip("-").startswith(f"{flag}=")), "") or "VALUE"
     said = " or ".join(f"--config.{key}={value}" for key in keys)
     what = f"--{flag} is no flag but a key of the config; set it by {said}"
-    if place:
+    if named:
         return what
     shipped = f"for the model that ships --config=configs/t2i.py:builtin --workdir=builtin:demo {said}"
     return f"{what} beside --config, that of the training" + f"; {shipped}" * bool(of_drawing)

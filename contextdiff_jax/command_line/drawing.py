@@ -46,15 +46,23 @@ def sample(config: ConfigDict | None, options: Options) -> None:
         if is_primary():
             name = f"step-{pipeline.step}-seed-{options.seed}"
             out = shared.make_folder(place if options.out else shared.unused(place / name))
-            write_json(_how(pipeline, options), out / "sample.json")
+            write_json(_how(pipeline, prompts, options), out / "sample.json")
     _write_pictures(pipeline, prompts, batches, out)
 
 
-def _how(pipeline: Any, options: Options) -> dict[str, Any]:
-    """How pictures were drawn: what it takes to draw them again."""
-    asked = {name: getattr(options, name) for name in ("negative", "size", "image", "strength")}
+def _how(pipeline: Any, prompts: list[Any] | int, options: Options) -> dict[str, Any]:
+    """How pictures were drawn: what it takes to draw them again, beside their captions."""
+    from contextdiff_jax.pipeline.requests import strength_of
+
+    config, asked = pipeline.config, {name: getattr(options, name) for name in ("negative", "size", "image")}
+    if options.image:
+        asked["strength"] = strength_of(options.strength, config.sample.num_steps, True)
+    if isinstance(prompts, int):
+        asked["num_samples"] = prompts
+    elif config.condition.kind == "layout":  # whose captions are words
+        asked["layout"] = prompts
     of_model = {"model": options.workdir, "step": pipeline.step, "seed": options.seed}
-    return of_model | {"sample": pipeline.config.sample.to_dict()} | {k: v for k, v in asked.items() if v}
+    return of_model | {"sample": config.sample.to_dict()} | {k: v for k, v in asked.items() if v}
 
 
 def _write_pictures(pipeline: Any, prompts: list[Any] | int, batches: Iterable[Any], out: Path | None) -> None:

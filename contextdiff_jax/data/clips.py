@@ -28,6 +28,7 @@ RATE = 8.0  # frames per second of a source that names none: a folder
 LEAST = 2  # frames that make a clip
 _LONGEST_GIF = 65535  # hundredths of a second that a gif holds
 _SLOWEST_MP4 = Fraction(1, 1001)
+_COUNTS_TO = {"mpeg4": 65535}  # the largest numerator of a rate that an encoder takes
 # What writes an mp4, and how well: the first that the installed FFmpeg has. Builds without GPL parts lack the first.
 ENCODERS = {"libx264": {"crf": "12"}, "mpeg4": {"flags": "+qscale", "global_quality": "236"}}
 
@@ -261,13 +262,22 @@ def encoder() -> str:
     )
 
 
+def _rate_of_mp4(rate: float, largest: int | None) -> Fraction:
+    """Frames per second as an mp4 says them: the nearest fraction whose numerator is no larger than `largest`."""
+    found = max(Fraction(rate).limit_denominator(1001), _SLOWEST_MP4)
+    if largest is None or found.numerator <= largest:
+        return found
+    rate = min(found, largest)
+    return Fraction(rate).limit_denominator(int(largest / rate))
+
+
 def _write_mp4(path: Path, frames: np.ndarray, rate: float) -> None:
     import av
 
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(encoder(), rate=max(Fraction(rate).limit_denominator(1001), _SLOWEST_MP4))
+        stream = container.add_stream(encoder(), rate=_rate_of_mp4(rate, _COUNTS_TO.get(encoder())))
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         stream.options = ENCODERS[encoder()]
         for frame in frames:

@@ -60,7 +60,8 @@ def unreadable(path: Path) -> str:
     except ImportError:
         return ""
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        # FFmpeg takes a relative path with a colon for an address.
+        with av.open(str(path.absolute()), metadata_errors="replace") as container:
             if not container.streams.video:
                 return "no pictures in it"
             return "" if next(container.decode(video=0), None) is not None else "no frame in it"

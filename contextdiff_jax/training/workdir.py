@@ -132,7 +132,7 @@ def check_workdir(workdir: str | Path, config: ConfigDict, *, allow_config_chang
     check_writable(folder_of(workdir), "folder of checkpoints", "make it writable, or take another --workdir")
     if not path.exists():
         return []
-    saved = _saved_config(path)
+    saved = _saved_config(path, "delete it to take the config of the command line")
     changes = _changes(saved, config, trained=bool(steps_in(folder_of(workdir))))
     # A config.json without these is not a run's: the folder of a model from elsewhere has one too.
     if not has_trained(workdir) and all(name in saved for name in ("task", "data", "optim", "train")):
@@ -150,9 +150,8 @@ def check_workdir(workdir: str | Path, config: ConfigDict, *, allow_config_chang
     return changes
 
 
-def _saved_config(path: Path) -> ConfigDict:
+def _saved_config(path: Path, remedy: str) -> ConfigDict:
     """The config that a run was started with, complete."""
-    remedy = "delete it to take the config of the command line"
     saved = read_object(path, remedy)
     try:
         return keys.complete(ConfigDict(saved))
@@ -167,7 +166,7 @@ def saved_config(workdir: str | Path) -> ConfigDict | None:
         UserError: it cannot be read.
     """
     path = local_path(workdir) / "config.json"
-    return _saved_config(path) if path.is_file() and has_trained(workdir) else None
+    return _saved_config(path, "give the run's --config") if path.is_file() and has_trained(workdir) else None
 
 
 def known_classes(workdir: str | Path) -> tuple[str, ...]:

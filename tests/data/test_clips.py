@@ -2,6 +2,7 @@
 
 import struct
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -13,6 +14,7 @@ from contextdiff_jax.data import clips
 from contextdiff_jax.data.clips import read_clip, write_clip
 from contextdiff_jax.data.moving import moving
 from contextdiff_jax.data.one_clip import clip_of, read_flow
+from contextdiff_jax.data.videos import unreadable
 from contextdiff_jax.errors import UserError
 
 SIZE = 32
@@ -140,6 +142,10 @@ def test_without_the_usual_encoder_another_one_writes(tmp_path, monkeypatch):
             assert video.streams.video[0].codec_context.name == "mpeg4"
         found = read_clip(tmp_path / "x.mp4", SIZE, 3)
         assert found.rate == 8 and np.abs(found.frames.astype(int) - frames(3)).mean() < 5
+        for rate, closest in ((90_000 / 1001, 90_000 / 1001), (60_000 / 1001, 60_000 / 1001), (1e6, 65535)):
+            write_clip(tmp_path / "x.mp4", frames(3), rate)
+            with av.open(str(tmp_path / "x.mp4")) as video:
+                assert float(video.streams.video[0].average_rate) == pytest.approx(closest, rel=1e-5)
         assert len(said) == 1 and "written by mpeg4" in said[0]
         clips.encoder.cache_clear()
         missing.append("mpeg4")
@@ -155,7 +161,7 @@ def test_names_that_mean_something_elsewhere(tmp_path, monkeypatch):
     for name in ("~clip.mp4", "12:30.mp4"):
         write_clip("plain.mp4", frames(2), 8.0)
         (tmp_path / "plain.mp4").rename(tmp_path / name)
-        assert len(read_clip(name, SIZE, 2).frames) == 2
+        assert len(read_clip(name, SIZE, 2).frames) == 2 and not unreadable(Path(name))
     np.save("~flow.npy", np.zeros((1, SIZE, SIZE, 2)))
     assert read_flow("~flow.npy", read_clip("~clip.mp4", SIZE, 2)).valid.all()
     folder = write_folder(tmp_path / "frames", frames(2))

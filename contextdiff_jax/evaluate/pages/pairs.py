@@ -107,7 +107,7 @@ def same_images(first: Run, other: Run) -> tuple[dict[str, tuple[np.ndarray, np.
     pairs = {setting: (of(first, setting), of(other, setting)) for setting in settings}
     alike = {setting: (a, b) for setting, (a, b) in pairs.items() if len(a) == len(b)}
     why = [
-        f"bits per dimension, {setting}: {len(a)} images against {len(b)}"
+        f"bits per dimension, {setting}: {len(a)} images against {len(b)}; evaluate both again with --mode=eval"
         for setting, (a, b) in pairs.items()
         if setting not in alike
     ]
