@@ -108,8 +108,10 @@ class Seen:
 
 
 def settings_of(pipeline: Pipeline) -> dict[str, dict[str, bool]]:
-    """The trained process, and the same model with its adapter switched off."""
-    return {"adapter on": {}, "adapter off": {"adapter": False}} if pipeline.task.adapter is not None else {"": {}}
+    """The trained process, whatever the config says of sampling, and the same model with its adapter switched off."""
+    if pipeline.task.adapter is None:
+        return {"": {}}
+    return {"adapter on": {"adapter": True}, "adapter off": {"adapter": False}}
 
 
 class Clock:
