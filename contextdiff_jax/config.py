@@ -61,7 +61,7 @@ def check_sections(config: Any, where: str) -> None:
     """Raises UserError where a config lacks what every run reads; `where` it comes from."""
     if not isinstance(config, ConfigDict):
         raise UserError(f"{where}: get_config() must return an ml_collections.ConfigDict, not {type(config).__name__}")
-    needed = (*SECTIONS, *OF_TASKS.get(config.get("task"), ()), *("eval",) * (config.get("task") == "diffusion"))
+    needed = (*SECTIONS, *OF_TASKS.get(str(config.get("task")), ()), *("eval",) * (config.get("task") == "diffusion"))
     if missing := [name for name in needed if name not in config]:
         raise UserError(
             f"{where}: the config has no {', '.join(missing)}; start from a shipped config's get_config(), such as "
@@ -123,7 +123,8 @@ def check_present(config: ConfigDict) -> None:
         UserError: names the section or the keys.
     """
     flat, values = leaves(config), [owner.VALUES for owner in OWNERS] + [EVALUATION]
-    if missing := [name for name in ("data", "train", *OF_TASKS.get(config.get("task"), ())) if name not in config]:
+    needed = ("data", "train", *OF_TASKS.get(str(config.get("task")), ()))
+    if missing := [name for name in needed if name not in config]:
         raise UserError(
             f"the config has no {', '.join(missing)}; start from a shipped one, such as configs/t2i.py, and change that"
         )

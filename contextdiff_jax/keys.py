@@ -34,12 +34,17 @@ class Values:
     trained: str = ""
 
 
+# Of the sections that configs/t2i.py lacks, a recipe that has them.
+_RECIPES = {"edit": "video_edit", "clip": "clip_mini", "recogniser": "recogniser", "autoencoder": "autoencoder"}
+
+
 def require(flat: Mapping[str, Any], keys: str) -> None:
     """Raises UserError where a config, as `leaves` has it, lacks some of these keys, separated by blanks."""
     if missing := [key for key in keys.split() if key not in flat]:
+        recipe = _RECIPES.get(missing[0].partition(".")[0], "t2i")
         raise UserError(
             f"the config has no {', '.join(f'config.{key}' for key in missing)}; start from a shipped one, such as "
-            "configs/t2i.py, and change that"
+            f"configs/{recipe}.py, and change that"
         )
 
 
@@ -219,6 +224,8 @@ def with_later(config: ConfigDict) -> ConfigDict:
             continue
         if not isinstance(there := config.get(section, ConfigDict()), ConfigDict):
             raise UserError(f"config.{section}={there!r} is no section of a config")
+        if isinstance(value, dict) and not isinstance(there.get(name, ConfigDict()), ConfigDict):
+            raise UserError(f"config.{key}={there.get(name)!r} is no section of a config")
         if isinstance(value, dict) and isinstance(inner := there.get(name), ConfigDict):
             value = {part: default for part, default in value.items() if part not in inner}
         elif name in there:

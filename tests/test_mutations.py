@@ -144,6 +144,8 @@ def test_bad_values_of_other_recipes_are_said_in_one_line(name):
         ("t2i", "sample.interval", 1.0, "must be a tuple or a list"),
         ("t2i", "train.trainable", "^adapter/", "must be a tuple or a list"),
         ("t2i", "data.source", "clip", "take configs/video_edit.py"),
+        ("t2i", "model.video", "x", "no section"),
+        ("t2i", "train.lora", (), "no section"),
     ],
 )
 def test_what_a_section_s_owner_refuses(name, key, value, words):

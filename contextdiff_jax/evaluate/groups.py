@@ -15,6 +15,7 @@ import numpy as np
 from contextdiff_jax.evaluate.metrics.base import Metric
 from contextdiff_jax.evaluate.metrics.marks import Judged, Marks
 from contextdiff_jax.evaluate.unfinished import Journal
+from contextdiff_jax.models.backbones import two_headed
 from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.pipeline import Pipeline
 from contextdiff_jax.progress import Progress
@@ -111,7 +112,10 @@ def settings_of(pipeline: Pipeline) -> dict[str, dict[str, bool]]:
     """The trained process, whatever the config says of sampling, and the same model with its adapter switched off."""
     if pipeline.task.adapter is None:
         return {"": {}}
-    return {"adapter on": {"adapter": True}, "adapter off": {"adapter": False}}
+    off = {"adapter off": {"adapter": False}}
+    if two_headed(pipeline.config) and not pipeline.config.sample.adapter:
+        return off  # a second head's steps are not those of the sampler that such a config may name
+    return {"adapter on": {"adapter": True}} | off
 
 
 class Clock:

@@ -93,8 +93,9 @@ def _find(path: Path, step: int | None, ema: bool, config: ConfigDict | None) ->
     if own.task != "diffusion":
         raise UserError(f"{path} holds a run of the task {own.task!r}; only diffusion runs can be sampled")
     own = config_lib.whole_paths(own)
-    result = own if config is None else _with_sampling_of(own, config_lib.whole_paths(config), path)
-    return Saved(result, step, read)
+    if config is not None:
+        own = _with_sampling_of(own, config_lib.whole_paths(config_lib.with_later(config)), path)
+    return Saved(own, step, read)
 
 
 def _only_checkpoint(path: Path, step: int | None, ema: bool) -> None:
@@ -113,7 +114,9 @@ def _with_sampling_of(own: ConfigDict, config: ConfigDict, path: str | Path) -> 
     which has moved, the other config's counts.
     """
     result = own.copy_and_resolve_references()
-    result.sample, result.eval = config.sample, config.eval
+    for name in ("sample", "eval"):
+        if name in config:
+            result[name] = config[name]
     mine, given = config_lib.leaves(own), config_lib.leaves(config)
     if "edit" in config:
         result.edit = config.edit.copy_and_resolve_references()
@@ -149,9 +152,9 @@ def _with_sampling_of(own: ConfigDict, config: ConfigDict, path: str | Path) -> 
 
 def run_as(own: ConfigDict, given: ConfigDict) -> ConfigDict:
     """A model's config with what that of any other model says of how it runs, and of a mesh that splits parameters;
-    where it says nothing of that, as recipes do not, the model's own counts."""
+    where it says nothing of that (a dtype of "auto", a mesh of 1), the model's own counts."""
     mine, said = config_lib.leaves(own), config_lib.leaves(given)
-    taken = {key: said[key] for key in HOW_IT_RUNS if key in mine and key in said}
+    taken = {key: said[key] for key in HOW_IT_RUNS if key in mine and said.get(key, "auto") != "auto"}
     taken |= {key: said[key] for key in ("mesh.fsdp", "mesh.tensor") if key in mine and said.get(key, 1) != 1}
     result = own.copy_and_resolve_references()
     result.update_from_flattened_dict(taken)

@@ -325,6 +325,8 @@ def test_a_model_that_was_tuned_on_no_clip_runs_as_it_is_asked_to():
     found = loading.run_as(own, given)
     assert (found.model.dtype, found.mesh.fsdp, found.mesh.tensor) == ("float32", 4, 2)
     assert own.model.dtype == "auto" and not keys.differences(own, found, ("model.", "mesh."))
+    own.model.dtype, given.model.dtype = "float32", "auto"  # as recipes leave it
+    assert loading.run_as(own, given).model.dtype == "float32"
     # A recipe that names another model is told of, one that names this one, or what this was made from, is not.
     own.model.pretrained = "somebody/model"
     for named, other in (("", ""), ("builtin:demo", ""), ("somebody/model", ""), ("no/other", "no/other")):

@@ -21,6 +21,7 @@ from contextdiff_jax.evaluate.conditions import (
     with_boxes,
 )
 from contextdiff_jax.evaluate.distances import Measured
+from contextdiff_jax.evaluate.groups import settings_of
 
 
 def test_boxes_are_drawn_beside_the_picture():
@@ -140,3 +141,16 @@ def test_a_training_whose_evaluation_fails_has_its_page(tmp_path, monkeypatch):
 
 def test_a_share_has_a_binomial_error():
     assert share(np.array([True, True, False, True])) == {"object": 0.75, "object_stderr": np.sqrt(0.75 / 16), "n": 4}
+
+
+def test_adapter_on_is_with_it_whatever_a_run_samples_with():
+    on, off = {"adapter on": {"adapter": True}}, {"adapter off": {"adapter": False}}
+    config = t2i.get_config("tiny")
+    pipeline = SimpleNamespace(config=config, task=SimpleNamespace(adapter=object()))
+    assert settings_of(pipeline) == on | off
+    config.sample.adapter = False
+    assert settings_of(pipeline) == on | off
+    config.adapter.reverse = "head"  # whose steps are not those of the sampler beside it
+    assert settings_of(pipeline) == off
+    pipeline.task.adapter = None
+    assert settings_of(pipeline) == {"": {}}
