@@ -124,9 +124,9 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
     [
         ("optim.accum_steps", 2, "accum_steps=2 changes the loss"),
         ("data.source", "folder", "data.source='folder'"),
-        ("clip.vision_heads", 3, "not divisible by its 3 heads"),
+        ("clip.vision_heads", 3, "vision_heads=3; choose a multiple"),
         ("clip.patch_size", 5, "patch_size=5"),
-        ("clip.activation", "relu", "hidden_act='relu'"),
+        ("clip.activation", "relu", "activation='relu' is unknown"),
         ("clip.vocab_size", 100, "vocab_size=100"),
     ],
 )
