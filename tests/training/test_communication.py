@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).with_name("show_communication.py")
 
 @pytest.fixture(scope="module")
 def lines() -> list[str]:
-    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

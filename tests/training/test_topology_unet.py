@@ -43,7 +43,7 @@ def start(workdir: Path, devices: int, *flags: str) -> subprocess.Popen:
 def finished(*processes: subprocess.Popen) -> None:
     """Waits for a run, which must end well."""
     for process in processes:
-        output = process.communicate(timeout=600)[0]
+        output = process.communicate(timeout=900)[0]
         assert process.returncode == 0, output
 
 

@@ -189,5 +189,5 @@ def test_two_processes_give_the_same_figure(request, tmp_path):
     )
     workers = [start(i) for i in range(2)]
     for worker in workers:
-        out, error = worker.communicate(timeout=300)
+        out, error = worker.communicate(timeout=900)
         assert worker.returncode == 0 and "same" in out, error[-2000:]
