@@ -59,7 +59,7 @@ def sweep(pipeline: Pipeline, weights: tuple[float, ...], seeds: int, count: int
         rows = {name: np.zeros((seeds, len(weights))) for name in ("frechet", "aligned", "clip")}
         for s in range(seeds):
             for w, weight in enumerate(weights):
-                drawn = pipeline.stream(captions, key=s, guidance=weight, steps=steps, **setting)
+                drawn = pipeline.stream(captions, key=s, guidance=weight, rescale=0.0, steps=steps, **setting)
                 images = np.concatenate(list(Clock().timed(drawn)))
                 objects, backgrounds = judge.predict(images)
                 rows["frechet"][s, w] = frechet(judge.features(images), reference)
