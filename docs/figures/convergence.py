@@ -39,7 +39,7 @@ def config_of(adapter: bool, seed: int, quick: bool) -> ConfigDict:
     config.train.keep_every = config.train.checkpoint_every
     config.train.preview_every, config.train.log_every = 0, 10
     config.sample.num_steps, config.sample.batch_size = (4, 36) if quick else (8, 48)
-    config.sample.guidance, config.sample.rescale = 3.0, 0.0
+    config.sample.sampler, config.sample.guidance, config.sample.rescale = "ddim", 3.0, 0.0
     config.eval.num_samples = 36 if quick else 48
     config.eval.bpd_always, config.eval.bpd_images, config.eval.bpd_timesteps = True, 16 if quick else 32, 8
     return config

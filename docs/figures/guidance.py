@@ -55,11 +55,12 @@ def sweep(pipeline: Pipeline, weights: tuple[float, ...], seeds: int, count: int
     reference, found = judge.features(renders(sources, REFERENCE)), {}
     clip = open_space("clip:builtin:clip_mini")
     texts = clip.captioned.embed(captions)
+    how = dict(sampler="ddim", steps=steps, rescale=0.0)
     for arm, setting in settings_of(pipeline).items():
         rows = {name: np.zeros((seeds, len(weights))) for name in ("frechet", "aligned", "clip")}
         for s in range(seeds):
             for w, weight in enumerate(weights):
-                drawn = pipeline.stream(captions, key=s, guidance=weight, rescale=0.0, steps=steps, **setting)
+                drawn = pipeline.stream(captions, key=s, guidance=weight, **how, **setting)
                 images = np.concatenate(list(Clock().timed(drawn)))
                 objects, backgrounds = judge.predict(images)
                 rows["frechet"][s, w] = frechet(judge.features(images), reference)
