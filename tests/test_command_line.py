@@ -408,7 +408,7 @@ LEARNED = {"process.schedule": "learned", "process.variance": "learned", "loss.o
     ],
 )
 def test_check_names_key_value_and_remedy(changes, words):
-    broken = t2i.get_config()
+    broken = t2i.sections()
     broken.update_from_flattened_dict(changes)
     with pytest.raises(UserError) as error:
         config.check(broken)
