@@ -33,10 +33,9 @@ import sys
 if sys.platform == "win32":  # before what cannot be imported there: file locks, the memory of a process
     sys.exit("error: contextdiff_jax needs Linux or macOS; on Windows use WSL")
 
-# The module's command or the installed one, before what takes its time to import.
-if __name__ == "__main__" or sys.argv[0].endswith("/contextdiff"):
-    from contextdiff_jax import start
+from contextdiff_jax import start
 
+if start.is_command():  # before what takes its time to import
     start.with_large_pages()
 
 from absl import app, flags, logging

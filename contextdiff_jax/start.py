@@ -8,6 +8,13 @@ _SETTING = "glibc.malloc.hugetlb"
 _PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
+def is_command() -> bool:
+    """Whether the process was started as the command, and is not another program's that imports it or runs it."""
+    started = sys.orig_argv
+    is_module = ("-m", "contextdiff_jax.main") in zip(started, started[1:], strict=False)
+    return is_module or os.path.basename(started[1] if len(started) > 1 else "") == "contextdiff"
+
+
 def with_large_pages() -> None:
     """Starts the process anew, under its number and with its arguments, once glibc is told to ask for large pages.
 

@@ -53,6 +53,22 @@ def test_who_sets_it_is_not_asked_again(anew, monkeypatch):
     assert not anew
 
 
+@pytest.mark.parametrize(
+    "started, own",
+    [
+        (["python", "-m", "contextdiff_jax.main", "--mode=sample"], True),
+        (["python", "-X", "dev", "-m", "contextdiff_jax.main"], True),
+        (["/venv/bin/python", "/venv/bin/contextdiff", "app"], True),
+        (["python", "-m", "pytest", "contextdiff_jax.main"], False),
+        (["python", "-c", "import contextdiff_jax.main"], False),
+        (["python"], False),
+    ],
+)
+def test_only_the_command_is_started_anew(monkeypatch, started, own):
+    monkeypatch.setattr(start.sys, "orig_argv", started)
+    assert start.is_command() == own
+
+
 @pytest.mark.skipif(not start._on_request(), reason="the system does not give large pages on request")
 def test_a_real_process_keeps_its_number_arguments_and_streams():
     code = (
