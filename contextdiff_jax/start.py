@@ -19,7 +19,7 @@ def with_large_pages() -> None:
     """Starts the process anew, under its number and with its arguments, once glibc is told to ask for large pages.
 
     On a CPU a step's buffers come fresh from the kernel every time; in pages of 2 MB, not of 4 kB, the demo's steps
-    take a fifth less time (docs/RESULTS.md). glibc (from 2.35 on) reads the setting before anything of ours runs.
+    took 8 to 23 % less time (docs/RESULTS.md). glibc (from 2.35 on) reads the setting before anything of ours runs.
     GLIBC_TUNABLES=glibc.malloc.hugetlb=0 leaves the pages small.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")

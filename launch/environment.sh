@@ -2,7 +2,7 @@
 #   prepare_environment requirements.txt [requirements-test.txt ...]      sets $python
 # PYTHON=... chooses the interpreter, VENV=... another folder.
 
-# In large pages of memory a training step takes a fifth less time on a CPU (contextdiff_jax/start.py).
+# In large pages of memory a training step takes less time on a CPU (contextdiff_jax/start.py).
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
 say() { printf '%s\n' "$*" >&2; }
