@@ -99,7 +99,15 @@ def test_every_run_that_is_missing_is_a_job_and_the_arms_take_turns(monkeypatch)
     monkeypatch.setattr(side_by_side, "results", lambda work, jobs, processes: handed.extend(jobs) or iter(()))
     missing = [(4, "plain", [0, 1]), (4, "free", [2]), (8, "free", [])]
     assert list(steps_images.runs("digits", missing, 2)) == []
-    assert handed == [(4, "plain", 0), (4, "free", 2), (4, "plain", 1)]
+    assert handed == [(4, "plain", (0,)), (4, "free", (2,)), (4, "plain", (1,))]
+
+
+def test_on_an_accelerator_a_job_is_an_arm_with_all_its_seeds(monkeypatch):
+    of = lambda T, arm, seeds: [(seed, {"bound": T + seed}) for seed in seeds]
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    monkeypatch.setattr(side_by_side, "results", lambda work, jobs, processes: ((job, of(*job)) for job in jobs))
+    done = list(steps_images.runs("digits", [(4, "plain", [0, 1]), (8, "free", [])], 2))
+    assert done == [((4, "plain", 0), {"bound": 4}), ((4, "plain", 1), {"bound": 5})]
 
 
 def test_a_training_of_another_length_has_a_file_of_its_own(monkeypatch, tmp_path):

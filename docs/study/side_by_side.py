@@ -1,4 +1,5 @@
-"""Several trainings at once, each on a core of its own: small networks leave half of two cores idle."""
+"""Several trainings at once: small networks leave half of two cores idle, each of them takes one; and most of an
+accelerator, which they share."""
 
 import multiprocessing
 import os
@@ -30,8 +31,9 @@ def results(work: Callable[..., Any], jobs: list[Job], processes: int) -> Iterat
     """
     context = multiprocessing.get_context("spawn")  # a forked JAX hangs
     free = context.Queue()
+    pinned = cores() if jax.default_backend() == "cpu" else [-1]
     for i in range(processes):
-        free.put(cores()[i % len(cores())])
+        free.put(pinned[i % len(pinned)])
     settings = {name: getattr(jax.config, name) for name in CACHE}
     pool = ProcessPoolExecutor(processes, context, _settle, (free, settings))
     try:

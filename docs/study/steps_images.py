@@ -53,29 +53,33 @@ def runs(
 ) -> Iterator[tuple[tuple[int, str, int], dict[str, Any]]]:
     """((T, arm, seed), figures) of all that is missing: of each T and arm its seeds.
 
-    One process compiles once for all seeds of an arm. Of several each trains one seed at a time, the first of every arm
-    before the others, so that later ones find its programs compiled.
+    One process compiles once for all seeds of an arm, and so does each of several on an accelerator, where compiling
+    takes longer than training. Of several on a CPU each trains one seed at a time, the first of every arm before the
+    others, so that later ones find its programs compiled.
     """
     if processes == 1:
         for T, arm, seeds in missing:
             for seed, figures in run(name, T, (ARMS | USERS)[arm], seeds, num_steps):
                 yield (T, arm, seed), figures
         return
-    jobs = [(i, (T, arm, seed)) for T, arm, seeds in missing for i, seed in enumerate(seeds)]
-    jobs = [job for _, job in sorted(jobs, key=lambda job: job[0])]
-    yield from side_by_side.results(_Of(name, num_steps), jobs, processes)
+    jobs = [(T, arm, tuple(seeds)) for T, arm, seeds in missing if seeds]
+    if jax.default_backend() == "cpu":
+        single = [(i, (T, arm, (seed,))) for T, arm, seeds in jobs for i, seed in enumerate(seeds)]
+        jobs = [job for _, job in sorted(single, key=lambda job: job[0])]
+    for (T, arm, _), of_seeds in side_by_side.results(_Of(name, num_steps), jobs, processes):
+        for seed, figures in of_seeds:
+            yield (T, arm, seed), figures
 
 
 @dataclass(frozen=True)
 class _Of:
-    """(T, arm, seed) -> figures, of one set: something that another process can be sent."""
+    """(T, arm, seeds) -> (seed, figures) of each, of one set: something that another process can be sent."""
 
     name: str
     num_steps: int
 
-    def __call__(self, T: int, arm: str, seed: int) -> dict[str, Any]:
-        ((_, figures),) = run(self.name, T, (ARMS | USERS)[arm], [seed], self.num_steps)
-        return figures
+    def __call__(self, T: int, arm: str, seeds: tuple[int, ...]) -> list[tuple[int, dict[str, Any]]]:
+        return list(run(self.name, T, (ARMS | USERS)[arm], list(seeds), self.num_steps))
 
 
 def run(
