@@ -119,12 +119,16 @@ def settings_of(pipeline: Pipeline) -> dict[str, dict[str, bool]]:
 
 
 class Clock:
-    """Pictures per second, without the batch that compiles.
+    """Pictures per second, without the batch that compiles and those that are drawn beside it.
 
     A batch that is filled up takes as long as a full one, so what is counted is what a batch has room for.
+
+    Args:
+        at_once: batches that are drawn at the same time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: int = 1) -> None:
+        self._at_once = at_once
         self._batches: list[tuple[int, float]] = []
 
     def timed(self, batches: Iterable[Any]) -> Iterable[Any]:
@@ -137,14 +141,14 @@ class Clock:
             start = time.perf_counter()
 
     @property
-    def batches(self) -> int:
-        """Seen so far."""
-        return len(self._batches)
+    def lacks(self) -> int:
+        """Batches until there is something to count."""
+        return max(0, self._at_once + 1 - len(self._batches))
 
     @property
     def per_second(self) -> float:
-        """Of all batches but the first."""
-        count, seconds = map(sum, zip(*self._batches[1:], strict=True))
+        """Of all batches but the first ones."""
+        count, seconds = map(sum, zip(*self._batches[self._at_once :], strict=True))
         return count / seconds
 
 
@@ -225,7 +229,7 @@ def draw(
         What is left of each group with its row of figures, None without a judge; and pictures per second.
     """
     pipeline.forget_prompts()  # each setting is timed with their encoding
-    courses, clock, before = [Course(group, judging) for group in judging.groups], Clock(), 0
+    courses, clock, before = [Course(group, judging) for group in judging.groups], Clock(pipeline.at_once), 0
     for i, part in enumerate((*courses, *(metric.kept for metric in metrics))):
         journal.follow(f"{setting}/{i}", part)
     for course in courses:
@@ -238,7 +242,7 @@ def draw(
                 progress.update(len(images))
                 journal.tick()
         before += count
-    while clock.batches < 2:  # the first compiles, and of a setting that was finished before there was none
+    while clock.lacks:  # the first compiles, and of a setting that was finished before there was none
         again = pipeline.stream(judging.groups[0].asked, key=seed, **options)
-        deque(clock.timed(itertools.islice(again, 2 - clock.batches)), maxlen=0)
+        deque(clock.timed(itertools.islice(again, clock.lacks)), maxlen=0)
     return [course.seen(setting) for course in courses], clock.per_second

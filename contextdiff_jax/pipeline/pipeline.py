@@ -25,7 +25,7 @@ from contextdiff_jax.models.backbones import two_headed
 from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.pipeline import clip_editing, export, loading, requests
 from contextdiff_jax.pipeline.requests import Picture, Prompts
-from contextdiff_jax.pipeline.streams import Contexts, Drawn, OnStep, Steps
+from contextdiff_jax.pipeline.streams import Contexts, Drawn, OnStep, Steps, at_once, sensible
 from contextdiff_jax.progress import Progress
 from contextdiff_jax.samplers import sampling
 from contextdiff_jax.tasks import warm_start
@@ -50,6 +50,7 @@ class Pipeline:
         frozen: the encoders' parameters.
         step: the training step they come from.
         clip_models: what edits clips, of earlier calls of `edit`.
+        at_once: batches of a stream that are drawn at the same time.
     """
 
     def __init__(self, task: DiffusionTask, params: Params, step: int):
@@ -65,6 +66,7 @@ class Pipeline:
         self._decoded = jax.jit(partial(sampling.decode, task))
         self._contexts = Contexts(lambda prompts: encode(self.params, self.frozen, self.put(read(prompts))))
         self._watcher: Steps | None = None
+        self.at_once = sensible(self.mesh.devices.flat)
         self.clip_models = clip_editing.ClipModels()
 
     @classmethod
@@ -310,19 +312,29 @@ class Pipeline:
     ) -> Iterator[Drawn]:
         run, numbers = self._program(plan, on_step is not None), sampling.Numbers.of(section)
         size, key_data = self._batch_size(section.batch_size, len(prompts)), np.asarray(jax.random.key_data(key))
-        for start in range(first, len(prompts), size):
+
+        def draw(start: int) -> Callable[[], Drawn]:
+            """What draws the batch from there on; compiled here, under this thread's settings of JAX."""
             rows = np.minimum(np.arange(start, start + size), len(prompts) - 1)
             context = self._contexts.of([prompts[i] for i in rows])
             null = None if negatives is None else self._contexts.of([negatives[i] for i in rows])
             if null is not None:
                 null = context.replace(tokens=null.tokens, pooled=null.pooled, mask=null.mask)
             part = self.put((context, null, rows, *(None if given is None else given[rows] for given in starts)))
-            self._watcher = None if on_step is None else Steps(plan, on_step)
-            images = run(self.params, self.frozen, key_data, numbers, *part, impl=str(jax.random.key_impl(key)))
-            if self._watcher is not None:
-                jax.effects_barrier()
-                self._watcher.finish()
-            yield Drawn(images, rows[: len(prompts) - start])
+            inputs = (self.params, self.frozen, key_data, numbers, *part)
+            compiled = run.lower(*inputs, impl=str(jax.random.key_impl(key))).compile()
+            return lambda: Drawn(compiled(*inputs), rows[: len(prompts) - start])
+
+        batches = map(draw, range(first, len(prompts), size))
+        if on_step is None:
+            yield from at_once(batches, self.at_once)
+            return
+        for batch in batches:
+            self._watcher = Steps(plan, on_step)
+            drawn = batch()
+            jax.effects_barrier()
+            self._watcher.finish()
+            yield drawn
 
     def invert(
         self,

@@ -1,8 +1,10 @@
 """What drawing for users needs beside the sampler: batches of a stream, remembered prompts, steps that are told."""
 
+import os
 import warnings
-from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +36,31 @@ class Drawn(NamedTuple):
             some = f"{', '.join(map(str, lost[:8]))}{', ...' * (len(lost) > 8)} (counted from 0)"
             warnings.warn(f"{len(lost)} pictures hold NaN or infinite values and come out grey: {some}", stacklevel=2)
         return images
+
+
+def sensible(devices: Iterable[jax.Device]) -> int:
+    """How many batches at a time: a program leaves a third of a CPU's cores idle, which a second one can use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 2 if [d.platform for d in devices] == ["cpu"] and cores > 1 else 1
+
+
+def at_once(batches: Iterable[Callable[[], Drawn]], count: int) -> Iterator[Drawn]:
+    """The batches in their order, so many of them drawn at a time."""
+    if count == 1:
+        yield from (batch() for batch in batches)
+        return
+    running: deque[Future[Drawn]] = deque()
+    with ThreadPoolExecutor(count) as pool:  # one thread's programs run one after another
+        try:
+            for batch in batches:
+                running.append(pool.submit(lambda batch=batch: jax.block_until_ready(batch())))
+                if len(running) == count:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for left in running:
+                left.cancel()
 
 
 class Steps:

@@ -25,6 +25,7 @@ from contextdiff_jax.types import Array
 
 CHECKSUMS = "checksums.json"
 _THREADS = 8  # that read and hash files at a time
+_CHUNK = 2**20  # numbers of an array on the host that are looked at together
 
 
 def file_digest(path: Path) -> str:
@@ -134,14 +135,35 @@ def fingerprints(tree: Any) -> tuple[bool, dict[str, int]]:
     return all(finite), dict(zip(names, map(int, values), strict=True))
 
 
-def _started(leaf: Array) -> tuple[Array, Array]:
+def _started(leaf: Array) -> tuple[Any, Any]:
     """The fingerprint of a leaf, on its way where that can wait.
 
     Not on CPUs: hundreds of programs in flight, each of which lets its devices wait for one another, hang where devices
-    share few threads. Nor of arrays on the host, which would all be sent to a device at once.
+    share few threads. What lies in this host's memory takes no program at all.
     """
+    if not isinstance(leaf, jax.Array) or (leaf.is_fully_addressable and _platforms(leaf) == ["cpu"]):
+        return _of_host(np.asarray(leaf))
     found = _fingerprint(leaf)
-    return found if isinstance(leaf, jax.Array) and jax.default_backend() != "cpu" else jax.device_get(found)
+    return found if jax.default_backend() != "cpu" else jax.device_get(found)
+
+
+def _platforms(x: jax.Array) -> list[str]:
+    return [device.platform for device in x.devices()]
+
+
+def _of_host(x: np.ndarray) -> tuple[bool, int]:
+    """`_fingerprint` of an array of the host, a chunk at a time."""
+    x = np.ascontiguousarray(x, jax.dtypes.canonicalize_dtype(x.dtype)).reshape(-1)
+    finite = all(np.isfinite(part).all() for part in _chunks(x))
+    words, value, start = x.view({1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}[x.dtype.itemsize]), 0, 0
+    for part in _chunks(words):
+        odd = 2 * np.arange(start, start + len(part), dtype=np.uint64) + 1
+        value, start = value + int(np.sum(part * odd, dtype=np.uint64)), start + len(part)
+    return finite, value % 2**32
+
+
+def _chunks(x: np.ndarray) -> Iterator[np.ndarray]:
+    return (x[i : i + _CHUNK] for i in range(0, len(x), _CHUNK))
 
 
 @jax.jit

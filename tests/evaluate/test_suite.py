@@ -100,7 +100,18 @@ def test_speed_counts_what_a_batch_has_room_for(monkeypatch):
     clock, room = groups.Clock(), np.zeros((8, 1))
     drawn = [SimpleNamespace(images=room, whole=lambda n=n: room[:n]) for n in (8, 8, 1)]
     assert [len(images) for images in clock.timed(drawn)] == [8, 8, 1]
-    assert clock.per_second == 8
+    assert clock.per_second == 8 and not clock.lacks
+
+
+def test_batches_that_are_drawn_beside_the_one_that_compiles_do_not_count(monkeypatch):
+    """Two at a time: each pair ends at once, 10 s after the one before; the first one takes longer."""
+    times = iter([0, 50, 50, 50, 50, 60, 60, 60, 60])
+    monkeypatch.setattr(groups, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    clock, room = groups.Clock(at_once=2), np.zeros((8, 1))
+    assert clock.lacks == 3
+    for _ in clock.timed([SimpleNamespace(images=room, whole=lambda: room)] * 4):
+        pass
+    assert clock.per_second == 1.6 and not clock.lacks
 
 
 def test_the_input_pipeline_is_timed_without_what_it_has_read_ahead(monkeypatch):

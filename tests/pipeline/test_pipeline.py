@@ -1,6 +1,7 @@
 """The pipeline on the smallest model: one program for all guidance scales, streams, negative prompts, sizes, steps."""
 
 import logging
+import threading
 from types import SimpleNamespace
 
 import jax
@@ -13,7 +14,7 @@ from contextdiff_jax import samplers
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.pipeline import requests
-from contextdiff_jax.pipeline.streams import Drawn, Steps
+from contextdiff_jax.pipeline.streams import Drawn, Steps, at_once, sensible
 from contextdiff_jax.process import chart
 from contextdiff_jax.samplers import sampling
 from contextdiff_jax.samplers.scheduler_config import from_scheduler_config
@@ -42,6 +43,43 @@ def test_a_stream_is_what_sample_is_made_of_and_remembers_prompts(pipe, monkeypa
     assert [list(d.rows) for d in drawn] == [[0, 1, 2]] and len(drawn[0].images) == 4  # filled up to a power of two
     monkeypatch.setattr(pipe._contexts, "_encode", None)  # every prompt has been encoded by now
     np.testing.assert_array_equal(drawn[0].whole(), pipe.sample_arrays((p for p in PROMPTS), key=5))
+
+
+def test_batches_at_the_same_time_are_those_that_come_one_after_another(pipe, monkeypatch):
+    batches = []
+    for count in (1, 2, 3):
+        monkeypatch.setattr(pipe, "at_once", count)
+        with jax.default_matmul_precision("float32"):  # a thread's own, which the others take over
+            batches.append(list(pipe.stream([*PROMPTS, *PROMPTS[:2]], key=5, batch_size=2)))
+    for one, other in zip(batches[0] * 2, [*batches[1], *batches[2]], strict=True):
+        np.testing.assert_array_equal(one.whole(), other.whole())
+        assert list(one.rows) == list(other.rows)
+
+
+def test_so_many_at_once_and_no_more():
+    meet, running = threading.Barrier(2, timeout=60), []
+
+    def batch(i):
+        running.append(i)
+        meet.wait()  # two of them are there, or this is an error
+        return Drawn(np.zeros(1), np.array([i]))
+
+    drawn = at_once([lambda i=i: batch(i) for i in range(4)], 2)
+    assert next(drawn).rows == [0] and sorted(running[:2]) == [0, 1]
+    assert [int(d.rows[0]) for d in drawn] == [1, 2, 3]
+
+    def fail():
+        raise KeyError("lost")
+
+    begun = []
+    with pytest.raises(KeyError, match="lost"):
+        list(at_once([fail, *[lambda: begun.append(0) or Drawn(np.zeros(1), np.zeros(1))] * 5], 2))
+    assert len(begun) <= 2  # one beside it, and what came before it was looked at
+    few = at_once([lambda: Drawn(np.zeros(1), np.zeros(1))] * 5, 2)
+    next(few)
+    few.close()
+    cpu, gpu = SimpleNamespace(platform="cpu"), SimpleNamespace(platform="gpu")
+    assert sensible([cpu]) in (1, 2) and sensible([cpu, cpu]) == sensible([gpu]) == 1
 
 
 def test_negative_prompts(pipe):

@@ -448,11 +448,24 @@ def test_a_state_that_is_not_finite_is_never_written(tmp_path):
     assert steps_in(tmp_path / "checkpoints") == []
 
 
+def test_the_host_finds_the_fingerprint_of_the_devices(monkeypatch):
+    monkeypatch.setattr(integrity, "_CHUNK", 64)
+    rng = np.random.default_rng(0)
+    normal = rng.standard_normal((5, 7, 9)).astype(np.float32)
+    others = [rng.integers(-9, 9, (4, 6)), np.float32(3), np.zeros((0, 3), np.float32), np.array([True, False])]
+    for x in (normal, normal[:, ::2], np.asarray(jnp.asarray(normal, jnp.bfloat16)), normal.astype(np.float16), *others):
+        assert integrity._of_host(np.asarray(x)) == tuple(jax.device_get(integrity._fingerprint(x)))
+    with jax.enable_x64():
+        assert integrity._of_host(1.0 * others[0]) == tuple(jax.device_get(integrity._fingerprint(1.0 * others[0])))
+
+
 def test_fingerprints_see_single_bits_and_order(monkeypatch):
     rng = np.random.default_rng(0)
     tree = {"a": rng.standard_normal((5, 7)).astype(np.float32), "b": np.arange(6, dtype=np.int32)}
     _, reference = integrity.fingerprints(tree)
-    with monkeypatch.context() as patch:  # where they need not wait for one another
+    with monkeypatch.context() as patch:  # by the devices, one after the other, and where they need not wait
+        patch.setattr(integrity, "_platforms", lambda x: ["tpu"])
+        assert integrity.fingerprints(jax.tree.map(jnp.asarray, tree)) == (True, reference)
         patch.setattr(jax, "default_backend", lambda: "tpu")
         assert integrity.fingerprints(jax.tree.map(jnp.asarray, tree)) == (True, reference)
     for _ in range(50):
