@@ -82,9 +82,7 @@ class _Of:
         return list(run(self.name, T, (ARMS | USERS)[arm], list(seeds), self.num_steps))
 
 
-def run(
-    name: str, T: int, arm: Arm, seeds: list[int], num_steps: int = 0
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def run(name: str, T: int, arm: Arm, seeds: list[int], num_steps: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
     """Trains and measures one arm at one T under each seed."""
     config, size = config_of(name, T, arm, num_steps), SIZES[name]
     task, test, label = task_lib.build(config), images.held_out(name, size), images.asked(name, size.num_samples)

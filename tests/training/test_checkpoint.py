@@ -453,7 +453,8 @@ def test_the_host_finds_the_fingerprint_of_the_devices(monkeypatch):
     rng = np.random.default_rng(0)
     normal = rng.standard_normal((5, 7, 9)).astype(np.float32)
     others = [rng.integers(-9, 9, (4, 6)), np.float32(3), np.zeros((0, 3), np.float32), np.array([True, False])]
-    for x in (normal, normal[:, ::2], np.asarray(jnp.asarray(normal, jnp.bfloat16)), normal.astype(np.float16), *others):
+    halves = np.asarray(jnp.asarray(normal, jnp.bfloat16)), normal.astype(np.float16)
+    for x in (normal, normal[:, ::2], *halves, *others):
         assert integrity._of_host(np.asarray(x)) == tuple(jax.device_get(integrity._fingerprint(x)))
     with jax.enable_x64():
         assert integrity._of_host(1.0 * others[0]) == tuple(jax.device_get(integrity._fingerprint(1.0 * others[0])))
