@@ -87,7 +87,8 @@ def test_pictures_of_a_thousand_steps_are_trained_drawn_in_few_and_tabled(tmp_pa
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system says nothing about cores")
-def test_trainings_side_by_side_have_a_core_each_and_their_errors_are_raised():
+def test_trainings_side_by_side_have_a_core_each_and_their_errors_are_raised(monkeypatch):
+    monkeypatch.setattr("jax.default_backend", lambda: "cpu")
     found = dict(side_by_side.results(os.sched_getaffinity, [(0,)] * 2, 2))
     assert [len(cores) for cores in found.values()] == [1]
     with pytest.raises(ZeroDivisionError):
@@ -96,6 +97,7 @@ def test_trainings_side_by_side_have_a_core_each_and_their_errors_are_raised():
 
 def test_every_run_that_is_missing_is_a_job_and_the_arms_take_turns(monkeypatch):
     handed = []
+    monkeypatch.setattr("jax.default_backend", lambda: "cpu")
     monkeypatch.setattr(side_by_side, "results", lambda work, jobs, processes: handed.extend(jobs) or iter(()))
     missing = [(4, "plain", [0, 1]), (4, "free", [2]), (8, "free", [])]
     assert list(steps_images.runs("digits", missing, 2)) == []

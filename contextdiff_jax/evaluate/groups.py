@@ -119,36 +119,38 @@ def settings_of(pipeline: Pipeline) -> dict[str, dict[str, bool]]:
 
 
 class Clock:
-    """Pictures per second, without the batch that compiles and those that are drawn beside it.
+    """Pictures per second: of the times in which batches were drawn, where the stream tells them; else of all batches
+    but the first, which compiles.
 
     A batch that is filled up takes as long as a full one, so what is counted is what a batch has room for.
-
-    Args:
-        at_once: batches that are drawn at the same time.
     """
 
-    def __init__(self, at_once: int = 1) -> None:
-        self._at_once = at_once
-        self._batches: list[tuple[int, float]] = []
+    def __init__(self) -> None:
+        self._batches: list[tuple[int, float, float]] = []  # room, begin, end
+        self._compiled = False
 
     def timed(self, batches: Iterable[Any]) -> Iterable[Any]:
         """The same batches, each waited for."""
         start = time.perf_counter()
         for drawn in batches:
             images = drawn.whole()
-            self._batches.append((len(drawn.images), time.perf_counter() - start))
+            begin, end = drawn.span or (start, time.perf_counter())
+            self._compiled = self._compiled or drawn.span is None
+            self._batches.append((len(drawn.images), begin, end))
             yield images
             start = time.perf_counter()
 
     @property
-    def lacks(self) -> int:
-        """Batches until there is something to count."""
-        return max(0, self._at_once + 1 - len(self._batches))
+    def batches(self) -> int:
+        """Seen so far."""
+        return len(self._batches)
 
     @property
     def per_second(self) -> float:
-        """Of all batches but the first ones."""
-        count, seconds = map(sum, zip(*self._batches[self._at_once :], strict=True))
+        """Batches that were drawn at the same time took it together."""
+        count, seconds, last = 0, 0.0, -np.inf
+        for room, begin, end in sorted(self._batches[self._compiled :], key=lambda batch: batch[1]):
+            count, seconds, last = count + room, seconds + max(0.0, end - max(begin, last)), max(last, end)
         return count / seconds
 
 
@@ -228,8 +230,8 @@ def draw(
     Returns:
         What is left of each group with its row of figures, None without a judge; and pictures per second.
     """
-    pipeline.forget_prompts()  # each setting is timed with their encoding
-    courses, clock, before = [Course(group, judging) for group in judging.groups], Clock(pipeline.at_once), 0
+    pipeline.forget_prompts()  # batches that come one after another are timed with their encoding
+    courses, clock, before = [Course(group, judging) for group in judging.groups], Clock(), 0
     for i, part in enumerate((*courses, *(metric.kept for metric in metrics))):
         journal.follow(f"{setting}/{i}", part)
     for course in courses:
@@ -242,7 +244,7 @@ def draw(
                 progress.update(len(images))
                 journal.tick()
         before += count
-    while clock.lacks:  # the first compiles, and of a setting that was finished before there was none
+    while clock.batches < 2:  # the first compiles, and of a setting that was finished before there was none
         again = pipeline.stream(judging.groups[0].asked, key=seed, **options)
-        deque(clock.timed(itertools.islice(again, clock.lacks)), maxlen=0)
+        deque(clock.timed(itertools.islice(again, 2 - clock.batches)), maxlen=0)
     return [course.seen(setting) for course in courses], clock.per_second

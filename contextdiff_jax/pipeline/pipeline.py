@@ -240,6 +240,8 @@ class Pipeline:
     ) -> Iterator[Drawn]:
         """Batches of pictures, one picture per prompt, as they are drawn; with several processes each calls it alike.
 
+        On one CPU `at_once` batches are drawn at a time; whoever stops early waits for those that have begun.
+
         Args:
             prompts: one or several captions, or classes by name or number; how many pictures, where the model takes no
                 prompt.
@@ -314,7 +316,7 @@ class Pipeline:
         size, key_data = self._batch_size(section.batch_size, len(prompts)), np.asarray(jax.random.key_data(key))
 
         def draw(start: int) -> Callable[[], Drawn]:
-            """What draws the batch from there on; compiled here, under this thread's settings of JAX."""
+            """What draws the batch from there on."""
             rows = np.minimum(np.arange(start, start + size), len(prompts) - 1)
             context = self._contexts.of([prompts[i] for i in rows])
             null = None if negatives is None else self._contexts.of([negatives[i] for i in rows])
@@ -322,8 +324,10 @@ class Pipeline:
                 null = context.replace(tokens=null.tokens, pooled=null.pooled, mask=null.mask)
             part = self.put((context, null, rows, *(None if given is None else given[rows] for given in starts)))
             inputs = (self.params, self.frozen, key_data, numbers, *part)
-            compiled = run.lower(*inputs, impl=str(jax.random.key_impl(key))).compile()
-            return lambda: Drawn(compiled(*inputs), rows[: len(prompts) - start])
+            program = partial(run, impl=str(jax.random.key_impl(key)))
+            if self.at_once > 1:  # compiled here: other threads have other settings of JAX
+                program = run.lower(*inputs, **program.keywords).compile()
+            return lambda: Drawn(program(*inputs), rows[: len(prompts) - start])
 
         batches = map(draw, range(first, len(prompts), size))
         if on_step is None:
@@ -334,6 +338,7 @@ class Pipeline:
             drawn = batch()
             jax.effects_barrier()
             self._watcher.finish()
+            self._watcher = None
             yield drawn
 
     def invert(

@@ -1,6 +1,7 @@
 """What drawing for users needs beside the sampler: batches of a stream, remembered prompts, steps that are told."""
 
 import os
+import time
 import warnings
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -24,10 +25,12 @@ class Drawn(NamedTuple):
     Attributes:
         images: [B, H, W, C] in [-1, 1], their rows split over the devices.
         rows: which of the prompts the first len(rows) pictures belong to; what follows fills the batch up.
+        span: begin and end of the drawing, seconds of `time.perf_counter`; None where it may still be on its way.
     """
 
     images: Array
     rows: np.ndarray
+    span: tuple[float, float] | None = None
 
     def whole(self) -> np.ndarray:
         """The pictures that were asked for, float32 [len(rows), H, W, C], on every process; warns of NaN."""
@@ -53,7 +56,7 @@ def at_once(batches: Iterable[Callable[[], Drawn]], count: int) -> Iterator[Draw
     with ThreadPoolExecutor(count) as pool:  # one thread's programs run one after another
         try:
             for batch in batches:
-                running.append(pool.submit(lambda batch=batch: jax.block_until_ready(batch())))
+                running.append(pool.submit(_drawn, batch))
                 if len(running) == count:
                     yield running.popleft().result()
             while running:
@@ -61,6 +64,12 @@ def at_once(batches: Iterable[Callable[[], Drawn]], count: int) -> Iterator[Draw
         finally:
             for left in running:
                 left.cancel()
+
+
+def _drawn(batch: Callable[[], Drawn]) -> Drawn:
+    begin = time.perf_counter()
+    drawn = jax.block_until_ready(batch())
+    return drawn._replace(span=(begin, time.perf_counter()))
 
 
 class Steps:

@@ -2,7 +2,7 @@
 
 Two independent witnesses. *Checksums* (SHA-256 of every file) are written beside the files once the
 checkpoint is committed; they are checked before anything is read and can name the damaged file.
-*Fingerprints* of the arrays are computed on the devices before the save and travel inside the checkpoint;
+*Fingerprints* of the arrays are computed where they lie before the save and travel inside the checkpoint;
 they are compared after every restore. A kill between commit and checksums therefore costs nothing: such a
 checkpoint is accepted exactly if its fingerprints match.
 """
@@ -25,7 +25,7 @@ from contextdiff_jax.types import Array
 
 CHECKSUMS = "checksums.json"
 _THREADS = 8  # that read and hash files at a time
-_CHUNK = 2**20  # numbers of an array on the host that are looked at together
+_CHUNK = 2**16  # numbers of an array on the host that are looked at together
 
 
 def file_digest(path: Path) -> str:
@@ -139,7 +139,7 @@ def _started(leaf: Array) -> tuple[Any, Any]:
     """The fingerprint of a leaf, on its way where that can wait.
 
     Not on CPUs: hundreds of programs in flight, each of which lets its devices wait for one another, hang where devices
-    share few threads. What lies in this host's memory takes no program at all.
+    share few threads. What NumPy or one CPU device holds takes no program at all.
     """
     if not isinstance(leaf, jax.Array) or (leaf.is_fully_addressable and _platforms(leaf) == ["cpu"]):
         return _of_host(np.asarray(leaf))

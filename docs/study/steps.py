@@ -12,6 +12,7 @@ T = 1000 both are fixed, as users have them.
 """
 
 import argparse
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -243,6 +244,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.num_steps and args.data in RATE:
         raise UserError(f"--num_steps={args.num_steps} is for pictures; --data={args.data} are points")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes may share an accelerator
     jax.config.update("jax_compilation_cache_dir", str(Path(args.cache).absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     arms = args.arms.split(",")

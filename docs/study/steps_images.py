@@ -54,8 +54,8 @@ def runs(
     """((T, arm, seed), figures) of all that is missing: of each T and arm its seeds.
 
     One process compiles once for all seeds of an arm, and so does each of several on an accelerator, where compiling
-    takes longer than training. Of several on a CPU each trains one seed at a time, the first of every arm before the
-    others, so that later ones find its programs compiled.
+    takes longer than training; its figures come when all are done. Of several on a CPU each trains one seed at a time,
+    the first of every arm before the others, so that later ones find its programs compiled.
     """
     if processes == 1:
         for T, arm, seeds in missing:

@@ -98,20 +98,18 @@ def test_speed_counts_what_a_batch_has_room_for(monkeypatch):
     times = itertools.count()
     monkeypatch.setattr(groups, "time", SimpleNamespace(perf_counter=lambda: next(times)))
     clock, room = groups.Clock(), np.zeros((8, 1))
-    drawn = [SimpleNamespace(images=room, whole=lambda n=n: room[:n]) for n in (8, 8, 1)]
+    drawn = [SimpleNamespace(images=room, span=None, whole=lambda n=n: room[:n]) for n in (8, 8, 1)]
     assert [len(images) for images in clock.timed(drawn)] == [8, 8, 1]
-    assert clock.per_second == 8 and not clock.lacks
+    assert clock.per_second == 8
 
 
-def test_batches_that_are_drawn_beside_the_one_that_compiles_do_not_count(monkeypatch):
-    """Two at a time: each pair ends at once, 10 s after the one before; the first one takes longer."""
-    times = iter([0, 50, 50, 50, 50, 60, 60, 60, 60])
-    monkeypatch.setattr(groups, "time", SimpleNamespace(perf_counter=lambda: next(times)))
-    clock, room = groups.Clock(at_once=2), np.zeros((8, 1))
-    assert clock.lacks == 3
-    for _ in clock.timed([SimpleNamespace(images=room, whole=lambda: room)] * 4):
+def test_speed_is_that_of_the_times_in_which_something_was_drawn():
+    """Two batches together, one of them a second longer, then two alone, whatever is done between them: 32 in 8 s."""
+    clock, room = groups.Clock(), np.zeros((8, 1))
+    spans = [(0.0, 2.0), (0.5, 3.0), (10.0, 12.0), (20.0, 23.0)]
+    for _ in clock.timed([SimpleNamespace(images=room, span=span, whole=lambda: room) for span in spans]):
         pass
-    assert clock.per_second == 1.6 and not clock.lacks
+    assert clock.per_second == 4.0 and clock.batches == 4
 
 
 def test_the_input_pipeline_is_timed_without_what_it_has_read_ahead(monkeypatch):
