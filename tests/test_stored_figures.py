@@ -27,14 +27,10 @@ SAMPLING = {
 def shaken(task):
     """Parameters off their start, at which the output is zero."""
     order = []
-
-    def init(key):
-        params = task.init(key)
-        order.extend(names(params))  # as they are made, which the stored figures' noise follows; compiling sorts them
-        return params
-
+    with jax.disable_jit():  # as they are made, which the stored figures' noise follows; compiling sorts them
+        jax.eval_shape(lambda key: order.extend(names(task.init(key))), jax.random.key(0))
     noise = lambda name, p: p + 0.1 * np.random.default_rng(zlib.crc32(name.encode())).normal(size=p.shape)
-    leaves, tree = jax.tree.flatten(jax.jit(init)(jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(jax.jit(task.init)(jax.random.key(0)))
     return tree.unflatten([jnp.asarray(noise(n, p), p.dtype) for n, p in zip(order, leaves, strict=True)])
 
 

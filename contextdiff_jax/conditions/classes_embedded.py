@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
+from contextdiff_jax import parameters
 from contextdiff_jax.conditions.classes import ClassCondition
 from contextdiff_jax.layers import ResBlock, unit_normal
 from contextdiff_jax.types import Array, Batch, Context, Params
@@ -61,7 +62,7 @@ class EmbeddedClassCondition(ClassCondition):
 
     def init(self, key: Array) -> Params:
         """Fresh parameters; pure."""
-        return self.net.init(key, jnp.zeros(1, jnp.int32))["params"]
+        return parameters.init(self.net, key, jnp.zeros(1, jnp.int32))
 
     def encode(self, params: Params, fields: Batch) -> Context:
         """Four tokens, and their mean as the pooled feature."""

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from contextdiff_jax import parameters
 from contextdiff_jax.conditions.base import Record
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import composed
@@ -158,7 +159,7 @@ class LayoutCondition:
     def init(self, key: Array) -> Params:
         """Fresh parameters; pure."""
         fields = self.empty(1)
-        return self.net.init(key, jnp.asarray(fields["boxes"]), jnp.asarray(fields["labels"]))["params"]
+        return parameters.init(self.net, key, jnp.asarray(fields["boxes"]), jnp.asarray(fields["labels"]))
 
     def from_records(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
         """The records' own objects in their boxes."""

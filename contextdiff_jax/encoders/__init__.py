@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from contextdiff_jax import parameters
 from contextdiff_jax.encoders import clip as clip_lib
 from contextdiff_jax.encoders import t5 as t5_lib
 from contextdiff_jax.encoders.text import T5, ClipText, TextEncoder, clip_length
@@ -92,7 +93,7 @@ class Clip(TextEncoder):
         """Fresh parameters; pure."""
         tokens = jnp.zeros((1, self.config.max_position_embeddings), jnp.int32)
         size = self.config.image_size
-        return self.module.init(key, tokens, jnp.zeros((1, size, size, 3)))["params"]
+        return parameters.init(self.module, key, tokens, jnp.zeros((1, size, size, 3)))
 
     def encode_text(self, params: Params, tokens: Array, token_mask: Array) -> Context:
         """tokens int32 [B, L], token_mask bool [B, L] -> Context (last layer, normed; projected end)."""

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from contextdiff_jax import parameters
 from contextdiff_jax.attention import attention
 from contextdiff_jax.encoders.resizing import resize_8bit
 from contextdiff_jax.errors import UserError
@@ -161,6 +162,6 @@ def load_dinov2(folder: str | Path) -> Dinov2:
     """
     config = Dinov2Config.from_dict(pretrained.read_config(folder))
     image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
-    expected = jax.eval_shape(Dinov2Net(config).init, jax.random.key(0), image)["params"]
+    expected = parameters.shapes(Dinov2Net(config), image)
     params = pretrained.read_params(folder, expected, tensor_names, (r"embeddings\.mask_token$",))
     return Dinov2(config, params)

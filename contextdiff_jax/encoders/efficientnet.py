@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from contextdiff_jax import parameters
 from contextdiff_jax.encoders.conv_bn import STATISTICS, ConvBN, relu6
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import atomic, cache_folder
@@ -139,7 +140,7 @@ def load_efficientnet() -> EfficientNet:
     if not file.is_file():
         _convert(file)
     image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
-    expected = jax.eval_shape(EfficientNetLite0().init, jax.random.key(0), image)["params"]
+    expected = parameters.shapes(EfficientNetLite0(), image)
     return EfficientNet(pretrained.read_params(file, expected, tensor_name), file)
 
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import safe_open
 
+from contextdiff_jax import parameters
 from contextdiff_jax.encoders.conv_bn import STATISTICS, ConvBN
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import pretrained
@@ -252,5 +253,5 @@ def load_inception(path: str | Path) -> Inception:
     if not Path(path).is_file():
         raise UserError(f"weights of FID's Inception {str(path)!r} do not exist; {REMEDY}")
     image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
-    expected = jax.eval_shape(InceptionNet().init, jax.random.key(0), image)["params"]
+    expected = parameters.shapes(InceptionNet(), image)
     return Inception(pretrained.read_params(path, expected, tensor_name, (r"num_batches_tracked$",)))

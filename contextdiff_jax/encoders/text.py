@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from contextdiff_jax import parameters
 from contextdiff_jax.encoders import clip as clip_lib
 from contextdiff_jax.encoders import t5 as t5_lib
 from contextdiff_jax.formats import pretrained
@@ -104,7 +105,7 @@ class ClipText(TextEncoder):
 
     def init(self, key: Array) -> Params:
         """Fresh parameters; pure."""
-        return self.module.init(key, jnp.zeros((1, self.config.max_position_embeddings), jnp.int32))["params"]
+        return parameters.init(self.module, key, jnp.zeros((1, self.config.max_position_embeddings), jnp.int32))
 
     def encode_text(self, params: Params, tokens: Array, token_mask: Array) -> Context:
         """tokens int32 [B, L], token_mask bool [B, L] -> Context (last layer, normed; the end token's)."""
@@ -140,7 +141,7 @@ class T5(TextEncoder):
 
     def init(self, key: Array) -> Params:
         """Fresh parameters; pure."""
-        return self.module.init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))["params"]
+        return parameters.init(self.module, key, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
 
     def encode_text(self, params: Params, tokens: Array, token_mask: Array) -> Context:
         """tokens int32 [B, L], token_mask bool [B, L] -> Context (last layer, normed; mean over the real tokens)."""

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from contextdiff_jax import parameters
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import diffusers_format, hub, pretrained
 from contextdiff_jax.formats.diffusers_format import DiffusersConfig
@@ -252,7 +253,7 @@ class Vae:
     def init(self, key: Array) -> Params:
         """Fresh parameters; pure."""
         side = self.downscale
-        return self.module.init(key, jnp.zeros((1, side, side, self.config.in_channels)))["params"]
+        return parameters.init(self.module, key, jnp.zeros((1, side, side, self.config.in_channels)))
 
     def moments(self, params: Params, images: Array) -> tuple[Array, Array]:
         """Mean and standard deviation of the scaled latents, each [B, H / f, W / f, C] float32."""

@@ -188,7 +188,7 @@ def read(folder: Path) -> ClassJudge:
     check(f"the judge in {folder}:", saved, kinds)
     names, shape = tuple(saved["classes"]), tuple(saved["shape"])
     try:
-        params, expected = judges.read(folder), judges.expected(ClassNet(len(names)).init, shape)
+        params, expected = judges.read(folder), judges.expected(ClassNet(len(names)), shape)
     except Exception as error:  # safetensors raises its own kinds for a damaged file, Flax for sides of no image
         raise UserError(f"the judge in {folder} cannot be read ({brief(error)}); {_AGAIN}") from error
     if judges.misfits(params, expected):

@@ -1,15 +1,17 @@
 """A judge in a folder: model.safetensors, its tensors by our parameters' paths and in our axes, and config.json."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from safetensors.numpy import load_file, save
 
+from contextdiff_jax import parameters
 from contextdiff_jax.files import atomic, write_json
 from contextdiff_jax.types import Params
 
@@ -33,13 +35,13 @@ def read(folder: Path) -> Params:
     return traverse_util.unflatten_dict(load_file(folder / WEIGHTS), sep=".")
 
 
-def expected(init: Callable[..., Any], shape: tuple[int, ...]) -> Params:
+def expected(net: nn.Module, shape: tuple[int, ...]) -> Params:
     """Shapes of the parameters of a network for images of this shape.
 
     Raises:
         Exception: of Flax, for sizes that make no network.
     """
-    return jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))["params"]
+    return parameters.shapes(net, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
 
 
 def misfits(params: Params, wanted: Params) -> list[str]:

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from contextdiff_jax import trees
+from contextdiff_jax import parameters, trees
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import hub
 from contextdiff_jax.models.unet import UNet
@@ -38,8 +38,8 @@ class PixelBackbone:
     module: nn.Module
 
     def init(self, key: Array, xt: Any, t: Any, context: Any) -> Params:
-        """Fresh parameters. A forward pass on dummy data would be folded by the compiler, weight by weight."""
-        return self.module.lazy_init(key, xt, t, context)["params"]
+        """Fresh parameters."""
+        return parameters.init(self.module, key, xt, t, context)
 
     def load(self, shardings: Params) -> None:
         """Nothing is pretrained."""
@@ -81,7 +81,7 @@ class StableDiffusionBackbone:
     def init(self, key: Array, xt: Any, t: Any, context: Any) -> Params:
         """Random parameters of the same shapes."""
         context = _without_level(context, "sd")
-        return self.module.lazy_init(key, xt, t, context.tokens, spatial=context.spatial)["params"]
+        return parameters.init(self.module, key, xt, t, context.tokens, spatial=context.spatial)
 
     def load(self, shardings: Params) -> Params | None:
         """The folder's weights; of the layers that join frames those that it has, or that begin as copies of others.
@@ -165,7 +165,7 @@ class LatentBackbone:
         """Fresh parameters."""
         context = _without_level(context, "ldm")
         inputs = xt, t, context.tokens, context.mask
-        return self.module(xt, context).lazy_init(key, *inputs, spatial=context.spatial)["params"]
+        return parameters.init(self.module(xt, context), key, *inputs, spatial=context.spatial)
 
     def load(self, shardings: Params) -> None:
         """Nothing is pretrained."""

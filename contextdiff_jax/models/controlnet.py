@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from contextdiff_jax import parameters
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import hub, pretrained
 from contextdiff_jax.formats.diffusers_format import DiffusersConfig, tensor_name
@@ -178,7 +179,7 @@ def load_controlnet(
     side_of_picture = side * 2 ** (len(config.conditioning_embedding_out_channels) - 1)
     shapes = ((1, side, side, config.in_channels), (1,), (1, 1, config.cross_attention_dim))
     args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in (*shapes, (1, side_of_picture, side_of_picture, 3))]
-    expected = jax.eval_shape(net.init, jax.random.key(0), *args)["params"]
+    expected = parameters.shapes(net, *args)
     if not weights:
         return net, expected
     places = shardings(expected) if shardings else None

@@ -212,7 +212,7 @@ def _check_vocabulary(config: RecogniserConfig, preset: str, folder: Path) -> No
 def _check_shapes(config: RecogniserConfig, params: Params, folder: Path) -> None:
     """The weights must be exactly those of the network that config.json describes."""
     try:
-        expected = judges.expected(config.net().init, (config.image_size, config.image_size, 3))
+        expected = judges.expected(config.net(), (config.image_size, config.image_size, 3))
     except Exception as error:  # Flax has its own for widths that make no network
         raise UserError(f"recogniser in {folder}: its config.json describes no network; export it again") from error
     if wrong := judges.misfits(params, expected):

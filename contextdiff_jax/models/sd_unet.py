@@ -4,10 +4,9 @@ import dataclasses
 from pathlib import Path
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from contextdiff_jax import trees
+from contextdiff_jax import parameters, trees
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import hub, pretrained
 from contextdiff_jax.formats.diffusers_format import STEM, tensor_name
@@ -164,7 +163,7 @@ def read_sd_unet(folder: str | Path, shardings: Params | None = None, video: Vid
     found = stored.get(tensor_name("conv_spatial/kernel"))
     spatial = None if found is None else jnp.zeros((*latents.shape[:3], found.shape[1]))  # stored as O I H W
     network = SDUNet(config, video=video or VideoConfig())
-    expected = jax.eval_shape(network.init, jax.random.key(0), *args, spatial=spatial)["params"]
+    expected = parameters.shapes(network, *args, spatial=spatial)
     expected = trees.select(expected, lambda name: not joins_frames(name) or tensor_name(name) in stored)
     return pretrained.read_params(hub.local(folder), expected, tensor_name, shardings=shardings)
 

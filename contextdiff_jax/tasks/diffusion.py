@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from contextdiff_jax import trees
+from contextdiff_jax import parameters, trees
 from contextdiff_jax.conditions import LayoutCondition
 from contextdiff_jax.conditions.spaces import nearest_multiple
 from contextdiff_jax.errors import UserError
@@ -110,10 +110,8 @@ class DiffusionTask:
         if self.adapter is not None:
             features = self.parts.features
             tokens = jax.eval_shape(self._features, self.frozen, x0)
-            init = partial(
-                self.adapter.lazy_init, grid=features.grid(self.sample_shape), sample_shape=self.sample_shape
-            )
-            params["adapter"] = init(key_adapter, tokens, t=t, context=context)["params"]
+            sizes = dict(grid=features.grid(self.sample_shape), sample_shape=self.sample_shape)
+            params["adapter"] = parameters.init(self.adapter, key_adapter, tokens, t=t, context=context, **sizes)
         if self.config.train.lora.rank:
             params["lora"] = lora.init(jax.random.fold_in(key, 3), params["denoiser"], self.config.train.lora)
             lora.check(self.config, params)

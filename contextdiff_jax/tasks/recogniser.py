@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from contextdiff_jax import data
+from contextdiff_jax import data, parameters
 from contextdiff_jax.data.openmoji import vocabulary
 from contextdiff_jax.models.recogniser import Recogniser, RecogniserConfig, save_recogniser
 from contextdiff_jax.types import Array, Batch, Params
@@ -40,7 +40,7 @@ class RecogniserTask:
     def init(self, key: Array) -> Params:
         """Fresh float32 parameters."""
         size = self.config.data.image_size
-        return self.net.init(key, jnp.zeros((1, size, size, 3)))["params"]
+        return parameters.init(self.net, key, jnp.zeros((1, size, size, 3)))
 
     def draw(self, batch: Batch, key: Array) -> Batch:
         """The batch with its images augmented."""

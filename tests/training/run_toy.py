@@ -24,7 +24,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="config keys, e.g. train.num_steps=6")
     args = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={args.devices}"
+    flags = os.environ.get("XLA_FLAGS", "")  # of the tests, which compile quickly
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={args.devices}"
 
     from contextdiff_jax import training
     from contextdiff_jax.errors import UserError
