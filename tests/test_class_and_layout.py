@@ -1,7 +1,4 @@
-"""Classes and layouts from a config to pictures: drawn, judged, exported and read back.
-
-Classes are trained here; the training of layouts is that of test_real_sets.py.
-"""
+"""Classes and layouts from a config to pictures: trained, drawn, judged, exported and read back."""
 
 import json
 from types import SimpleNamespace
@@ -23,14 +20,15 @@ from contextdiff_jax.pipeline.requests import negatives_of
 LAYOUT = [("frog", (0.05, 0.3, 0.45, 0.7)), ("star", (0.55, 0.3, 0.95, 0.7))]
 
 
-def short(config):
+def trained(config, workdir):
     config.model.multipliers = (1,)  # half as much to compile
     config.model.self_attention_levels = config.model.cross_attention_levels = (0,)
     config.train.num_steps = 2
     config.sample.num_steps = 2
     config.eval.num_samples = 4
     config.eval.bpd_images = 0
-    return task_lib.build(config)
+    training.train(task_lib.build(config), workdir)
+    return cdx.Pipeline.load(workdir)
 
 
 @pytest.fixture(autouse=True)
@@ -41,15 +39,13 @@ def few_renders(monkeypatch):
 @pytest.fixture(scope="module")
 def of_classes(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("classes")
-    training.train(short(class2img.get_config("tiny")), workdir)
-    return cdx.Pipeline.load(workdir), workdir
+    return trained(class2img.get_config("tiny"), workdir), workdir
 
 
 @pytest.fixture(scope="module")
 def of_layouts(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("layouts")
-    task = short(layout2img.get_config("tiny"))
-    return cdx.Pipeline(task, jax.jit(task.init)(jax.random.key(0)), 2), workdir
+    return trained(layout2img.get_config("tiny"), workdir), workdir
 
 
 def test_classes_are_asked_for_by_name_and_number(of_classes):
