@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from contextdiff_jax.runtime import here
 from contextdiff_jax.tasks.records import same_held_out
 from contextdiff_jax.training.distributed import is_primary
 from contextdiff_jax.training.sharding import gather
-from contextdiff_jax.types import Params
+from contextdiff_jax.types import Array, Batch, Params
 
 KEPT = "eval"  # folder of pictures and marks, beside eval.json
 UNFINISHED = "unfinished.npz"  # in that folder, of an evaluation that is under way or was cut off
@@ -152,21 +152,14 @@ def _bits_per_dim(pipeline: Pipeline, seed: int, journal: Journal) -> tuple[dict
     )
     batches = list(batches)
 
-    num_t, levels, dequantize = config.eval.bpd_timesteps or None, task.parts.levels, config.eval.bpd_dequantize
+    num_t, dequantize = config.eval.bpd_timesteps or None, config.eval.bpd_dequantize
     protocol = {"chosen": count, "batch_size": batch_size, "timesteps": num_t or "all", "dequantize": dequantize}
-
-    def bound(params: Params, frozen: Params, batch: dict, key: jax.Array, with_adapter: bool):
-        context, key = task.encode(params, frozen, batch), jax.random.wrap_key_data(key)
-        f = task.denoiser(params, context)
-        b = task.shift(params, frozen, context) if with_adapter else None
-        s, how = task.schedule_of(params), dict(num_t=num_t, bins=levels, dequantize=dequantize)
-        return bits_per_dim(f, b, s, batch["image"], key, variance=task.variance_of(params), **how)
 
     rows, per_image = {}, {}
     for label, with_adapter in {"adapter on": True, "adapter off": False}.items():
         if with_adapter and task.adapter is None:
             continue
-        run, measured = jax.jit(partial(bound, with_adapter=with_adapter)), Batches()
+        run, measured = _bound(pipeline, with_adapter, num_t, dequantize), Batches()
         keys = jax.random.key_data(jax.random.split(jax.random.key(seed), len(batches)))
         journal.follow(f"bits per dimension/{label}", measured)
         done = len(measured.kept)
@@ -183,6 +176,21 @@ def _bits_per_dim(pipeline: Pipeline, seed: int, journal: Journal) -> tuple[dict
         rows[label] |= {"split": split, "images": len(joined.per_image), "protocol": protocol}
         per_image[label] = np.asarray(joined.per_image)
     return rows, per_image
+
+
+@lru_cache(maxsize=2)  # of one pipeline, with its adapter and without: evaluated again it is not compiled again
+def _bound(pipeline: Pipeline, with_adapter: bool, num_t: int | None, dequantize: bool) -> Callable[..., BitsPerDim]:
+    """The jitted (params, frozen, batch, key data) -> bits per dimension of the batch's images."""
+    task = pipeline.task
+
+    def bound(params: Params, frozen: Params, batch: Batch, key: Array) -> BitsPerDim:
+        context, key = task.encode(params, frozen, batch), jax.random.wrap_key_data(key)
+        f = task.denoiser(params, context)
+        b = task.shift(params, frozen, context) if with_adapter else None
+        s, how = task.schedule_of(params), dict(num_t=num_t, bins=task.parts.levels, dequantize=dequantize)
+        return bits_per_dim(f, b, s, batch["image"], key, variance=task.variance_of(params), **how)
+
+    return jax.jit(bound)
 
 
 def _print(figures: Mapping[str, Any]) -> None:

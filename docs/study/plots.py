@@ -170,6 +170,11 @@ def plot_pictures(stored: dict[str, Any], path: Path) -> None:
     rows = {"real": stored["reference"]["picture"]}
     found = {key: stored["runs"][key]["0"]["picture"] for key in VARIANTS if "0" in stored["runs"].get(key, {})}
     rows |= {VARIANTS[key].label: picture for key, picture in found.items()}
+    plot_strips(rows, path)
+
+
+def plot_strips(rows: dict[str, str], path: Path) -> None:
+    """Pictures side by side, PNGs in base 64, a labelled row each."""
     fig, axes = figure(10, 0.62 * len(rows) + 0.1, len(rows), 1)
     for ax, (label, png) in zip(axes[:, 0], rows.items(), strict=True):
         ax.imshow(np.array(Image.open(io.BytesIO(base64.b64decode(png)))), cmap="gray", interpolation="nearest")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from docs.study.plots import CLASS_COLOURS, PAGE, figure, replace_table, write
+from docs.study.plots import CLASS_COLOURS, PAGE, figure, plot_strips, replace_table, write
 from docs.study.run import RESULTS, load
 from docs.study.steps import ARMS, MANY, RATE, SETS, USERS, stored_in
 
@@ -17,6 +17,7 @@ STYLES = {"dpmpp_2m": "--", "ddim": ":"}  # all of ddpm's steps are no point of 
 MANY_ARMS = {"plain": ("plain, T = 1000", "black")}  # then whatever else has been run at T = 1000
 MANY_ARMS |= {arm: (f"{of.label}, T = 1000", of.colour) for arm, of in (USERS | ARMS).items() if arm != "plain"}
 DRAW, MEAN = "decoder's draw", "decoder's mean"
+PICTURES = ("fashion", "emoji32")  # sets whose samples are shown
 ASKED = (2, 4, 8, 16, 64, MANY)  # T of `runs_table`
 # Steps of the digits' trainings: `num_steps` of the file
 LENGTHS = {150: 150, 300: 300, 400: 400, 600: 0, 1200: 1200}
@@ -232,12 +233,25 @@ def plot_arrows(run: dict[str, Any], path: Path) -> None:
     write(fig, path)
 
 
+def plot_pictures(stored: dict[str, Any], path: Path) -> None:
+    """Samples of seed 0 of the plain and the contextual models, a row each, under real images."""
+    rows = {"real": stored["reference"]["picture"]}
+    for T in few(stored):
+        for arm in ("plain", "free", "scale"):
+            if run := stored["runs"][str(T)].get(arm, {}).get("0"):
+                rows[f"T = {T}, {ARMS[arm].label}"] = run["picture"]
+    plot_strips(rows, path)
+
+
 def main(results: Path = RESULTS, folder: Path = Path(__file__).parent, page: Path = PAGE) -> None:
     """Draws and fills in whatever there are results for."""
     sets = {name: load(results / f"steps-{name}.json") for name in SETS}
     for name, stored in sets.items():
         if stored["runs"] and page.is_file():
             replace_table(page, f"steps-{name}", table(name, stored))
+    for name in PICTURES:
+        if sets[name]["runs"]:
+            plot_pictures(sets[name], folder / f"steps-{name}.png")
     mixture = sets["mixture"]
     if page.is_file() and sets["digits"]["runs"]:
         replace_table(page, "steps-digits-lengths", lengths_table(results))
