@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from contextdiff_jax import draws
 from contextdiff_jax.types import Array, Params
 
 
@@ -39,7 +40,7 @@ def _shape(leaf: Any) -> Any:
 def _program(module: nn.Module, tree: Any, leaves: tuple[Any, ...]) -> Callable[[Array], Params]:
     args, kwargs = jax.tree.unflatten(tree, leaves)
     # Lazily: a forward pass on dummy data would be folded by the compiler, weight by weight.
-    return jax.jit(partial(_init, module, args, kwargs))
+    return jax.jit(draws.in_few(partial(_init, module, args, kwargs)))
 
 
 def _init(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], key: Array) -> Params:
