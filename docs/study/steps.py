@@ -6,6 +6,7 @@
     python -m docs.study.steps --data=digits --T=8 --arms=plain,free --num_steps=400   # 10 minutes; a file of its own
     python -m docs.study.steps --data=digits --T=1000 --arms=plain,plain_simple # drawn in few steps by solvers
     python -m docs.study.steps --data=emoji32 --T=4,8,16 --arms=plain,free      # and fashion: for a GPU
+    python -m docs.study.steps --data=fashion-small --T=4 --arms=plain,free     # Fashion-MNIST on two cores
 
 Schedule and reverse variance are learned in every arm, from the same start; the arms differ in the shift alone. At
 T = 1000 both are fixed, as users have them.
@@ -35,7 +36,7 @@ from docs.study.run import RESULTS, load, save
 
 TIMES = (2, 4, 8, 16)  # what is run unless asked otherwise
 SEEDS = (0, 1, 2)
-SETS = ("mixture", "mixture-slow", "mixture-drawn", "digits", "emoji16", "emoji32", "fashion")
+SETS = ("mixture", "mixture-slow", "mixture-drawn", "digits", "emoji16", "emoji32", "fashion", "fashion-small")
 # The process learns so many times faster than the networks; at 1, as `mixture-slow`, 3000 steps leave it unfinished
 RATE = {"mixture": 20.0, "mixture-slow": 1.0, "mixture-drawn": 1.0}
 # Times of 2..T of each point in a step, beside t = 1; 0 draws one time of 1..T alone, which is noisier

@@ -24,8 +24,10 @@ SIZES = {
     "emoji16": replace(images.SIZES["emoji16"], num_samples=72),
     "emoji32": images.SIZES["emoji32"],
     "fashion": images.SIZES["fashion"],
+    "fashion-small": images.SIZES["fashion-small"],
 }
-NUM_TIMES = {"emoji32": 1, "fashion": 1}  # noise levels of an image in a step, where they are not `few_steps`' own
+# Noise levels of an image in a step, where they are not `few_steps`' own
+NUM_TIMES = {"emoji32": 1, "fashion": 1, "fashion-small": 1}
 REPEATS = 4  # of the full bound
 MANY_STEPS = (4, 8, 16, 64)  # in which models of T = 1000 are drawn
 

@@ -169,6 +169,12 @@ def test_a_run_without_an_adapter_prints_and_shows_its_figures(config, tmp_path,
         suite.evaluate_run(pipeline, tmp_path)
 
 
+class Hashable(SimpleNamespace):
+    """By identity, as a pipeline is, whose programs are kept."""
+
+    __hash__ = object.__hash__
+
+
 def test_the_bound_is_of_all_the_images_that_were_chosen(config, tmp_path, monkeypatch):
     """The last batch is filled up, and what fills it up does not count."""
 
@@ -182,7 +188,7 @@ def test_the_bound_is_of_all_the_images_that_were_chosen(config, tmp_path, monke
     task.encode = lambda params, frozen, batch: None
     task.denoiser = lambda params, context: None
     task.schedule_of, task.variance_of = lambda params: None, lambda params: "beta"
-    pipeline = SimpleNamespace(config=config, task=task, params={}, frozen={}, put=lambda batch: batch)
+    pipeline = Hashable(config=config, task=task, params={}, frozen={}, put=lambda batch: batch)
     config.sample.batch_size, config.eval.bpd_timesteps = 4, 2
 
     def measured(count, journal):
