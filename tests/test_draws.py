@@ -28,6 +28,7 @@ def of_many_kinds(key):
         "scalar": jax.random.normal(jax.random.fold_in(key, 13)),
         "empty": jax.random.normal(jax.random.fold_in(key, 14), (0, 3)),
         "order": jax.random.permutation(jax.random.fold_in(key, 15), 11),
+        "with a derivative of its own": jax.nn.relu(jax.random.normal(jax.random.fold_in(key, 16), (8,))),
         "fixed": jnp.arange(3),
         "without a result": jax.jit(lambda: ())(),
         "the key": jax.random.key_data(key),
