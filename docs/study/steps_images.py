@@ -19,12 +19,9 @@ from contextdiff_jax.types import Batch, Params
 from docs.study import images, measure, side_by_side
 from docs.study.steps import ARMS, FIXED, MANY, USERS, Arm, process_of, ways_of
 
-SIZES = {
+SIZES = images.SIZES | {
     "digits": replace(images.SIZES["digits"], num_samples=200),
     "emoji16": replace(images.SIZES["emoji16"], num_samples=72),
-    "emoji32": images.SIZES["emoji32"],
-    "fashion": images.SIZES["fashion"],
-    "fashion-small": images.SIZES["fashion-small"],
 }
 # Noise levels of an image in a step, where they are not `few_steps`' own
 NUM_TIMES = {"emoji32": 1, "fashion": 1, "fashion-small": 1}
