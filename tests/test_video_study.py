@@ -84,3 +84,17 @@ def test_the_table_says_what_is_stored(tmp_path):
         ("with", "3 (2, 2)", "29.5 ± 2.0"),
         ("without", "3 (2, 2)", "28.5 ± 2.0"),
     ]
+
+
+def test_what_the_adapter_changes_is_of_the_same_clips_and_seeds(tmp_path):
+    gained = {(0, 0): 1.0, (0, 1): 3.0, (1, 0): 0.0, (1, 1): -2.0}
+    run = lambda clip, seed, adapter, kept: dict(
+        method="ddim", adapter=adapter, clip=clip, seed=seed, rows={"object": dict(background_psnr=kept)}
+    )
+    runs = [run(*pair, True, 20.0 + by) for pair, by in gained.items()] + [run(*pair, False, 20.0) for pair in gained]
+    runs.append(run(7, 0, True, 99.0))
+    runs += [run | {"method": "fatezero"} for run in runs if run["clip"] == 0]  # one clip has no error over clips
+    found = table.differences(runs)
+    assert len(found) == 3
+    # Means of clips 2 and -1; three pairs differ, of which two are higher.
+    assert found[2].split(" | ")[:5] == ["| ddim", "4 (2, 2)", "-", "-", "+0.5 ± 1.5 (2 of 3)"]

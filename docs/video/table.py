@@ -1,4 +1,4 @@
-"""Writes the table of docs/video/results into docs/RESULTS.md, between its two markers.
+"""Writes the tables of docs/video/results into docs/RESULTS.md, between its two markers.
 
     python -m docs.video.table
 """
@@ -19,6 +19,10 @@ PAGE = Path(__file__).parents[1] / "RESULTS.md"
 BEGIN, END = "<!-- video study: begin -->\n", "<!-- video study: end -->\n"
 ADAPTER = (("with", True), ("without", False))
 BOUNDS = {AUTOENCODER: "autoencoder alone", INVERSION: "inversion alone"}
+ADAPTER_HEADING = (
+    "With minus without the adapter: mean ± standard error over clips, and in how many of the pairs of runs that "
+    "differ the figure is higher with it."
+)
 # Heading, kinds of edit that count, figure, factor, digits. What an edit was to change is not compared with the source.
 COLUMNS = (
     ("object named, %", ("object", "both"), "judge_object", 100, 0),
@@ -64,6 +68,47 @@ def lines(runs: list[dict[str, Any]]) -> list[str]:
     return table
 
 
+def differences(runs: list[dict[str, Any]]) -> list[str]:
+    """The table of what the adapter changes: with minus without it, method by method, of the same clips and seeds.
+
+    A cell has the mean, its standard error over clips (of whose seeds the mean is taken first), and in how many of the
+    pairs of runs that differ the figure is higher with the adapter.
+    """
+    table = ["| method | pairs of runs (clips, seeds) | " + " | ".join(c[0] for c in COLUMNS) + " |"]
+    table.append("|-" * (len(COLUMNS) + 2) + "|")
+    for name in METHODS:
+        arms = [_by_pair(runs, name, adapter) for _, adapter in ADAPTER]
+        both = sorted(arms[0].keys() & arms[1].keys())
+        if len({clip for clip, _ in both}) > 1:
+            cells = [_difference(both, arms, *column) for _, *column in COLUMNS]
+            table.append(f"| {name} | {_count([arms[0][pair] for pair in both])} | {' | '.join(cells)} |")
+    return table
+
+
+def _by_pair(runs: list[dict[str, Any]], method: str, adapter: bool) -> dict[tuple[int, int], dict[str, Any]]:
+    """{(clip, seed): run} of a method with or without the adapter."""
+    return {(r["clip"], r["seed"]): r for r in runs if (r["method"], r["adapter"]) == (method, adapter)}
+
+
+def _difference(
+    pairs: list[tuple[int, int]],
+    arms: list[dict[tuple[int, int], dict[str, Any]]],
+    kinds: tuple[str, ...],
+    figure: str,
+    factor: float,
+    digits: int,
+) -> str:
+    """A cell of `differences`."""
+    with_, without = (np.asarray(_values([arm[pair] for pair in pairs], kinds, figure)) for arm in arms)
+    if len(with_) != len(pairs) or len(without) != len(pairs):
+        return "-"
+    found = factor * (with_ - without)
+    clips = np.asarray([clip for clip, _ in pairs])
+    of_clips = np.asarray([found[clips == clip].mean() for clip in np.unique(clips)])
+    error = of_clips.std(ddof=1) / np.sqrt(len(of_clips))
+    return f"{of_clips.mean():+.{digits}f} ± {error:.{digits}f} ({(found > 0).sum()} of {(found != 0).sum()})"
+
+
 def _count(runs: list[dict[str, Any]]) -> str:
     """How many pairs of a clip and a seed, of how many clips and seeds."""
     pairs = {(run["clip"], run["seed"]) for run in runs}
@@ -96,10 +141,12 @@ def _values(runs: list[dict[str, Any]], kinds: tuple[str, ...], figure: str) -> 
 
 
 def write(page: Path = PAGE, results: Path = RESULTS) -> None:
-    """Puts the table between the page's markers."""
+    """Puts the tables between the page's markers."""
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    text = before + BEGIN + "\n" + "\n".join(lines(stored(results))) + "\n\n" + END + after
+    runs = stored(results)
+    tables = "\n".join(lines(runs)), ADAPTER_HEADING, "\n".join(differences(runs))
+    text = before + BEGIN + "\n" + "\n\n".join(tables) + "\n\n" + END + after
     with atomic(page) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
