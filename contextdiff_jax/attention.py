@@ -1,5 +1,6 @@
 """The one place that chooses an attention kernel."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -7,6 +8,8 @@ import jax.numpy as jnp
 
 from contextdiff_jax import runtime
 from contextdiff_jax.types import Array
+
+LARGEST = 1 << 25  # bytes of float32 logits that a sample has at once where they are not the kernel's own: 32 MiB
 
 
 def _fused_kernel_fits(q: Array, mask: Array | None) -> bool:
@@ -48,11 +51,55 @@ def _head_by_head(q: Array, k: Array, v: Array, scale: float) -> Array:
     @jax.checkpoint
     def one_head(qkv: tuple[Array, Array, Array]) -> Array:
         q, k, v = qkv
-        logits = jnp.einsum("btd,bsd->bts", q * scale, k, preferred_element_type=jnp.float32)
-        return jnp.einsum("bts,bsd->btd", jax.nn.softmax(logits).astype(v.dtype), v)
+
+        def attend(q: Array) -> Array:
+            logits = jnp.einsum("btd,bsd->bts", q * scale, k, preferred_element_type=jnp.float32)
+            return jnp.einsum("bts,bsd->btd", jax.nn.softmax(logits).astype(v.dtype), v)
+
+        return _piece_by_piece(attend, _pieces(1, q.shape[1], k.shape[1]), q)
 
     heads_first = [jnp.moveaxis(x, 2, 0) for x in (q, k, v)]
     return jnp.moveaxis(jax.lax.map(one_head, tuple(heads_first)), 0, 2)
+
+
+def _pieces(num_heads: int, queries: int, keys: int) -> int:
+    """Into how many equal pieces the queries are split so that the logits of none are larger than `LARGEST`."""
+    wanted = -(-4 * num_heads * queries * keys // LARGEST)
+    return next(n for n in range(min(wanted, queries), queries + 1) if queries % n == 0)
+
+
+def _piece_by_piece(attend: Callable[..., Array], count: int, q: Array, *of_queries: Array) -> Array:
+    """attend(q, *of_queries) of one piece of the queries after another, the same to the last bit but for how products
+    are summed; the backward pass computes each piece's weights again.
+
+    Softmax is over keys, of which every piece has all. The batch, which may be sharded, is left whole.
+
+    Args:
+        attend: from queries [B, C, ...] and the rest to [B, C, ...].
+        count: pieces; 1 is `attend` itself.
+        q: queries [B, Tq, ...].
+        of_queries: what else has an axis of queries, the last but one: [..., Tq, Tk].
+    """
+    if count == 1:
+        return attend(q, *of_queries)
+
+    def split(x: Array, axis: int) -> Array:
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], count, -1, *x.shape[axis + 1 :]), axis, 0)
+
+    pieces = split(q, 1), *(split(x, x.ndim - 2) for x in of_queries)
+    done = jax.lax.map(jax.checkpoint(lambda piece: attend(*piece)), pieces)
+    return jnp.moveaxis(done, 0, 1).reshape(*q.shape[:2], *done.shape[3:])
+
+
+def _plain(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None, scale: float | None) -> Array:
+    """XLA's own, whose logits are all in memory: long queries piece by piece."""
+    of_queries = {name: x for name, x in (("mask", mask), ("bias", bias)) if x is not None and x.shape[-2] > 1}
+    whole = dict(mask=mask, bias=bias, scale=scale, implementation="xla")
+
+    def attend(q: Array, *pieces: Array) -> Array:
+        return jax.nn.dot_product_attention(q, k, v, **whole | dict(zip(of_queries, pieces, strict=True)))
+
+    return _piece_by_piece(attend, _pieces(q.shape[2], q.shape[1], k.shape[1]), q, *of_queries.values())
 
 
 def attention_weights(q: Array, k: Array, mask: Array | None = None) -> Array:
@@ -86,9 +133,11 @@ def attention(
     """
     if bias is None and _fused_kernel_fits(q, mask):
         at_once = partial(_fused, scale=scale, is_causal=is_causal)
-    else:
-        how = dict(bias=bias, mask=mask, scale=scale, is_causal=is_causal, implementation="xla")
+    elif is_causal:
+        how = dict(bias=bias, mask=mask, scale=scale, is_causal=True, implementation="xla")
         at_once = partial(jax.nn.dot_product_attention, **how)
+    else:
+        at_once = partial(_plain, mask=mask, bias=bias, scale=scale)
     if not _loop_pays(q, k, mask, is_causal, bias):
         return at_once(q, k, v)
     # By the platform that is compiled for, which need not be this machine's.

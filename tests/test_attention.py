@@ -1,11 +1,15 @@
-"""The CPU's loop over heads against jax.nn.dot_product_attention, values and gradients."""
+"""The CPU's loop over heads, and that over pieces of the queries, against jax.nn.dot_product_attention, values and
+gradients."""
+
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from contextdiff_jax.attention import _fused, attention
+from contextdiff_jax import attention as attention_lib
+from contextdiff_jax.attention import _fused, _plain, attention
 
 
 def inputs(queries: int, keys: int, dtype: jnp.dtype) -> list[jax.Array]:
@@ -15,8 +19,14 @@ def inputs(queries: int, keys: int, dtype: jnp.dtype) -> list[jax.Array]:
     return list(draws)
 
 
+def lengths(function, *args, **kwargs) -> set[int]:
+    """Of the loops in a function's program."""
+    program = str(jax.make_jaxpr(lambda *a: function(*a, **kwargs))(*args))
+    return {int(length) for length in re.findall(r"\blength=(\d+)", program)}
+
+
 def loops(*args, **kwargs) -> bool:
-    return "scan" in str(jax.make_jaxpr(lambda *a: attention(*a, **kwargs))(*args))
+    return bool(lengths(attention, *args, **kwargs))
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 0.02)])
@@ -54,3 +64,42 @@ def test_short_masked_biased_and_causal_attention_does_not_loop():
     assert not loops(*args, mask=jnp.ones((1, 1, 1, 160), bool))
     assert not loops(*args, bias=jnp.ones((1, 1, 1, 160)))
     assert not loops(*args, is_causal=True)
+
+
+@pytest.mark.parametrize("queries, pieces", [(96, 4), (90, 5), (97, 97)])
+def test_logits_that_are_too_large_are_made_piece_by_piece(monkeypatch, queries, pieces):
+    """The same values and gradients, with less in memory; pieces are equal, so a prime number of queries goes one by
+    one."""
+    q, k, v = inputs(queries, 40, jnp.float32)
+    monkeypatch.setattr(attention_lib, "LARGEST", 4 * 3 * 40 * 24)  # 24 queries
+    rng = np.random.default_rng(0)
+    mask, row = jnp.asarray(rng.random((2, 1, queries, 40)) < 0.7), jnp.asarray(rng.random((2, 1, 1, 40)) < 0.7)
+    bias = jnp.asarray(rng.normal(size=(3, queries, 40)), jnp.float32)
+    nothing = dict(mask=None, bias=None, scale=None)
+    for given in ({}, dict(mask=mask), dict(mask=row, scale=0.3), dict(mask=row, bias=bias)):
+        how = nothing | given
+        assert lengths(_plain, q, k, v, **how) == {pieces}
+        value_and_gradients = lambda f: jax.jit(
+            lambda *a: (f(*a), jax.grad(lambda *b: jnp.sum(f(*b) ** 2), argnums=(0, 1, 2))(*a))
+        )(q, k, v)
+        ours = value_and_gradients(lambda *a, how=how: _plain(*a, **how))
+        whole = how | (dict(bias=bias[None]) if "bias" in given else {})
+        oracle = value_and_gradients(lambda *a, how=whole: jax.nn.dot_product_attention(*a, **how))
+        for found, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(oracle), strict=True):
+            np.testing.assert_allclose(found, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_a_piece_of_long_queries_is_all_that_is_in_memory():
+    """A sample of Stable Diffusion's at 512 x 512 that looks at two frames: 8 heads of 4,096 positions by 8,192."""
+    q, k = (jax.ShapeDtypeStruct((1, length, 8, 40), jnp.float32) for length in (4096, 8192))
+    attend = jax.jit(lambda *a: _plain(*a, mask=None, bias=None, scale=None))
+    needed = attend.lower(q, k, k).compile().memory_analysis().temp_size_in_bytes
+    assert needed < 8 * 4096 * 8192 * 4 / 4  # all logits are 1 GiB
+
+
+def test_long_queries_of_one_head_are_split_as_well(monkeypatch):
+    args = inputs(512, 160, jnp.float32)
+    expected = jax.nn.dot_product_attention(*args)
+    monkeypatch.setattr(attention_lib, "LARGEST", 4 * 160 * 128)
+    assert lengths(attention, *args) == {3, 4, 16}  # heads, pieces of one head, and of all heads elsewhere
+    np.testing.assert_allclose(jax.jit(attention)(*args), expected, atol=1e-5)

@@ -9,15 +9,17 @@ Of SD and CLIP the config.json files suffice: no weights are read, nothing is ru
 
 import argparse
 import time
+from collections.abc import Iterator
 
 import jax
 from ml_collections import ConfigDict
 
 from configs import video_edit
 from contextdiff_jax import task as task_lib
-from contextdiff_jax.compilation import bytes_of, keep_programs
+from contextdiff_jax.compilation import bytes_of, fitting, keep_programs
 from contextdiff_jax.data.one_clip import clip_of
 from contextdiff_jax.editing.editor import Editor
+from contextdiff_jax.errors import UserError
 from contextdiff_jax.pipeline.clip_editing import targets_of
 from contextdiff_jax.runtime import described, here, in_use
 from contextdiff_jax.training.state import stream
@@ -35,8 +37,8 @@ def config_of(model: str, clip: str, size: int) -> ConfigDict:
     return config
 
 
-def measure(config: ConfigDict, topology: str) -> dict[str, dict[str, int]]:
-    """{stage: bytes} of an edit by this config."""
+def measure(config: ConfigDict, topology: str) -> Iterator[tuple[str, str]]:
+    """(stage, its bytes in words) of an edit by this config; of one that does not fit the device why."""
     runtime = described(topology) if topology else here()
     task = task_lib.build(config, runtime, weights=False)
     place = jax.sharding.SingleDeviceSharding(runtime.devices[0])
@@ -44,8 +46,14 @@ def measure(config: ConfigDict, topology: str) -> dict[str, dict[str, int]]:
     params = on_device(jax.eval_shape(task.init, stream(config.seed, "init")))
     editor = Editor(task, params, on_device(task.frozen), clip_of(config.data), config, progress=False)
     with in_use(runtime):
-        stages = editor.trace(targets_of(config, ())[:1])
-        return {name: bytes_of(stage.lower().compile()) for name, stage in stages.items()}
+        for name, stage in editor.trace(targets_of(config, ())[:1]).items():
+            try:
+                with fitting(name, "take fewer frames or smaller ones"):
+                    found = bytes_of(stage.lower().compile())
+            except UserError as error:
+                yield name, str(error)
+            else:
+                yield name, ", ".join(f"{part} {value / 1e6:.2f} MB" for part, value in found.items())
 
 
 def main() -> None:
@@ -64,9 +72,8 @@ def main() -> None:
             window, _, length = frames.partition(":")
             config.data.num_frames, config.data.length, config.sample.num_steps = int(window), int(length or 0), steps
             start = time.perf_counter()
-            for stage, found in measure(config, args.topology).items():
-                parts = ", ".join(f"{name} {value / 1e6:.2f} MB" for name, value in found.items())
-                print(f"{frames} frames, {steps} steps, {stage}: {parts}", flush=True)
+            for stage, said in measure(config, args.topology):
+                print(f"{frames} frames, {steps} steps, {stage}: {said}", flush=True)
             print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
 
 
