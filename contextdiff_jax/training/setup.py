@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -112,9 +112,12 @@ class Setup:
         return state_lib.init_state(params, self.optimizer, places)
 
     def init_guard(self) -> Guard:
-        """A guard that has seen nothing."""
-        guard = Guard.clear(self.task.config.data.batch_size)
+        """A guard that has seen nothing, with the key of the config's seed."""
+        guard = self._clear_guard()
         return sharding.put_tree(guard, jax.tree.map(lambda _: sharding.replicated(self.mesh), guard))
+
+    def _clear_guard(self) -> Guard:
+        return Guard.clear(self.task.config.data.batch_size, self.task.config.seed)
 
     def train_iterator(self) -> Iterator[dict[str, np.ndarray]]:
         """This process's rows of the batches.
@@ -146,7 +149,7 @@ class Setup:
             frozen_spec: the same for `frozen`.
         """
         whole = sharding.replicated(self.mesh)
-        guard = spec_of(jax.eval_shape(partial(Guard.clear, self.task.config.data.batch_size)), whole)
+        guard = spec_of(jax.eval_shape(self._clear_guard), whole)
         step = jax.jit(
             make_step(self.task, self.optimizer, self.mesh),
             donate_argnums=(0, 1),

@@ -25,35 +25,40 @@ def is_maximum(metric: str) -> bool:
 
 @flax.struct.dataclass
 class Guard:
-    """The first step whose loss or gradient was not finite; from then on the state is kept.
+    """What a step is given beside the state and nothing saves: the run's key, and the first step whose loss or gradient
+    was not finite, from which on the state is kept.
 
     Attributes:
         bad_step: that step, counted from 1, or 0; int32 [].
         bad_rows: the rows of its batch whose own loss was not finite, bool [B].
+        root: data of the key that all randomness of the run comes from, uint32 [2]: an argument of the step, so that
+            runs of other seeds are the same program.
     """
 
     bad_step: Array
     bad_rows: Array
+    root: Array
 
     @classmethod
-    def clear(cls, batch_size: int) -> "Guard":
+    def clear(cls, batch_size: int, seed: int | Array) -> "Guard":
         """Nothing has happened."""
-        return cls(jnp.zeros((), jnp.int32), jnp.zeros((batch_size,), bool))
+        root = jax.random.key_data(stream(seed, "step"))
+        return cls(jnp.zeros((), jnp.int32), jnp.zeros((batch_size,), bool), root)
 
 
 def make_step(task: Any, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> Step:
     """The step of a task, (state, guard, frozen, batch) -> (state, guard, metrics), to be jitted.
 
-    All randomness of step n comes from fold_in(root, n) and is drawn for the global batch, so it depends
-    neither on devices nor on when a run was interrupted. The loss is the mean over the global batch; with
+    All randomness of step n comes from fold_in(root, n), the guard's root, and is drawn for the global batch, so it
+    depends neither on devices nor on when a run was interrupted. The loss is the mean over the global batch; with
     `optim.accum_steps` > 1 gradients are accumulated over equal microbatches, which gives the same mean.
     """
     config = task.config
-    root = stream(config.seed, "step")
 
     def step(
         state: TrainState, guard: Guard, frozen: Params, batch: Batch
     ) -> tuple[TrainState, Guard, dict[str, Array]]:
+        root = jax.random.wrap_key_data(guard.root)
         key_draw, key_loss = jax.random.split(jax.random.fold_in(root, state.step))
         batch = task.draw(batch, key_draw)
         losses, metrics, grads = accumulate(task, state.params, frozen, batch, key_loss, mesh)
@@ -66,7 +71,7 @@ def make_step(task: Any, optimizer: optax.GradientTransformation, mesh: jax.shar
             return TrainState(state.step + 1, params, update_ema(config.ema, state, params), opt_state)
 
         finite, seen = jnp.isfinite(loss) & jnp.isfinite(grad_norm), guard.bad_step > 0
-        guard = Guard(
+        guard = guard.replace(
             bad_step=jnp.where(seen | finite, guard.bad_step, state.step + 1),
             bad_rows=jnp.where(seen | finite, guard.bad_rows, ~jnp.isfinite(losses)),
         )

@@ -221,7 +221,7 @@ def train(task: ToyTask, seeds: Array) -> tuple[Params, Array]:
             state, guard, metrics = step(*carry, task.frozen, batch)
             return (state, guard), metrics["loss"]
 
-        (state, _), losses = jax.lax.scan(body, (state, Guard.clear(size)), jnp.arange(steps))
+        (state, _), losses = jax.lax.scan(body, (state, Guard.clear(size, config.seed)), jnp.arange(steps))
         return state.ema, losses
 
     return jax.jit(jax.vmap(one))(seeds)

@@ -14,6 +14,7 @@ from contextdiff_jax.training import train
 from contextdiff_jax.training.optimizer import learning_rate, make_optimizer
 from contextdiff_jax.training.setup import Setup
 from contextdiff_jax.training.sharding import make_mesh, tree_shardings
+from contextdiff_jax.training.state import stream
 from contextdiff_jax.training.step import accumulate
 from tests.training.toy_task import ToyTask, toy_config
 
@@ -134,6 +135,16 @@ def test_steps_are_deterministic_and_every_step_draws_anew():
     state, guard, one = step(state, guard, setup.frozen, batch)
     state, guard, two = step(state, guard, setup.frozen, batch)
     assert float(one["loss"]) != float(two["loss"]), "the same batch with the same parameters, other noise"
+
+
+def test_runs_of_other_seeds_are_the_same_program():
+    """What is compiled for one of them is found by all the others."""
+    setups = [Setup.of(ToyTask(toy_config(seed=seed))) for seed in (0, 7)]
+    batch = setups[0].put(next(setups[0].train_iterator()))
+    first, other = (setup.lower(batch, setup.frozen_spec).as_text() for setup in setups)
+    assert first == other
+    roots = [setup.init_guard().root.tolist() for setup in setups]
+    assert roots == [jax.random.key_data(stream(seed, "step")).tolist() for seed in (0, 7)]
 
 
 def test_the_guard_keeps_the_state_of_the_step_before():
