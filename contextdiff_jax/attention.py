@@ -108,6 +108,29 @@ def attention_weights(q: Array, k: Array, mask: Array | None = None) -> Array:
     return jax.nn.softmax(logits if mask is None else jnp.where(mask, logits, -jnp.inf))
 
 
+def edited_attention(edit: Callable[[Array], Array], q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+    """Attention whose weights are changed between the softmax and the values.
+
+    Args:
+        edit: from weights, float32 [B, H, Tq, Tk], to those to use. If it has a true `heads_apart`, heads whose weights
+            are large are given to it one by one, [B, 1, Tq, Tk].
+        q, k, v: as of `attention`.
+        mask: True where a query may look, of all heads alike, broadcastable to [B, 1, Tq, Tk].
+
+    Returns:
+        [B, Tq, H, D], dtype of `v`.
+    """
+
+    def edited(q: Array, k: Array, v: Array) -> Array:
+        return jnp.einsum("bhts,bshd->bthd", edit(attention_weights(q, k, mask)).astype(v.dtype), v)
+
+    if not getattr(edit, "heads_apart", False) or _pieces(q.shape[2], q.shape[1], k.shape[1]) == 1:
+        return edited(q, k, v)
+    heads_first = tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v))
+    one_head = lambda qkv: edited(*(x[:, :, None] for x in qkv))[:, :, 0]
+    return jnp.moveaxis(jax.lax.map(one_head, heads_first), 0, 2)
+
+
 def attention(
     q: Array,
     k: Array,

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from contextdiff_jax.attention import attention, attention_weights
+from contextdiff_jax.attention import attention, edited_attention
 from contextdiff_jax.types import Array
 
 zeros = nn.initializers.zeros_init()
@@ -83,7 +83,8 @@ class Attention(nn.Module):
             kv_mask: True where a key may be looked at, bool [B, Tk].
             mask: True where query i may look at key j, bool [Tq, Tk].
             edit: from the weights after the softmax, float32 [B, H, Tq, Tk], to those to use; they are then computed
-                plainly. None is the fastest kernel.
+                plainly, and one head at a time where they are large and its `heads_apart` allows that. None is the
+                fastest kernel.
 
         Returns:
             [B, Tq, D].
@@ -96,11 +97,7 @@ class Attention(nn.Module):
         masks = [] if mask is None else [mask[None, None]]
         masks += [] if kv_mask is None else [kv_mask[:, None, None, :]]
         mask = reduce(jnp.logical_and, masks) if masks else None
-        if edit is None:
-            h = attention(q, k, v, mask=mask)
-        else:
-            weights = edit(attention_weights(q, k, mask))
-            h = jnp.einsum("bhts,bshd->bthd", weights.astype(v.dtype), v)
+        h = attention(q, k, v, mask=mask) if edit is None else edited_attention(edit, q, k, v, mask)
         h = einops.rearrange(h, "b t h d -> b t (h d)")
         return nn.Dense(dim, dtype=self.dtype, kernel_init=self.out_init, name="out")(h)
 

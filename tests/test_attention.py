@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from contextdiff_jax import attention as attention_lib
-from contextdiff_jax.attention import _fused, _plain, attention
+from contextdiff_jax.attention import _fused, _plain, attention, edited_attention
 
 
 def inputs(queries: int, keys: int, dtype: jnp.dtype) -> list[jax.Array]:
@@ -103,3 +103,26 @@ def test_long_queries_of_one_head_are_split_as_well(monkeypatch):
     monkeypatch.setattr(attention_lib, "LARGEST", 4 * 160 * 128)
     assert lengths(attention, *args) == {3, 4, 16}  # heads, pieces of one head, and of all heads elsewhere
     np.testing.assert_allclose(jax.jit(attention)(*args), expected, atol=1e-5)
+
+
+class Halved:
+    """An edit that halves the weights of every second key, and remembers of how many heads it was given them."""
+
+    def __init__(self, heads_apart: bool):
+        self.heads_apart, self.seen = heads_apart, []
+
+    def __call__(self, weights):
+        self.seen.append(weights.shape)
+        return weights.at[..., ::2].multiply(0.5)
+
+
+def test_large_weights_are_edited_one_head_after_the_other_where_that_is_allowed(monkeypatch):
+    args = inputs(64, 40, jnp.float32)
+    weights = Halved(False)(attention_lib.attention_weights(*args[:2]))
+    expected = jnp.einsum("bhts,bshd->bthd", weights, args[2])
+    for largest, apart, heads in ((1 << 25, True, 3), (4 * 64 * 40, False, 3), (4 * 64 * 40, True, 1)):
+        monkeypatch.setattr(attention_lib, "LARGEST", largest)
+        edit = Halved(apart)
+        found = jax.jit(lambda *a, edit=edit: edited_attention(edit, *a))(*args)
+        assert edit.seen == [(2, heads, 64, 40)]
+        np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -121,6 +121,10 @@ class Fusion(Recorder):
         """Attention to the text and to the frames of few positions, and what is remembered."""
         return super().looks_at(site) or self._fused(site)
 
+    def heads_apart(self, site: Any) -> bool:
+        """Only attention to the text is remembered, as the mean over heads."""
+        return site.kind != "cross"
+
     def _fused(self, site: Any) -> bool:
         """Whether a layer takes the source's weights."""
         return site.kind in ("cross", "self") and site.height * site.width <= self._max_tokens

@@ -43,8 +43,28 @@ class Site(NamedTuple):
 
 
 # Weights [B, H, Tq, Tk] after the softmax -> the weights to use. One that has `looks_at(site) -> bool` leaves the other
-# layers their fast kernel.
+# layers their fast kernel; one that has `heads_apart(site) -> bool` may be given one head at a time where that is true.
 Edit = Callable[[Array, Site], Array]
+
+
+class EditAt(NamedTuple):
+    """An edit of one layer.
+
+    Attributes:
+        edit: of all layers.
+        site: the layer.
+    """
+
+    edit: Edit
+    site: Site
+
+    @property
+    def heads_apart(self) -> bool:
+        """Whether weights [B, 1, Tq, Tk] of one head after the other give the same as all at once."""
+        return hasattr(self.edit, "heads_apart") and self.edit.heads_apart(self.site)
+
+    def __call__(self, weights: Array) -> Array:
+        return self.edit(weights, self.site)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,14 +128,14 @@ class Frames(NamedTuple):
     num_frames: int = 1
     edit: Edit | None = None
 
-    def edit_at(self, path: tuple[str, ...], kind: str, height: int, width: int) -> Callable[[Array], Array] | None:
+    def edit_at(self, path: tuple[str, ...], kind: str, height: int, width: int) -> EditAt | None:
         """The edit of one layer's weights."""
         if self.edit is None:
             return None
         site = Site("/".join(path), kind, height, width)
         if hasattr(self.edit, "looks_at") and not self.edit.looks_at(site):
             return None
-        return lambda weights: self.edit(weights, site)
+        return EditAt(self.edit, site)
 
     def keys_of(self, x: Array) -> Array | None:
         """The positions that self-attention of x [B * F, T, D] looks at, [B * F, K * T, D]; None for x itself."""

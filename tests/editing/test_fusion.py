@@ -178,6 +178,19 @@ def test_words_of_a_run_s_own_that_other_prompts_have_not_are_left_out():
         controls_of(edit, STEPS, SOURCE, targets, read)
 
 
+def test_self_attention_is_fused_alike_of_one_head_after_the_other():
+    """Which is how large weights come; of cross-attention the mean over heads is remembered."""
+    control = control_of(settings("fatezero"), STEPS, SOURCE, TARGET, read)
+    region = lambda size: jnp.asarray(np.random.default_rng(2).random((FRAMES, *size)) < 0.5, jnp.float32)
+    cross = control.cross[0]
+    fusion = Fusion(SIDE, SIDE**2, control, cross, control.self_attention[0], region, num_frames=FRAMES)
+    site = Site("a", "self", SIDE, SIDE)
+    weights = np.random.default_rng(0).random((3 * FRAMES, HEADS, SIDE**2, SIDE**2))
+    apart = [fusion(jnp.asarray(weights[:, [head]]), site) for head in range(HEADS)]
+    np.testing.assert_array_equal(np.concatenate(apart, axis=1), fusion(jnp.asarray(weights), site))
+    assert fusion.heads_apart(site) and not fusion.heads_apart(Site("a", "cross", SIDE, SIDE))
+
+
 def test_large_maps_are_left_alone_and_maps_of_one_resolution_remembered():
     control = control_of(settings("fatezero"), STEPS, SOURCE, TARGET, read)
     fusion = Fusion(SIDE, SIDE**2 - 1, control, control.cross[0], control.self_attention[0], None, num_frames=1)
