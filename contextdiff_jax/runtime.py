@@ -78,8 +78,10 @@ def described(topology: str) -> Runtime:
         raise UserError(f"topology {topology!r} needs the TPU compiler, which is not installed: pip install libtpu")
     from jax.experimental import topologies
 
-    # Without these libtpu asks a cloud's metadata server and logs to a folder in /tmp.
+    # Without these libtpu asks a cloud's metadata server, refuses to be loaded by a second process, as if that ran
+    # anything, and logs to a folder in /tmp.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
