@@ -23,7 +23,7 @@ def test_what_is_stored_is_not_run_again(tmp_path, monkeypatch):
         return {kind: {"judge_object": 1.0} for kind in targets}
 
     monkeypatch.setattr(run, "edited", edit)
-    asked = (["contextdiff", "ddim", "tune_a_video"], [15, 9], [0])
+    asked = (["contextdiff", "ddim", "tune_a_video"], [15, 9], [0], ["adapter", "plain"])
     with pytest.raises(KeyboardInterrupt):
         run.study(*asked, tmp_path, tmp_path / "runs")
     assert len(list(tmp_path.glob("*.json"))) == 5
@@ -40,9 +40,14 @@ def test_what_is_stored_is_not_run_again(tmp_path, monkeypatch):
     }
     for method, share in (("contextdiff", 0.5), ("fatezero", 0.8)):  # both, without a mask: the method's own shares
         preset, changed, kinds = run.recipes_of(method, 9)[-1]
-        edit = run.config_of(preset, True, 9, 0, **changed).edit
+        edit = run.config_of(preset, "adapter", 9, 0, **changed).edit
         assert kinds == ("both",) and not edit.self_blend and not edit.latent_blend
         assert edit.cross_replace_steps == edit.self_replace_steps == share
+    monkeypatch.setattr(run, "PLAIN_BASE", tmp_path / "none")
+    with pytest.raises(UserError, match="--arms=never: there is no .*none, which bash launch/video_study.sh trains"):
+        run.study(*asked[:3], ["never"], tmp_path, tmp_path / "runs")
+    base = run.config_of("ddim", "never", 9, 0)
+    assert base.model.pretrained == str(tmp_path / "none") and not base.adapter.enabled
     with pytest.raises(UserError, match="--methods=dream is unknown"):
         run.chosen("methods", "ddim,dream", ["ddim"])
 
@@ -64,11 +69,11 @@ def test_the_table_says_what_is_stored(tmp_path):
             "autoencoder alone": dict(background_psnr=kept + 3),
             "inversion alone": dict(background_psnr=kept),
         }
-        for adapter in (True, False):
+        for arm in ("adapter", "plain"):
             for method in ("ddim", "fatezero"):
-                rows["inversion alone"] = dict(background_psnr=kept + adapter + (method == "ddim"))
-                stored = dict(method=method, adapter=adapter, clip=clip, seed=seed, rows=rows)
-                (tmp_path / f"{method}-{adapter}-{clip}-{seed}.json").write_text(json.dumps(stored))
+                rows["inversion alone"] = dict(background_psnr=kept + (arm == "adapter") + (method == "ddim"))
+                stored = dict(method=method, arm=arm, clip=clip, seed=seed, rows=rows)
+                (tmp_path / f"{method}-{arm}-{clip}-{seed}.json").write_text(json.dumps(stored))
     page = tmp_path / "page.md"
     page.write_text("before\n" + table.BEGIN + "old\n" + table.END + "after\n")
     table.write(page, tmp_path)
@@ -88,13 +93,15 @@ def test_the_table_says_what_is_stored(tmp_path):
 
 def test_what_the_adapter_changes_is_of_the_same_clips_and_seeds(tmp_path):
     gained = {(0, 0): 1.0, (0, 1): 3.0, (1, 0): 0.0, (1, 1): -2.0}
-    run = lambda clip, seed, adapter, kept: dict(
-        method="ddim", adapter=adapter, clip=clip, seed=seed, rows={"object": dict(background_psnr=kept)}
+    run = lambda clip, seed, arm, kept: dict(
+        method="ddim", arm=arm, clip=clip, seed=seed, rows={"object": dict(background_psnr=kept)}
     )
-    runs = [run(*pair, True, 20.0 + by) for pair, by in gained.items()] + [run(*pair, False, 20.0) for pair in gained]
-    runs.append(run(7, 0, True, 99.0))
+    runs = [run(*pair, "adapter", 20.0 + by) for pair, by in gained.items()]
+    runs += [run(*pair, "plain", 20.0) for pair in gained] + [run(*pair, "never", 25.0) for pair in gained]
+    runs.append(run(7, 0, "adapter", 99.0))
     runs += [run | {"method": "fatezero"} for run in runs if run["clip"] == 0]  # one clip has no error over clips
     found = table.differences(runs)
-    assert len(found) == 3
+    assert len(found) == 4
     # Means of clips 2 and -1; three pairs differ, of which two are higher.
-    assert found[2].split(" | ")[:5] == ["| ddim", "4 (2, 2)", "-", "-", "+0.5 ± 1.5 (2 of 3)"]
+    assert found[2].split(" | ")[:6] == ["| ddim", "without", "4 (2, 2)", "-", "-", "+0.5 ± 1.5 (2 of 3)"]
+    assert found[3].split(" | ")[:6] == ["| ddim", "never had one", "4 (2, 2)", "-", "-", "-4.5 ± 1.5 (0 of 4)"]

@@ -66,7 +66,7 @@ def model_of(arm: str, config: ConfigDict, runs: Path) -> tuple[Any, Params, Par
 def measured(arm: str, index: int, steps: Sequence[int], frames: int, runs: Path) -> dict[int, dict[str, float]]:
     """{steps: figures} of an arm on the first frames of a clip: PSNR in dB of pixels against the clip and, from the
     latents, against the autoencoder's pictures."""
-    config = config_of("inversion", True, index, 0, **{"data.num_frames": frames, "data.overlap": 1})
+    config = config_of("inversion", "adapter", index, 0, **{"data.num_frames": frames, "data.overlap": 1})
     task, params, frozen = model_of(arm, config, runs)
     found = {}
     for count in steps:

@@ -1,14 +1,17 @@
 """Edits embedded clips by every method, with and without the adapter; what is stored already is not run again.
 
     python -m docs.video.run                                              # everything that is missing
-    python -m docs.video.run --seeds=0 --clips=0,1 --methods=contextdiff,ddim
+    python -m docs.video.run --seeds=0 --clips=9,15 --methods=contextdiff,ddim --arms=adapter,plain
 
-Methods that tune the same network share its tuning; a stopped run continues. docs/video/table.py makes the table,
-launch/video_study.sh does both.
+Arms: with the `adapter`; without it, `plain`; and without it on a base model that never had one, `never`: the model
+that ships was trained together with its adapter, and so loses by its absence what another model would not. Methods that
+tune the same network share its tuning; a stopped run continues. docs/video/table.py makes the table,
+launch/video_study.sh trains the other base and does both.
 """
 
 import argparse
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -33,7 +36,9 @@ from contextdiff_jax.pipeline import Pipeline
 from docs import scripts
 
 RESULTS, RUNS = Path(__file__).parent / "results", Path("runs/video_study")
+PLAIN_BASE = RUNS / "plain" / "model"  # like the one that ships, but trained without an adapter
 SEEDS = (0, 1, 2)
+ARMS = ("adapter", "plain", "never")
 # Embedded clips, and the object and the background that are asked for: what the small model that ships draws legibly.
 CLIPS: dict[int, tuple[str, str]] = {
     9: ("pumpkin", "purple"),  # a red apple on green
@@ -65,10 +70,12 @@ def recipes_of(method: str, index: int) -> list[tuple[str, dict[str, Any], tuple
     return [(method, {}, ("object",)), (method, outside, ("background",)), (method, unmasked, ("both",))]
 
 
-def config_of(preset: str, adapter: bool, index: int, seed: int, **changed: Any) -> ConfigDict:
+def config_of(preset: str, arm: str, index: int, seed: int, **changed: Any) -> ConfigDict:
     """The recipe of one run; `changed` are keys of it."""
     config = video_edit.get_config(f"{preset}+demo")
-    config.adapter.enabled, config.data.index, config.seed = adapter, index, seed
+    config.adapter.enabled, config.data.index, config.seed = arm == "adapter", index, seed
+    if arm == "never":
+        config.model.pretrained, config.adapter.start = str(PLAIN_BASE), ""
     config.update_from_flattened_dict(changed)
     config_lib.check(config)
     return config
@@ -92,19 +99,29 @@ def edited(config: ConfigDict, workdir: Path, targets: dict[str, str], shown: Pa
     return {kinds.get(name, name): row for name, row in edit.figures["rows"].items()}
 
 
-def study(methods: Sequence[str], indices: Sequence[int], seeds: Sequence[int], results: Path, runs: Path) -> None:
-    """Runs whatever is not in the results yet, seed by seed, and stores it one by one."""
-    cases = ((s, i, a, m) for s in seeds for i in indices for a in (True, False) for m in methods)
-    for seed, index, adapter, method in cases:
-        path = results / f"{method}-{'adapter' if adapter else 'plain'}-clip{index}-seed{seed}.json"
+def study(
+    methods: Sequence[str], indices: Sequence[int], seeds: Sequence[int], arms: Sequence[str], results: Path, runs: Path
+) -> None:
+    """Runs whatever is not in the results yet, seed by seed, and stores it one by one.
+
+    Raises:
+        UserError: the base model of an arm has not been trained.
+    """
+    if "never" in arms and not PLAIN_BASE.is_dir():
+        raise UserError(
+            f"--arms={','.join(arms)}: there is no {PLAIN_BASE}, which bash launch/video_study.sh trains; "
+            "or leave never out"
+        )
+    for seed, index, arm, method in itertools.product(seeds, indices, arms, methods):
+        path = results / f"{method}-{arm}-clip{index}-seed{seed}.json"
         if path.is_file():
             continue
         start, rows, targets = time.perf_counter(), {}, targets_of(index)
         for preset, changed, kinds in recipes_of(method, index):
-            config = config_of(preset, adapter, index, seed, **changed)
+            config = config_of(preset, arm, index, seed, **changed)
             shown = runs / "shown" / f"{path.stem}-{kinds[0]}"
             rows |= edited(config, tuned(config, runs), {kind: targets[kind] for kind in kinds}, shown)
-        write_json(dict(method=method, adapter=adapter, clip=index, seed=seed, targets=targets, rows=rows), path)
+        write_json(dict(method=method, arm=arm, clip=index, seed=seed, targets=targets, rows=rows), path)
         print(f"{path.stem}: {time.perf_counter() - start:.0f} s", flush=True)
 
 
@@ -123,7 +140,7 @@ def chosen(name: str, given: str, accepted: Sequence[Any]) -> list[Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags = dict(methods=METHODS, clips=CLIPS, seeds=SEEDS)
+    flags = dict(methods=METHODS, clips=CLIPS, seeds=SEEDS, arms=ARMS)
     for name, accepted in flags.items():
         parser.add_argument(f"--{name}", default="", help=f"divided by commas; default {', '.join(map(str, accepted))}")
     args = parser.parse_args()

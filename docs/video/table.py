@@ -17,10 +17,10 @@ from docs.video.run import RESULTS
 
 PAGE = Path(__file__).parents[1] / "RESULTS.md"
 BEGIN, END = "<!-- video study: begin -->\n", "<!-- video study: end -->\n"
-ADAPTER = (("with", True), ("without", False))
+ADAPTER = {"adapter": "with", "plain": "without", "never": "never had one"}
 BOUNDS = {AUTOENCODER: "autoencoder alone", INVERSION: "inversion alone"}
 ADAPTER_HEADING = (
-    "With minus without the adapter: mean ± standard error over clips, and in how many of the pairs of runs that "
+    "With the adapter minus without: mean ± standard error over clips, and in how many of the pairs of runs that "
     "differ the figure is higher with it."
 )
 # Heading, kinds of edit that count, figure, factor, digits. What an edit was to change is not compared with the source.
@@ -50,15 +50,15 @@ def cell(values: list[float], factor: float, digits: int) -> str:
 
 
 def lines(runs: list[dict[str, Any]]) -> list[str]:
-    """The table: a row for each method with and without the adapter, and the two that bound them all."""
-    groups: dict[tuple[str, bool], list[dict[str, Any]]] = defaultdict(list)
+    """The table: a row for each method and arm, and the two that bound them all."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
-        groups[run["method"], run["adapter"]].append(run)
+        groups[run["method"], run["arm"]].append(run)
     table = ["| method | adapter | runs (clips, seeds) | " + " | ".join(c[0] for c in COLUMNS) + " |"]
     table.append("|-" * (len(COLUMNS) + 3) + "|")
     for name in METHODS:
-        for words, adapter in ADAPTER:
-            if found := groups.get((name, adapter)):
+        for arm, words in ADAPTER.items():
+            if found := groups.get((name, arm)):
                 cells = [cell(_values(found, kinds, figure), *how) for _, kinds, figure, *how in COLUMNS]
                 table.append(f"| {name} | {words} | {_count(found)} | {' | '.join(cells)} |")
     for name, words in BOUNDS.items():
@@ -69,30 +69,33 @@ def lines(runs: list[dict[str, Any]]) -> list[str]:
 
 
 def differences(runs: list[dict[str, Any]]) -> list[str]:
-    """The table of what the adapter changes: with minus without it, method by method, of the same clips and seeds.
+    """The table of what the adapter changes: with it minus each arm without, method by method, of the same clips and
+    seeds.
 
     A cell has the mean, its standard error over clips (of whose seeds the mean is taken first), and in how many of the
     pairs of runs that differ the figure is higher with the adapter.
     """
-    table = ["| method | pairs of runs (clips, seeds) | " + " | ".join(c[0] for c in COLUMNS) + " |"]
-    table.append("|-" * (len(COLUMNS) + 2) + "|")
+    table = ["| method | against | pairs of runs (clips, seeds) | " + " | ".join(c[0] for c in COLUMNS) + " |"]
+    table.append("|-" * (len(COLUMNS) + 3) + "|")
     for name in METHODS:
-        arms = [_by_pair(runs, name, adapter) for _, adapter in ADAPTER]
-        both = sorted(arms[0].keys() & arms[1].keys())
-        if len({clip for clip, _ in both}) > 1:
-            cells = [_difference(both, arms, *column) for _, *column in COLUMNS]
-            table.append(f"| {name} | {_count([arms[0][pair] for pair in both])} | {' | '.join(cells)} |")
+        for other in [arm for arm in ADAPTER if arm != "adapter"]:
+            arms = _by_pair(runs, name, "adapter"), _by_pair(runs, name, other)
+            both = sorted(arms[0].keys() & arms[1].keys())
+            if len({clip for clip, _ in both}) > 1:
+                cells = [_difference(both, arms, *column) for _, *column in COLUMNS]
+                count = _count([arms[0][pair] for pair in both])
+                table.append(f"| {name} | {ADAPTER[other]} | {count} | {' | '.join(cells)} |")
     return table
 
 
-def _by_pair(runs: list[dict[str, Any]], method: str, adapter: bool) -> dict[tuple[int, int], dict[str, Any]]:
-    """{(clip, seed): run} of a method with or without the adapter."""
-    return {(r["clip"], r["seed"]): r for r in runs if (r["method"], r["adapter"]) == (method, adapter)}
+def _by_pair(runs: list[dict[str, Any]], method: str, arm: str) -> dict[tuple[int, int], dict[str, Any]]:
+    """{(clip, seed): run} of a method in one arm."""
+    return {(r["clip"], r["seed"]): r for r in runs if (r["method"], r["arm"]) == (method, arm)}
 
 
 def _difference(
     pairs: list[tuple[int, int]],
-    arms: list[dict[tuple[int, int], dict[str, Any]]],
+    arms: tuple[dict[tuple[int, int], dict[str, Any]], ...],
     kinds: tuple[str, ...],
     figure: str,
     factor: float,
@@ -116,12 +119,12 @@ def _count(runs: list[dict[str, Any]]) -> str:
 
 
 def _bounds(runs: list[dict[str, Any]], name: str) -> dict[str, list[dict[str, Any]]]:
-    """{with or without the adapter: runs} of a row that bounds all methods; one group where the adapter changes
-    nothing, as in the autoencoder."""
-    arms = {words: [r for r in runs if r["adapter"] == adapter and name in r["rows"]] for words, adapter in ADAPTER}
+    """{arm in words: runs} of a row that bounds all methods; one group where the arms change nothing, as in the
+    autoencoder."""
+    arms = {words: [r for r in runs if r["arm"] == arm and name in r["rows"]] for arm, words in ADAPTER.items()}
     arms = {words: found for words, found in arms.items() if found}
     rows = [{(r["clip"], r["seed"], r["method"]): r["rows"][name] for r in found} for found in arms.values()]
-    alike = len(rows) < 2 or all(rows[0][key] == rows[1][key] for key in rows[0].keys() & rows[-1].keys())
+    alike = all(rows[0][key] == other[key] for other in rows[1:] for key in rows[0].keys() & other.keys())
     return {"": [run for found in arms.values() for run in found]} if alike else arms
 
 
