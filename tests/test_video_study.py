@@ -1,6 +1,7 @@
 """The study of video editing: what is stored is not run again, and the table says what is stored."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,8 @@ def test_what_is_stored_is_not_run_again(tmp_path, monkeypatch):
     tuned, edited = [], []
     monkeypatch.setattr(run, "CLIPS", {15: ("frog", "green"), 9: ("pumpkin", "purple")})
     monkeypatch.setattr(run.task_lib, "build", lambda config: config)
-    monkeypatch.setattr(run.training, "train", lambda task, workdir: tuned.append(workdir.name))
+    state = SimpleNamespace(step=60)
+    monkeypatch.setattr(run.training, "train", lambda task, workdir: tuned.append(workdir.name) or state)
 
     def edit(config, workdir, targets, shown):
         if len(edited) == 9:
@@ -43,6 +45,9 @@ def test_what_is_stored_is_not_run_again(tmp_path, monkeypatch):
         edit = run.config_of(preset, "adapter", 9, 0, **changed).edit
         assert kinds == ("both",) and not edit.self_blend and not edit.latent_blend
         assert edit.cross_replace_steps == edit.self_replace_steps == share
+    state.step = 45
+    with pytest.raises(UserError, match="was stopped; run the same command"):
+        run.study(["ddim"], [9], [1], ["adapter"], tmp_path, tmp_path / "runs")
     monkeypatch.setattr(run, "PLAIN_BASE", tmp_path / "none")
     with pytest.raises(UserError, match="--arms=never: there is no .*none, which bash launch/video_study.sh trains"):
         run.study(*asked[:3], ["never"], tmp_path, tmp_path / "runs")

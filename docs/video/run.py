@@ -82,10 +82,16 @@ def config_of(preset: str, arm: str, index: int, seed: int, **changed: Any) -> C
 
 
 def tuned(config: ConfigDict, runs: Path) -> Path:
-    """The folder of the run that was tuned as this config says; methods that only edit differently share it."""
+    """The folder of the run that was tuned as this config says; methods that only edit differently share it.
+
+    Raises:
+        UserError: the tuning was told to stop, as by SIGTERM; what is stored of a model is of the whole tuning.
+    """
     tuning = {name: section for name, section in config.to_dict().items() if name not in ("edit", "sample", "preset")}
     workdir = runs / hashlib.sha256(json.dumps(tuning, sort_keys=True).encode()).hexdigest()[:16]
-    training.train(task_lib.build(config), workdir)
+    state = training.train(task_lib.build(config), workdir)
+    if state.step < config.train.num_steps:
+        raise UserError(f"the tuning in {workdir} was stopped; run the same command to go on from there")
     return workdir
 
 
