@@ -49,17 +49,20 @@ def _head_by_head(q: Array, k: Array, v: Array, scale: float) -> Array:
     """The mathematics in a loop over heads; the backward pass computes each head's weights again."""
 
     @jax.checkpoint
-    def one_head(qkv: tuple[Array, Array, Array]) -> Array:
-        q, k, v = qkv
-
+    def one_head(q: Array, k: Array, v: Array) -> Array:
         def attend(q: Array) -> Array:
             logits = jnp.einsum("btd,bsd->bts", q * scale, k, preferred_element_type=jnp.float32)
             return jnp.einsum("bts,bsd->btd", jax.nn.softmax(logits).astype(v.dtype), v)
 
         return _piece_by_piece(attend, _pieces(1, q.shape[1], k.shape[1]), q)
 
-    heads_first = [jnp.moveaxis(x, 2, 0) for x in (q, k, v)]
-    return jnp.moveaxis(jax.lax.map(one_head, tuple(heads_first)), 0, 2)
+    return _over_heads(one_head, q, k, v)
+
+
+def _over_heads(one_head: Callable[..., Array], *arrays: Array) -> Array:
+    """[B, T, H, D] of each -> the same of one_head(*arrays [B, T, D]), one head after the other."""
+    heads_first = tuple(jnp.moveaxis(x, 2, 0) for x in arrays)
+    return jnp.moveaxis(jax.lax.map(lambda head: one_head(*head), heads_first), 0, 2)
 
 
 def _pieces(num_heads: int, queries: int, keys: int) -> int:
@@ -126,9 +129,7 @@ def edited_attention(edit: Callable[[Array], Array], q: Array, k: Array, v: Arra
 
     if not getattr(edit, "heads_apart", False) or _pieces(q.shape[2], q.shape[1], k.shape[1]) == 1:
         return edited(q, k, v)
-    heads_first = tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v))
-    one_head = lambda qkv: edited(*(x[:, :, None] for x in qkv))[:, :, 0]
-    return jnp.moveaxis(jax.lax.map(one_head, heads_first), 0, 2)
+    return _over_heads(lambda *one: edited(*(x[:, :, None] for x in one))[:, :, 0], q, k, v)
 
 
 def attention(

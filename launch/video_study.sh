@@ -11,19 +11,5 @@ source launch/environment.sh
 prepare_environment requirements.txt
 # The stored figures are a CPU's; JAX_PLATFORMS=cuda runs the study on a GPU.
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
-if [[ ${1:-} != --table ]]; then
-    # A base that never had an adapter, trained like the one that ships: three quarters of an hour of one core, once.
-    base=runs/video_study/plain
-    model=("$python" -m contextdiff_jax.main --config=configs/t2i.py:builtin "--workdir=$base/run")
-    model+=("--config.model.pretrained=$base/start" "--config.space.latents=$base/latents")
-    model+=(--config.adapter.enabled=False --config.train.preview_every=0)
-    if [[ ! -d $base/model && (" $*" != *" --arms="* || " $*" == *" --arms="*never*) ]]; then
-        mkdir -p "$base/start"
-        cp -r configs/builtin_demo/. contextdiff_jax/assets/demo/vae "$base/start"
-        "${model[@]}" --mode=encode
-        "${model[@]}"
-        "${model[@]}" --mode=export --half "--out=$base/model"
-    fi
-    "$python" -m docs.video.run "$@"
-fi
+if [[ ${1:-} != --table ]]; then "$python" -m docs.video.run "$@"; fi
 "$python" -m docs.video.table

@@ -1,22 +1,23 @@
 """The study of video editing: what is stored is not run again, and the table says what is stored."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from contextdiff_jax import config as config_lib
 from contextdiff_jax.errors import UserError
-from docs.video import memory, run, table
+from docs.video import base, memory, run, table
 
 
 def test_what_is_stored_is_not_run_again(tmp_path, monkeypatch):
     """A study that is killed goes on where it was; methods that tune alike share a run, others do not."""
     tuned, edited = [], []
     monkeypatch.setattr(run, "CLIPS", {15: ("frog", "green"), 9: ("pumpkin", "purple")})
-    monkeypatch.setattr(run.task_lib, "build", lambda config: config)
+    monkeypatch.setattr(base.task_lib, "build", lambda config: config)
     state = SimpleNamespace(step=60)
-    monkeypatch.setattr(run.training, "train", lambda task, workdir: tuned.append(workdir.name) or state)
+    monkeypatch.setattr(base.training, "train", lambda task, workdir: tuned.append(workdir.name) or state)
 
     def edit(config, workdir, targets, shown):
         if len(edited) == 9:
@@ -48,13 +49,35 @@ def test_what_is_stored_is_not_run_again(tmp_path, monkeypatch):
     state.step = 45
     with pytest.raises(UserError, match="was stopped; run the same command"):
         run.study(["ddim"], [9], [1], ["adapter"], tmp_path, tmp_path / "runs")
-    monkeypatch.setattr(run, "PLAIN_BASE", tmp_path / "none")
-    with pytest.raises(UserError, match="--arms=never: there is no .*none, which bash launch/video_study.sh trains"):
-        run.study(*asked[:3], ["never"], tmp_path, tmp_path / "runs")
-    base = run.config_of("ddim", "never", 9, 0)
-    assert base.model.pretrained == str(tmp_path / "none") and not base.adapter.enabled
     with pytest.raises(UserError, match="--methods=dream is unknown"):
         run.chosen("methods", "ddim,dream", ["ddim"])
+
+
+def test_the_base_that_never_had_an_adapter_is_made_once_and_whole(tmp_path, monkeypatch):
+    """And only for runs that are missing; a training that was stopped leaves none."""
+    encoded, written, step = [], [], 1900
+    monkeypatch.setattr(base.command_line, "encode", lambda config, options: encoded.append(config.space.latents))
+    monkeypatch.setattr(base.task_lib, "build", lambda config: config)
+    monkeypatch.setattr(base.training, "train", lambda config, workdir: SimpleNamespace(step=step))
+    monkeypatch.setattr(base.Pipeline, "load", lambda workdir: SimpleNamespace(task=workdir, params=0, step=step))
+    monkeypatch.setattr(base.export, "write", lambda task, params, step, out, half: written.append(task) or out.mkdir())
+    monkeypatch.setattr(run, "PLAIN", tmp_path / "plain")
+    monkeypatch.setattr(run, "tuned", lambda config, runs: Path(config.model.pretrained))
+    monkeypatch.setattr(run, "edited", lambda config, workdir, targets, shown: {"object": {"psnr": len(workdir.parts)}})
+    asked = ["ddim"], [9], [0], ["never"], tmp_path, tmp_path / "runs"
+    step = 45
+    with pytest.raises(UserError, match="was stopped; run the same command"):
+        run.study(*asked)
+    assert not written and not (tmp_path / "plain" / "model").exists()
+    step = 1900
+    run.study(*asked)
+    assert {"unet", "scheduler", "vae"} <= {path.name for path in (tmp_path / "plain" / "start").iterdir()}
+    (tmp_path / "ddim-never-clip9-seed0.json").unlink()
+    run.study(*asked)
+    assert written == [tmp_path / "plain" / "run"] and encoded == [str(tmp_path / "plain" / "latents")] * 2
+    config = run.config_of("ddim", "never", 9, 0)
+    assert config.model.pretrained == str(tmp_path / "plain" / "model") and not config.adapter.enabled
+    assert not base.config_of(tmp_path).adapter.enabled
 
 
 def test_memory_is_asked_of_another_model_with_a_clip_or_with_the_one_that_ships():
@@ -96,7 +119,7 @@ def test_the_table_says_what_is_stored(tmp_path):
     ]
 
 
-def test_what_the_adapter_changes_is_of_the_same_clips_and_seeds(tmp_path):
+def test_what_the_adapter_changes_is_of_the_same_clips_and_seeds():
     gained = {(0, 0): 1.0, (0, 1): 3.0, (1, 0): 0.0, (1, 1): -2.0}
     run = lambda clip, seed, arm, kept: dict(
         method="ddim", arm=arm, clip=clip, seed=seed, rows={"object": dict(background_psnr=kept)}

@@ -4,9 +4,9 @@
     python -m docs.video.run --seeds=0 --clips=9,15 --methods=contextdiff,ddim --arms=adapter,plain
 
 Arms: with the `adapter`; without it, `plain`; and without it on a base model that never had one, `never`: the model
-that ships was trained together with its adapter, and so loses by its absence what another model would not. Methods that
-tune the same network share its tuning; a stopped run continues. docs/video/table.py makes the table,
-launch/video_study.sh trains the other base and does both.
+that ships was trained together with its adapter, and so loses by its absence what another model would not
+(docs/video/base.py trains that base where it is needed). Methods that tune the same network share its tuning; a stopped
+run continues. docs/video/table.py makes the table, launch/video_study.sh does both.
 """
 
 import argparse
@@ -22,8 +22,6 @@ from ml_collections import ConfigDict
 
 from configs import video_edit
 from contextdiff_jax import config as config_lib
-from contextdiff_jax import task as task_lib
-from contextdiff_jax import training
 from contextdiff_jax.compilation import keep_programs
 from contextdiff_jax.data.moving import moving
 from contextdiff_jax.data.one_clip import clip_of
@@ -34,9 +32,10 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import write_json
 from contextdiff_jax.pipeline import Pipeline
 from docs import scripts
+from docs.video import base
 
 RESULTS, RUNS = Path(__file__).parent / "results", Path("runs/video_study")
-PLAIN_BASE = RUNS / "plain" / "model"  # like the one that ships, but trained without an adapter
+PLAIN = RUNS / "plain"  # where the base is made that never had an adapter
 SEEDS = (0, 1, 2)
 ARMS = ("adapter", "plain", "never")
 # Embedded clips, and the object and the background that are asked for: what the small model that ships draws legibly.
@@ -75,24 +74,16 @@ def config_of(preset: str, arm: str, index: int, seed: int, **changed: Any) -> C
     config = video_edit.get_config(f"{preset}+demo")
     config.adapter.enabled, config.data.index, config.seed = arm == "adapter", index, seed
     if arm == "never":
-        config.model.pretrained, config.adapter.start = str(PLAIN_BASE), ""
+        config.model.pretrained, config.adapter.start = str(PLAIN / "model"), ""
     config.update_from_flattened_dict(changed)
     config_lib.check(config)
     return config
 
 
 def tuned(config: ConfigDict, runs: Path) -> Path:
-    """The folder of the run that was tuned as this config says; methods that only edit differently share it.
-
-    Raises:
-        UserError: the tuning was told to stop, as by SIGTERM; what is stored of a model is of the whole tuning.
-    """
+    """The folder of the run that was tuned as this config says; methods that only edit differently share it."""
     tuning = {name: section for name, section in config.to_dict().items() if name not in ("edit", "sample", "preset")}
-    workdir = runs / hashlib.sha256(json.dumps(tuning, sort_keys=True).encode()).hexdigest()[:16]
-    state = training.train(task_lib.build(config), workdir)
-    if state.step < config.train.num_steps:
-        raise UserError(f"the tuning in {workdir} was stopped; run the same command to go on from there")
-    return workdir
+    return base.trained(config, runs / hashlib.sha256(json.dumps(tuning, sort_keys=True).encode()).hexdigest()[:16])
 
 
 def edited(config: ConfigDict, workdir: Path, targets: dict[str, str], shown: Path) -> dict[str, dict[str, float]]:
@@ -108,20 +99,13 @@ def edited(config: ConfigDict, workdir: Path, targets: dict[str, str], shown: Pa
 def study(
     methods: Sequence[str], indices: Sequence[int], seeds: Sequence[int], arms: Sequence[str], results: Path, runs: Path
 ) -> None:
-    """Runs whatever is not in the results yet, seed by seed, and stores it one by one.
-
-    Raises:
-        UserError: the base model of an arm has not been trained.
-    """
-    if "never" in arms and not PLAIN_BASE.is_dir():
-        raise UserError(
-            f"--arms={','.join(arms)}: there is no {PLAIN_BASE}, which bash launch/video_study.sh trains; "
-            "or leave never out"
-        )
+    """Runs whatever is not in the results yet, seed by seed, and stores it one by one."""
     for seed, index, arm, method in itertools.product(seeds, indices, arms, methods):
         path = results / f"{method}-{arm}-clip{index}-seed{seed}.json"
         if path.is_file():
             continue
+        if arm == "never":
+            base.plain_base(PLAIN)
         start, rows, targets = time.perf_counter(), {}, targets_of(index)
         for preset, changed, kinds in recipes_of(method, index):
             config = config_of(preset, arm, index, seed, **changed)
