@@ -47,7 +47,7 @@ _SHAPE = re.compile(r"(pred|[suf]\d+|bf16)\[([\d,]*)\]")
 
 @dataclasses.dataclass(frozen=True)
 class StepCost:
-    """What one chip does in one step, by the compiler.
+    """What one chip does in one step, by the compiler; the operations as they are written.
 
     Attributes:
         runtime: the devices.
@@ -56,7 +56,7 @@ class StepCost:
         batch_size: of all chips.
         arguments: bytes of state, frozen networks and batch.
         temporaries: bytes that come and go.
-        flops: floating-point operations.
+        flops: floating-point operations (`contextdiff_jax.flops`).
         moved: bytes between memory and processor.
         sent: bytes that collectives give to other chips; of a loop's body once.
         compile_seconds: what the compilation took.
@@ -136,6 +136,7 @@ def compiled(setup: Setup) -> tuple[StepCost, jax.stages.Compiled]:
     batch = spec_of(batch_spec(setup.task), jax.sharding.NamedSharding(setup.mesh, sharding.ROWS))
     start = time.perf_counter()
     step = setup.lower(batch, setup.frozen_spec).compile()
+    compile_seconds = time.perf_counter() - start
     memory, cost = step.memory_analysis(), step.cost_analysis()
     found = StepCost(
         runtime=setup.runtime,
@@ -144,10 +145,10 @@ def compiled(setup: Setup) -> tuple[StepCost, jax.stages.Compiled]:
         batch_size=setup.task.config.data.batch_size,
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        flops=float(cost["flops"]),
+        flops=setup.flops(batch, setup.frozen_spec),
         moved=float(cost["bytes accessed"]),
         sent=bytes_sent(step.as_text()),
-        compile_seconds=time.perf_counter() - start,
+        compile_seconds=compile_seconds,
     )
     return found, step
 

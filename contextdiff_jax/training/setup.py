@@ -1,8 +1,8 @@
 """A task on a mesh: everything that is known before the first array is made, and the compiled step."""
 
+import dataclasses
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from contextdiff_jax import trees
+from contextdiff_jax import flops, trees
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.runtime import Runtime, here, in_use
 from contextdiff_jax.training import distributed, sharding
@@ -22,7 +22,7 @@ from contextdiff_jax.training.step import Guard, make_step
 from contextdiff_jax.types import Batch, Params, TrainState
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Setup:
     """What the loop, and a benchmark, need to run the training step of a task.
 
@@ -148,6 +148,16 @@ class Setup:
             batch_spec: arrays, or their shapes with shardings (`spec_of`).
             frozen_spec: the same for `frozen`.
         """
+        with in_use(self.runtime):
+            return self._traced(batch_spec, frozen_spec).lower()
+
+    def flops(self, batch_spec: Batch, frozen_spec: Params) -> float:
+        """Floating-point operations of a step on each device (`contextdiff_jax.flops`)."""
+        # A GPU's fused kernels cannot be looked into; without its capability there are none.
+        with in_use(dataclasses.replace(self.runtime, capability=0.0)):
+            return flops.counted(self._traced(batch_spec, frozen_spec)) / len(self.runtime.devices)
+
+    def _traced(self, batch_spec: Batch, frozen_spec: Params) -> jax.stages.Traced:
         whole = sharding.replicated(self.mesh)
         guard = spec_of(jax.eval_shape(self._clear_guard), whole)
         step = jax.jit(
@@ -155,8 +165,7 @@ class Setup:
             donate_argnums=(0, 1),
             out_shardings=(self.shardings, whole, whole),
         )
-        with in_use(self.runtime):
-            return step.lower(self.abstract, guard, frozen_spec, batch_spec)
+        return step.trace(self.abstract, guard, frozen_spec, batch_spec)
 
     def compile(self, batch: Batch) -> jax.stages.Compiled:
         """The training step for batches of this shape."""
