@@ -4,7 +4,8 @@
 #   bash launch/gpu.sh                    everything
 #   bash launch/gpu.sh unet small         some of it, in this order:
 #     unet       Stable Diffusion's U-Net in bfloat16 against compiled PyTorch (requirements-test.txt)
-#     small      the step of configs/t2i.py:small
+#     small      configs/t2i.py:small: its step, then SMALL_STEPS of the training and a grid
+#     emoji16    configs/cifar10_nll.py:emoji16 with and without the adapter, EMOJI16_STEPS each
 #     imagenet   the step of configs/class2img.py:imagenet, batch 64 (IMAGENET_BATCH; requirements-test.txt)
 #     edit       Stable Diffusion 1.5's shapes on 8 frames of 512 x 512: tuning, inversion, edit (requirements-test.txt)
 #     few_steps  docs/study: emoji at 32 x 32 and Fashion-MNIST (FASHION_MNIST) at T = 4, 8, 16, plain (and with more
@@ -22,6 +23,8 @@ if [[ $backend != gpu ]]; then
     exit 2
 fi
 
+# With all that is tried by default, Stable Diffusion's steps do not compile in ten minutes.
+export XLA_FLAGS=${XLA_FLAGS:---xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=1}
 root=runs/gpu
 export FASHION_MNIST=${FASHION_MNIST:-/usr/share/datasets/fashion-mnist}
 mkdir -p "$root"
@@ -50,7 +53,17 @@ run() {
             pytorch
             once unet "$python" tests/models/bench_sd_unet.py --device=gpu --dtype=bfloat16 --shape=sd15 --batch=8
             ;;
-        small) once small "$python" -m docs.step_time --config=configs/t2i.py:small ;;
+        small)
+            once small "$python" -m docs.step_time --config=configs/t2i.py:small
+            once small-run "${main[@]}" --config=configs/t2i.py:small "--workdir=$root/small" \
+                "--config.train.num_steps=${SMALL_STEPS:-1500}" --config.optim.warmup_steps=100
+            ;;
+        emoji16)
+            for adapter in False True; do
+                once "emoji16-$adapter" "${main[@]}" --config=configs/cifar10_nll.py:emoji16 "--workdir=$root/emoji16-$adapter" \
+                    "--config.adapter.enabled=$adapter" "--config.train.num_steps=${EMOJI16_STEPS:-4000}" --config.train.preview_every=0
+            done
+            ;;
         imagenet)
             random_models
             once imagenet "$python" -m docs.step_time --config=configs/class2img.py:imagenet \
@@ -62,7 +75,7 @@ run() {
             random_models
             once edit "${main[@]}" --config=configs/video_edit.py:contextdiff "--workdir=$root/edit" \
                 "--config.model.pretrained=$root/random/sd15" "--config.encoder.clip=$root/random/clip" \
-                --config.train.num_steps=20 --config.train.log_every=5
+                --config.sample.num_steps=20 --config.train.num_steps=40 --config.train.log_every=5
             ;;
         few_steps)
             # What docs/study has is not run again; the arms that are compared first come first. Three at once: compiling
@@ -88,5 +101,5 @@ run() {
     esac
 }
 
-all=(unet small imagenet edit few_steps fashion)
+all=(unet small emoji16 imagenet edit few_steps fashion)
 for name in "${@:-${all[@]}}"; do run "$name"; done

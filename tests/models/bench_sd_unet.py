@@ -149,9 +149,8 @@ def main() -> None:
         found = to_numpy(found.float().cpu()) if name == "PyTorch" else found
         print(f"{name}: {relative_error(found, expected):.1e} of the largest value off PyTorch in float32")
     for what in ("forward", "forward+backward"):
-        for variant in variants.values():
-            timed(variant[what], 2)  # compiles
-        print(f"compiled; timing {what}", flush=True)
+        for name, variant in variants.items():
+            print(f"{name}, {what}: ready after {2e-3 * timed(variant[what], 2):.0f} s", flush=True)  # compiles
         times = {name: [] for name in variants}
         for _ in range(args.rounds):
             for name, variant in variants.items():
