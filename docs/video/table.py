@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -119,12 +120,13 @@ def _count(runs: list[dict[str, Any]]) -> str:
 
 
 def _bounds(runs: list[dict[str, Any]], name: str) -> dict[str, list[dict[str, Any]]]:
-    """{arm in words: runs} of a row that bounds all methods; one group where the arms change nothing, as in the
-    autoencoder."""
+    """{arm in words: runs} of a row that bounds all methods; one group where the arms change nothing but roundings, as
+    in the autoencoder."""
     arms = {words: [r for r in runs if r["arm"] == arm and name in r["rows"]] for arm, words in ADAPTER.items()}
     arms = {words: found for words, found in arms.items() if found}
     rows = [{(r["clip"], r["seed"], r["method"]): r["rows"][name] for r in found} for found in arms.values()]
-    alike = all(rows[0][key] == other[key] for other in rows[1:] for key in rows[0].keys() & other.keys())
+    pairs = [(rows[0][key], other[key]) for other in rows[1:] for key in rows[0].keys() & other.keys()]
+    alike = all(a.keys() == b.keys() and all(math.isclose(a[f], b[f], rel_tol=1e-4) for f in a) for a, b in pairs)
     return {"": [run for found in arms.values() for run in found]} if alike else arms
 
 

@@ -6,8 +6,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parameter_helpers
 import pytest
 
+from contextdiff_jax import parameters
 from contextdiff_jax.models.adapter import Adapter, Shift, cap_spectral_norms, largest_singular_value
 from contextdiff_jax.models.blocks import space_to_depth
 from contextdiff_jax.process import schedule
@@ -30,15 +32,15 @@ def inputs(batch=2, grid=(4, 4)):
     return tokens, grid, jnp.arange(10, 10 + batch), context, SHAPE
 
 
-def randomised(params, scale=0.5):
-    flat, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(flat))
-    return tree.unflatten([scale * jax.random.normal(k, v.shape) for k, v in zip(keys, flat, strict=True)])
+def randomised(net, args, scale=0.5):
+    tokens, grid, *others = args
+    shapes = jax.eval_shape(lambda key: net.init(key, tokens, grid, *others), jax.random.key(0))
+    return parameter_helpers.randomised(shapes, scale)
 
 
 @functools.cache
 def fresh(net):
-    return jax.jit(lambda key: net.init(key, *inputs()))(jax.random.key(0))
+    return {"params": parameters.init(net, jax.random.key(0), *inputs())}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 6))
@@ -56,7 +58,7 @@ def test_starts_at_exactly_zero_with_a_gradient_for_the_output_projection(spectr
 
 
 def test_is_bounded_whatever_the_parameters():
-    params = randomised(fresh(make()), scale=30.0)
+    params = randomised(make(), inputs(), scale=30.0)
     assert np.abs(run(make(), params, *inputs())).max() <= 0.5
     assert np.abs(run(make(bound=0.0), params, *inputs())).max() > 0.5
 
@@ -65,7 +67,7 @@ def test_is_bounded_whatever_the_parameters():
 def test_depends_on_image_time_and_text(what):
     tokens, grid, t, context, shape = inputs()
     net = make(bound=0.0)
-    params = randomised(fresh(make()))
+    params = randomised(make(), inputs())
     base = run(net, params, tokens, grid, t, context, shape)
     if what == "tokens":
         tokens = tokens[:, ::-1]
@@ -86,7 +88,7 @@ def test_pair_is_two_calls_with_one_encoding():
     calls = []
     s = schedule.cosine(100)
     tokens, grid, _, context, _ = inputs()
-    params = randomised(fresh(make()))
+    params = randomised(make(), inputs())
 
     def features(x0):
         calls.append(x0.shape)
@@ -140,7 +142,7 @@ def digit_adapter(**changes):
     """r(x0, label, t) of a class-conditional adapter with random parameters."""
     net = make(depth=1, width=16, patch_size=2, bound=0.0, **changes)
     start = jnp.zeros((2, 16, 4)), (4, 4), jnp.array([1, 2]), one_hot(jnp.array([0, 1])), DIGIT
-    params = randomised(jax.jit(lambda: net.init(jax.random.key(0), *start))())
+    params = randomised(net, start)
 
     @jax.jit
     def r(x0, label, t):
@@ -184,7 +186,7 @@ def test_without_any_class_all_is_finite():
     x0 = digits()[0][0]
     args = patches(x0), (4, 4), jnp.array([1, 2]), one_hot(jnp.array([0, 0]), 1), DIGIT
     loss = lambda p: jnp.mean((net.apply(p, *args) - 1.0) ** 2)
-    grads = jax.jit(lambda key: jax.grad(loss)(randomised(net.init(key, *args))))(jax.random.key(0))
+    grads = jax.jit(jax.grad(loss))(randomised(net, args))
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
@@ -232,9 +234,8 @@ def test_cap_shrinks_what_exceeds_it_and_leaves_the_rest_alone():
 def test_spectral_norm_is_the_plain_adapter_with_capped_kernels():
     """The same parameters under the same names; every dense layer included, those of shared layers too."""
     plain, capped = make(depth=1), make(depth=1, spectral_norm=0.7)
-    params = fresh(plain)
-    chex.assert_trees_all_equal_shapes_and_dtypes(params, fresh(capped))
-    params = randomised(params)
+    params = randomised(plain, inputs())
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, randomised(capped, inputs()))
     by_svd = jax.tree_util.tree_map_with_path(
         lambda path, v: v / max(1.0, np.linalg.norm(v, 2) / 0.7) if path[-1].key == "kernel" else v, params
     )

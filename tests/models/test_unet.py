@@ -6,8 +6,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parameter_helpers
 import pytest
 
+from contextdiff_jax import parameters
 from contextdiff_jax.models import blocks
 from contextdiff_jax.models.unet import UNet
 from contextdiff_jax.types import Context
@@ -35,16 +37,8 @@ def inputs(batch=3, size=16):
     return xt, jnp.array([1, 50, 100])[:batch], context
 
 
-def randomised(params, seed=1):
-    """Parameters with nothing left at zero, so that every path shows in the output."""
-    flat, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(flat))
-    return tree.unflatten([0.2 * jax.random.normal(k, v.shape) for k, v in zip(keys, flat, strict=True)])
-
-
-@functools.cache
-def fresh(net):
-    return jax.jit(net.init)(jax.random.key(0), *inputs())
+def randomised(net):
+    return parameter_helpers.randomised(jax.eval_shape(net.init, jax.random.key(0), *inputs()), 0.2)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -55,7 +49,7 @@ def run(net, params, xt, t, context):
 def test_output_starts_at_zero_and_has_the_input_shape():
     net = make()
     xt, t, context = inputs()
-    out = run(net, fresh(net), xt, t, context)
+    out = run(net, {"params": parameters.init(net, jax.random.key(0), *inputs())}, xt, t, context)
     chex.assert_equal_shape([out, xt])
     chex.assert_trees_all_equal(out, jnp.zeros_like(xt))
 
@@ -64,7 +58,7 @@ def test_output_starts_at_zero_and_has_the_input_shape():
 def test_output_depends_on_every_condition(what):
     net = make()
     xt, t, context = inputs()
-    params = randomised(fresh(net))
+    params = randomised(net)
     base = run(net, params, xt, t, context)
     if what == "t":
         other = run(net, params, xt, t + 7, context)
@@ -76,7 +70,7 @@ def test_output_depends_on_every_condition(what):
 def test_masked_tokens_do_not_matter():
     net = make()
     xt, t, context = inputs()
-    params = randomised(fresh(net))
+    params = randomised(net)
     noise = jnp.where(context.mask[..., None], 0.0, 100.0)
     changed = context.replace(tokens=context.tokens + noise)
     chex.assert_trees_all_close(
@@ -87,7 +81,7 @@ def test_masked_tokens_do_not_matter():
 def test_examples_are_independent():
     net = make()
     xt, t, context = inputs()
-    params = randomised(fresh(net))
+    params = randomised(net)
     alone = run(net, params, xt[:1], t[:1], jax.tree.map(lambda v: v[:1], context))
     chex.assert_trees_all_close(run(net, params, xt, t, context)[:1], alone, rtol=1e-4, atol=1e-4)
 
@@ -96,7 +90,7 @@ def test_examples_are_independent():
 def test_remat_changes_neither_value_nor_gradient():
     xt, t, context = inputs()
     net, thrifty = make(), make(remat=True)
-    params = randomised(fresh(net))
+    params = randomised(net)
     value = lambda n: jax.jit(jax.value_and_grad(lambda p: jnp.mean(n.apply(p, xt, t, context) ** 2)))(params)
     chex.assert_trees_all_close(value(net), value(thrifty), rtol=1e-4, atol=1e-5)
 
@@ -104,11 +98,11 @@ def test_remat_changes_neither_value_nor_gradient():
 def test_bfloat16_computes_in_bfloat16_and_returns_float32():
     xt, t, context = inputs()
     net = make(dtype=jnp.bfloat16)
-    params = fresh(net)
+    params = randomised(net)
     assert all(v.dtype == jnp.float32 for v in jax.tree.leaves(params))
-    out = run(net, randomised(params), xt, t, context)
+    out = run(net, params, xt, t, context)
     assert out.dtype == jnp.float32
-    full = run(make(), randomised(params), xt, t, context)
+    full = run(make(), params, xt, t, context)
     assert np.abs(out - full).max() < 0.1 * np.abs(full).max()
     assert np.mean(out != out.astype(jnp.bfloat16).astype(jnp.float32)) > 0.9, "not rounded at the end"
 
@@ -116,7 +110,7 @@ def test_bfloat16_computes_in_bfloat16_and_returns_float32():
 def test_dropout_acts_in_training_only():
     xt, t, context = inputs()
     net = make(dropout=0.5)
-    params = randomised(fresh(net))
+    params = randomised(net)
     rngs = lambda seed: {"dropout": jax.random.key(seed)}
     apply = jax.jit(lambda seed: net.apply(params, xt, t, context, train=True, rngs=rngs(seed)))
     assert np.abs(apply(0) - apply(1)).max() > 1e-3

@@ -6,8 +6,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parameter_helpers
 import pytest
 
+from contextdiff_jax import parameters
 from contextdiff_jax.models.vdm_unet import VDMUNet, fourier_features
 from contextdiff_jax.types import Context
 
@@ -26,16 +28,9 @@ def inputs(batch=2, size=6, channels=1):
 
 
 @functools.cache
-def fresh():
-    return jax.jit(make().init)(jax.random.key(0), *inputs())
-
-
-@functools.cache
 def trained():
-    """A network with no parameter at zero, so that every path shows in the output."""
-    flat, tree = jax.tree.flatten(fresh())
-    keys = jax.random.split(jax.random.key(1), len(flat))
-    return tree.unflatten([0.5 * jax.random.normal(k, v.shape) for k, v in zip(keys, flat, strict=True)])
+    """A network with no parameter at zero."""
+    return parameter_helpers.randomised(jax.eval_shape(make().init, jax.random.key(0), *inputs()), 0.5)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -71,7 +66,7 @@ def test_output_has_the_input_shape(channels, bands):
 
 
 def test_output_starts_at_zero_and_its_layer_learns_at_once():
-    value, grads = value_and_gradients(make(), fresh())
+    value, grads = value_and_gradients(make(), {"params": parameters.init(make(), jax.random.key(0), *inputs())})
     assert value == 1 and np.abs(grads["params"]["out"]["kernel"]).max() > 0
 
 
