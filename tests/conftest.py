@@ -29,6 +29,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax._src.interpreters import mlir  # noqa: E402
 
 # A file is one process's; those that take minutes come first, so that no process is left alone with one at the end.
 LONGEST_FIRST = (
@@ -61,6 +62,24 @@ LONGEST_FIRST = (
     "test_samplers",
     "test_bpd",
 )
+
+
+def lower_in_one_context(programs: int = 64) -> None:
+    """Makes JAX lower so many programs in one MLIR context: a new one takes as long as all else of lowering one
+    operation, of which the tests lower thousands one by one. What a context holds is freed with it."""
+    make, kept = getattr(mlir, "make_ir_context", None), []
+
+    def context():
+        if not kept or kept[1] == programs:
+            kept[:] = [make(), 0]
+        kept[1] += 1
+        return kept[0]
+
+    if make is not None:  # JAX's own, which another version may not have
+        mlir.make_ir_context = context
+
+
+lower_in_one_context()
 
 
 def pytest_collection_modifyitems(items):

@@ -1,4 +1,4 @@
-"""Step, sampling and bound of the tiny preset give the figures that earlier versions gave."""
+"""Step, sampling and bound of the small model give the figures that earlier versions gave."""
 
 import json
 import zlib
@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import contextdiff_jax as cdx
-from configs import t2i
 from contextdiff_jax import task as task_lib
 from contextdiff_jax.trees import names
+from tests import small_models
 
-STORED = Path(__file__).parent / "stored" / "tiny.json"
+STORED = Path(__file__).parent / "stored" / "small_model.json"
 PROMPTS = ["a frog on a blue background", "a star on a red background", "a bear on a white background"]
 SAMPLING = {
     "as configured": {},
@@ -42,7 +42,7 @@ def summary(array):
 
 @pytest.fixture(scope="module")
 def pipe():
-    task = task_lib.build(t2i.get_config("tiny"))
+    task = task_lib.build(small_models.text_to_image())
     return cdx.Pipeline(task, shaken(task), 0)
 
 

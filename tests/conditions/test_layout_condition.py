@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parameter_helpers
 import pytest
 
 from contextdiff_jax.conditions import EmbeddedClassCondition, LayoutCondition
@@ -19,10 +20,7 @@ def condition(max_objects=3, **how):
 
 @pytest.fixture(scope="module")
 def params():
-    made = jax.jit(condition().init)(jax.random.key(0))
-    keys = iter(jax.random.split(jax.random.key(1), 100))
-    # What starts as zero shall show as well.
-    return jax.tree.map(lambda v: v + 0.1 * jax.random.normal(next(keys), v.shape), made)
+    return parameter_helpers.randomised(jax.eval_shape(condition().init, jax.random.key(0)), 0.3)
 
 
 def encode(params, layouts, max_objects=3):

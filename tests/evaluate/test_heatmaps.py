@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parameter_helpers
 import pytest
 from flax import struct
 from matplotlib import colormaps
@@ -77,7 +78,7 @@ def pipe():
     config = t2i.get_config("tiny")
     config.sample.num_steps, config.sample.batch_size = 2, 4
     task = task_lib.build(config)
-    return cdx.Pipeline(task, jax.jit(task.init)(jax.random.key(0)), 0)
+    return cdx.Pipeline(task, parameter_helpers.randomised(jax.eval_shape(task.init, jax.random.key(0)), 0.1), 0)
 
 
 PROMPTS = ("a frog on a red background", "a soccer ball on a blue background")  # as many as renders: fewer programs

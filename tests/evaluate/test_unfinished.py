@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import numpy as np
+import parameter_helpers
 import pytest
 
 import contextdiff_jax as cdx
@@ -25,7 +26,7 @@ def pipe():
     config = small_models.text_to_image()
     config.eval.update(num_samples=8, bpd_images=8, bpd_always=True)
     task = task_lib.build(config)
-    return cdx.Pipeline(task, jax.jit(task.init)(jax.random.key(0)), 0)
+    return cdx.Pipeline(task, parameter_helpers.randomised(jax.eval_shape(task.init, jax.random.key(0)), 0.1), 0)
 
 
 def evaluated(pipe, out, after):

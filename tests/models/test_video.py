@@ -7,10 +7,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parameter_helpers
 import pytest
 from ml_collections import ConfigDict
 
-from contextdiff_jax import trees
+from contextdiff_jax import parameters, trees
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import pretrained
 from contextdiff_jax.models.adapter import Adapter
@@ -237,10 +238,9 @@ def test_the_adapter_of_clips_starts_as_the_one_of_images_and_looks_back_only(tm
     run = lambda net, params, tokens: jax.jit(lambda p, x: net.apply({"params": p}, x, (2, 2), t, context, shape))(
         params, tokens
     )
-    start, rng = image.init(keys[2], tokens, (2, 2), t, context, shape)["params"], np.random.default_rng(0)
-    drawn = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), start)
+    drawn = parameter_helpers.randomised(parameters.shapes(image, tokens, (2, 2), t, context, shape), 0.3)
     pretrained.write_params(tmp_path / "adapter", drawn, lambda path: path.replace("/", "."), {})
-    fresh = clip.init(keys[2], tokens, (2, 2), t, context, shape)["params"]
+    fresh = parameters.init(clip, keys[2], tokens, (2, 2), t, context, shape)
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     params = trees.merge(fresh, read_adapter(tmp_path, fresh, jax.tree.map(lambda _: place, fresh)))
     np.testing.assert_allclose(run(clip, params, tokens), run(image, drawn, tokens), atol=1e-6)
