@@ -106,6 +106,7 @@ def test_a_learned_process_of_one_or_two_steps_trains_is_measured_and_drawn(tmp_
         "loss.num_times": 2,
         "optim.weight_decay": 0.5,
         "train.num_steps": 2,
+        "train.trainable": ("^process/", "/out/"),  # the process, and what begins as zero: half as much to compile
         "sample.sampler": "ddpm",
         "sample.num_steps": T,
     }
