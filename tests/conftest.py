@@ -3,7 +3,10 @@
 import atexit
 import gc
 import os
+import re
 import shutil
+import subprocess
+import sys
 import tempfile
 
 # Most of the suite's time is compiling. So programs are compiled without optimisation, by the older emitters (a third
@@ -14,9 +17,24 @@ QUICK = {
     "xla_cpu_use_fusion_emitters": "false",
     "xla_cpu_parallel_codegen_split_count": "1",
 }
-for name, value in QUICK.items():
-    if name not in (flags := os.environ.get("XLA_FLAGS", "")):
-        os.environ["XLA_FLAGS"] = f"{flags} --{name}={value}".strip()
+
+
+def with_flags(quick: dict[str, str]) -> str:
+    """XLA_FLAGS with those that are not there and that this XLA knows: one that it does not know aborts the process."""
+    given = os.environ.get("XLA_FLAGS", "")
+    missing = {f"--{name}": value for name, value in quick.items() if name not in given}
+    while missing:
+        flags = " ".join([given, *(f"{name}={value}" for name, value in missing.items())]).strip()
+        command = [sys.executable, "-c", "import jax; jax.devices('cpu')"]
+        probe = subprocess.run(command, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True)
+        unknown = {name for line in re.findall("Unknown flags?.*", probe.stderr) for name in re.findall(r"--\w+", line)}
+        if not unknown & missing.keys():
+            return flags
+        missing = {name: value for name, value in missing.items() if name not in unknown}
+    return given
+
+
+os.environ["XLA_FLAGS"] = with_flags(QUICK)
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

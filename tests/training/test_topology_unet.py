@@ -24,10 +24,11 @@ def start(workdir: Path, devices: int, *flags: str) -> subprocess.Popen:
     """A training run of configs/t2i.py:tiny on some simulated devices."""
     xla = {
         "force_host_platform_device_count": devices,
-        "backend_optimization_level": 0,  # quick to compile, as is the next
-        "cpu_use_fusion_emitters": "false",
+        "backend_optimization_level": 0,  # quick to compile, as is the one below
         "cpu_collective_call_terminate_timeout_seconds": 600,  # simulated devices share the cores, and wait for them
     }
+    if "xla_cpu_use_fusion_emitters" in os.environ["XLA_FLAGS"]:  # this XLA knows it
+        xla["cpu_use_fusion_emitters"] = "false"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         # One program at a time: the threads of two at once could wait for each other's.
