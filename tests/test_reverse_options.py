@@ -77,7 +77,7 @@ def test_scale_1_and_an_idle_head_are_todays_numbers_bit_by_bit():
     s, x0 = schedule.cosine(T), rng.normal(size=(6, 3)).astype(np.float32)
     t = 1 + np.arange(6)
     bound = lambda f, b, v="beta": losses.nelbo(s, x0, f, b, t, KEY, bins=None, variance=v)
-    # As users compile it: the suite's older emitters round two programs of the same sums differently, and so does an XLA
+    # As users compile it: the suite's older emitters round two programs of the same sums differently, as does an XLA
     # that has no others.
     older = "xla_cpu_use_fusion_emitters" in os.environ["XLA_FLAGS"]
     compiled = partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": True} if older else None)
