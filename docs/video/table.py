@@ -126,7 +126,7 @@ def _bounds(runs: list[dict[str, Any]], name: str) -> dict[str, list[dict[str, A
     arms = {words: found for words, found in arms.items() if found}
     rows = [{(r["clip"], r["seed"], r["method"]): r["rows"][name] for r in found} for found in arms.values()]
     pairs = [(rows[0][key], other[key]) for other in rows[1:] for key in rows[0].keys() & other.keys()]
-    alike = all(a.keys() == b.keys() and all(math.isclose(a[f], b[f], rel_tol=1e-4) for f in a) for a, b in pairs)
+    alike = all(a.keys() == b.keys() and all(math.isclose(a[f], b[f]) for f in a) for a, b in pairs)
     return {"": [run for found in arms.values() for run in found]} if alike else arms
 
 
