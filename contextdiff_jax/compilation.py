@@ -3,14 +3,13 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 from absl import logging
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import is_remote, local_path
+from contextdiff_jax.files import cache_folder, is_remote, local_path
 
 
 def keep_programs(where: str) -> None:
@@ -31,7 +30,7 @@ def keep_programs(where: str) -> None:
     if is_remote(where):
         jax.config.update("jax_compilation_cache_dir", where)
         return
-    folder = _in_the_user_s_cache() if where == "auto" else local_path(where)
+    folder = cache_folder() / "compiled" if where == "auto" else local_path(where)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK)
@@ -44,10 +43,6 @@ def keep_programs(where: str) -> None:
         logging.warning("compiled programs are not kept in %s: %s", folder, reason)
     else:
         raise UserError(f"--compilation_cache={where}: {reason}; give a folder that can be written, or off")
-
-
-def _in_the_user_s_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "contextdiff_jax" / "compiled"
 
 
 def bytes_of(compiled: jax.stages.Compiled) -> dict[str, int]:

@@ -1,8 +1,10 @@
 """Files that are either whole or absent, and text files as the world writes them."""
 
+import atexit
 import codecs
 import contextlib
 import errno
+import functools
 import json
 import os
 import re
@@ -23,9 +25,10 @@ from contextdiff_jax.errors import UserError
 T = TypeVar("T")
 
 _ROOM, _RIGHTS = "make room", "make it readable and writable, or take another place"
-_REFUSALS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _ROOM) | dict.fromkeys(
-    (errno.EACCES, errno.EPERM, errno.EROFS), _RIGHTS
-)
+_REFUSALS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _ROOM)
+_REFUSALS |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _RIGHTS)
+_REFUSALS |= {errno.ENAMETOOLONG: "take a shorter name"}
+_LONGEST_NAME = 255  # bytes of one part of a path, on every common disk
 
 # What a network disk says for a moment, when its server or the way there is busy.
 _PASSING = (
@@ -60,7 +63,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem[:80]}.{_unique()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem[:80]}.{unique()}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -84,7 +87,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path).absolute()
     there = path.exists()
-    building = path / f".building-{_unique()}" if there else path.with_name(f".{path.name[:80]}.{_unique()}")
+    building = path / f".building-{unique()}" if there else path.with_name(f".{path.name[:80]}.{unique()}")
     building.mkdir(parents=True)
     try:
         yield building
@@ -103,7 +106,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         raise UserError(f"{path} cannot take the results ({reason}); they are in {building}: move them") from error
 
 
-def _unique() -> str:
+def unique() -> str:
     """Processes of several hosts may share a folder, and their numbers may agree."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
@@ -129,7 +132,19 @@ def refusals_in_words() -> Iterator[None]:
 
 def is_remote(path: str | Path) -> bool:
     """Whether this is an address of a remote store, such as gs://bucket/folder."""
-    return re.match(r"[a-z][a-z0-9+.-]+:/", str(path)) is not None
+    return re.match(r"[a-z][a-z0-9+.-]+:/", str(path), re.IGNORECASE) is not None
+
+
+def user_path(path: str | Path) -> Path:
+    """A path as a user gives it, ~ being the home folder; one that has none, as ~nobody, stays as it is.
+
+    Raises:
+        UserError: no disk takes such a name, as where a text is given and not a file that holds it.
+    """
+    text = os.path.expanduser(path)
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in Path(text).parts):
+        raise UserError(f"{text[:60]!r}... is too long for the name of a file; put a text into one, and give its name")
+    return Path(text)
 
 
 def local_path(path: str | Path) -> Path:
@@ -141,9 +156,9 @@ def local_path(path: str | Path) -> Path:
     if is_remote(path):
         raise UserError(
             f"{str(path)!r} is on a remote store, where this library cannot write; mount it (gcsfuse, s3fs) and give "
-            "that folder, or take a local one"
+            "that folder, or take a local one; a model of a hub is given by its name, ORG/NAME"
         )
-    return Path(os.path.expanduser(path))
+    return user_path(path)
 
 
 def check_writable(folder: str | Path, what: str, remedy: str) -> None:
@@ -153,7 +168,10 @@ def check_writable(folder: str | Path, what: str, remedy: str) -> None:
         UserError: that cannot be done.
     """
     folder = Path(folder)
-    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(p))
+    if not place.exists():
+        leads = f"{place} is a link to {os.readlink(place)}, which is not there"
+        raise UserError(f"{what} {str(folder)!r} cannot be written ({leads}); {remedy}")
     try:
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"tried")
@@ -235,8 +253,19 @@ def composed(text: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Where what can be computed again is kept for the next start: $XDG_CACHE_HOME/contextdiff_jax, else ~/.cache's."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "contextdiff_jax"
+    """Where what can be computed again is kept for the next start: $XDG_CACHE_HOME/contextdiff_jax, else ~/.cache's.
+    A user without a home folder has one for this process alone."""
+    caches = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return _homeless() if caches.startswith("~") else Path(caches) / "contextdiff_jax"
+
+
+@functools.lru_cache(maxsize=1)
+def _homeless() -> Path:
+    """A folder that goes with this process."""
+    folder = tempfile.mkdtemp(prefix="contextdiff_jax-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    logging.warning("no home folder is known, so nothing is kept for the next start; set HOME or XDG_CACHE_HOME")
+    return Path(folder)
 
 
 def write_json(value: Any, path: str | Path) -> None:

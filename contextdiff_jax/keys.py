@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import composed
+from contextdiff_jax.files import composed, is_remote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +255,7 @@ def complete(saved: ConfigDict) -> ConfigDict:
 
 _PATHS = """
     data.path data.class_words data.mask_path data.flow_path encoder.clip condition.encoder space.latents space.rgb_map
-    model.pretrained model.init_from adapter.start edit.control eval.recogniser clip.tokenizer_dir
+    model.pretrained model.init_from adapter.start edit.control eval.recogniser
 """
 
 _READ_FROM_A_PATH = ("inception", "clip", "dinov2")  # feature spaces; a name behind "judge:" is none
@@ -266,6 +266,8 @@ def whole_paths(config: ConfigDict) -> ConfigDict:
     a hub, stay as they are. The config itself is not changed."""
     flat = leaves(config)
     changed = {key: _whole(flat[key]) for key in _PATHS.split() if isinstance(flat.get(key), str)}
+    if isinstance(made := flat.get("clip.tokenizer_dir"), str) and not is_remote(made):
+        changed["clip.tokenizer_dir"] = os.path.abspath(os.path.expanduser(made))  # made where it is not there yet
     if isinstance(spaces := flat.get("eval.features"), tuple):
         changed["eval.features"] = tuple(_whole_space(space) for space in spaces)
     result = config.copy_and_resolve_references()

@@ -13,6 +13,7 @@ from test_pages_in_a_browser import browser, requested  # noqa: F401
 
 import contextdiff_jax as cdx
 from contextdiff_jax import app, command_line
+from contextdiff_jax.data.clips import write_clip
 from contextdiff_jax.errors import UserError
 
 
@@ -63,7 +64,7 @@ def test_a_clip_is_edited_with_the_method_s_own_numbers_unless_others_are_asked_
     app.build(app.Desk(pipe, tmp_path), "demo")
     (edit, *_), _ = page.Button().click.call_args_list[1]  # the first draws
     for own in (True, False):
-        (tmp_path / "clip.mp4").write_bytes(b"a clip")
+        write_clip(tmp_path / "clip.mp4", np.zeros((3, 16, 16, 3), np.uint8))
         edit(str(tmp_path / "clip.mp4"), "a frog", "a star", "contextdiff", 8, own, 12, 5.0)
     both = dict(method="contextdiff", num_frames=8, progress=False)
     assert asked == [both | dict(steps=None, guidance=None), both | dict(steps=12, guidance=5.0)]
@@ -73,7 +74,7 @@ def test_a_clip_is_edited_with_the_method_s_own_numbers_unless_others_are_asked_
     tuned = app.Desk(SimpleNamespace(config=SimpleNamespace(**own), edit=pipe.edit), tmp_path)
     app.build(tuned, "tuned")
     assert any(call.args[0][0] == app.OF_THE_RUN for call in page.Dropdown.call_args_list)
-    (tmp_path / "clip.mp4").write_bytes(b"a clip")
+    write_clip(tmp_path / "clip.mp4", np.zeros((3, 16, 16, 3), np.uint8))
     tuned.edit(str(tmp_path / "clip.mp4"), "a frog", "a star", app.OF_THE_RUN, 30, None, None)
     assert asked[-1] == dict(method=None, num_frames=30, progress=False, steps=None, guidance=None)
 
@@ -89,6 +90,10 @@ def test_large_uploads_are_refused(pipe, tmp_path, monkeypatch):
     monkeypatch.setattr(app, "LARGEST_UPLOAD", 2**20)
     (tmp_path / "clip.mp4").write_bytes(bytes(2**20 + 1))
     with pytest.raises(UserError, match="larger than 1 MB"):
+        app.Desk(pipe, tmp_path).edit(str(tmp_path / "clip.mp4"), "a", "b", "contextdiff", 8, 2, 3.0)
+    monkeypatch.setattr(app, "LONGEST", 3)
+    write_clip(tmp_path / "clip.mp4", np.zeros((4, 16, 16, 3), np.uint8))
+    with pytest.raises(UserError, match="more than 3 frames"):
         app.Desk(pipe, tmp_path).edit(str(tmp_path / "clip.mp4"), "a", "b", "contextdiff", 8, 2, 3.0)
 
 

@@ -104,6 +104,8 @@ def test_flags_that_a_mode_would_not_look_at_are_refused(told):
         ("--half", "train", "--half .* it is for export"),
         ("--port=1", "sample", "--port .* it is for app"),
         ("--set=a=b", "metrics", "--set .* it is for study"),
+        ("--seed=-1", "eval", "--seed=-1 is outside 0..4294967295"),
+        ("--seed=4294967296", "heatmaps", "--seed=4294967296 is outside"),
         ("--seed=1", "train", "--seed cannot act in --mode=train; .*; the seed of a training is --config.seed$"),
         ("--workdir=builtin:demo", "train", "builtin:demo is a model that ships"),
         ("--allow_config_change", "eval", "--allow_config_change .*; it is for train$"),

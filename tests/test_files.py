@@ -56,3 +56,30 @@ def test_a_folder_of_results_is_whole_wherever_it_is_and_they_are_not_lost(tmp_p
     with pytest.raises(UserError, match=words) as caught, files.whole_folder(tmp_path) as building:
         (building / "edit.mp4").write_text("hours")
     assert re.search(words, str(caught.value))[1] == str(building) and (building / "edit.mp4").read_text() == "hours"
+
+
+def test_a_link_that_leads_nowhere_is_said_before_the_work(tmp_path):
+    (tmp_path / "runs").symlink_to(tmp_path / "disk")
+    with pytest.raises(UserError, match=r"cannot be written \(.*runs is a link to .*disk, which is not there\); mount"):
+        files.check_writable(tmp_path / "runs" / "a", "workdir", "mount it")
+    (tmp_path / "disk").mkdir()
+    files.check_writable(tmp_path / "runs" / "a", "workdir", "mount it")
+
+
+def test_a_user_s_path_is_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.user_path("~/a") == tmp_path / "a" and str(files.user_path("~nobody-of-that-name/a"))[0] == "~"
+    with pytest.raises(UserError, match="too long for the name of a file; put a text into one"):
+        files.user_path(f"runs/{'é' * 128}")
+    for path in ("gs://bucket/run", "GS://bucket/run"):
+        with pytest.raises(UserError, match="remote store"):
+            files.local_path(path)
+
+
+def test_who_has_no_home_has_a_cache_for_the_while(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert files.cache_folder() == tmp_path / "contextdiff_jax"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    folder = files.cache_folder()
+    assert folder.is_dir() and folder == files.cache_folder() and "set HOME" in caplog.text

@@ -47,10 +47,10 @@ def edit(config: ConfigDict | None, options: Options, kept: Any = None) -> None:
     if tuned:
         keep_identity(editor.clip, home)
     edited = editor.run(targets)
-    print(edited.table())
     out = _out(options, home)
     with whole_folder(out) as building:
         edited.write(building)
+    print(edited.table())
     print(f"figures: {out / 'edit.json'}   picture: {out / 'edit.png'}   side by side: {out / 'edit.mp4'}")
     if kept is None and (home / "config.json").is_file():  # a training writes it at its end
         shared.write_page(home)

@@ -12,7 +12,7 @@ from contextdiff_jax.command_line import shared
 from contextdiff_jax.command_line.options import Options
 from contextdiff_jax.data import captions_on_disk
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import atomic, read_text, text_lines, write_json
+from contextdiff_jax.files import atomic, read_text, text_lines, user_path, write_json
 
 NAME = "{:04d}.png"  # of a picture
 
@@ -171,7 +171,7 @@ def read_prompts(path: str) -> list[str]:
     """
     if not path:
         return []
-    if not Path(path).exists():
+    if not user_path(path).exists():
         raise UserError(f"prompts file {path!r} does not exist; give a text file with one prompt per line")
     lines = text_lines(read_text(path).rstrip())
     for i, line in enumerate(lines):

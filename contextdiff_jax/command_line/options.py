@@ -74,6 +74,8 @@ def checked(options: Options, mode: str) -> Options:
             raise UserError(f"--{flag} cannot act in --mode={mode}; it is for {', '.join(modes)}{elsewhere}")
     if mode in ("train", "bench") and options.workdir.startswith("builtin:"):
         raise UserError(f"--workdir={options.workdir} is a model that ships; give a folder that can be written")
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed={options.seed} is outside 0..{2**32 - 1}")
     paths = {name: getattr(options, name) for name in (*WRITTEN, *READ)}
     paths |= {name: str(local_path(paths[name])) for name in WRITTEN if paths[name]}
     return dataclasses.replace(options, **{name: _at_home(path) for name, path in paths.items()})

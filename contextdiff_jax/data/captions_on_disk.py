@@ -144,14 +144,15 @@ def _csv_rows(path: pathlib.Path) -> Iterator[tuple[str, dict]]:
     delimiter = next((d for d in ",;\t" if "file_name" in [c.strip(' "\n') for c in lines[0].split(d)]), "")
     if not delimiter:
         raise UserError(f"{path} line 1: has no column file_name; give a header such as file_name,text")
-    reader = csv.reader(lines, delimiter=delimiter)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         header = [column.strip() for column in next(reader)]
         for row in reader:
             if any(row):
                 yield f"{path} line {reader.line_num}", dict(zip(header, row, strict=False))
     except csv.Error as error:
-        raise UserError(f"{path} line {reader.line_num}: is no table ({error}); quote texts with commas") from None
+        remedy = "quote texts with commas, and write a quote in them twice"
+        raise UserError(f"{path} line {reader.line_num}: is no table ({error}); {remedy}") from None
 
 
 def _parse(entry: object, where: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from contextdiff_jax.data import checks, tfds
 from contextdiff_jax.data.base import Description, ImageSource
 from contextdiff_jax.data.vocabulary import noun_phrase
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import user_path
 
 SPLITS = ("train", "test")
 SIZE = 32
@@ -85,7 +86,7 @@ def _from_files(path: str, split: str) -> tuple[Reader, int]:
 
 def _folder_of_files(path: str) -> pathlib.Path:
     """The folder that holds the binary files: `path`, or the archive's own folder in it."""
-    folder = pathlib.Path(path).expanduser()
+    folder = user_path(path)
     first = _FILES["train"][0]
     for candidate in (folder, folder / _FOLDER):
         if (candidate / first).is_file():

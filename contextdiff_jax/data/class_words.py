@@ -6,11 +6,10 @@ What stands behind the first comma, other words for the same, is left out.
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from contextdiff_jax.data.listing import listed
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import composed, read_text, text_lines
+from contextdiff_jax.files import composed, read_text, text_lines, user_path
 
 
 def named(codes: Sequence[str], path: str) -> tuple[str, ...]:
@@ -40,7 +39,7 @@ def read(path: str) -> dict[str, str]:
         UserError: the file cannot be read, a line is no code with words behind it, or a code comes twice.
     """
     words: dict[str, str] = {}
-    for number, line in enumerate(text_lines(composed(read_text(Path(path).expanduser()))), 1):
+    for number, line in enumerate(text_lines(composed(read_text(user_path(path)))), 1):
         if not line.strip():
             continue
         code, _, rest = line.strip().replace("\t", " ").partition(" ")

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import os
 import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ from absl import logging
 from contextdiff_jax.data.images import SUFFIXES, reason, square, to_rgb, upright
 from contextdiff_jax.data.videos import decoded
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import atomic
+from contextdiff_jax.files import atomic, user_path
 
 ANIMATIONS = (".gif", ".webp")
 WRITTEN = (".mp4", ".gif")
@@ -72,6 +71,12 @@ class Clip:
         return hashlib.sha256(np.ascontiguousarray(self.frames)).hexdigest()[:16]
 
 
+def is_longer(path: str | Path, count: int) -> bool:
+    """Whether a clip has more frames than `count`; no more than these are decoded. Errors as `read_clip`."""
+    frames, _ = _open(place_of(path))
+    return sum(1 for _ in itertools.islice(frames, count + 1)) > count
+
+
 def read_clip(
     path: str | Path,
     image_size: int,
@@ -120,7 +125,7 @@ def read_clip(
 def place_of(path: str | Path) -> Path:
     """A user's path from the root: FFmpeg takes a relative one with a colon for an address. A name that begins with a
     tilde but with no user's name stays one."""
-    return Path(os.path.expanduser(path)).absolute()
+    return user_path(path).absolute()
 
 
 def _open(path: Path) -> tuple[Iterator[PIL.Image.Image], Callable[[int], float | None]]:
@@ -145,13 +150,13 @@ def _pictures(folder: Path, paths: Sequence[Path]) -> Iterator[PIL.Image.Image]:
     for path in paths:
         try:
             with PIL.Image.open(path) as picture:
-                shown = _as_shown(picture)
+                shown = as_shown(picture)
         except Exception as error:  # Pillow's decoders raise almost anything
             raise UserError(f"frame {str(path)!r} cannot be read ({reason(error)}); replace it") from error
         yield shown
 
 
-def _as_shown(picture: PIL.Image.Image) -> PIL.Image.Image:
+def as_shown(picture: PIL.Image.Image) -> PIL.Image.Image:
     """A frame as a viewer shows it: upright and without transparency; nothing is left that would turn it once more."""
     return PIL.Image.fromarray(np.asarray(to_rgb(upright(picture))))
 
@@ -170,7 +175,7 @@ def _animation(path: Path) -> tuple[Iterator[PIL.Image.Image], Callable[[int], f
         try:
             with image:
                 for frame in PIL.ImageSequence.Iterator(image):
-                    shown = _as_shown(frame)
+                    shown = as_shown(frame)
                     durations.append(frame.info.get("duration") or 1000.0 / RATE)
                     yield shown
         except Exception as error:
@@ -218,7 +223,7 @@ def write_clip(path: str | Path, frames: np.ndarray, rate: float = RATE) -> None
         rate: frames per second.
 
     Raises:
-        UserError: another suffix, frames of another shape, or no encoder.
+        UserError: another suffix, frames of another shape, no encoder, or sides or a rate that it does not take.
     """
     path, frames = Path(path), np.asarray(frames)
     if path.suffix.lower() not in WRITTEN:
@@ -276,10 +281,14 @@ def _write_mp4(path: Path, frames: np.ndarray, rate: float) -> None:
 
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(encoder(), rate=_rate_of_mp4(rate, _COUNTS_TO.get(encoder())))
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
-        stream.options = ENCODERS[encoder()]
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
+    try:
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream(encoder(), rate=_rate_of_mp4(rate, _COUNTS_TO.get(encoder())))
+            stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+            stream.options = ENCODERS[encoder()]
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+    except (av.error.ExternalError, av.error.ArgumentError, OverflowError, ValueError) as error:
+        what = f"an mp4 of {width} x {height} pixels at {rate:g} frames per second"
+        raise UserError(f"{what} cannot be written ({error}); give smaller frames, or another rate") from error

@@ -19,7 +19,7 @@ from contextdiff_jax.data.base import Description, ImageSource, digest
 from contextdiff_jax.data.listing import differing, left_out, listed
 from contextdiff_jax.data.scan import Seen, scan
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import composed, persistently, read_json
+from contextdiff_jax.files import composed, persistently, read_json, user_path
 
 SPLITS = ("train", "val")
 MAX_OBJECTS = 8
@@ -171,7 +171,7 @@ def _in_the_square(own: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _existing(path: str) -> pathlib.Path:
-    folder = pathlib.Path(path).expanduser()
+    folder = user_path(path)
     if not str(path) or not folder.is_dir():
         raise UserError(f"data.path: {str(path)!r} is no folder; give COCO's, which holds annotations/")
     return folder

@@ -17,6 +17,7 @@ from contextdiff_jax.data import checks
 from contextdiff_jax.data.base import Description, ImageSource
 from contextdiff_jax.data.vocabulary import noun_phrase
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import user_path
 
 SPLITS = ("train", "test")
 SIZE = 28
@@ -87,7 +88,7 @@ def _caption(label: int) -> str:
 def _existing(path: str) -> pathlib.Path:
     if not str(path):
         raise UserError(f"data.path: is empty; {_REMEDY}, and give their folder, --config.data.path=FOLDER")
-    folder = pathlib.Path(path).expanduser()
+    folder = user_path(path)
     if not folder.is_dir():
         raise UserError(f"data.path: {folder} is no folder; {_REMEDY}")
     return folder

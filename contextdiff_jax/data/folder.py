@@ -17,7 +17,7 @@ from contextdiff_jax.data.listing import differing, files_below, is_folder, left
 from contextdiff_jax.data.scan import scan
 from contextdiff_jax.data.vocabulary import noun_phrase
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import composed, is_unicode, persistently
+from contextdiff_jax.files import composed, is_unicode, persistently, user_path
 
 SPLITS = ("train", "val")
 LABELS = ("none", "subfolders")
@@ -176,7 +176,7 @@ def existing_folder(path: str) -> pathlib.Path:
     """
     if not str(path):
         raise UserError("data.path: is empty; give the folder of images, --config.data.path=FOLDER")
-    folder = pathlib.Path(path).expanduser()
+    folder = user_path(path)
     if not folder.is_dir():
         kind = "is a file, not a folder" if folder.exists() else "does not exist"
         raise UserError(f"data.path: {folder} {kind}; give the folder of images")
@@ -203,7 +203,7 @@ def classes_of(path: str, labels: str, known: Sequence[str] = (), words: str = "
         return {}
     folder = existing_folder(path)
     folders = _class_folders(folder)
-    if len(folders) == len(known) and words and not pathlib.Path(words).expanduser().is_file():
+    if len(folders) == len(known) and words and not user_path(words).is_file():
         return dict(zip(folders, known, strict=True))
     names = class_words.named(folders, words)
     if not known:

@@ -7,6 +7,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import user_path
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 _ORIENTATION = 0x0112  # of EXIF
@@ -125,7 +126,7 @@ def asked_for(path: str | pathlib.Path, size: tuple[int, int]) -> np.ndarray:
         UserError: whatever is wrong with the file.
     """
     try:
-        with PIL.Image.open(pathlib.Path(path).expanduser()) as image:
+        with PIL.Image.open(user_path(path)) as image:
             image.draft("RGB", (2 * size[1], 2 * size[0]))
             return fitted(image, size)
     except Exception as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+from absl import logging
 
 from contextdiff_jax.data.base import ImageSource
 from contextdiff_jax.data.clips import Clip, Motion, cropped, place_of, read_clip
@@ -17,6 +18,7 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_object, write_json
 
 CLIP = "clip.json"
+MANY = 240  # frames
 
 
 def window_starts(length: int, window: int, overlap: int) -> np.ndarray:
@@ -93,6 +95,9 @@ def clip_of(cfg_data: Any, whole: bool = False) -> Clip:
     where = dict(start=cfg_data.start, sampling_rate=cfg_data.sampling_rate, crop=tuple(cfg_data.crop))
     where["count_key"] = "length" if cfg_data.length or whole else "num_frames"
     clip = read_clip(cfg_data.path, size, None if whole and not cfg_data.length else count, **where)
+    if whole and not cfg_data.length and len(clip.frames) > MANY:
+        long = "all %d frames of %s are taken, which may take hours; length=%d takes fewer"
+        logging.warning(long, len(clip.frames), cfg_data.path, MANY)
     masks = None
     if cfg_data.mask_path:
         masks = _white(read_clip(cfg_data.mask_path, size, len(clip.frames), **where), clip, cfg_data.mask_path)

@@ -37,7 +37,7 @@ def decoded(path: Path) -> tuple[Iterator[PIL.Image.Image], Callable[[int], floa
         if not has_sound:
             raise damaged("it is cut off or no video")
         raise UserError(f"clip {str(path)!r} has sound but no pictures; give a video")
-    stream = container.streams.video[0]
+    stream = container.streams.best("video")  # the first may be a still, as a cover is
     average, times = stream.average_rate or stream.guessed_rate, []
     ratio = stream.sample_aspect_ratio or 1
 

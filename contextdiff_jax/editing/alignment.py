@@ -42,8 +42,8 @@ def align(kind: str, source: Prompt, target: Prompt) -> Alignment:
 def refine(source: Prompt, target: Prompt) -> Alignment:
     """Tokens that both prompts have take the source's attention, new ones keep their own.
 
-    Needleman-Wunsch on the token ids, start and end included (gap 0, match 1, mismatch -1); padding takes the source's
-    padding.
+    Needleman-Wunsch on the token ids, start and end included (gap 0, match 1, mismatch -1); padding takes what the
+    source has in the same place, which of a longer source are words: so it is in the method's own code.
     """
     length = len(target.ids)
     mapping, taken = np.zeros((length, length), np.float32), np.ones(length, np.float32)

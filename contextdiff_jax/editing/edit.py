@@ -143,7 +143,8 @@ class _Loop:
     def region(self, maps: Array, given: Array, size: tuple[int, int]) -> Array:
         """The source's mask, [f, *size]."""
         if not self.plan.attention_mask:
-            return masks.resize_nearest(given, size)
+            around = self.plan.mask == "around"  # of the object no part is lost where the map is smaller
+            return 1.0 - masks.shrink(1.0 - given, size) if around else masks.shrink(given, size)
         found = masks.mask(maps, size, self.control.threshold, self.plan.mask_scale)
         return 1.0 - found if self.plan.mask == "outside" else found
 

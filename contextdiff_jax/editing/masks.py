@@ -1,5 +1,6 @@
 """Where a word is: masks from attention to its tokens (FateZero, Qi et al. 2023)."""
 
+import einops
 import jax
 import jax.numpy as jnp
 
@@ -10,6 +11,14 @@ def resize_nearest(maps: Array, size: tuple[int, int]) -> Array:
     """[F, h, w] -> [F, *size]; pixel i of n shows pixel floor(i h / n), as PyTorch's nearest does."""
     rows, columns = (jnp.arange(n) * m // n for n, m in zip(size, maps.shape[1:3], strict=True))
     return maps[:, rows][:, :, columns]
+
+
+def shrink(masks: Array, size: tuple[int, int]) -> Array:
+    """[F, h, w] -> [F, *size], no larger: the maximum of what a place covers, so that nothing thin is lost."""
+    factors = [m // n for n, m in zip(size, masks.shape[1:3], strict=True)]
+    if any(m % n for n, m in zip(size, masks.shape[1:3], strict=True)):
+        return resize_nearest(masks, size)
+    return einops.reduce(masks, "f (h p) (w q) -> f h w", "max", p=factors[0], q=factors[1])
 
 
 def pool(maps: Array) -> Array:

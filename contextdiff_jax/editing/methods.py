@@ -39,7 +39,8 @@ OF_THE_MODEL = ("edit.control", "edit.mask_scale", "edit.mask_threshold", "edit.
 DEMO: Values = {"edit.mask_scale": "range", "edit.mask_threshold": 0.5}
 DEMO_GUIDANCE = 3.0  # at most: more costs that small model its background
 
-# One expression each, because one that finds nothing is an error, and the adapter may be switched off.
+# One expression each, because one that finds nothing is an error, and the adapter may be switched off. The norm before
+# attention over time is new, as that is; FateZero and Tune-A-Video leave it as it starts.
 _OVER_TIME = "^adapter/|/attn_temporal/|/norm_temporal/|/temporal_out/"
 _QUERIES = (_OVER_TIME + "|/attn[12]/query/|/temporal_(down|up)/",)
 _NETWORK: Values = {

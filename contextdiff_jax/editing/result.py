@@ -2,17 +2,21 @@
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 from PIL import Image
 
 from contextdiff_jax.data.clips import write_clip
+from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import local_path, write_json
 from contextdiff_jax.pictures import caption_grid, to_uint8
 
 SHOWN = 8  # frames of a clip in the picture
+WIDEST = 4096  # pixels of a film: more is not played everywhere, and four times as much not written
 SOURCE, AUTOENCODER, INVERSION = "source", "autoencoder alone", "inversion alone"
 NO_EDITS = SOURCE, AUTOENCODER, INVERSION  # rows of the clip itself; all others are edits, by their prompts
 
@@ -58,31 +62,40 @@ class Edit:
         return _pictures(self.arrays[INVERSION])
 
     def save(self, path: str | Path) -> Path:
-        """Writes source, reconstruction and every edit side by side: an mp4, or a gif, by the suffix."""
-        shown = [self.arrays[name] for name in (SOURCE, INVERSION, *self.targets)]
-        write_clip(path := local_path(path), np.concatenate([to_uint8(clip) for clip in shown], axis=2), self.rate)
+        """Writes source, reconstruction and every edit side by side, in as many rows as it takes: an mp4, or a gif, by
+        the suffix."""
+        shown = [to_uint8(self.arrays[name]) for name in (SOURCE, INVERSION, *self.targets)]
+        columns = min(len(shown), max(1, WIDEST // shown[0].shape[2]))
+        shown += [np.full_like(shown[0], 255)] * (-len(shown) % columns)
+        rows = [np.concatenate(shown[i : i + columns], axis=2) for i in range(0, len(shown), columns)]
+        write_clip(path := local_path(path), np.concatenate(rows, axis=1), self.rate)
         return path
 
     def write(self, folder: str | Path) -> Path:
-        """Writes edit.json, edit.png, edit.mp4, edit.gif, and each edit alone as edit-1.mp4, ..."""
+        """Writes edit.json, edit.png, edit.mp4, edit.gif, and each edit alone as edit-1.mp4, ... A film that FFmpeg
+        does not write is left out, and said: the others are not lost for it."""
         folder = local_path(folder)
-        for name in ("edit.mp4", "edit.gif"):
-            self.save(folder / name)
+        films = {name: self.save for name in ("edit.mp4", "edit.gif")}
         for i, target in enumerate(self.targets, start=1):
-            write_clip(folder / f"edit-{i}.mp4", to_uint8(self.arrays[target]), self.rate)
+            films[f"edit-{i}.mp4"] = partial(write_clip, frames=to_uint8(self.arrays[target]), rate=self.rate)
+        for name, write in films.items():
+            try:
+                write(folder / name)
+            except UserError as error:
+                logging.warning("%s is left out: %s", name, error)
         self._draw(folder / "edit.png")
         write_json(self.figures, folder / "edit.json")
         return folder
 
     def _draw(self, path: Path) -> None:
         """A row of frames for the source, the reconstructions, each edit, and where attention to its words lay."""
-        rows = dict(self.arrays)
-        for target, words in self.heatmaps.items():
-            for word, heat in words.items():
-                rows[f"{target}: attention to {word!r}"] = _overlaid(self.arrays[SOURCE], heat)
         count = len(self.arrays[SOURCE])
         picked = np.linspace(0, count - 1, min(SHOWN, count)).astype(int)
-        images = np.concatenate([to_uint8(clip)[picked] for clip in rows.values()])
+        rows = {name: clip[picked] for name, clip in self.arrays.items()}
+        for target, words in self.heatmaps.items():
+            for word, heat in words.items():
+                rows[f"{target}: attention to {word!r}"] = _overlaid(rows[SOURCE], heat[picked])
+        images = np.concatenate([to_uint8(clip) for clip in rows.values()])
         captions = [name if i == 0 else "" for name in rows for i in range(len(picked))]
         caption_grid(images, captions, path, columns=len(picked))
 

@@ -74,14 +74,15 @@ class Prompt:
         return cls(text, fields["tokens"][0], int(counts[0]), words, places, cores)
 
     def positions(self, word: str) -> list[int]:
-        """Token positions of a word, or of several divided by spaces, wherever it occurs; case does not count.
+        """Token positions of a word, or of several divided by spaces, wherever it occurs; case does not count, and
+        punctuation around a word has none.
 
         Raises:
             UserError: the prompt has no such word; it names those that it has.
         """
         if not (found := self._found(word)):
             raise UserError(f"word {word!r} is not in the prompt {self.text!r}; its words are: {', '.join(self.words)}")
-        return [p for i in found for w in range(len(word.split())) for p in self.places[i + w]]
+        return [p for i in found for w in range(len(word.split())) for p in self.cores[i + w] or self.places[i + w]]
 
     def has(self, word: str) -> bool:
         """Whether `positions` finds it."""

@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.formats.kinds import check, unsupported
+from contextdiff_jax.formats.kinds import TOKEN, check, unsupported
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
@@ -63,7 +63,10 @@ class CLIPTextConfig:
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> "CLIPTextConfig":
         """From config.json's content, or the text section of it; absent keys take transformers' defaults."""
-        check("CLIP text", config, dict.fromkeys(("vocab_size", "max_position_embeddings", "projection_dim"), int))
+        sizes = dict.fromkeys(("vocab_size", "max_position_embeddings", "projection_dim"), int)
+        check("CLIP text", config, sizes | {"eos_token_id": TOKEN})
+        architectures = config.get("architectures") or ()
+        check("CLIP text", {"architectures": architectures or ("",)}, {"architectures": tuple[str, ...]})
         return cls(
             tower=_tower(config, TowerConfig(512, 2048, num_hidden_layers=12, num_attention_heads=8)),
             vocab_size=config.get("vocab_size", 49408),
@@ -72,7 +75,7 @@ class CLIPTextConfig:
             bos_token_id=config.get("bos_token_id", 49406),
             pad_token_id=config.get("pad_token_id", 1),
             projection_dim=config.get("projection_dim", 512),
-            has_projection=WITH_PROJECTION in (config.get("architectures") or ()),
+            has_projection=WITH_PROJECTION in architectures,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,6 +134,8 @@ class CLIPConfig:
             found = config.get("model_type")
             raise UserError(f"config.json has model_type={found!r}; give the folder of a CLIP model ('clip')")
         # Old files hold the sections a second time as *_config_dict, which wins.
+        names = [name + end for name in ("text_config", "vision_config") for end in ("", "_dict")]
+        check("CLIP", {name: config.get(name) or {} for name in names}, dict.fromkeys(names, dict))
         section = lambda name: (config.get(name) or {}) | (config.get(f"{name}_dict") or {})
         text, vision = CLIPTextConfig.from_dict(section("text_config")), section("vision_config")
         check("CLIP", config, dict(projection_dim=int))

@@ -16,6 +16,7 @@ from contextdiff_jax.attention import attention
 from contextdiff_jax.encoders.resizing import resize_8bit
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats import pretrained
+from contextdiff_jax.formats.kinds import check, unsupported
 from contextdiff_jax.types import Array, Params
 
 SIZE = 224  # pixels of a side that FD-DINOv2 is computed at, whatever the model was trained at
@@ -48,8 +49,14 @@ class Dinov2Config:
             raise UserError(f"config.json has model_type={found!r}; give the folder of a DINOv2 model ('dinov2')")
         if config.get("use_swiglu_ffn") or config.get("hidden_act", "gelu") != "gelu":
             raise UserError("this DINOv2 has gated feed-forward layers (the giant one); small, base and large are read")
-        names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{k: v for k, v in config.items() if k in names})
+        kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+        found = {key: value for key, value in config.items() if key in kinds}
+        check("DINOv2", found, kinds)
+        result = cls(**found)
+        width, heads = result.hidden_size, result.num_attention_heads
+        if width % heads:
+            raise unsupported("DINOv2", "hidden_size", width, f"a multiple of num_attention_heads={heads}")
+        return result
 
 
 class Layer(nn.Module):

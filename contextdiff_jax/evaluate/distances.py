@@ -48,6 +48,7 @@ class Measured:
         self._fidelity: dict[str, Metric] = {}
         self._by_space: dict[str, list[dict[str, Metric]]] = {}
         self.references: list[Reference] = []
+        self._digest = ""
         if judge is None and not spaces:  # nothing is compared: the pictures need not be there
             return
         self._splits, sources = zip(*self._sources(), strict=True)
@@ -68,6 +69,12 @@ class Measured:
         section = self._config.data
         splits = ("test", "unseen") if asks_combinations(self._config, self._judge) else ()
         return [(split, same_source(section, split)) for split in splits] or [same_held_out(section)]
+
+    @property
+    def compared_with(self) -> list[Any]:
+        """What tells the held-out pictures, and the networks that look at them, from others."""
+        spaces = zip(self._spaces, self.references, strict=True)
+        return [self._digest, *([space.about(), reference.about] for space, reference in spaces)]
 
     def start(self, setting: str, count: int) -> list[Metric]:
         """Fresh metrics for so many pictures of a setting."""

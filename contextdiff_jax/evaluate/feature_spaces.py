@@ -19,6 +19,8 @@ from contextdiff_jax.encoders.efficientnet import load_efficientnet
 from contextdiff_jax.encoders.inception import load_inception, not_the_original
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.metrics.clip_score import PREFIX
+from contextdiff_jax.files import user_path
+from contextdiff_jax.formats.pretrained import stored_tensors
 from contextdiff_jax.formats.tensor_files import opened
 from contextdiff_jax.formats.tokenizers import token_counter
 from contextdiff_jax.models.recogniser import load_recogniser, resize
@@ -155,7 +157,7 @@ def open_space(spec: str) -> FeatureSpace:
 
 
 def _inception(place: str) -> FeatureSpace:
-    file = Path(place).expanduser()
+    file = user_path(place)
     model = load_inception(file)
 
     def run(params: Params, images: Array) -> dict[str, Array]:
@@ -266,11 +268,12 @@ def _placed(params: Params) -> Params:
 
 def _name(place: str) -> str:
     """Of a model in results; one of the hub is called so, and not like the folder of a commit where it is cached."""
-    return folder_of(place).name if place.startswith(BUILTIN) else Path(place).expanduser().resolve().name
+    return folder_of(place).name if place.startswith(BUILTIN) else user_path(place).resolve().name
 
 
 def _weights(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
+    """The files that a model is read from; others beside them are not its."""
+    return sorted({tensor.file for tensor in stored_tensors(folder).values()})
 
 
 def _digest(files: list[Path]) -> str:

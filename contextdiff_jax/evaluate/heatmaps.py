@@ -164,7 +164,7 @@ def of_pictures(pipeline: Pipeline, images: np.ndarray, prompts: Sequence[str], 
 def _attended(
     pipeline: Pipeline, prompts: Sequence[str], images: Any, key: int, options: dict, way: Callable
 ) -> Attended:
-    config = pipeline.config
+    config, key = pipeline.config, np.uint32(requests.check_seed(key))
     if config.condition.kind != "text" or config.data.num_frames > 1:
         raise UserError(
             f"heatmaps of words: config.condition.kind={config.condition.kind!r} with {config.data.num_frames} frames; "
@@ -180,7 +180,7 @@ def _attended(
             rows = np.minimum(np.arange(start, start + size), len(prompts) - 1)
             taken = {name: field[rows] for name, field in fields.items()}
             given = None if images is None else jnp.asarray(images[rows])
-            drawn = run(pipeline.params, pipeline.frozen, taken, np.int32(key), rows, numbers, given)
+            drawn = run(pipeline.params, pipeline.frozen, taken, key, rows, numbers, given)
             progress.began()
             count = min(size, len(prompts) - start)
             maps.append(recorder.maps()[:count])

@@ -19,7 +19,7 @@ from contextdiff_jax.evaluate.metrics.base import shown
 from contextdiff_jax.evaluate.metrics.frechet import too_few
 from contextdiff_jax.evaluate.picture_sets import PictureSet, stamp
 from contextdiff_jax.evaluate.unfinished import Journal
-from contextdiff_jax.files import check_file, write_json
+from contextdiff_jax.files import check_file, user_path, write_json
 from contextdiff_jax.training.distributed import is_primary
 
 
@@ -113,7 +113,7 @@ def _journal(
         return None
     files = {"images": stamp(images), "reference": stamp(reference), "captions": stamp(captions)}
     about = files | how | {"batch": BATCH, "spaces": [dataclasses.asdict(space.described) for space in spaces]}
-    path = Path(out).expanduser()
+    path = user_path(out)
     journal = Journal(path.with_name(f".{path.name}.unfinished.npz"), json.dumps(about, sort_keys=True, default=str))
     if journal.found:
         print(f"going on with the measurement that was cut off, for {out}", file=sys.stderr)

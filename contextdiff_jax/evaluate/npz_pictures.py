@@ -11,6 +11,7 @@ import PIL.Image
 
 from contextdiff_jax.data.images import to_rgb
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import user_path
 
 DAMAGED = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # of archives, locked ones too
 BLOCK_BYTES = 1 << 27  # that are read at once, at the most
@@ -55,7 +56,7 @@ def has_pictures(path: str | Path) -> bool:
     Raises:
         UserError: no npz file.
     """
-    return bool(_arrays(Path(path).expanduser()))
+    return bool(_arrays(user_path(path)))
 
 
 def _arrays(path: Path) -> list[Stored]:

@@ -17,7 +17,7 @@ from contextdiff_jax.data.images import SUFFIXES, reason, square, to_rgb, uprigh
 from contextdiff_jax.data.listing import files_below, listed
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import npz_pictures
-from contextdiff_jax.files import read_text, text_lines
+from contextdiff_jax.files import read_text, text_lines, user_path
 from contextdiff_jax.pictures import GRID
 
 NAMED = 10  # files that a result lists
@@ -55,7 +55,7 @@ class PictureSet:
     """
 
     def __init__(self, path: str | Path, crop: int | None = None, captions: str | Path = ""):
-        self.path, self.crop = Path(path).expanduser(), crop
+        self.path, self.crop = user_path(path), crop
         if crop is not None and crop < 8:
             raise UserError(f"crop={crop} pixels; give 8 or more, or leave it out to take pictures as they are")
         if not self.path.exists():
@@ -181,7 +181,7 @@ def stamp(path: str | Path) -> str:
     without a path."""
     if not str(path):
         return ""
-    root = Path(path).expanduser()
+    root = user_path(path)
     names = files_below(root, "pictures") if root.is_dir() else [""]
     states = ((name, (root / name).stat()) for name in names if (root / name).exists())
     found = [(name, state.st_size, state.st_mtime_ns) for name, state in states]
@@ -195,7 +195,7 @@ def captions_of(path: Path, names: Sequence[str] | None, total: int) -> list[str
         UserError: a kind of file that is not read, captions that do not match, or lines of which nobody can say whose
             they are.
     """
-    path = path.expanduser()
+    path = user_path(path)
     if path.is_dir() and names is not None:
         beside = captions_on_disk.read(path, names, files_below(path, "captions"))
         return _matched([beside.get(name, "") for name in names], path, names, total)

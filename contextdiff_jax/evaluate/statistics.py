@@ -17,7 +17,7 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate.feature_spaces import Described
 from contextdiff_jax.evaluate.metrics.frechet import Moments
 from contextdiff_jax.evaluate.npz_pictures import DAMAGED, OF_STATISTICS
-from contextdiff_jax.files import atomic
+from contextdiff_jax.files import atomic, user_path
 
 ABOUT = OF_STATISTICS[-1]
 UNKNOWN = "unknown"  # what others' files do not say
@@ -40,7 +40,7 @@ class Statistics:
 
 def is_statistics(path: str | Path) -> bool:
     """Whether a file is an npz with a mean and a covariance."""
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.suffix != ".npz" or not path.is_file() or not zipfile.is_zipfile(path):
         return False
     try:
@@ -78,7 +78,7 @@ def read(path: str | Path, space: Described, crop_rule: str) -> Statistics:
     Raises:
         UserError: damaged; of another space, resize or crop; or another's, whose space is not named, outside FID's.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in OF_STATISTICS if name in file.files}

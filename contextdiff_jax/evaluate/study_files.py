@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from contextdiff_jax.data.listing import files_below
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_text, text_lines
 
@@ -59,7 +60,7 @@ def answer_files(paths: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     """
     files, others = [], []
     for path in map(Path, paths):
-        below = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        below = [path / name for name in files_below(path, "answers")] if path.is_dir() else [path]
         own = [file for file in below if ".jsonl" in file.name or file == path]
         if not own:
             raise UserError(f"no answers in {str(path)!r}; give the JSON lines files that the page saved")

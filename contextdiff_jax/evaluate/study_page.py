@@ -14,7 +14,7 @@ from contextdiff_jax.data.images import reason
 from contextdiff_jax.data.listing import files_below, listed
 from contextdiff_jax.data.videos import unreadable
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import atomic, check_file, check_writable, write_json
+from contextdiff_jax.files import atomic, check_file, check_writable, user_path, write_json
 from contextdiff_jax.pictures import GRID
 
 ASSETS = Path(__file__).parent.parent / "assets" / "study"
@@ -106,7 +106,7 @@ def _named(text: str) -> tuple[str, Path]:
     name, equals, folder = text.partition("=")
     if not (name and equals and folder):
         raise UserError(f"set {text!r} has no name or no folder; give NAME=FOLDER, e.g. --set=ours=runs/a/samples")
-    return name, Path(folder).expanduser()
+    return name, user_path(folder)
 
 
 def _items(folder: str | Path) -> dict[str, Path]:

@@ -1,5 +1,6 @@
 """The evaluation of a trained run: alignment, distances, bits per dimension and speed, into eval.json and reports."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
@@ -9,13 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from contextdiff_jax import data
+from contextdiff_jax import __version__, data
 from contextdiff_jax.evaluate.alignment import MEASURES, counted
 from contextdiff_jax.evaluate.bpd import BitsPerDim, bits_per_dim, first, join
 from contextdiff_jax.evaluate.conditions import judge_of, judging_of
 from contextdiff_jax.evaluate.distances import Measured, say_what_will_be_refused
 from contextdiff_jax.evaluate.feature_spaces import open_space
-from contextdiff_jax.evaluate.groups import Seen, draw, settings_of
+from contextdiff_jax.evaluate.groups import Judging, Seen, draw, settings_of
 from contextdiff_jax.evaluate.kept import write_kept
 from contextdiff_jax.evaluate.measure import check_names, cut_captions
 from contextdiff_jax.evaluate.metrics.base import shown
@@ -27,6 +28,7 @@ from contextdiff_jax.progress import Progress
 from contextdiff_jax.runtime import here
 from contextdiff_jax.tasks.records import same_held_out
 from contextdiff_jax.training.distributed import is_primary
+from contextdiff_jax.training.integrity import fingerprints
 from contextdiff_jax.training.sharding import gather
 from contextdiff_jax.types import Array, Batch, Params
 
@@ -71,7 +73,10 @@ def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]
     count = sum(len(group.records) for group in judging.groups)
     if is_primary():
         say_what_will_be_refused(spaces, measured.references, count)
-    journal = _journal(pipeline, out, seed)
+    bounded = bool(config.eval.bpd_images and config.space.kind == "pixels") and (
+        config.loss.objective in ("nelbo", "posterior") or config.eval.bpd_always
+    )
+    journal = _journal(pipeline, judging, measured, out, seed, bounded)
     seen: list[Seen] = []
     rows, figures["samples_per_second"] = {}, {}
     for setting, options in settings_of(pipeline).items():
@@ -83,8 +88,8 @@ def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]
     if rows:
         figures["alignment"] = rows | dict(judging.bounds)
     figures |= measured.figures()
-    trained_for_likelihood, per_image = config.loss.objective in ("nelbo", "posterior"), {}
-    if config.eval.bpd_images and config.space.kind == "pixels" and (trained_for_likelihood or config.eval.bpd_always):
+    per_image: dict[str, np.ndarray] = {}
+    if bounded:
         figures["bits_per_dim"], per_image = _bits_per_dim(pipeline, seed, journal)
     if is_primary():
         _print(figures)
@@ -95,10 +100,25 @@ def evaluate_run(pipeline: Pipeline, out: Path, seed: int = 0) -> dict[str, Any]
     return figures
 
 
-def _journal(pipeline: Pipeline, out: Path, seed: int) -> Journal:
-    """What an evaluation of the same model, settings and machine has left in `out`, if it was cut off."""
-    about = {"step": pipeline.step, "seed": seed, "hardware": hardware(), "config": pipeline.config.to_dict()}
-    journal = Journal(out / KEPT / UNFINISHED, json.dumps(about, sort_keys=True, default=str))
+def _journal(
+    pipeline: Pipeline, judging: Judging, measured: Measured, out: Path, seed: int, bounded: bool
+) -> Journal:
+    """What an evaluation of the same model, settings, judge, records and machine has left in `out`, if it was cut
+    off."""
+    about = {
+        "version": __version__,
+        "step": pipeline.step,
+        "seed": seed,
+        "hardware": hardware(),
+        "config": pipeline.config.to_dict(),
+        "parameters": fingerprints({"trained": pipeline.params, "frozen": pipeline.frozen}),
+        "asked": [group.records for group in judging.groups],
+        "judge": [judging.judged_by, judging.asked_for, judging.bounds],
+        "compared_with": measured.compared_with,
+        "bound_of": same_held_out(pipeline.config.data)[1].identity if bounded else "",
+    }
+    about = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+    journal = Journal(out / KEPT / UNFINISHED, about)
     if journal.found and is_primary():
         print(f"going on with the evaluation that was cut off: {out / KEPT / UNFINISHED}")
     return journal

@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import user_path
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+ADDRESS = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/]+/[^/?#]+).*")
 RUNS = "runs"  # where trainings go if nobody says otherwise: what is not there is no model of a hub
 
 
@@ -14,9 +16,9 @@ def cache() -> Path:
     """The cache's folder, by the variables that the hub's own tools read."""
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if os.environ.get(variable):
-            return Path(os.environ[variable]).expanduser()
+            return user_path(os.environ[variable])
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(home).expanduser() / "hub"
+    return user_path(home) / "hub"
 
 
 def local(path: str | Path) -> Path:
@@ -26,9 +28,11 @@ def local(path: str | Path) -> Path:
     and also what a cached model lacks (see `remedy`): not every use needs all of it.
 
     Raises:
-        UserError: a name that is not in the cache; with the command that gets it.
+        UserError: a name that is not in the cache, with the command that gets it; or an address of the hub.
     """
-    here = Path(path).expanduser()
+    if found := ADDRESS.fullmatch(str(path)):
+        raise UserError(f"{str(path)!r} is an address of the hub; give the model's name, {found[1]!r}")
+    here = user_path(path)
     if here.exists() or here.parent.is_file() or not NAME.fullmatch(str(path)):
         return here
     found = cached(str(path))

@@ -18,8 +18,11 @@ def _several(value: Any, accepts: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) > 0 and all(accepts(v) for v in value)
 
 
-# Annotation of a field -> (test of a value, what is accepted).
+# Annotation of a field, or what a whole number stands for -> (test of a value, what is accepted).
+TOKEN = "token"
 KINDS = {
+    TOKEN: (lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0, "the number of a token"),
+    dict: (lambda v: isinstance(v, dict), "an object"),
     bool: (lambda v: isinstance(v, bool), "true or false"),
     int: (_positive, "a positive integer"),
     float: (_number, "a number"),

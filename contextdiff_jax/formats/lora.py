@@ -16,7 +16,7 @@ from flax import traverse_util
 
 from contextdiff_jax import trees
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import atomic, read_object
+from contextdiff_jax.files import atomic, read_object, user_path
 from contextdiff_jax.formats.kinds import check
 from contextdiff_jax.formats.tensor_files import DTYPES, Stored, read_header, read_metadata, read_tensor, write_file
 from contextdiff_jax.types import Params
@@ -79,7 +79,7 @@ def read(path: str | Path, layers: Mapping[str, Mapping[str, str]]) -> dict[str,
         UserError: no such file, or a damaged one, a part without its counterpart or of another rank, layers that these
             networks do not have, or kinds of adaptation other than A and B.
     """
-    file, alpha_of_all = _find(Path(path).expanduser())
+    file, alpha_of_all = _find(user_path(path))
     parts: dict[tuple[str, str], dict[str, Stored]] = {}
     unknown = []
     for name, stored in read_header(file).items():

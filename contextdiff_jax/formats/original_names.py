@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats.tensor_files import DTYPES, Stored
 
 Tensors = dict[str, Stored]
@@ -39,6 +40,7 @@ OPEN_CLIP_ENDS = {
     "ln_final.bias": "text_model.final_layer_norm.bias",
 }
 OPEN_CLIP_UNUSED = ("text_projection", "logit_scale", "attn_mask")
+OPEN_CLIP_LAYERS = 23  # that 2.x uses of its text encoder's 24
 CLIP_UNUSED = ("text_projection.weight", "logit_scale")  # of whole CLIP models, which some files were merged from
 
 
@@ -51,7 +53,10 @@ def unet(tensors: Tensors) -> Tensors:
         stem, _, leaf = name.rpartition(".")
         if stem in UNET_ENDS:
             return f"{UNET_ENDS[stem]}.{leaf}"
-        way, number, place, rest = name.split(".", 3)
+        found = re.fullmatch(r"(input_blocks|middle_block|output_blocks)\.(\d+)\.([^.]+)\.(.+)", name)
+        if found is None:
+            raise UserError(f"the U-Net of a file in the original layout has an unknown tensor {name!r}")
+        way, number, place, rest = found.groups()
         if way == "middle_block":
             rest = f"{place}.{rest}"
             if number == "1":
@@ -104,15 +109,18 @@ def clip(tensors: Tensors) -> Tensors:
 
 
 def open_clip(tensors: Tensors) -> Tensors:
-    """The text encoder's of 2.x, by OpenCLIP. Its last layer is not used; queries, keys and values are one tensor."""
-    last, result = _last(tensors, r"transformer\.resblocks\.(\d+)\."), {}
+    """The text encoder's of 2.x, by OpenCLIP; queries, keys and values are one tensor. Of a whole one the last layer is
+    not used; files that were converted back from diffusers have neither that layer nor the projection."""
+    count, result = 1 + _last(tensors, r"transformer\.resblocks\.(\d+)\."), {}
+    whole = "text_projection" in tensors and count != OPEN_CLIP_LAYERS
+    unused = count - 1 if whole or count > OPEN_CLIP_LAYERS else count
     for name, tensor in tensors.items():
         if name in OPEN_CLIP_ENDS:
             result[OPEN_CLIP_ENDS[name]] = tensor
-        elif name not in OPEN_CLIP_UNUSED:
-            _, _, number, rest = name.split(".", 3)
+        elif found := re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)", name):
+            number, rest = found.groups()
             layer = f"text_model.encoder.layers.{number}."
-            if int(number) == last:
+            if int(number) == unused:
                 continue
             if rest.startswith("attn.in_proj_"):
                 leaf = rest.removeprefix("attn.in_proj_")
@@ -120,6 +128,8 @@ def open_clip(tensors: Tensors) -> Tensors:
             else:
                 stem, _, leaf = rest.rpartition(".")
                 result[f"{layer}{OPEN_CLIP_LAYER.get(stem, stem)}.{leaf}"] = tensor
+        elif name not in OPEN_CLIP_UNUSED and not name.endswith("position_ids"):
+            raise UserError(f"the text encoder of a Stable Diffusion 2.x file has an unknown tensor {name!r}")
     return result
 
 

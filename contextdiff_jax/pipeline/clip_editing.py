@@ -16,7 +16,7 @@ from PIL import Image
 from contextdiff_jax import config as config_lib
 from contextdiff_jax import encoders, trees
 from contextdiff_jax import task as task_lib
-from contextdiff_jax.data.clips import LEAST, RATE, Clip
+from contextdiff_jax.data.clips import LEAST, RATE, Clip, as_shown
 from contextdiff_jax.data.images import square
 from contextdiff_jax.data.moving import moving
 from contextdiff_jax.data.one_clip import check_identity, clip_of, given_masks
@@ -379,9 +379,9 @@ def _clip(frames: Frames, source: str, config: ConfigDict, whole: bool) -> Clip:
 
 
 def _picture(frame: Image.Image | np.ndarray) -> Image.Image:
-    """A frame as a picture."""
+    """A frame as a picture, as it is shown: masks are of what one sees."""
     if isinstance(frame, Image.Image):
-        return frame
+        return as_shown(frame)
     array = np.asarray(frame)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
         raise UserError(f"a frame of {array.dtype} {array.shape} is no picture; give PIL images, or uint8 [F, H, W, 3]")

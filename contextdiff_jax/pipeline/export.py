@@ -18,7 +18,6 @@
 
 import filecmp
 import itertools
-import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ from contextdiff_jax.conditions.spaces import RGB_MAP, Latents, write_rgb_map
 from contextdiff_jax.config import complete, leaves
 from contextdiff_jax.encoders.text import TextEncoder
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import local_path, read_json, read_object, write_json
+from contextdiff_jax.files import local_path, read_json, read_object, unique, write_json
 from contextdiff_jax.formats import diffusers_format, hub, lora, pretrained
 from contextdiff_jax.pipeline import pretrained_parts
 from contextdiff_jax.pipeline.pretrained_parts import PIPELINE_INDEX, is_diffusers_pipeline
@@ -74,8 +73,7 @@ def write(task: DiffusionTask, params: Params, step: int, out: str | Path, half:
     named = local_path(out).absolute()
     out = named.resolve()  # of a link, the folder behind it
     _check_target(task.config, out)
-    building = out.with_name(f".{out.name}.{os.getpid()}")
-    shutil.rmtree(building, ignore_errors=True)
+    building = out.with_name(f".{out.name[:80]}.{unique()}")
     try:
         building.mkdir(parents=True)
         _write(task, params, step, building, named.name, half)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from contextdiff_jax.encoders import BUILTIN
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import check_writable
+from contextdiff_jax.files import check_writable, user_path
 from contextdiff_jax.formats.hub import RUNS
 from contextdiff_jax.pipeline.export import is_export
 from contextdiff_jax.training.workdir import has_trained
@@ -20,7 +20,7 @@ def home_of(model: str) -> Path:
     A model that ships, a name of the hub, another library's folder and a single file are not written into, nor is
     another run that happens to have the name.
     """
-    path = Path(model).expanduser()
+    path = user_path(model)
     if _is_ours(model):
         return path
     is_path = path.exists() and not model.startswith(BUILTIN)
@@ -32,7 +32,7 @@ def home_of(model: str) -> Path:
 
 def _is_ours(model: str) -> bool:
     """Whether this is the folder of a run or an export."""
-    path = Path(model).expanduser()
+    path = user_path(model)
     return not model.startswith(BUILTIN) and path.is_dir() and (is_export(path) or has_trained(path))
 
 

@@ -15,7 +15,7 @@ from contextdiff_jax import config as config_lib
 from contextdiff_jax.conditions import ClassCondition, Condition, LayoutCondition
 from contextdiff_jax.data.images import asked_for, fitted
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import read_json
+from contextdiff_jax.files import read_json, user_path
 from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.types import Array
 
@@ -127,7 +127,7 @@ def read_layouts(path: str) -> list[Any]:
     """
     if not path:
         raise UserError("this model draws layouts; give them in a file, --layout=FILE.json")
-    file = Path(path).expanduser()  # --layout=~/lay.json reaches us as it is
+    file = user_path(path)  # --layout=~/lay.json reaches us as it is
     if not file.is_file():
         raise UserError(f"layout file {path!r} does not exist; give a JSON file like {_LAYOUT}")
     try:

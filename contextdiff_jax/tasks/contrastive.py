@@ -12,8 +12,11 @@ from contextdiff_jax import data
 from contextdiff_jax.conditions import TextCondition
 from contextdiff_jax.encoders import Clip, clip
 from contextdiff_jax.errors import UserError
+from contextdiff_jax.files import local_path
 from contextdiff_jax.formats.tokenizers import read_tokenizer, train_bpe
+from contextdiff_jax.tasks import identity
 from contextdiff_jax.tasks.contrastive_loss import contrastive_loss
+from contextdiff_jax.training.workdir import has_trained
 from contextdiff_jax.types import Array, Batch, Params
 
 MAX_LOGIT_SCALE = float(np.log(100.0))
@@ -56,7 +59,7 @@ class ContrastiveTask:
             image_size=sizes.image_size,
             patch_size=sizes.patch_size,
         )
-        self.clip = Clip(model, None, Path(sizes.tokenizer_dir))
+        self.clip = Clip(model, None, local_path(sizes.tokenizer_dir).absolute())
         self._prepare_tokenizer()
 
     def _prepare_tokenizer(self) -> None:
@@ -87,6 +90,14 @@ class ContrastiveTask:
     def init(self, key: Array) -> Params:
         """Fresh float32 parameters in the layout of `Clip`."""
         return self.clip.init(key)
+
+    def keep(self, workdir: Path) -> None:
+        """Records which tokenizer the run has; all processes call it.
+
+        Raises:
+            UserError: it was started with another.
+        """
+        identity.check(workdir, self.config, has_trained(workdir))
 
     def draw(self, batch: Batch, key: Array) -> Batch:
         """Nothing is random but the data."""

@@ -17,7 +17,7 @@ from contextdiff_jax import encoders, trees
 from contextdiff_jax.encoders import vq
 from contextdiff_jax.encoders.text import TextEncoder
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import read_object, write_json
+from contextdiff_jax.files import local_path, read_object, write_json
 from contextdiff_jax.formats import digests as files
 from contextdiff_jax.formats import tokenizers
 from contextdiff_jax.models.controlnet import read_controlnet_config
@@ -33,7 +33,9 @@ _SHOWN = 4  # settings that a message names
 
 
 def sources(config: ConfigDict) -> dict[str, Path]:
-    """Where each frozen network of a diffusion model lies: {name: folder}."""
+    """Where each frozen network of a diffusion model lies, {name: folder}; other tasks have none."""
+    if config.task != "diffusion":
+        return {}
     folder = encoders.folder_of(config.model.pretrained)
     found = {}
     if needs_clip(config):
@@ -58,6 +60,9 @@ def sources(config: ConfigDict) -> dict[str, Path]:
 
 def settings(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """What is read of a model's files beside weights: {name: {"path", "settings": {key: value in words}}}."""
+    if config.task == "contrastive":
+        folder = local_path(config.clip.tokenizer_dir).absolute()
+        return {"clip.tokenizer_dir": dict(path=str(folder), settings=_flat(tokenizers.settings(folder)))}
     pipeline, folders = encoders.folder_of(config.model.pretrained), sources(config)
     read: dict[str, Any] = {
         "vae": vq.config_of,

@@ -116,14 +116,22 @@ def gather_texts(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Work that processes share: a UserError of one is raised by all of them, so that none waits for another."""
+    """Work that processes share: what one raises ends all of them, with a UserError that names it where it was another,
+    so that none waits for one that is gone."""
     problem = None
     try:
         yield
-    except UserError as error:
+    except Exception as error:
         problem = error
-    if failed := _by_process(gather_texts(str(problem or ""))):
+    if failed := _by_process(gather_texts(_words(problem))):
         raise problem or UserError(failed)
+
+
+def _words(problem: Exception | None) -> str:
+    """An error as others are told it, "" for none."""
+    if problem is None:
+        return ""
+    return str(problem) if isinstance(problem, UserError) else f"{type(problem).__name__}: {problem}"
 
 
 def the_same(make: Callable[[], T], describe: Callable[[T], str]) -> T:
@@ -135,17 +143,20 @@ def the_same(make: Callable[[], T], describe: Callable[[T], str]) -> T:
 
     Raises:
         UserError: one of them failed, or the descriptions differ; every process raises it and names the processes.
+        Exception: what `make` raised on this one, if it was no UserError.
     """
     if jax.process_count() == 1:
         return make()
-    result, problem = None, ""
+    result, problem = None, None
     for turn in (is_primary(), not is_primary()):
         if turn:
             try:
                 result = make()
-            except UserError as error:
-                problem = str(error)
-        if failed := _by_process(gather_texts(problem)):
+            except Exception as error:
+                problem = error
+        if failed := _by_process(gather_texts(_words(problem))):
+            if problem and not isinstance(problem, UserError):
+                raise problem
             raise UserError(f"{failed}; put that right for all processes")
     found = gather_texts(describe(result))
     if len(set(found)) > 1:

@@ -291,6 +291,15 @@ def test_bad_clips_are_refused_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="is not written"):
         write_clip(tmp_path / "clip.avi", frames(2))
+    for sides, rate in (((16, 16448), 8.0), ((16, 16), 3e9)):
+        with pytest.raises(UserError, match=f"an mp4 of {sides[1]} x 16 pixels at .* cannot be written"):
+            write_clip(tmp_path / "clip.mp4", np.zeros((2, *sides, 3), np.uint8), rate)
+    assert not (tmp_path / "clip.mp4").exists()
+
+
+def test_a_long_clip_is_known_without_reading_it_whole(tmp_path):
+    write_clip(tmp_path / "x.gif", frames(6), 8.0)
+    assert clips.is_longer(tmp_path / "x.gif", 5) and not clips.is_longer(tmp_path / "x.gif", 6)
 
 
 @pytest.mark.parametrize("preset", ["demo", "pairs"])

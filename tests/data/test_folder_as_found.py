@@ -136,6 +136,7 @@ def test_whole_paths_in_a_table_and_those_that_lead_out(tmp_path):
         ({"a.txt": " \n"}, "a.txt is empty: write the caption into it"),
         ({"metadata.csv": "name,text\na.png,t"}, "metadata.csv line 1: has no column file_name"),
         ({"metadata.csv": "file_name,text\na.png,"}, "metadata.csv line 2: a.png has no caption"),
+        ({"metadata.csv": 'file_name,text\na.png,"5 inch nail\nb.png,a cat\n'}, "is no table .*a quote in them twice"),
         ({"metadata.jsonl": "[" * 100_000}, "metadata.jsonl line 1: is not JSON .too deep"),
         ({"metadata.jsonl": r'{"file_name": "a.png", "text": "x\ud800"}'}, "line 1: the caption .* half a character"),
         ({"a.txt": b"caf\xe9"}, "a.txt line 1: is not UTF-8 text"),

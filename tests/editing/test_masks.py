@@ -38,6 +38,8 @@ def test_a_clips_own_mask_covers_whatever_the_object_touches():
     assert inside[0, 1, 2] == 1 and inside.sum() == 1
     np.testing.assert_array_equal(given_mask(own, "around", 2, (4, 4)), 1 - inside)
     assert given_mask(None, "clip", 2, (4, 4)).all()
+    assert masks.shrink(jnp.asarray(inside), (2, 2))[0].tolist() == [[0, 1], [0, 0]]  # nor where a map is smaller
+    np.testing.assert_array_equal(masks.shrink(jnp.asarray(inside), (3, 3)), masks.resize_nearest(inside, (3, 3)))
 
 
 def test_windows_cover_the_clip_and_agree_where_they_overlap():

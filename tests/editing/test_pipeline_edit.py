@@ -1,6 +1,8 @@
 """Editing from Python with all that a clip can bring: more frames than a window, masks, edges, several prompts."""
 
+import io
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import av
@@ -19,7 +21,7 @@ from contextdiff_jax import encoders, keys
 from contextdiff_jax.data.clips import Clip, write_clip
 from contextdiff_jax.data.moving import moving
 from contextdiff_jax.editing import editor as editor_lib
-from contextdiff_jax.editing import measures
+from contextdiff_jax.editing import measures, result
 from contextdiff_jax.editing.editor import Editor
 from contextdiff_jax.editing.result import AUTOENCODER
 from contextdiff_jax.errors import UserError
@@ -42,6 +44,12 @@ def pipe(tmp_path_factory):
     pipe = cdx.Pipeline.load(root / "sd")
     pipe.control = str(root / "control")
     return pipe
+
+
+def fails_for(name, path, *args, **how):
+    if path.name == name:
+        raise UserError("no such film")
+    write_clip(path, *args, **how)
 
 
 def test_windows_masks_edges_and_several_prompts_at_once(pipe, tmp_path, monkeypatch):
@@ -69,6 +77,15 @@ def test_windows_masks_edges_and_several_prompts_at_once(pipe, tmp_path, monkeyp
     with av.open(str(edited.save(tmp_path / "x.mp4"))) as video:
         shown = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert np.shape(shown) == (FRAMES, SIZE, 4 * SIZE, 3)  # source, reconstruction, two edits
+    # Where that would be too wide, in rows; and one film that cannot be written does not cost the others.
+    monkeypatch.setattr(result, "WIDEST", 3 * SIZE)
+    monkeypatch.setattr(result, "write_clip", partial(fails_for, "edit-1.mp4"))
+    edited.write(tmp_path / "rows")
+    with av.open(str(tmp_path / "rows" / "edit.mp4")) as video:
+        stacked = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert np.shape(stacked) == (FRAMES, 2 * SIZE, 3 * SIZE, 3) and np.min(np.array(stacked)[:, SIZE:, SIZE:]) > 240
+    written = sorted(path.name for path in (tmp_path / "rows").iterdir())
+    assert written == ["edit-2.mp4", "edit.gif", "edit.json", "edit.mp4", "edit.png"]
     seconds = edited.figures["seconds_per_frame"]
     assert set(seconds["edit"]) == set(TARGETS) and seconds["decode"].keys() > seconds["edit"].keys()
     assert all(isinstance(seconds[stage], float) for stage in ("encode", "invert", "reconstruct"))
@@ -173,6 +190,26 @@ def test_masks_are_of_the_frames_or_of_the_model(asked, tmp_path):
         assert config.edit.rate == 12.0
 
 
+def test_masks_are_of_pictures_as_they_are_shown(asked):
+    """A picture's EXIF block may say that it is to be turned."""
+    shown, masks = np.zeros((3, 2 * SIZE, SIZE, 3), np.uint8), np.zeros((3, 2 * SIZE, SIZE), bool)
+    shown[:, SIZE : SIZE + 4], masks[:, SIZE : SIZE + 4] = 255, True
+    stored = []
+    for frame in shown:
+        Image.fromarray(frame).transpose(Image.Transpose.ROTATE_90).save(file := io.BytesIO(), "png", exif=turned())
+        stored.append(Image.open(file))
+    clip, _ = asked(stored, "ddim", masks=masks)
+    np.testing.assert_array_equal(clip.frames.mean(axis=-1) > 127, clip.masks)
+    assert clip.masks.any()
+
+
+def turned():
+    """What says of a picture: turn it by a quarter, clockwise."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
 def test_masks_tell_an_object_from_what_is_around_it(asked):
     frames, masks = np.zeros((3, SIZE, SIZE, 3), np.uint8), np.zeros((3, SIZE, 2 * SIZE), bool)
     for given, what in ((masks[:, :, :SIZE], "nothing"), (~masks[:, :, :SIZE], "everything")):
@@ -216,6 +253,7 @@ def test_what_frames_of_one_s_own_cannot_be(pipe):
     frames = np.zeros((3, SIZE, SIZE, 3), np.uint8)
     for given, options, message in (
         (frames / 255.0, {}, r"a frame of float64 \(16, 16, 3\) is no picture"),
+        (frames, dict(threshold="static"), "sample.threshold='static' cannot act in an edit"),
         (frames, dict(start=1), "option start=1 is for a clip's path"),
         (frames, dict(mask_path="masks"), "option mask_path='masks' is for a clip's path"),
         (frames, dict(strenght=1), "option strenght=1 is unknown"),

@@ -171,6 +171,9 @@ def test_old_config_sections_win_and_defaults_are_transformers():
         (dict(text_config=dict(hidden_act="relu")), "hidden_act='relu'"),
         (dict(vision_config=dict(hidden_size=50, num_attention_heads=3)), "not divisible by its 3 heads"),
         (dict(vision_config=dict(image_size=30, patch_size=4)), "image_size=30"),
+        (dict(text_config=["hidden_size"]), r"text_config=\['hidden_size'\] .*an object"),
+        (dict(text_config=dict(eos_token_id=None)), "eos_token_id=None .*the number of a token"),
+        (dict(text_config=dict(architectures=5)), "architectures=5 .*a list of names"),
     ],
 )
 def test_impossible_configs_are_named(change, words):

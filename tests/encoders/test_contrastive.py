@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from configs import clip_mini
+from contextdiff_jax import config as config_lib
 from contextdiff_jax import task as task_lib
 from contextdiff_jax import training
 from contextdiff_jax.encoders import load_clip
@@ -108,6 +109,26 @@ def test_a_tokenizer_that_is_there_is_kept(tmp_path):
     before = (tmp_path / "tokenizer" / "tokenizer.json").read_bytes()
     task_lib.build(tiny(tmp_path))
     assert (tmp_path / "tokenizer" / "tokenizer.json").read_bytes() == before
+
+
+def test_a_run_knows_its_tokenizer_and_where_it_lies(tmp_path, monkeypatch):
+    """From wherever it is called, and another one in that place is refused."""
+    monkeypatch.chdir(tmp_path)
+    config = tiny(tmp_path)
+    config.clip.tokenizer_dir = "~/tokenizer"
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    saved = config_lib.whole_paths(config)
+    assert saved.clip.tokenizer_dir == str(tmp_path / "home" / "tokenizer")
+    task = task_lib.build(config)
+    assert (tmp_path / "home" / "tokenizer" / "tokenizer.json").is_file() and not (tmp_path / "~").exists()
+    (tmp_path / "run" / "checkpoints" / "4").mkdir(parents=True)
+    task.keep(tmp_path / "run")
+    train_bpe(["quite other words"], 560, 32, tmp_path / "home" / "tokenizer")
+    with pytest.raises(UserError, match="was made with the clip.tokenizer_dir of .* but .* holds another"):
+        task.keep(tmp_path / "run")
+    config.clip.tokenizer_dir = "gs://bucket/tokenizer"
+    with pytest.raises(UserError, match="remote store"):
+        task_lib.build(config)
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):

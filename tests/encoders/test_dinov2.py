@@ -66,7 +66,13 @@ def test_names_are_also_the_hubs():
 
 @pytest.mark.parametrize(
     "config, words",
-    [(dict(model_type="vit"), "model_type='vit'"), (dict(model_type="dinov2", use_swiglu_ffn=True), "giant")],
+    [
+        (dict(model_type="vit"), "model_type='vit'"),
+        (dict(model_type="dinov2", use_swiglu_ffn=True), "giant"),
+        (dict(model_type="dinov2", num_attention_heads=0), "num_attention_heads=0 .*positive integer"),
+        (dict(model_type="dinov2", hidden_size="768"), "hidden_size='768' .*positive integer"),
+        (dict(model_type="dinov2", num_attention_heads=5), "hidden_size=768 .*multiple of num_attention_heads=5"),
+    ],
 )
 def test_other_models_are_refused(config, words):
     with pytest.raises(UserError, match=words):

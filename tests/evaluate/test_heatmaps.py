@@ -85,8 +85,11 @@ PROMPTS = ("a frog on a red background", "a soccer ball on a blue background")  
 
 
 def test_pictures_are_those_of_the_pipeline(pipe):
-    found = heatmaps.of_samples(pipe, PROMPTS, key=3)
-    np.testing.assert_allclose(found.images, pipe.sample_arrays(list(PROMPTS), key=3), atol=2e-4)
+    seed = 3_000_000_000  # beyond what 32 bits with a sign hold
+    found = heatmaps.of_samples(pipe, PROMPTS, key=seed)
+    np.testing.assert_allclose(found.images, pipe.sample_arrays(list(PROMPTS), key=seed), atol=2e-4)
+    with pytest.raises(UserError, match="seed 4294967296 is outside"):
+        heatmaps.of_samples(pipe, PROMPTS, key=2**32)
     assert found.maps.shape[:3] == (2, 4, 4)  # 16 pixels, patches of 2, the second level
     np.testing.assert_allclose(found.maps.sum(axis=-1), 1.0, atol=1e-5)
     with pytest.raises(UserError, match="texts"):

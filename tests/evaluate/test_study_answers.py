@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -134,12 +135,17 @@ def test_every_file_of_a_folder_is_read_or_named(tmp_path, capsys):
     (tmp_path / "sub").mkdir()
     with pytest.raises(UserError, match="no answers in"):
         answer_files([tmp_path])
+    (tmp_path / "linked").symlink_to(tmp_path / "sub")  # of one folder, whose files come once
     for i, name in enumerate(("a.jsonl", "d.jsonl.txt", "sub/e.jsonl")):
         written(tmp_path / name, [answer(f"s{i}")])
     (tmp_path / "sub" / "notes.txt").write_text("")
     files, others = answer_files([tmp_path])
     assert len(files) == 3 and others == [tmp_path / "sub" / "notes.txt"]
     assert {a.subject for a in read_answers([tmp_path])} == {"s0", "s1", "s2"}
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "by_link").symlink_to(tmp_path / "sub")
+    assert [a.subject for a in read_answers([tmp_path / "elsewhere"])] == ["s2"]
+    shutil.rmtree(tmp_path / "elsewhere")
     for i in range(30):  # as in the folder of a page
         (tmp_path / f"{i:02d}.png").write_text("")
     study_on_command("", (), [str(tmp_path)], source="", captions="")

@@ -20,6 +20,7 @@ WIDTHS = (32, 64)
 UNET = helpers.UNET | dict(block_out_channels=WIDTHS, norm_num_groups=32, attention_head_dim=8, cross_attention_dim=64)
 VAE = helpers.VAE | dict(block_out_channels=(32, 64), norm_num_groups=32)
 TEXT = helpers.TEXT | dict(hidden_size=64, num_attention_heads=1)
+UNUSED = ("text_projection", "logit_scale")  # of a file that OpenCLIP itself writes
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,20 @@ def test_open_clip_of_2_x_and_what_its_unet_predicts(saved, tmp_path):
     expected = encoders.load_text_encoder(tmp_path / "text", tokenizer_dir=folder / "tokenizer")
     jax.tree.map(np.testing.assert_array_equal, read.params, expected.params)
     assert read.config.tower == expected.config.tower
+    # As diffusers converts one back: the layers that are used and no other, and numbers of the positions.
+    back = original_layout.open_clip(text.state_dict(), 2)
+    back = {name: value for name, value in back.items() if ".resblocks.2." not in name and name not in UNUSED}
+    positions = {"transformer.text_model.embeddings.position_ids": torch.arange(8)[None]}
+    second_text = {"cond_stage_model.model.": back | positions}
+    converted = original_layout.save(tmp_path / "back.safetensors", second | second_text)
+    read = encoders.load_text_encoder(converted / "text_encoder", tokenizer_dir=folder / "tokenizer")
+    jax.tree.map(np.testing.assert_array_equal, read.params, expected.params)
+    for prefix, name in (("cond_stage_model.model.", "logit_bias"), ("model.diffusion_model.", "stray.weight")):
+        other = second | {prefix: second[prefix] | {name: torch.zeros(2)}}
+        with pytest.raises(UserError, match=f"unknown tensor '{name}'"):
+            original_layout.save(tmp_path / "other.safetensors", other)
+            part = "unet" if "diffusion" in prefix else "text_encoder"
+            single_file.read_config(tmp_path / "other.safetensors" / part)
     with pytest.raises(UserError, match="nothing says whether it predicts eps.*model.yaml"):
         cdx.Pipeline.load(file)
     (tmp_path / "model.yaml").write_text('params:\n  parameterization: "v"\n')

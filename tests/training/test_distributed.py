@@ -37,7 +37,7 @@ class _Cluster:
             self.own.index = index
             try:
                 results[index] = function(index)
-            except UserError as error:
+            except Exception as error:
                 results[index] = error
 
         threads = [threading.Thread(target=one, args=(index,)) for index in range(self.count)]
@@ -63,15 +63,24 @@ def test_processes_that_see_other_records_stop_with_a_line_that_names_them(monke
 
 
 @pytest.mark.parametrize("bad", [0, 1])
-def test_a_failure_of_one_ends_all(monkeypatch, bad):
+@pytest.mark.parametrize("kind", [UserError, OSError, TypeError])
+def test_a_failure_of_one_ends_all(monkeypatch, bad, kind):
+    """Whatever it is; the process that failed has its own error, where that is no user's."""
+
     def make(index):
         if index == bad:
-            raise UserError("data.path: pictures does not exist")
+            raise kind("pictures does not exist")
         return "94 images"
 
-    results = _Cluster(2, monkeypatch).run(lambda i: distributed.the_same(lambda: make(i), str))
-    for error in results:
-        assert isinstance(error, UserError) and f"process {bad}: data.path: pictures does not exist" in str(error)
+    def shared(index):
+        with distributed.together():
+            make(index)
+
+    words = "pictures does not exist" if kind is UserError else f"{kind.__name__}: pictures does not exist"
+    for one in (lambda i: distributed.the_same(lambda: make(i), str), shared):
+        results = _Cluster(2, monkeypatch).run(one)
+        assert isinstance(results[bad], kind) and "pictures does not exist" in str(results[bad])
+        assert isinstance(results[1 - bad], UserError) and f"process {bad}: {words}" in str(results[1 - bad])
 
 
 def test_frozen_networks_are_compared_across_processes(monkeypatch, tmp_path):

@@ -14,7 +14,7 @@ import pytest
 
 from contextdiff_jax import files
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.training import NonFiniteLoss, load_params, loop, metrics, train
+from contextdiff_jax.training import NonFiniteLoss, load_params, loop, metrics, preemption, train
 from contextdiff_jax.training.metrics import drop_after
 from contextdiff_jax.training.workdir import check_workdir, exclusive, steps_in
 from tests.training.toy_task import ToyTask, toy_config
@@ -55,6 +55,10 @@ def sigterm():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def hangup():
+    os.kill(os.getpid(), signal.SIGHUP)
+
+
 def ctrl_c():
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -84,9 +88,16 @@ def test_a_run_that_crashed_continues_bitwise(tmp_path, whole, at):
 
 
 @pytest.mark.parametrize(
-    "action, number, cause", [(sigterm, signal.SIGTERM, "SIGTERM"), (ctrl_c, signal.SIGINT, "Ctrl-C")]
+    "action, number, cause",
+    [(sigterm, signal.SIGTERM, "SIGTERM"), (ctrl_c, signal.SIGINT, "Ctrl-C"), (hangup, signal.SIGHUP, "SIGHUP")],
 )
-def test_a_signal_finishes_the_step_saves_and_continues_bitwise(tmp_path, whole, capfd, action, number, cause):
+def test_a_signal_finishes_the_step_saves_and_continues_bitwise(
+    tmp_path, whole, capfd, monkeypatch, request, action, number, cause
+):
+    monkeypatch.setattr(preemption, "_leave_the_terminal", lambda: None)  # it is read below
+    if signal.getsignal(number) is signal.SIG_IGN:  # as below nohup
+        request.addfinalizer(lambda: signal.signal(number, signal.SIG_IGN))
+        signal.signal(number, signal.SIG_DFL)
     before = signal.getsignal(number)
     state = train(InterruptedTask(toy_config(), 6, action), tmp_path)
     assert int(state.step) == 6 and steps_in(tmp_path / "checkpoints") == [6, 4]
