@@ -58,7 +58,7 @@ def base() -> ConfigDict:
     config.data.length = 0  # frames of the clip; 0: num_frames. A longer one is edited in windows
     config.data.overlap = 4  # frames, of neighbouring windows
     config.data.start = 0
-    config.data.sampling_rate = 1
+    config.data.sampling_rate = 1  # every frame, so that a short clip suffices; ContextDiff and Tune-A-Video take 2
     config.data.crop = (0, 0, 0, 0)  # pixels cut off: left, top, right, bottom
     config.data.mask_path = ""  # frames or a video, white on the object: for figures and edit.mask
     config.data.flow_path = ""  # .npy of (dx, dy) into the frame before, [F - 1, H, W, 2]: for the warp error

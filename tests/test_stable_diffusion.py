@@ -205,6 +205,9 @@ def test_an_export_has_the_scheduler_of_its_own_process(folder, tmp_path, change
     if scheduler is None:
         theirs.set_timesteps(10)
         np.testing.assert_array_equal(theirs.timesteps + 1, [t for t, _ in sampling.Plan.of(task, _ten(config)).moves])
+    for sampler in ("heun", "dpmpp_2m"):  # whatever draws, the same is trained
+        config.sample.sampler = sampler
+        np.testing.assert_array_equal(task_lib.build(config, weights=False).schedule.alpha_bar, task.schedule.alpha_bar)
 
 
 def _ten(config):

@@ -37,7 +37,8 @@ class Previews:
 
     @cached_property
     def _draw(self) -> Callable[..., Array]:
-        task, section = self.task, self.task.config.sample
+        section = self.task.config.sample
+        task = self.task.under(section.sampler)
         plan, numbers = (of(section) for of in (partial(sampling.Plan.of, task), sampling.Numbers.of))
 
         def draw(params: Params, frozen: Params, condition: Batch, keys: Array) -> Array:

@@ -124,7 +124,8 @@ def read_process(config: ConfigDict, scheduler: dict[str, Any], space: Pixels | 
     """
     s, prediction = None, config.model.prediction
     if PRETRAINED in (config.process.schedule, prediction):
-        found = from_scheduler_config(scheduler, config.sample.sampler)
+        # As DDIM's class reads it, whatever draws: what is trained does not hang on the previews' sampler.
+        found = from_scheduler_config(scheduler, "ddim")
         prediction = found.prediction if prediction == PRETRAINED else prediction
         s = found.schedule if config.process.schedule == PRETRAINED else None
     if s is None:
