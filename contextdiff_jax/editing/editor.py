@@ -59,7 +59,6 @@ def put_at_rest(model: Any, config: ConfigDict, clip: Clip, targets: Sequence[st
     said of words that these prompts have not; the rest is checked by `controls_of`, whose errors may be raised here."""
     check_targets(targets)
     num_steps, read = config.sample.num_steps, model.parts.condition.read
-    config.sample.threshold = "none"
     effects.blends_at_rest(config.edit, num_steps)
     if words:
         plans.words_at_rest(config.edit, clip.caption, targets, read)
@@ -99,11 +98,6 @@ class Editor:
             raise UserError(
                 f"config.sample.sampler={config.sample.sampler!r} with eta={config.sample.eta:g}: what was inverted is "
                 "sampled by ddim with eta=0"
-            )
-        if config.sample.threshold != "none":
-            raise UserError(
-                f"config.sample.threshold={config.sample.threshold!r} cannot act in an edit, whose latents leave no "
-                "range; take 'none'"
             )
         self.model, self.params, self.frozen, self.clip, self.config = model, params, frozen, clip, config
         self._kept = Kept(PROGRAMS) if kept is None else kept

@@ -83,7 +83,7 @@ def test_windows_masks_edges_and_several_prompts_at_once(pipe, tmp_path, monkeyp
     edited.write(tmp_path / "rows")
     with av.open(str(tmp_path / "rows" / "edit.mp4")) as video:
         stacked = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-    assert np.shape(stacked) == (FRAMES, 2 * SIZE, 3 * SIZE, 3) and np.min(np.array(stacked)[:, SIZE:, SIZE:]) > 240
+    assert np.shape(stacked) == (FRAMES, 2 * SIZE, 3 * SIZE, 3) and np.min(np.array(stacked)[:, SIZE:, SIZE:]) > 200
     written = sorted(path.name for path in (tmp_path / "rows").iterdir())
     assert written == ["edit-2.mp4", "edit.gif", "edit.json", "edit.mp4", "edit.png"]
     seconds = edited.figures["seconds_per_frame"]
@@ -253,7 +253,7 @@ def test_what_frames_of_one_s_own_cannot_be(pipe):
     frames = np.zeros((3, SIZE, SIZE, 3), np.uint8)
     for given, options, message in (
         (frames / 255.0, {}, r"a frame of float64 \(16, 16, 3\) is no picture"),
-        (frames, dict(threshold="static"), "sample.threshold='static' cannot act in an edit"),
+        (frames, dict(threshold="static"), "sample.threshold='static' .*latents need 'none'"),
         (frames, dict(start=1), "option start=1 is for a clip's path"),
         (frames, dict(mask_path="masks"), "option mask_path='masks' is for a clip's path"),
         (frames, dict(strenght=1), "option strenght=1 is unknown"),
