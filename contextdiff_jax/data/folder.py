@@ -129,7 +129,7 @@ class ImageFolderSource(ImageSource):
     def _captions_of_all(self) -> dict[str, str]:
         """{name: caption} of all images of the folder, sorted by name."""
         names = files_below(self.path)
-        image_names = [name for name in names if pathlib.PurePosixPath(name).suffix.lower() in images.SUFFIXES]
+        image_names = images.pictures_among(names, self.path)
         if not image_names:
             raise UserError(f"data.path: {self.path} holds no images; accepted: {', '.join(sorted(images.SUFFIXES))}")
         captions = captions_on_disk.read(self.path, image_names, names)

@@ -1,15 +1,20 @@
 """Image files as arrays: one path from a file to pixels, for the scan at the start, for training and for `--image`."""
 
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+from absl import logging
 
+from contextdiff_jax.data.listing import listed
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import user_path
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+# Pictures too, but of kinds that Pillow reads on some machines and not on others.
+_NOT_READ = frozenset((".avif", ".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".dng", ".cr2", ".nef", ".arw"))
 _ORIENTATION = 0x0112  # of EXIF
 _TURNS = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
@@ -20,6 +25,15 @@ _TURNS = {
     7: PIL.Image.Transpose.TRANSVERSE,
     8: PIL.Image.Transpose.ROTATE_90,
 }
+
+
+def pictures_among(names: Sequence[str], where: str | pathlib.Path) -> list[str]:
+    """Those of a folder's files that are read as pictures; a warning names those that are pictures of other kinds."""
+    of_kind = lambda kinds: [name for name in names if pathlib.PurePosixPath(name).suffix.lower() in kinds]
+    if others := of_kind(_NOT_READ):
+        said = "%s: pictures of kinds that are not read are left out (%d): %s; convert them to png or jpeg"
+        logging.warning(said, where, len(others), listed(others))
+    return of_kind(SUFFIXES)
 
 
 def read_image(path: pathlib.Path, image_size: int, *, turned: bool = True) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 
 from contextdiff_jax.data import captions_on_disk
-from contextdiff_jax.data.images import SUFFIXES, reason, square, to_rgb, upright
+from contextdiff_jax.data.images import SUFFIXES, pictures_among, reason, square, to_rgb, upright
 from contextdiff_jax.data.listing import files_below, listed
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.evaluate import npz_pictures
@@ -62,7 +62,7 @@ class PictureSet:
             raise UserError(f"pictures {str(path)!r} do not exist; give a folder of pictures or an npz file")
         self.names, self.grids = None, []
         if self.path.is_dir():
-            names = [name for name in files_below(self.path, "pictures") if Path(name).suffix.lower() in SUFFIXES]
+            names = pictures_among(files_below(self.path, "pictures"), self.path)
             self.names = [name for name in names if Path(name).name != GRID]
             self.grids = [name for name in names if Path(name).name == GRID]
         self.total = len(self.names) if self.names is not None else npz_pictures.find(self.path).shape[0]

@@ -175,8 +175,8 @@ def _prediction(file: Path) -> str:
         return "v_prediction" if found and found[1] == "v" else "epsilon"
     if version(file) == 1:
         return "epsilon"
-    if named := re.search(r"(768)|(512)|(base)", file.stem):
-        return "v_prediction" if named[1] else "epsilon"
+    if re.search(r"768|512|base", file.stem):
+        return "v_prediction" if "768" in file.stem else "epsilon"
     raise UserError(
         f"{file} is a Stable Diffusion 2.x model, and nothing says whether it predicts eps (the 512 pixel models) or v "
         f"(768): put its YAML file beside it as {beside.name}, or a line 'parameterization: v' (or eps) in such a file"

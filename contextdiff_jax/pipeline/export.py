@@ -17,6 +17,7 @@
 """
 
 import filecmp
+import glob
 import itertools
 import re
 import shutil
@@ -73,6 +74,7 @@ def write(task: DiffusionTask, params: Params, step: int, out: str | Path, half:
     named = local_path(out).absolute()
     out = named.resolve()  # of a link, the folder behind it
     _check_target(task.config, out)
+    _put_back(out)
     building = out.with_name(f".{out.name[:80]}.{unique()}")
     try:
         building.mkdir(parents=True)
@@ -83,6 +85,14 @@ def write(task: DiffusionTask, params: Params, step: int, out: str | Path, half:
         raise UserError(f"export {named} cannot be written ({error}); give another --out") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _put_back(out: Path) -> None:
+    """Puts an earlier export back where it was, if it was set aside for another that was then cut off."""
+    aside = sorted(out.parent.glob(f".{glob.escape(out.name[:80])}.*.before"), key=lambda path: path.stat().st_mtime)
+    if aside and not out.exists():
+        aside[-1].rename(out)
+        logging.warning("%s is put back: the export that was to replace it was cut off", out)
 
 
 def _replace(out: Path, building: Path) -> None:

@@ -104,9 +104,11 @@ class Pipeline:
         """Writes the model as a folder that stands alone, as `--mode=export` does: for `load`, and for others to use.
 
         Raises:
-            UserError: a folder with other content, or one that the model itself is read from; or a text encoder that a
-                LoRA has changed.
+            UserError: a folder with other content, or one that the model itself is read from; a text encoder that a
+                LoRA has changed; or several processes, of which each would write the same files.
         """
+        if jax.process_count() > 1:
+            raise UserError(f"a model is saved by one process, and there are {jax.process_count()}; load it in one")
         if any(abs(weight) > 1e-6 for weight in self._text_changes.values()):
             raise UserError("a LoRA has changed the text encoder, which an export cannot hold; save before load_lora")
         export.write(self.task, self.params, self.step, folder)

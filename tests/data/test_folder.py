@@ -111,9 +111,11 @@ def test_missing_captions(tmp_path):
     _refused(tmp_path, r"2 of 3 images .* first is b.png; give each a line in metadata.jsonl")
 
 
-def test_missing_and_empty_folders(tmp_path):
+def test_missing_and_empty_folders(tmp_path, caplog):
     _refused(tmp_path / "none", "none does not exist")
+    (tmp_path / "a.heic").write_text("")
     _refused(tmp_path, "holds no images")
+    assert "pictures of kinds that are not read are left out (1): a.heic" in caplog.text
     (tmp_path / "file").write_text("x")
     _refused(tmp_path / "file", "is a file, not a folder")
     with pytest.raises(UserError, match="data.path: is empty"):

@@ -103,6 +103,8 @@ def test_open_clip_of_2_x_and_what_its_unet_predicts(saved, tmp_path):
     assert single_file.scheduler(file)["prediction_type"] == "v_prediction"
     named = original_layout.save(tmp_path / "v2-1_512-ema.safetensors", second)
     assert single_file.scheduler(named)["prediction_type"] == "epsilon"
+    merged = original_layout.save(tmp_path / "mybase-768-v.safetensors", second)
+    assert single_file.scheduler(merged)["prediction_type"] == "v_prediction"
     told = original_layout.save(tmp_path / "told.safetensors", second, {"modelspec.prediction_type": "v"})
     assert single_file.scheduler(told)["prediction_type"] == "v_prediction"
     with pytest.raises(UserError, match="holds no tokenizer.*hf download"):

@@ -191,6 +191,12 @@ def test_an_export_over_an_export_leaves_what_is_not_its_own(tmp_path, monkeypat
         assert (out / folder / "eval.json").read_text() == folder
     assert (out / "earlier" / "clip.json").is_file()
 
+    # One that was set aside when the export that was to replace it was killed is found again.
+    out.rename(tmp_path / ".export.host-1-ab.before")
+    export.write(task, "c", 6, out)
+    assert (out / "earlier" / "clip.json").is_file() and (out / export.CONFIG).read_text() == "6"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "link"]
+
 
 def test_what_the_files_of_frozen_networks_say_belongs_to_the_model(tmp_path, monkeypatch):
     helpers.save_pipeline(tmp_path / "sd")
