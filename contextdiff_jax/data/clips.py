@@ -286,6 +286,9 @@ def _write_mp4(path: Path, frames: np.ndarray, rate: float) -> None:
             stream = container.add_stream(encoder(), rate=_rate_of_mp4(rate, _COUNTS_TO.get(encoder())))
             stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
             stream.options = ENCODERS[encoder()]
+            # Said, or else players guess by the size: a conversion by BT.601 to its usual range, of sRGB.
+            context = stream.codec_context
+            context.colorspace, context.color_range, context.color_primaries, context.color_trc = 5, 1, 1, 13
             for frame in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode())

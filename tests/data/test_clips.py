@@ -297,6 +297,15 @@ def test_bad_clips_are_refused_in_one_line(tmp_path):
     assert not (tmp_path / "clip.mp4").exists()
 
 
+def test_an_mp4_says_which_colours_it_has(tmp_path):
+    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [200, 120, 40]], np.uint8)
+    write_clip(tmp_path / "x.mp4", np.broadcast_to(np.repeat(colours, 16, axis=0), (3, 32, 64, 3)), 8.0)
+    with av.open(str(tmp_path / "x.mp4")) as video:
+        found = next(video.decode(video=0))
+        assert (found.colorspace, found.color_range) == (5, 1)
+        np.testing.assert_allclose(found.to_ndarray(format="rgb24")[16, 8::16], colours, atol=3)
+
+
 def test_a_long_clip_is_known_without_reading_it_whole(tmp_path):
     write_clip(tmp_path / "x.gif", frames(6), 8.0)
     assert clips.is_longer(tmp_path / "x.gif", 5) and not clips.is_longer(tmp_path / "x.gif", 6)
