@@ -154,7 +154,8 @@ def test_a_run_without_an_adapter_prints_and_shows_its_figures(config, tmp_path,
     }.items():
         monkeypatch.setattr(suite, name, stand_in)
     config.eval.features = ("colours",)
-    pipeline = SimpleNamespace(config=config, step=3, task=SimpleNamespace(adapter=None))
+    model = dict(params={"kernel": np.ones(2)}, frozen={})
+    pipeline = SimpleNamespace(config=config, step=3, task=SimpleNamespace(adapter=None), **model)
     suite.evaluate_run(pipeline, tmp_path)
     printed = capsys.readouterr().out
     assert "colours, samples   " in printed and "  kernel_distance " in printed and "kid" not in printed
