@@ -97,6 +97,9 @@ def test_a_learned_process_of_one_or_two_steps_trains_is_measured_and_drawn(tmp_
     """The bound of T = 1 is measured in tests/evaluate/test_bpd.py."""
     config = cifar10_nll.get_config("tiny")
     changes = {
+        "model.multipliers": (1,),  # quick to compile
+        "model.self_attention_levels": (0,),
+        "model.cross_attention_levels": (0,),
         "process.num_timesteps": T,
         "process.schedule": "learned",
         "process.variance": "learned",
