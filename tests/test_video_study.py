@@ -8,7 +8,7 @@ import pytest
 
 from contextdiff_jax import config as config_lib
 from contextdiff_jax.errors import UserError
-from docs.video import base, memory, run, table
+from docs.video import base, guidance, memory, run, table
 
 
 def test_what_is_stored_is_not_run_again(tmp_path, monkeypatch):
@@ -133,3 +133,35 @@ def test_what_the_adapter_changes_is_of_the_same_clips_and_seeds():
     # Means of clips 2 and -1; three pairs differ, of which two are higher.
     assert found[2].split(" | ")[:6] == ["| ddim", "without", "4 (2, 2)", "-", "-", "+0.5 ± 1.5 (2 of 3)"]
     assert found[3].split(" | ")[:6] == ["| ddim", "never had one", "4 (2, 2)", "-", "-", "-4.5 ± 1.5 (0 of 4)"]
+
+
+def test_guidance_is_compared_on_the_pairs_that_both_arms_have(tmp_path, monkeypatch):
+    monkeypatch.setattr(guidance, "SCALES", (1.5, 3.0))
+    monkeypatch.setattr(guidance.base, "plain_base", lambda folder: None)
+    asked = []
+
+    def measured(arm, index, seed, runs):
+        asked.append((arm, index, seed))
+        row = dict(judge_object=1.0 - 0.5 * (arm == "never"), clip_text=0.1 * index, background_psnr=20.0 + seed)
+        return {"1.5": row, "3": row | {"background_psnr": 10.0}}
+
+    monkeypatch.setattr(guidance, "measured", measured)
+    guidance.study([5, 9], [0, 1], tmp_path, tmp_path / "runs")
+    assert len(asked) == 8
+    (tmp_path / "never-clip9-seed1.json").unlink()  # what the other arm has of it does not count
+    found = guidance.over_clips(tmp_path)
+    assert {arm: {clip: len(runs) for clip, runs in clips.items()} for arm, clips in found.items()} == {
+        "adapter": {5: 2, 9: 1},
+        "never": {5: 2, 9: 1},
+    }
+    # Clip 5 is at 20.5, clip 9 at 20.
+    assert guidance.lines(found)[2:] == [
+        "| with | 1.5 | 100 ± 0 | 0.700 ± 0.200 | 20.2 ± 0.2 |",
+        "| with | 3 | 100 ± 0 | 0.700 ± 0.200 | 10.0 ± 0.0 |",
+        "| never had one | 1.5 | 50 ± 0 | 0.700 ± 0.200 | 20.2 ± 0.2 |",
+        "| never had one | 3 | 50 ± 0 | 0.700 ± 0.200 | 10.0 ± 0.0 |",
+    ]
+    guidance.draw(found, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 1000
+    guidance.study([5, 9], [0, 1], tmp_path, tmp_path / "runs")
+    assert asked[8:] == [("never", 9, 1)]
