@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from contextdiff_jax.data.clips import is_longer
+from contextdiff_jax.data.one_clip import MANY
 from contextdiff_jax.editing.methods import METHODS
 from contextdiff_jax.editing.words import Prompt
 from contextdiff_jax.errors import UserError
@@ -27,7 +28,7 @@ from contextdiff_jax.samplers import SAMPLERS
 
 HOST, PORT = "127.0.0.1", 7860
 LARGEST_UPLOAD = 64 * 2**20  # bytes
-LONGEST = 240  # frames: more holds the page for an hour
+LONGEST = MANY  # frames: more holds the page for an hour
 FRAMES, STEPS, GUIDANCE = (2, 24), (1, 100), (1.0, 15.0)  # least and most
 OF_THE_RUN = "the run's own"  # among the methods of editing
 KEPT = 20  # results that stay on the disk; older ones are deleted

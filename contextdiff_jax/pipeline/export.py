@@ -17,7 +17,6 @@
 """
 
 import filecmp
-import glob
 import itertools
 import re
 import shutil
@@ -89,7 +88,9 @@ def write(task: DiffusionTask, params: Params, step: int, out: str | Path, half:
 
 def _put_back(out: Path) -> None:
     """Puts an earlier export back where it was, if it was set aside for another that was then cut off."""
-    aside = sorted(out.parent.glob(f".{glob.escape(out.name[:80])}.*.before"), key=lambda path: path.stat().st_mtime)
+    ours = re.compile(rf"\.{re.escape(out.name)}\.[^.]+-\d+-[0-9a-f]{{8}}\.before")  # and not of NAME.more
+    aside = [path for path in out.parent.glob(".*.before") if ours.fullmatch(path.name)]
+    aside.sort(key=lambda path: path.stat().st_mtime)
     if aside and not out.exists():
         aside[-1].rename(out)
         logging.warning("%s is put back: the export that was to replace it was cut off", out)

@@ -192,8 +192,10 @@ def test_an_export_over_an_export_leaves_what_is_not_its_own(tmp_path, monkeypat
     assert (out / "earlier" / "clip.json").is_file()
 
     # One that was set aside when the export that was to replace it was killed is found again.
-    out.rename(tmp_path / ".export.host-1-ab.before")
+    out.rename(tmp_path / ".export.host-1-0123abcd.before")
+    (tmp_path / ".export.v2.host-1-0123abcd.before").mkdir()  # another one's stays
     export.write(task, "c", 6, out)
+    (tmp_path / ".export.v2.host-1-0123abcd.before").rmdir()
     assert (out / "earlier" / "clip.json").is_file() and (out / export.CONFIG).read_text() == "6"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "link"]
 
