@@ -1,5 +1,6 @@
 """Runs, exports and checkpoints of the version before still load; what is frozen is recorded at the first load."""
 
+import importlib
 import json
 import shutil
 
@@ -62,3 +63,11 @@ def test_another_frozen_network_is_refused_with_both_named(stored, tmp_path):
     words = f"encoder.clip of elsewhere .digest 0123456789abcdef., but .*clip_mini holds another .digest {found}"
     with pytest.raises(UserError, match=words):
         cdx.Pipeline.load(run)
+
+
+@pytest.mark.parametrize("name", ["tokenizers", "pretrained"])
+def test_modules_that_moved_are_found_in_their_earlier_place(name):
+    with pytest.warns(DeprecationWarning, match=f"import contextdiff_jax.formats.{name}"):
+        earlier = importlib.reload(importlib.import_module(f"contextdiff_jax.encoders.{name}"))
+    now = importlib.import_module(f"contextdiff_jax.formats.{name}")
+    assert earlier.__all__ and all(getattr(earlier, each) is getattr(now, each) for each in earlier.__all__)

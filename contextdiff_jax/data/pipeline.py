@@ -21,6 +21,7 @@ from contextdiff_jax.data.sources import augmentation, source
 from contextdiff_jax.errors import UserError
 
 FromRecords = Callable[[Sequence[dict[str, Any]]], dict[str, np.ndarray]]
+Tokenize = Callable[[list[str]], dict[str, np.ndarray]]
 _INTEGERS = ("index", "label", "object", "background")
 
 
@@ -32,7 +33,8 @@ def build(
     seed: int,
     process_index: int,
     process_count: int,
-    from_records: FromRecords | None,
+    from_records: FromRecords | None = None,
+    tokenize: Tokenize | None = None,
     repeat: bool = True,
     shuffle: bool = True,
     augment: bool = False,
@@ -51,6 +53,7 @@ def build(
         seed: of the order of records (and of crops and flips); the records' own seed is cfg_data.seed.
         from_records: n records -> the fields of their condition, such as {"tokens": int32 [n, L], "token_mask": bool
             [n, L]}; None adds none.
+        tokenize: n captions -> the same, where the condition is a text; instead of from_records.
         augment: whether the config's random crops and flips are applied: for training alone.
         records: what to read instead of the config's source, e.g. its stored latents.
         indices: of the records that are read, in this order; None for all.
@@ -61,12 +64,16 @@ def build(
         classes; and for openmoji object, background int32 [b].
 
     Raises:
-        UserError: bad batch size, or what `source` raises.
+        UserError: bad batch size, both from_records and tokenize, or what `source` raises.
     """
     if batch_size < 1 or batch_size % process_count:
         raise UserError(
             f"data.batch_size: {batch_size} is no positive multiple of the {process_count} processes"
         )
+    if tokenize is not None:
+        if from_records is not None:
+            raise UserError("from_records and tokenize both say what a batch has beside its images; give one of them")
+        from_records = lambda records: tokenize([record["caption"] for record in records])
     records = source(cfg_data, split) if records is None else records
     read_record = _reader(records, augmentation(cfg_data) if augment else None, seed)
     order = grain.MapDataset.source(range(len(records)) if indices is None else indices).seed(seed)

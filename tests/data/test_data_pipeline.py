@@ -69,6 +69,15 @@ def test_first_and_last_level_are_exactly_minus_one_and_one_for_any_levels():
         np.testing.assert_allclose(image, np.linspace(-1, 1, levels), rtol=0, atol=1e-7)
 
 
+def test_captions_may_be_tokenized_without_a_condition():
+    lengths = lambda texts: {"length": np.array([len(text) for text in texts])}
+    batch = next(data.build(config(), "train", batch_size=4, seed=0, process_index=0, process_count=1, tokenize=lengths))
+    records = data.source(config(), "train")
+    np.testing.assert_array_equal(batch["length"], [len(records[int(i)]["caption"]) for i in batch["index"]])
+    with pytest.raises(UserError, match="give one of them"):
+        _build(tokenize=lengths)
+
+
 def test_no_condition_leaves_tokens_out():
     record = {"image": np.zeros((1, 1, 3), np.uint8), "caption": "a", "index": 4}
     assert set(collate([record], None)) == {"image", "index"}
