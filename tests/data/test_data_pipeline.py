@@ -71,7 +71,8 @@ def test_first_and_last_level_are_exactly_minus_one_and_one_for_any_levels():
 
 def test_captions_may_be_tokenized_without_a_condition():
     lengths = lambda texts: {"length": np.array([len(text) for text in texts])}
-    batch = next(data.build(config(), "train", batch_size=4, seed=0, process_index=0, process_count=1, tokenize=lengths))
+    alone = dict(batch_size=4, seed=0, process_index=0, process_count=1)
+    batch = next(data.build(config(), "train", **alone, tokenize=lengths))
     records = data.source(config(), "train")
     np.testing.assert_array_equal(batch["length"], [len(records[int(i)]["caption"]) for i in batch["index"]])
     with pytest.raises(UserError, match="give one of them"):
