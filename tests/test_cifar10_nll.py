@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from contextdiff_jax.pipeline import Pipeline
 from contextdiff_jax.process import schedule
 from contextdiff_jax.process.learned import Process
 from contextdiff_jax.tasks import objective, warm_start
-from contextdiff_jax.training import Setup
+from contextdiff_jax.training import Setup, loop
 from contextdiff_jax.training.step import make_step
 
 PRESETS = ("digits", "fast", "emoji16", "ddpm", "vdm", "cifar10", "tiny")
@@ -126,7 +127,8 @@ def test_a_learned_process_of_one_or_two_steps_trains_is_measured_and_drawn(tmp_
     assert all(np.all(learned[name] != started[name]) for name in learned)  # every one of them has moved
     drawn = pipeline.sample_arrays(["the digit 3", "5"], batch_size=8)
     assert drawn.shape == (2, 8, 8, 1) and np.isfinite(drawn).all() and np.any(drawn[0] != drawn[1])
-    with pytest.raises(UserError, match=f"all {T} of them"):
+    # Other samplers are named only where they would take as many.
+    with pytest.raises(UserError, match=f"all {T} of them" + ("$" if T == 1 else "; or use ddim")):
         pipeline.sample_arrays(["3"], steps=3 - T)
 
 
@@ -136,6 +138,12 @@ def test_a_process_that_cannot_be_right_is_not_begun_or_warned_of_and_not_saved(
     params = {"process": task.parts.process.init() | {"gamma_1": np.float32(np.nan)}}
     with pytest.raises(UserError, match="does not fall at t=1"):
         task.check_params(params)
+    # A part of it that alone is trained is looked at together with the part that stays.
+    trained = {"process": {"steps": params["process"].pop("steps").at[3].set(-200.0)}}
+    params["process"]["gamma_1"] = task.parts.process.init()["gamma_1"]
+    setup = SimpleNamespace(task=task, frozen={"fixed": params})
+    with pytest.raises(UserError, match="does not fall at t=5"):
+        loop._save(setup, None, SimpleNamespace(params=trained, ema=trained), None, None)
     task.config.process.schedule = "learned"
     task.check_start()
     assert not caplog.text
@@ -147,6 +155,18 @@ def test_a_process_that_cannot_be_right_is_not_begun_or_warned_of_and_not_saved(
         task.check_start()
     task.config.model.init_from = "a run"  # that has learned it
     objective.check_process(task.config, ["process/steps"])
+
+
+def test_a_schedule_learned_between_fixed_ends_is_not_taken_between_others(tmp_path):
+    then, now = (cifar10_nll.get_config("fast") for _ in range(2))
+    then.process.ends = now.process.ends = "fixed"
+    files.write_json(then.to_dict(), tmp_path / "config.json")
+    warm_start.check_schedule(str(tmp_path), now.process)
+    now.process.log_snr = (5.0, -3.0)
+    with pytest.raises(UserError, match=r"other fixed ends \(alpha_bar 0.9975 to 0.0003.*\(alpha_bar 0.9933 to 0.047"):
+        warm_start.check_schedule(str(tmp_path), now.process)
+    now.process.ends = "free"  # whose parameters say all
+    warm_start.check_schedule(str(tmp_path), now.process)
 
 
 def test_schedules_that_networks_start_from_and_learn_differ_with_a_word(monkeypatch, caplog, tmp_path):
@@ -162,11 +182,12 @@ def test_schedules_that_networks_start_from_and_learn_differ_with_a_word(monkeyp
     config = cifar10_nll.get_config("fast").to_dict()
     files.write_json(config, run / "config.json")
     files.write_json({"config": config}, exported / "contextdiff.json")
+    fixed, own = (cifar10_nll.get_config(name).process for name in ("digits", "fast"))
     for folder in (run, exported):
         with pytest.raises(UserError, match="init_from='.*' learned its noise schedule.*schedule='learned'"):
-            warm_start.check_schedule(str(folder), learns=False)
-        warm_start.check_schedule(str(folder), learns=True)
-        warm_start.check_schedule(str(tmp_path), learns=False)
+            warm_start.check_schedule(str(folder), fixed)
+        warm_start.check_schedule(str(folder), own)
+        warm_start.check_schedule(str(tmp_path), fixed)
     # A run that has begun so can be read.
     assert read(learned, plain).keys() == plain.keys()
     assert [record.getMessage()[:35] for record in caplog.records] == ["a learned its noise schedule, whose"]

@@ -73,7 +73,9 @@ def _check_steps(config: ConfigDict, named: str, or_else: str) -> None:
     """The variance of the bound is that of single steps."""
     sample, T = config.sample, config.process.num_timesteps
     if sample.sampler == "ddpm" and sample.num_steps != T:
+        # No other sampler takes more than there are either.
+        remedy = f"; {or_else}" if sample.num_steps < T else ""
         raise UserError(
             f"config.sample.num_steps={sample.num_steps}: config.{named} is that of single steps; "
-            f"sampler ddpm takes all {T} of them; {or_else}"
+            f"sampler ddpm takes all {T} of them{remedy}"
         )

@@ -33,7 +33,7 @@ from contextdiff_jax.tasks.kept_texts import TABLE
 from contextdiff_jax.tasks.parts import Parts
 from contextdiff_jax.tasks.previews import Previews
 from contextdiff_jax.tasks.readers import read_adapter, with_located_models
-from contextdiff_jax.training.sharding import put_tree, tree_shardings
+from contextdiff_jax.training.sharding import gather, put_tree, tree_shardings
 from contextdiff_jax.types import Array, Batch, Context, Params
 
 
@@ -143,10 +143,9 @@ class DiffusionTask:
         return self.parts.process.reverse_variance(params.get("process", {}))
 
     def check_params(self, params: Params) -> None:
-        """Refuses a learned process that has become none; see `Process.check`."""
-        process, learned = self.parts.process, params.get("process", {})
-        if learned and learned.keys() == process.init().keys():
-            process.check(learned)
+        """Refuses a learned process that has become none (`Process.check`); its tables may be split over processes."""
+        if learned := params.get("process"):
+            self.parts.process.check(jax.tree.map(gather, learned))
 
     def check_start(self) -> None:
         """Looks whether what the parameters start from is there, and whether the loss trains every time and can train
@@ -161,7 +160,7 @@ class DiffusionTask:
             self.parts.process.check_start()
         if self.config.model.init_from:
             warm_start.check(self.config.model.init_from)
-            warm_start.check_schedule(self.config.model.init_from, self.config.process.schedule == "learned")
+            warm_start.check_schedule(self.config.model.init_from, self.config.process)
         if self._adapter_start:
             warm_start.check_adapter(self._adapter_start)
 

@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 from flax import traverse_util
+from ml_collections import ConfigDict
 
 from contextdiff_jax import encoders, trees
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_object
 from contextdiff_jax.formats import pretrained
+from contextdiff_jax.process import schedule
 from contextdiff_jax.training import checkpoint
 from contextdiff_jax.training.workdir import folder_of, steps_in
 from contextdiff_jax.types import Params
@@ -55,25 +57,39 @@ def check(source: str) -> None:
         )
 
 
-def check_schedule(source: str, learns: bool) -> None:
-    """Looks whether a model with a fixed noise schedule would start from one that learned its own, whose times its
-    networks know, as far as the source's config says so.
+def check_schedule(source: str, process: ConfigDict) -> None:
+    """Looks whether networks that know the times of a noise schedule that they learned would get another one, as far as
+    the source's config says so.
+
+    Args:
+        source: `model.init_from`.
+        process: the new model's section of that name.
 
     Raises:
-        UserError: so it is.
+        UserError: so it is: a fixed schedule, or one that is learned between other fixed ends.
     """
-    if learns:
-        return
     folder = folder_named(source)
     exported = (folder / EXPORT).is_file()
     file = folder / (EXPORT if exported else "config.json")
     saved = read_object(file) if file.is_file() else {}
     config = saved.get("config", {}) if exported else saved
-    if config.get("process", {}).get("schedule") == "learned":
+    theirs = config.get("process", {})
+    if theirs.get("schedule") != "learned":
+        return
+    if process.schedule != "learned":
         raise UserError(
             f"config.model.init_from={source!r} learned its noise schedule, whose times its networks know; "
             "set config.process.schedule='learned' and the other keys of config.process as it has them"
         )
+    if process.ends == theirs.get("ends") == "fixed":
+        # What is read says only how the way between the ends is divided.
+        ends = [schedule.from_config(section).alpha_bar[np.array([1, -1])] for section in (ConfigDict(theirs), process)]
+        if not np.array_equal(*ends):
+            then, now = ("alpha_bar {:.4g} to {:.4g}".format(*pair) for pair in ends)
+            raise UserError(
+                f"config.model.init_from={source!r} learned its noise schedule between other fixed ends ({then}) than "
+                f"this model's ({now}); set config.process.init and what belongs to it as it has them"
+            )
 
 
 def check_adapter(source: str) -> None:

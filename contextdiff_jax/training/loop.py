@@ -92,7 +92,7 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
                 batch = next(batches)
             except Exception:
                 if step - 1 > first:
-                    _rescue(task, checkpoints, state, batches, watch, metrics)
+                    _rescue(setup, checkpoints, state, batches, watch, metrics)
                 raise
             watch.note(step, batch)
             batch = setup.put(batch)
@@ -121,7 +121,7 @@ def train(task: Any, workdir: str | Path, *, allow_config_change: bool = False) 
             # What may fail, for lack of memory at the least, comes after the save.
             if save_due:
                 with metrics.pause():
-                    _save(task, checkpoints, state, batches, watch)
+                    _save(setup, checkpoints, state, batches, watch)
             if validation_due:
                 with metrics.pause():
                     _validate(validation, state, metrics)
@@ -175,11 +175,11 @@ def _compile(setup: Setup, batch: Batch, metrics: Metrics) -> jax.stages.Compile
     return compiled
 
 
-def _save(task: Any, checkpoints: Checkpoints, state: TrainState, batches: Any, watch: Watch) -> None:
+def _save(setup: Setup, checkpoints: Checkpoints, state: TrainState, batches: Any, watch: Watch) -> None:
     """Starts a save, unless the state went bad where the loss of its step could not show it yet."""
-    if hasattr(task, "check_params"):
-        task.check_params(state.params)
-        task.check_params(state.ema)
+    if hasattr(setup.task, "check_params"):
+        for trained in (state.params, state.ema):
+            setup.task.check_params(trees.merge(setup.frozen.get("fixed", {}), trained))
     try:
         checkpoints.save(state, batches)
     except FloatingPointError:
@@ -187,7 +187,7 @@ def _save(task: Any, checkpoints: Checkpoints, state: TrainState, batches: Any, 
 
 
 def _rescue(
-    task: Any, checkpoints: Checkpoints, state: TrainState, batches: Any, watch: Watch, metrics: Metrics
+    setup: Setup, checkpoints: Checkpoints, state: TrainState, batches: Any, watch: Watch, metrics: Metrics
 ) -> None:
     """Saves the state of the last step before a batch that cannot be read. With several processes the others are
     not here to do so, and what the last checkpoint has is what is left."""
@@ -198,7 +198,7 @@ def _rescue(
         watch.check(checkpoints.newest_in_words)
         metrics.log(step)
         if checkpoints.newest() != step:
-            _save(task, checkpoints, state, batches, watch)
+            _save(setup, checkpoints, state, batches, watch)
         metrics.say(f"the batch of step {step + 1} cannot be read; {checkpoints.newest_in_words()}")
     except Exception as error:
         logging.error("the state of step %d could not be saved: %s", step, brief(error))

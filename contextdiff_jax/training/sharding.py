@@ -108,9 +108,10 @@ def place(tree: Params, rules: Rules, mesh: Mesh) -> Params:
     return put_tree(tree, tree_shardings(tree, rules, mesh))
 
 
-def gather(array: Array) -> np.ndarray:
-    """The whole of an array whose rows are split, on every process."""
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True) if jax.process_count() > 1 else array)
+def gather(array: Array | np.ndarray) -> np.ndarray:
+    """The whole of an array, however it is split, on every process; what one process has whole is its own."""
+    split = isinstance(array, jax.Array) and not array.is_fully_addressable
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True) if split else array)
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> Batch:

@@ -69,7 +69,7 @@ def assert_same_training(a: Path, b: Path) -> None:
 def two_processes(tmp_path_factory) -> Path:
     """A workdir trained by two processes of two devices each."""
     workdir = tmp_path_factory.mktemp("two")
-    outputs = finish(*start_two(workdir, *STEPS, "mesh.fsdp=2"))
+    outputs = finish(*start_two(workdir, *STEPS, "mesh.fsdp=2", "--learned_process"))
     assert "finished step 6" in outputs[0] and "finished" not in outputs[1], "one process talks"
     return workdir
 
