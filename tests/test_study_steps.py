@@ -21,6 +21,17 @@ def test_the_config_of_every_arm_passes_the_checks(T):
         config_lib.check(steps_images.config_of("digits", T, arm))
 
 
+def test_the_sketch_s_networks_have_the_sketch_s_parameters():
+    """36,290 each as the sketch counts them, and 64 for the class of none, which is a fifth here."""
+    size = dataclasses.replace(steps.SIZE, network=toy.SketchMlp)
+    config = steps.config_of(4, steps.ARMS["free"], size, steps.SKETCH)
+    task = toy.ToyTask(config, toy.DATA["mixture"], size)
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    counts = [sum(leaf.size for leaf in jax.tree.leaves(params[name])) for name in ("denoiser", "adapter")]
+    assert counts == [36_354, 36_354]
+    assert task.parts.process.init()["steps"].shape == (3,) and tuple(config.process.log_snr) == (6.0, -4.5)
+
+
 def test_a_second_head_of_a_thousand_steps_is_drawn_by_the_sampler_that_knows_it():
     head = steps.ARMS["head"]
     for config in (steps.config_of(1000, head, steps.SIZE), steps_images.config_of("digits", 1000, head)):

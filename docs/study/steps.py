@@ -16,7 +16,7 @@ import argparse
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,12 @@ from docs.study.run import RESULTS, load, save
 
 TIMES = (2, 4, 8, 16)  # what is run unless asked otherwise
 SEEDS = (0, 1, 2)
-SETS = ("mixture", "mixture-slow", "mixture-drawn", "digits", "emoji16", "emoji32", "fashion", "fashion-small")
+SKETCH = "mixture-sketch"  # the mixture as a first sketch of this comparison had it
+SETS = ("mixture", "mixture-slow", SKETCH, "digits", "emoji16", "emoji32", "fashion", "fashion-small")
 # The process learns so many times faster than the networks; at 1, as `mixture-slow`, 3000 steps leave it unfinished
-RATE = {"mixture": 20.0, "mixture-slow": 1.0, "mixture-drawn": 1.0}
+RATE = {"mixture": 20.0, "mixture-slow": 1.0, SKETCH: 1.0}
 # Times of 2..T of each point in a step, beside t = 1; 0 draws one time of 1..T alone, which is noisier
-NUM_TIMES = {"mixture-drawn": 0}
+NUM_TIMES = {SKETCH: 0}
 BLOCKS = 64  # test points are stored in so many means
 MANY = 1000
 MANY_STEPS = (2, 4, 8, 16, 64)  # in which models of T = 1000 are sampled
@@ -93,6 +94,8 @@ def config_of(T: int, arm: Arm, size: toy.Size, name: str = "mixture") -> Config
     config.loss.num_times = NUM_TIMES.get(name, 1)
     changes = {"sample.last_noise": True, "process.variance_per_channel": True}
     changes |= {"optim.lr": 2e-3, "optim.b2": 0.999, "optim.warmup_steps": 0, "optim.weight_decay": 0.0}
+    if name == SKETCH:
+        changes["process.log_snr"] = (6.0, 6.0 - 14.0 * (T - 1) / T)
     if T == MANY:
         changes |= FIXED | {"process.variance_per_channel": False, "sample.last_noise": False}
     config.update_from_flattened_dict(changes | {"ema.decay": 0.99} | arm.overrides)
@@ -104,7 +107,8 @@ def run(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Trains and measures one arm on the mixture at one T, all seeds at once."""
     data = toy.DATA["mixture"]
-    config, size = config_of(T, arm, size, name), toy.replace(size, width=arm.width, sampling_steps=T)
+    network = toy.SketchMlp if name == SKETCH else toy.Mlp
+    config, size = config_of(T, arm, size, name), replace(size, width=arm.width, sampling_steps=T, network=network)
     task = toy.ToyTask(config, data, size)
     start = time.perf_counter()
     params, _ = jax.block_until_ready(toy.train(task, jnp.asarray(seeds, jnp.int32)))

@@ -3,6 +3,9 @@
     python -m docs.study.steps_plots
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import numpy as np
 
 from docs.study.plots import CLASS_COLOURS, PAGE, figure, plot_strips, replace_table, write
 from docs.study.run import RESULTS, load
-from docs.study.steps import ARMS, MANY, RATE, SETS, USERS, stored_in
+from docs.study.steps import ARMS, MANY, RATE, SETS, USERS, Arm, stored_in
 
 SAMPLERS = {"dpmpp_2m": "DPM-Solver++(2M)", "ddim": "DDIM", "ddpm": "DDPM"}
 STYLES = {"dpmpp_2m": "--", "ddim": ":"}  # all of ddpm's steps are no point of a plot of few
@@ -50,7 +53,9 @@ def paired(stored: dict[str, Any], T: int, arm: str, plain_T: int = 0) -> str:
     gaps = np.array([np.subtract(runs[s][per], plain[s][per]) for s in runs if s in plain])
     over_points = gaps.mean(0).var(ddof=1) / gaps.shape[1]
     over_seeds = gaps.mean(1).var(ddof=1) / len(gaps) if len(gaps) > 1 else 0.0
-    return f"{gaps.mean():+.3f} ± {np.sqrt(over_points + over_seeds):.3f}"
+    # Of one seed it is that of the images alone
+    alone = " (images alone)" if len(gaps) == 1 else ""
+    return f"{gaps.mean():+.3f} ± {np.sqrt(over_points + over_seeds):.3f}{alone}"
 
 
 def table(name: str, stored: dict[str, Any]) -> str:
@@ -174,47 +179,87 @@ def runs_table(sets: dict[str, dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def plot_curves(stored: dict[str, Any], path: Path) -> None:
-    """The mixture over T: bound, gain over plain, samples at T evaluations; bands from least to largest seed."""
-    fig, axes = figure(11, 3.4, 1, 3)
-    measures = {
-        "bound above exact, nats": lambda run: run["above"],
-        "gain in the bound over plain, nats": None,
-        "energy distance x 1000 at T evaluations": lambda run: 1000 * np.float64(run["energy"][DRAW]),
-    }
-    for ax, (title, get) in zip(axes[0], measures.items(), strict=True):
-        for arm, facts in ARMS.items():
-            line = {T: _curve(stored, T, arm, get) for T in few(stored) if stored["runs"][str(T)].get(arm)}
-            line = {T: v for T, v in line.items() if v is not None}
-            if line:
-                means = [v.mean() for v in line.values()]
-                ax.plot(list(line), means, color=facts.colour, label=facts.label, marker="o", markersize=3)
-                low, high = ([f(v) for v in line.values()] for f in (np.min, np.max))
-                ax.fill_between(list(line), low, high, color=facts.colour, alpha=0.2, linewidth=0)
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.set_title(title, fontsize=9)
-        ax.set_xlabel("T", fontsize=8)
-    for arm, (name, colour) in MANY_ARMS.items():
-        for sampler, style in STYLES.items():
-            if steps := [n for of, n in _ways(stored, arm) if of == sampler]:
-                at = lambda way, arm=arm: values(stored, MANY, arm, lambda run: run["energy"][way]).mean()
-                means, label = [1000 * at(f"{sampler} {n}") for n in steps], f"{name}, {SAMPLERS[sampler]}"
-                axes[0, 2].plot(steps, means, style, color=colour, label=label)
-    axes[0, 0].set_ylim(bottom=0)
-    axes[0, 2].set_yscale("symlog", linthresh=1)  # held-out points are at 0, give or take
-    axes[0, 2].yaxis.set_major_formatter("{x:g}")
-    axes[0, 1].axhline(0, color="#9aa5b1", linewidth=0.8)
-    handles = {line.get_label(): line for ax in axes[0] for line in ax.lines if not line.get_label().startswith("_")}
+@dataclass(frozen=True)
+class Curves:
+    """A set's three measures over T.
+
+    Attributes:
+        bound, samples: titles of the first and the last.
+        of_bound, of_samples: a run's figure of each.
+        of_way: of a model of T = 1000, its samples by a way of drawing.
+    """
+
+    bound: str
+    samples: str
+    of_bound: Callable[[dict[str, Any]], float]
+    of_samples: Callable[[dict[str, Any]], float]
+    of_way: Callable[[dict[str, Any], str], float]
+
+
+CURVES = {
+    "mixture": Curves(
+        bound="bound above exact, nats",
+        samples="energy distance x 1000, without last noise",  # as solvers end, beside which they stand
+        of_bound=lambda run: run["above"],
+        of_samples=lambda run: 1000 * np.float64(run["energy"][MEAN]),
+        of_way=lambda run, way: 1000 * np.float64(run["energy"][way]),
+    ),
+    "digits": Curves(
+        bound="bound, bits per dimension",
+        samples="Frechet distance",
+        of_bound=lambda run: run["bound"],
+        of_samples=lambda run: run["quality"]["frechet"],
+        of_way=lambda run, way: run["drawn"][way]["frechet"],
+    ),
+}
+
+
+def plot_curves(sets: dict[str, dict[str, Any]], path: Path) -> None:
+    """A row for each set over T: bound, gain over plain, samples at T evaluations; bands from least to largest seed."""
+    fig, axes = figure(11, 3.0 * len(sets) + 0.6, len(sets), 3)
+    for row, (name, stored) in zip(axes, sets.items(), strict=True):
+        of = CURVES[name]
+        titles = (f"{name}: {of.bound}", "gain in the bound over plain", of.samples)
+        gets = (of.of_bound, None, of.of_samples)
+        for ax, title, get in zip(row, titles, gets, strict=True):
+            for arm, facts in ARMS.items():
+                _plot_arm(ax, {T: _curve(stored, T, arm, get, of.of_bound) for T in few(stored)}, facts)
+            ax.set_xscale("log", base=2)
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.set_title(title, fontsize=9)
+            ax.set_xlabel("T, and evaluations", fontsize=8)
+        for arm, (label, colour) in MANY_ARMS.items():
+            for sampler, style in STYLES.items():
+                if steps := [n for used, n in _ways(stored, arm) if used == sampler]:
+                    gets = [partial(of.of_way, way=f"{sampler} {n}") for n in steps]
+                    means = [values(stored, MANY, arm, get).mean() for get in gets]
+                    row[2].plot(steps, means, style, color=colour, label=f"{label}, {SAMPLERS[sampler]}")
+        row[1].axhline(0, color="#9aa5b1", linewidth=0.8)
+        if name in RATE:
+            row[0].set_ylim(bottom=0)
+            row[2].set_yscale("symlog", linthresh=1)  # held-out points are at 0, give or take
+            row[2].yaxis.set_major_formatter("{x:g}")
+    lines = [line for ax in axes.flat for line in ax.lines if not line.get_label().startswith("_")]
+    handles = {line.get_label(): line for line in lines}
     fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=7.5, frameon=False)
     write(fig, path)
 
 
-def _curve(stored: dict[str, Any], T: int, arm: str, get: Any) -> np.ndarray | None:
+def _plot_arm(ax: Any, line: dict[int, np.ndarray | None], facts: Arm) -> None:
+    """{T: a figure of each seed, where it was run}: the mean, and a band around it."""
+    line = {T: v for T, v in line.items() if v is not None and len(v)}
+    if line:
+        means = [v.mean() for v in line.values()]
+        ax.plot(list(line), means, color=facts.colour, label=facts.label, marker="o", markersize=3)
+        low, high = ([f(v) for v in line.values()] for f in (np.min, np.max))
+        ax.fill_between(list(line), low, high, color=facts.colour, alpha=0.2, linewidth=0)
+
+
+def _curve(stored: dict[str, Any], T: int, arm: str, get: Any, bound: Any) -> np.ndarray | None:
     """A figure of each seed; without `get` the gain in the bound over the plain arm of the same seed."""
     if get is not None:
         return values(stored, T, arm, get)
-    plain, own = (values(stored, T, name, lambda run: run["above"]) for name in ("plain", arm))
+    plain, own = (values(stored, T, name, bound) for name in ("plain", arm))
     return plain - own if arm != "plain" and len(plain) == len(own) else None
 
 
@@ -261,7 +306,7 @@ def main(results: Path = RESULTS, folder: Path = Path(__file__).parent, page: Pa
     if mixture["runs"] and page.is_file():
         replace_table(page, "steps-more", against_more_steps(mixture))
     if mixture["runs"]:
-        plot_curves(mixture, folder / "steps.png")
+        plot_curves({name: sets[name] for name in CURVES if sets[name]["runs"]}, folder / "steps.png")
         runs = mixture["runs"].get("4", {}).get("free", {}).values()
         if shown := [run for run in runs if "arrows" in run]:
             plot_arrows(shown[0], folder / "steps-arrows.png")

@@ -86,6 +86,39 @@ DATA = {
 }
 
 
+class Mlp(nn.Module):
+    """Three hidden layers modulated by time and class; the output starts at zero, as in the library's networks."""
+
+    width: int
+    num_timesteps: int
+    heads: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, context: Context, train: bool = False) -> Array:
+        """x [B, 2], t int32 [B] -> [B, 2], or [B, 4] with two heads."""
+        emb = self.code(t, context)
+        h = x
+        for i in range(3):
+            scale, shift = jnp.split(nn.Dense(2 * self.width, name=f"film_{i}")(emb), 2, axis=-1)
+            h = nn.silu(nn.Dense(self.width, name=f"dense_{i}")(h) * (1 + scale) + shift)
+        return nn.Dense(self.heads * DIM, kernel_init=zeros, name="out")(h)
+
+    def code(self, t: Array, context: Context) -> Array:
+        """What the layers know of time and class, [B, width]."""
+        emb = TimeEmbedding(self.width, self.num_timesteps, jnp.float32, name="time")(t)
+        return nn.silu(emb + nn.Dense(self.width, name="class")(context.pooled))
+
+
+class SketchMlp(Mlp):
+    """The network of a first sketch of the study: time, also one-hot, and class go through one layer."""
+
+    def code(self, t: Array, context: Context) -> Array:
+        """What the layers know of time and class, [B, width]."""
+        angles = 50.0 * t[:, None] / self.num_timesteps * jnp.exp(-0.5 * jnp.arange(16))
+        times = [jnp.sin(angles), jnp.cos(angles), jax.nn.one_hot(t, self.num_timesteps + 1)]
+        return nn.silu(nn.Dense(self.width, name="code")(jnp.concatenate([*times, context.pooled], axis=-1)))
+
+
 @dataclass(frozen=True)
 class Size:
     """How much is trained and measured."""
@@ -98,25 +131,7 @@ class Size:
     num_t: int = 0  # times drawn for the bound; 0 sums over all
     num_samples: int = 500  # per class
     sampling_steps: int = 100
-
-
-class Mlp(nn.Module):
-    """Three hidden layers modulated by time and class; the output starts at zero, as in the library's networks."""
-
-    width: int
-    num_timesteps: int
-    heads: int = 1
-
-    @nn.compact
-    def __call__(self, x: Array, t: Array, context: Context, train: bool = False) -> Array:
-        """x [B, 2], t int32 [B] -> [B, 2], or [B, 4] with two heads."""
-        emb = TimeEmbedding(self.width, self.num_timesteps, jnp.float32, name="time")(t)
-        emb = nn.silu(emb + nn.Dense(self.width, name="class")(context.pooled))
-        h = x
-        for i in range(3):
-            scale, shift = jnp.split(nn.Dense(2 * self.width, name=f"film_{i}")(emb), 2, axis=-1)
-            h = nn.silu(nn.Dense(self.width, name=f"dense_{i}")(h) * (1 + scale) + shift)
-        return nn.Dense(self.heads * DIM, kernel_init=zeros, name="out")(h)
+    network: type[Mlp] = Mlp
 
 
 class MlpAdapter(nn.Module):
@@ -126,11 +141,12 @@ class MlpAdapter(nn.Module):
     num_timesteps: int
     bound: float
     scale: float = 0.0
+    network: type[Mlp] = Mlp
 
     @nn.compact
     def __call__(self, x0: Array, grid: Any, t: Array, context: Context, sample_shape: Any) -> Array:
         """r [B, 2], and h with a scale."""
-        out = Mlp(self.width, self.num_timesteps, 2 if self.scale else 1)(x0, t, context)
+        out = self.network(self.width, self.num_timesteps, 2 if self.scale else 1)(x0, t, context)
         return bounded(out, self.bound, self.scale)
 
 
@@ -173,9 +189,10 @@ class ToyTask(DiffusionTask):
             clip=None,
         )
         self.frozen = self.parts.params
-        self.backbone, self.adapter = PixelBackbone(Mlp(size.width, T, self._heads)), None
+        self.backbone, self.adapter = PixelBackbone(size.network(size.width, T, self._heads)), None
         if config.adapter.enabled:
-            self.adapter = MlpAdapter(size.adapter_width, T, config.adapter.bound, config.adapter.scale)
+            bound, scale = config.adapter.bound, config.adapter.scale
+            self.adapter = MlpAdapter(size.adapter_width, T, bound, scale, size.network)
 
     def init(self, key: Array) -> Params:
         """As the library's; networks of this size are made outright."""
