@@ -9,7 +9,8 @@
 #     imagenet   the step of configs/class2img.py:imagenet, batch 64 (IMAGENET_BATCH; requirements-test.txt)
 #     edit       Stable Diffusion 1.5's shapes on 8 frames of 512 x 512: tuning, inversion, edit (requirements-test.txt)
 #     few_steps  docs/study: emoji at 32 x 32 and Fashion-MNIST (FASHION_MNIST) at T = 4, 8, 16, plain (and with more
-#                parameters), with the shift, and with the forward scale beside it
+#                parameters), with the shift, and with the forward scale beside it; T = 4 trained four times as long; and
+#                what one would do otherwise, models of T = 1000 drawn in few steps
 #     fashion    configs/class2img.py:fashion with and without the adapter, three seeds, FASHION_STEPS each
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -80,12 +81,15 @@ run() {
         few_steps)
             # What docs/study has is not run again; the arms that are compared first come first. Three at once: compiling
             # takes longer than training.
-            for arms in plain,free plain_wide,scale; do
+            study() { # study NAME OPTIONS...: of both sets
                 for set in emoji32 fashion; do
                     [[ -f $root/steps-$set.json ]] || cp "docs/study/results/steps-$set.json" "$root/"
-                    once "few_steps-$set-$arms" "$python" -m docs.study.steps "--data=$set" --T=4,8,16 "--arms=$arms" --processes=3 "--results=$root"
+                    once "few_steps-$set-$1" "$python" -m docs.study.steps "--data=$set" --processes=3 "--results=$root" "${@:2}"
                 done
-            done
+            }
+            for arms in plain,free plain_wide,scale; do study "$arms" --T=4,8,16 "--arms=$arms"; done
+            study long --T=4 --arms=plain,free --num_steps=3200
+            study many --T=1000 --arms=plain,plain_simple
             ;;
         fashion)
             for seed in 0 1 2; do
