@@ -1,9 +1,11 @@
 """What the shift does to pictures while they are noised: held-out scenes of a trained model, at times from 1 to T.
 
     python -m docs.study.noising --model=runs/demo [--pictures=3] [--out=docs/study/noising.png]
+    python -m docs.study.noising --model=runs/emoji4 --T=4 --out=docs/study/steps-noising.png   # minutes, once
 
 For each scene three rows, over t: the mean of x_t without the shift, sqrt(alpha_bar_t) x0; the shift b_t, grey where it
-is zero; and the mean with it (Eq. 1). Printed: the root mean square of r and b_t at these times.
+is zero; and the mean with it (Eq. 1). Printed: the root mean square of r and b_t at these times. With --T the model is
+the study's of emoji at 16 x 16 in so many steps, r free, which is trained in --model unless it is there.
 """
 
 import argparse
@@ -13,11 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from contextdiff_jax import Pipeline, data
+from contextdiff_jax import Pipeline, data, training
+from contextdiff_jax import task as task_lib
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.tasks.records import held_out
 from docs import scripts
+from docs.study import steps_images
 from docs.study.plots import figure, write
+from docs.study.steps import ARMS
 
 COLUMNS = 7
 GAIN = 2.0  # of the shift in the picture, which else is pale
@@ -75,7 +80,10 @@ def main() -> None:
     parser.add_argument("--model", default="runs/demo")
     parser.add_argument("--pictures", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("noising.png"))
+    parser.add_argument("--T", type=int, default=0, help="trains the study's emoji at 16 x 16 in so many steps first")
     args = parser.parse_args()
+    if args.T:
+        training.train(task_lib.build(steps_images.config_of("emoji16", args.T, ARMS["free"])), args.model)
     times, rows, captions, sizes = means(Pipeline.load(args.model), args.pictures)
     draw(times, rows, captions, args.out)
     for name, values in sizes.items():
