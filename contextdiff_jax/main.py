@@ -212,6 +212,8 @@ def parse(argv: list[str]) -> list[str]:
         return rest
     except flags.UnrecognizedFlagError as error:
         command_line.fail(UserError(config_files.as_keys(error.flagname, argv) or str(error)))
+    except flags.IllegalFlagValueError as error:
+        command_line.fail(UserError(config_files.of_a_value(str(error))))
     except (UserError, flags.Error) as error:
         command_line.fail(error)
 

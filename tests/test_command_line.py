@@ -41,7 +41,9 @@ def run(*flags, cwd=None):
         (["--config=configs/t2i.py", "--config.optim.learning_rate=1"], ["optim.learning_rate", "accepted there"]),
         (["--config=configs/t2i.py", "--config.optm.lr=1"], ["config.optm.lr", "config.optim"]),
         (["--config=configs/t2i.py", "--config.lr=1"], ["config.lr", "config.optim.lr"]),
-        (["--config=configs/t2i.py", "--config.optim.lr=fast"], ["config.optim.lr", "fast"]),
+        (["--config=configs/t2i.py", "--config.optim.lr=fast"], ["--config.optim.lr=fast must be a number"]),
+        (["--config=configs/t2i.py", "--config.train.num_steps=1e3"], ["num_steps=1e3 must be a whole number"]),
+        (["--config=configs/t2i.py", "--config.adapter.enabled=maybe"], ["enabled=maybe must be True or False"]),
         (["--config=configs/t2i.py", "--mode=dream"], ["dream", "train"]),
         (["--config=configs/t2i.py", "--workdri=x"], ["workdri"]),
         (["--config=configs/t2i.py", "--lr=1"], ["no flag but a key", "set it by --config.optim.lr=1"]),
@@ -175,8 +177,13 @@ def test_the_shipped_model_can_be_encoded_with_and_drawn_in_other_sizes(tmp_path
     assert folder == tmp_path / "latents" and space.shape[0] % factor == 0
     shipped = export.read_config(ASSETS / "demo")[0]
     shipped.model.pretrained = "builtin:demo"
-    shape = task.build(shipped, weights=False).shape_of((64, 96))
+    shipped = task.build(shipped, weights=False)
+    shape = shipped.shape_of((64, 96))
     assert shape[1] * 2 == shape[0] * 3
+    # The size that is named is taken.
+    with pytest.raises(UserError, match=r"\(2, 40\) is not divisible by 16, which these networks need; try \(16, 48\)"):
+        shipped.shape_of((2, 40))
+    shipped.shape_of((16, 48))
 
 
 def latent_config(folder):

@@ -96,6 +96,14 @@ def as_keys(flag: str, argv: list[str]) -> str:
     return f"{what} beside --config, that of the training" + f"; {shipped}" * bool(of_drawing)
 
 
+def of_a_value(message: str) -> str:
+    """absl's words for a flag whose value has another type, with what it must be."""
+    flag, _, reason = message.partition(": ")
+    wanted = {"boolean": "True or False", "int()": "a whole number, e.g. 1000", "to float": "a number, e.g. 3e-4"}
+    must = next((words for sign, words in wanted.items() if sign in reason), None)
+    return f"{flag.removeprefix('flag ')} must be {must}" if must else message
+
+
 def _load_config(path: str) -> ConfigDict:
     """get_config(preset) of FILE.py[:preset]."""
     file, _, preset = path.partition(":")

@@ -147,13 +147,20 @@ def _number(path: Path) -> tuple:
 def _pictures(folder: Path, paths: Sequence[Path]) -> Iterator[PIL.Image.Image]:
     if not paths:
         raise UserError(f"clip {str(folder)!r} holds no pictures; give a folder of frames such as 00000.png")
-    for path in paths:
-        try:
-            with PIL.Image.open(path) as picture:
-                shown = as_shown(picture)
-        except Exception as error:  # Pillow's decoders raise almost anything
-            raise UserError(f"frame {str(path)!r} cannot be read ({reason(error)}); replace it") from error
-        yield shown
+    yield from map(frame_of, paths)
+
+
+def frame_of(path: Path) -> PIL.Image.Image:
+    """A frame's file as a viewer shows it.
+
+    Raises:
+        UserError: whatever is wrong with the file.
+    """
+    try:
+        with PIL.Image.open(path) as picture:
+            return as_shown(picture)
+    except Exception as error:  # Pillow's decoders raise almost anything
+        raise UserError(f"frame {str(path)!r} cannot be read ({reason(error)}); replace it") from error
 
 
 def as_shown(picture: PIL.Image.Image) -> PIL.Image.Image:

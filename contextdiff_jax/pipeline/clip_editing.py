@@ -16,7 +16,7 @@ from PIL import Image
 from contextdiff_jax import config as config_lib
 from contextdiff_jax import encoders, trees
 from contextdiff_jax import task as task_lib
-from contextdiff_jax.data.clips import LEAST, RATE, Clip, as_shown
+from contextdiff_jax.data.clips import LEAST, RATE, Clip, as_shown, frame_of
 from contextdiff_jax.data.images import square
 from contextdiff_jax.data.moving import moving
 from contextdiff_jax.data.one_clip import check_identity, clip_of, given_masks
@@ -35,7 +35,7 @@ from contextdiff_jax.editing.methods import (
     without_control,
 )
 from contextdiff_jax.errors import UserError
-from contextdiff_jax.files import read_object
+from contextdiff_jax.files import read_object, user_path
 from contextdiff_jax.models.sd_unet import read_unet_config
 from contextdiff_jax.pipeline import export, requests
 from contextdiff_jax.pipeline.requests import plain
@@ -270,7 +270,8 @@ def _set(config: ConfigDict, options: dict[str, Any], of_a_path: bool) -> None:
     for name, value in options.items():
         sections = [s for s in ("edit", "sample", "data") if name in config[s]]
         if not sections and name not in (*REFUSED, *OF_A_TRAINING):
-            raise UserError(f"option {name}={value!r} is unknown; accepted: the keys of edit, sample and data")
+            hint = requests.elsewhere(name) or "accepted: the keys of edit, sample and data"
+            raise UserError(f"option {name}={value!r} is unknown; {hint}")
         if value is None:  # the run's own, or the method's
             continue
         if name in REFUSED:
@@ -284,7 +285,8 @@ def _set(config: ConfigDict, options: dict[str, Any], of_a_path: bool) -> None:
         try:
             config[sections[0]][name] = str(value) if isinstance(value, Path) else plain(value)
         except TypeError as error:
-            raise UserError(f"option {name}={value!r} has the wrong type: {error}") from error
+            wanted = requests.kind_of(config[sections[0]][name])
+            raise UserError(f"option {name}={value!r} has the wrong type; it is {wanted}") from error
 
 
 def _config(own: ConfigDict, method: str | None) -> ConfigDict:
@@ -378,13 +380,17 @@ def _clip(frames: Frames, source: str, config: ConfigDict, whole: bool) -> Clip:
     return Clip(arrays, RATE, caption=config.data.caption, size=sizes[0])
 
 
-def _picture(frame: Image.Image | np.ndarray) -> Image.Image:
-    """A frame as a picture, as it is shown: masks are of what one sees."""
+def _picture(frame: Image.Image | np.ndarray | str | Path) -> Image.Image:
+    """A frame, or its file, as a picture as it is shown: masks are of what one sees."""
+    if isinstance(frame, str | Path):
+        return frame_of(user_path(frame))
     if isinstance(frame, Image.Image):
         return as_shown(frame)
     array = np.asarray(frame)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
-        raise UserError(f"a frame of {array.dtype} {array.shape} is no picture; give PIL images, or uint8 [F, H, W, 3]")
+        raise UserError(
+            f"a frame of {array.dtype} {array.shape} is no picture; give PIL images, their files, or uint8 [F, H, W, 3]"
+        )
     return Image.fromarray(array)
 
 

@@ -49,6 +49,22 @@ def check_seed(seed: int) -> int:
         raise UserError(f"seed {seed} is outside 0..{2**32 - 1}")
     return int(seed)
 
+# Of `Pipeline.sample`, beside the keys of the config's section `sample`
+ARGUMENTS = ("key", "steps", "negative", "size", "image", "strength", "noise", "first", "on_step")
+ELSEWHERE = {
+    "seed": "key",
+    "generator": "key",
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "negative_prompt": "negative",
+    "height": "size=(height, width)",
+    "width": "size=(height, width)",
+    "latents": "noise",
+    "guidance_rescale": "rescale",
+    "callback_on_step_end": "on_step",
+    "num_images_per_prompt": "the prompt as many times: [prompt] * 4",
+}
+
 
 def plain(value: Any) -> Any:
     """A number of numpy's or jax's as Python's own."""
@@ -163,6 +179,17 @@ def negatives_of(condition: Condition, negative: Any, count: int, guided: bool) 
     return negatives
 
 
+def elsewhere(name: str) -> str:
+    """What an option of other libraries is called here; "" where it has no counterpart."""
+    return f"here it is {ELSEWHERE[name]}" if name in ELSEWHERE else ""
+
+
+def kind_of(value: Any) -> str:
+    """What an option must be, whose present value this is, in words."""
+    kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+    return next((words for kind, words in kinds.items() if isinstance(value, kind)), f"like {value!r}")
+
+
 def section_of(config: ConfigDict, options: dict[str, Any], **unless_given: Any) -> ConfigDict:
     """A config's `sample` section under a caller's options, checked; of those None takes the model's own.
 
@@ -173,14 +200,15 @@ def section_of(config: ConfigDict, options: dict[str, Any], **unless_given: Any)
     config.sample.update(unless_given)
     for name, value in options.items():
         if name not in config.sample:
-            accepted = ", ".join(sorted(config.sample))
-            raise UserError(f"sampling option {name}={value!r} is unknown; accepted: {accepted}")
+            hint = elsewhere(name) or f"accepted: {', '.join((*ARGUMENTS, *sorted(config.sample)))}"
+            raise UserError(f"sampling option {name}={value!r} is unknown; {hint}")
         if value is None:
             continue
         try:
             config.sample[name] = plain(value)
         except TypeError as error:
-            raise UserError(f"sampling option {name}={value!r} has the wrong type: {error}") from error
+            wanted, said = kind_of(config.sample[name]), "steps" if name == "num_steps" else name
+            raise UserError(f"sampling option {said}={value!r} has the wrong type; it is {wanted}") from error
     check_adapter(config, options)
     asked = [name for name, value in options.items() if value is not None]
     config_lib.put_at_rest(config, [f"sample.{name}" for name in asked])

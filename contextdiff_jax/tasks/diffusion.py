@@ -190,15 +190,14 @@ class DiffusionTask:
         two = isinstance(size, tuple | list) and len(size) == 2
         if not two or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size):
             raise UserError(f"size={size!r} is not (height, width) in pixels, e.g. (32, 48)")
-        shape = self.parts.space.shape_of(size)
         factor = backbones.factor(with_located_models(self.config))
         if self.adapter is not None:
             factor = math.lcm(factor, self.config.adapter.patch_size)
-        if shape[0] % factor or shape[1] % factor:
-            pixels = self.parts.space.size[0] // self.sample_shape[0] * factor
+        pixels = self.parts.space.size[0] // self.sample_shape[0] * factor
+        if size[0] % pixels or size[1] % pixels:
             near = tuple(nearest_multiple(n, pixels) for n in size)
             raise UserError(f"size={size} is not divisible by {pixels}, which these networks need; try {near}")
-        return shape
+        return self.parts.space.shape_of(size)
 
     # Conditions, the network as x0_hat, and the shift.
 

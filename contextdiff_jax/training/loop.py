@@ -216,7 +216,8 @@ def _farewell(step: int, num_steps: int, workdir: Path, cause: str) -> str:
     """What has happened."""
     if step < num_steps:
         return f"stopped by {cause} after step {step} of {num_steps}; saved; run the same command to continue"
-    return f"finished step {step}; checkpoints, metrics and previews are in {workdir}"
+    written = "checkpoints, metrics and previews" if (workdir / "previews").is_dir() else "checkpoints and metrics"
+    return f"finished step {step}; {written} are in {workdir}"
 
 
 def _validate(validation: Validation, state: TrainState, metrics: Metrics) -> None:

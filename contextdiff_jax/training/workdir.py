@@ -142,6 +142,12 @@ def check_workdir(workdir: str | Path, config: ConfigDict, *, allow_config_chang
             f"{workdir} holds a run with another config ({'; '.join(lines)}), which is another model; "
             "take another --workdir, or undo the change"
         )
+    newest, asked = max(steps_in(folder_of(workdir)), default=0), config.train.num_steps
+    if asked < newest and asked != saved.train.num_steps:
+        raise UserError(
+            f"config.train.num_steps={asked}, but {workdir} holds a run that has trained {newest} steps; leave it at "
+            f"{saved.train.num_steps}, or take another --workdir (--step draws of an earlier checkpoint that is kept)"
+        )
     if changes and not allow_config_change:
         raise UserError(
             f"{workdir} holds a run with another config ({'; '.join(changes)}); "

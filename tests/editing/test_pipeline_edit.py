@@ -1,6 +1,5 @@
 """Editing from Python with all that a clip can bring: more frames than a window, masks, edges, several prompts."""
 
-import io
 import json
 from functools import partial
 from types import SimpleNamespace
@@ -190,17 +189,19 @@ def test_masks_are_of_the_frames_or_of_the_model(asked, tmp_path):
         assert config.edit.rate == 12.0
 
 
-def test_masks_are_of_pictures_as_they_are_shown(asked):
+def test_masks_are_of_pictures_as_they_are_shown(asked, tmp_path):
     """A picture's EXIF block may say that it is to be turned."""
     shown, masks = np.zeros((3, 2 * SIZE, SIZE, 3), np.uint8), np.zeros((3, 2 * SIZE, SIZE), bool)
     shown[:, SIZE : SIZE + 4], masks[:, SIZE : SIZE + 4] = 255, True
-    stored = []
-    for frame in shown:
-        Image.fromarray(frame).transpose(Image.Transpose.ROTATE_90).save(file := io.BytesIO(), "png", exif=turned())
-        stored.append(Image.open(file))
-    clip, _ = asked(stored, "ddim", masks=masks)
-    np.testing.assert_array_equal(clip.frames.mean(axis=-1) > 127, clip.masks)
-    assert clip.masks.any()
+    files = [tmp_path / f"{i}.png" for i in range(3)]
+    for frame, file in zip(shown, files, strict=True):
+        Image.fromarray(frame).transpose(Image.Transpose.ROTATE_90).save(file, exif=turned())
+    for stored in ([Image.open(file) for file in files], files, map(str, files)):
+        clip, _ = asked(stored, "ddim", masks=masks)
+        np.testing.assert_array_equal(clip.frames.mean(axis=-1) > 127, clip.masks)
+        assert clip.masks.any()
+    with pytest.raises(UserError, match="frame '.*none.png' cannot be read"):
+        asked([*files, tmp_path / "none.png"], "ddim")
 
 
 def turned():
@@ -265,6 +266,7 @@ def test_what_frames_of_one_s_own_cannot_be(pipe):
         (frames, dict(prompts=("a star",)), "option prompts=.* cannot act: the targets are the edited prompts"),
         (frames, dict(after_training=True), "option after_training=True cannot act: nothing is trained"),
         (frames, dict(adapter=np.bool_(True)), "adapter=True cannot act: this model was trained without an adapter"),
+        (frames, dict(num_inference_steps=5), "num_inference_steps=5 is unknown; here it is steps"),
         (frames[:1], {}, "give 2 or more"),
         (5, {}, "frames=5 are no clip"),
         (frames, dict(method=5), "method '5' is unknown"),

@@ -76,7 +76,13 @@ def test_none_takes_the_model_s_own_option():
     assert requests.section_of(config, {}).threshold == "static"
     with pytest.raises(UserError, match="config.sample.threshold='static' cannot act"):
         requests.section_of(config, {"adapter": True, "threshold": "static"})
-    for wrong, words in (({"speed": None}, "speed=None is unknown"), ({"eta": "x"}, "eta='x' has the wrong type")):
+    cases = (
+        ({"speed": None}, "speed=None is unknown; accepted: key, steps, negative, .*, eta, guidance"),
+        ({"seed": 5}, "seed=5 is unknown; here it is key$"),
+        ({"eta": "x"}, "eta='x' has the wrong type; it is a number"),
+        ({"num_steps": 2.0}, "steps=2.0 has the wrong type; it is a whole number"),
+    )
+    for wrong, words in cases:
         with pytest.raises(UserError, match=words):
             requests.section_of(config, wrong)
 

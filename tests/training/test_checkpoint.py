@@ -323,12 +323,19 @@ def test_another_config_is_refused_with_its_keys(run):
     assert listed == ["data.batch_size: saved 16, now 8", "optim.lr: saved 0.01, now 0.5"]
 
 
+def test_a_run_is_not_shortened_below_what_it_has_trained(run):
+    shorter = toy_config(**{"train.num_steps": 6})
+    for allowed in (False, True):
+        with pytest.raises(UserError, match="num_steps=6, but .* has trained 12 steps; leave it at 12"):
+            check_workdir(run, shorter, allow_config_change=allowed)
+
+
 def test_a_longer_run_moved_data_and_another_cadence_need_no_flag(run):
     free = {"train.log_every": 3, "train.checkpoint_every": 7, "train.keep_every": 7, "data.path": "elsewhere"}
     longer = toy_config(**free, **{"train.num_steps": 14})
     assert int(train(ToyTask(longer), run).step) == 14
     assert json.loads((run / "config.json").read_text())["train"]["num_steps"] == 14
-    with pytest.raises(UserError, match="train.num_steps: saved 14, now 13"):
+    with pytest.raises(UserError, match="num_steps=13, but .* has trained 14 steps; leave it at 14"):
         check_workdir(run, toy_config(**{"train.num_steps": 13}))
 
 
