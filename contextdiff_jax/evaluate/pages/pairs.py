@@ -49,7 +49,7 @@ def same_questions(first: Run, other: Run) -> tuple[list[tuple[Seen, Seen]], lis
     """
     if not first.seen or not other.seen:
         missing = first if not first.seen else other
-        return [], [f"{missing.name} has no kept marks: evaluate it again with --mode=eval"]
+        return [], [f"{missing.name} has no kept marks: evaluate it with --mode=eval"]
     if first.seed != other.seed:
         return [], [_other_noise(first, other)]
     by_name = {kept.name: kept for kept in other.seen}
