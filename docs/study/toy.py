@@ -318,7 +318,7 @@ def reference(name: str, size: Size) -> dict[str, Any]:
         "times": times.tolist(),
         "k": np.asarray(task.schedule.k)[times].tolist(),
         "unit": "nats",
-        "size": vars(size),
+        "size": {name: value for name, value in vars(size).items() if name != "network"},
     }
 
 
