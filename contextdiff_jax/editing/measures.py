@@ -82,7 +82,7 @@ def rows(
     if embed is None:
         left_out.append("CLIP figures: config.encoder.clip names no CLIP")
     if clip.motion is None:
-        left_out.append("warp error: no flow; give one by data.flow_path")
+        left_out.append("warp error: no flow (data.flow_path, of a clip in a file)")
     # No edit can beat the rows that bound them: those are measured where all edits left the clip alone.
     everywhere = np.max(list(regions.values()), axis=0) if regions else None
     if kept is None and regions:
@@ -91,7 +91,7 @@ def rows(
         own = any(not region.all() for region in regions.values())
         where = "inside" if kept == "object" else "outside"
         instead = f"{where} the edits' own masks instead" if own else "and the edits have no mask"
-        left_out.append(f"background by true masks: none (data.mask_path), {instead}")
+        left_out.append(f"background by true masks: none (data.mask_path; masks= of frames in Python), {instead}")
     table = {}
     for name, frames in arrays.items():
         prompt = clip.caption if name in NO_EDITS else name
