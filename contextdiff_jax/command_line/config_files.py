@@ -12,11 +12,10 @@ from ml_collections import ConfigDict
 from contextdiff_jax import config as config_lib
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.formats.hub import RUNS
+from contextdiff_jax.samplers.settings import ELSEWHERE
 
 # In a clone, and inside the installed package.
 SHIPPED_CONFIGS = (Path(__file__).parents[2] / "configs", Path(__file__).parents[1] / "shipped" / "configs")
-# Keys of `sample` by the names that they have in other libraries.
-_ELSEWHERE = {"steps": "num_steps", "num_inference_steps": "num_steps", "guidance_scale": "guidance", "cfg": "guidance"}
 
 
 def default_workdir(config_file: str, config: ConfigDict) -> str:
@@ -80,7 +79,7 @@ def as_keys(flag: str, argv: list[str]) -> str:
     place = _config_flag(argv)
     named = bool(place and place[1])
     given = place[1] if named else _find_config("configs/t2i.py:builtin")
-    name = _ELSEWHERE.get(flag, flag)
+    name = ELSEWHERE.get(flag, flag)
     keys = [key for key in config_lib.leaves(_load_config(given)) if key.split(".")[-1] == name]
     of_drawing = [key for key in keys if key.startswith("sample.")]
     if not named:  # without a config pictures are drawn

@@ -17,12 +17,26 @@ from contextdiff_jax.data.images import asked_for, fitted
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import read_json, user_path
 from contextdiff_jax.pictures import to_uint8
+from contextdiff_jax.samplers.settings import ELSEWHERE
 from contextdiff_jax.types import Array
 
 _LAYOUT = '[["frog", [0.1, 0.2, 0.5, 0.8]]]'
 Prompts = str | int | Sequence[Any] | None
 Picture = Image.Image | str | Path | np.ndarray
 STRENGTH = 0.8  # how far a picture to start from is noised, unless that is said
+# Of `Pipeline.sample`, beside the keys of the config's section `sample`; one of these has another name there.
+_ARGUMENTS = ("key", "steps", "negative", "size", "image", "strength", "noise", "first", "on_step")
+_ARGUMENT_OF = {"num_steps": "steps"}
+_ARGUMENTS_ELSEWHERE = {
+    "seed": "key",
+    "generator": "key",
+    "negative_prompt": "negative",
+    "height": "size=(height, width)",
+    "width": "size=(height, width)",
+    "latents": "noise",
+    "callback_on_step_end": "on_step",
+    "num_images_per_prompt": "the prompt as many times: [prompt] * 4",
+}
 
 
 def root_key(key: int | Array) -> Array:
@@ -48,22 +62,6 @@ def check_seed(seed: int) -> int:
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed} is outside 0..{2**32 - 1}")
     return int(seed)
-
-# Of `Pipeline.sample`, beside the keys of the config's section `sample`
-ARGUMENTS = ("key", "steps", "negative", "size", "image", "strength", "noise", "first", "on_step")
-ELSEWHERE = {
-    "seed": "key",
-    "generator": "key",
-    "num_inference_steps": "steps",
-    "guidance_scale": "guidance",
-    "negative_prompt": "negative",
-    "height": "size=(height, width)",
-    "width": "size=(height, width)",
-    "latents": "noise",
-    "guidance_rescale": "rescale",
-    "callback_on_step_end": "on_step",
-    "num_images_per_prompt": "the prompt as many times: [prompt] * 4",
-}
 
 
 def plain(value: Any) -> Any:
@@ -181,7 +179,9 @@ def negatives_of(condition: Condition, negative: Any, count: int, guided: bool) 
 
 def elsewhere(name: str) -> str:
     """What an option of other libraries is called here; "" where it has no counterpart."""
-    return f"here it is {ELSEWHERE[name]}" if name in ELSEWHERE else ""
+    key = ELSEWHERE.get(name, "")
+    here = _ARGUMENT_OF.get(key, key) or _ARGUMENTS_ELSEWHERE.get(name)
+    return f"here it is {here}" if here else ""
 
 
 def kind_of(value: Any) -> str:
@@ -200,14 +200,14 @@ def section_of(config: ConfigDict, options: dict[str, Any], **unless_given: Any)
     config.sample.update(unless_given)
     for name, value in options.items():
         if name not in config.sample:
-            hint = elsewhere(name) or f"accepted: {', '.join((*ARGUMENTS, *sorted(config.sample)))}"
+            hint = elsewhere(name) or f"accepted: {', '.join((*_ARGUMENTS, *sorted(config.sample)))}"
             raise UserError(f"sampling option {name}={value!r} is unknown; {hint}")
         if value is None:
             continue
         try:
             config.sample[name] = plain(value)
         except TypeError as error:
-            wanted, said = kind_of(config.sample[name]), "steps" if name == "num_steps" else name
+            wanted, said = kind_of(config.sample[name]), _ARGUMENT_OF.get(name, name)
             raise UserError(f"sampling option {said}={value!r} has the wrong type; it is {wanted}") from error
     check_adapter(config, options)
     asked = [name for name, value in options.items() if value is not None]

@@ -7,6 +7,14 @@ from ml_collections import ConfigDict
 from contextdiff_jax.errors import UserError
 from contextdiff_jax.keys import Values, are
 
+# Keys of `sample` by the names that they have in other libraries.
+ELSEWHERE = {
+    "steps": "num_steps",
+    "num_inference_steps": "num_steps",
+    "guidance_scale": "guidance",
+    "cfg": "guidance",
+    "guidance_rescale": "rescale",
+}
 VALUES = Values(
     choices={
         "sample.sampler": ("ddpm", "ddim", "heun", "dpmpp_2m"),

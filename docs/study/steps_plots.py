@@ -231,8 +231,8 @@ def plot_curves(sets: dict[str, dict[str, Any]], path: Path) -> None:
         for arm, (label, colour) in MANY_ARMS.items():
             for sampler, style in STYLES.items():
                 if steps := [n for used, n in _ways(stored, arm) if used == sampler]:
-                    gets = [partial(of.of_way, way=f"{sampler} {n}") for n in steps]
-                    means = [values(stored, MANY, arm, get).mean() for get in gets]
+                    ways = [partial(of.of_way, way=f"{sampler} {n}") for n in steps]
+                    means = [values(stored, MANY, arm, way).mean() for way in ways]
                     row[2].plot(steps, means, style, color=colour, label=f"{label}, {SAMPLERS[sampler]}")
         row[1].axhline(0, color="#9aa5b1", linewidth=0.8)
         if name in RATE:

@@ -79,6 +79,8 @@ def test_none_takes_the_model_s_own_option():
     cases = (
         ({"speed": None}, "speed=None is unknown; accepted: key, steps, negative, .*, eta, guidance"),
         ({"seed": 5}, "seed=5 is unknown; here it is key$"),
+        ({"num_inference_steps": 5}, "num_inference_steps=5 is unknown; here it is steps$"),
+        ({"guidance_scale": 5.0}, "guidance_scale=5.0 is unknown; here it is guidance$"),
         ({"eta": "x"}, "eta='x' has the wrong type; it is a number"),
         ({"num_steps": 2.0}, "steps=2.0 has the wrong type; it is a whole number"),
     )
