@@ -19,14 +19,15 @@ def image_size(value: Any) -> int:
     return int(value)
 
 
-def only_image_size(value: Any, only: int, source: str) -> None:
-    """Refuses every image size but the one that the source has.
+def only_image_size(value: Any, only: int, source: str, *, smaller: tuple[int, ...] = ()) -> None:
+    """Refuses every image size but the one that the source has, and the `smaller` ones that it makes.
 
     Raises:
         UserError: another size.
     """
-    if value != only:
-        raise UserError(f"data.image_size: {value!r} is refused; {source} has {only} x {only} images, set it to {only}")
+    if value not in (only, *smaller):
+        sizes = " or ".join(map(str, (only, *smaller)))
+        raise UserError(f"data.image_size: {value!r} is refused; {source} has {only} x {only} images, set it to {sizes}")
 
 
 def split(value: str, accepted: Sequence[str], source: str) -> str:

@@ -20,7 +20,7 @@ from contextdiff_jax.errors import UserError
 from contextdiff_jax.files import user_path
 
 SPLITS = ("train", "test")
-SIZE = 28
+SIZE, HALF = 28, 14
 CLASSES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 _COUNTS = {"train": 60_000, "test": 10_000}
 _STEMS = {"train": "train", "test": "t10k"}
@@ -37,12 +37,12 @@ _REMEDY = "get the files of https://github.com/zalandoresearch/fashion-mnist, or
 
 
 class FashionSource(ImageSource):
-    """Random-access Fashion-MNIST: image uint8 [28, 28, 1], label, caption ("a photo of a dress") and index.
+    """Random-access Fashion-MNIST: image uint8 [S, S, 1], label, caption ("a photo of a dress") and index.
 
     Args:
         path: folder of the four files, compressed (.gz) or not.
         split: train (60,000) or test (10,000).
-        image_size: 28, the only size there is.
+        image_size: S, 28 as published, or 14: each pixel the rounded mean of four.
 
     Raises:
         UserError: unknown split, another image size, missing files, or files that are not the published ones.
@@ -52,9 +52,10 @@ class FashionSource(ImageSource):
 
     def __init__(self, path: str, split: str, image_size: int = SIZE):
         self.split = checks.split(split, SPLITS, "fashion")
-        checks.only_image_size(image_size, SIZE, "fashion")
+        checks.only_image_size(image_size, SIZE, "fashion", smaller=(HALF,))
         folder, count = _existing(path), _COUNTS[split]
-        self._images = _read(folder, f"{_STEMS[split]}-{_IMAGES}", (count, SIZE, SIZE))[..., None]
+        images = _read(folder, f"{_STEMS[split]}-{_IMAGES}", (count, SIZE, SIZE))[..., None]
+        self._images = images if image_size == SIZE else _halved(images)
         self._labels = _read(folder, f"{_STEMS[split]}-{_LABELS}", (count,))
         self._path = folder
 
@@ -66,11 +67,12 @@ class FashionSource(ImageSource):
 
     @property
     def identity(self) -> str:
-        """The split."""
-        return f"fashion {self.split}: {len(self)} records"
+        """The split, and the size where it is not the published one."""
+        smaller = "" if self._images.shape[1] == SIZE else f", {HALF} x {HALF}"
+        return f"fashion {self.split}{smaller}: {len(self)} records"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Record `index`: image uint8 [28, 28, 1], caption str, index int, label int."""
+        """Record `index`: image uint8 [S, S, 1], caption str, index int, label int."""
         self.check_index(index)
         label = int(self._labels[index])
         caption = _caption(label)
@@ -79,6 +81,12 @@ class FashionSource(ImageSource):
     def captions(self) -> list[str]:
         """The different captions of all records."""
         return sorted(_caption(label) for label in np.unique(self._labels))
+
+
+def _halved(images: np.ndarray) -> np.ndarray:
+    """uint8 [N, 28, 28, 1] -> [N, 14, 14, 1]."""
+    sums = images.reshape(len(images), HALF, 2, HALF, 2, 1).sum((2, 4), dtype=np.uint16)
+    return ((sums + 2) // 4).astype(np.uint8)
 
 
 def _caption(label: int) -> str:

@@ -97,16 +97,20 @@ _PATCHES = {
 }
 # The same on two cores: a quarter of the channels' work, and of the pictures
 _FEW_CHANNELS = {"data.num_threads": 2, "data.batch_size": 32, "model.channels": 32, "adapter.width": 32}
+# Fashion-MNIST at 14 x 14: its tokens and convolutions are on 7 x 7 patches
+_FASHION14 = {"data.image_size": 14, "model.multipliers": (1,), "model.channels": 48, "model.head_dim": 24}
+_FASHION14 |= {"model.self_attention_levels": (0,), "model.cross_attention_levels": (0,), "adapter.patch_size": 2}
 FASHION = os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist")  # the folder of its four files
 SIZES = {
     "digits": Size("digits", _SMALL | {"data.batch_size": 32, "train.num_steps": 600}, 180, 32, 60, 200, 16),
     "emoji16": Size("emoji16", _SMALL | {"data.batch_size": 16, "train.num_steps": 400}, 96, 16, 32, 72, 32),
     "emoji32": Size("emoji16", _PATCHES | {"data.image_size": 32}, 256, 16, 32, 256, 32),
     "fashion": Size("fashion", _PATCHES | {"data.path": FASHION}, 500, 16, 32, 500, 32),
+    "fashion14": Size("fashion", _PATCHES | _FEW_CHANNELS | _FASHION14 | {"data.path": FASHION}, 500, 16, 32, 500, 32),
     "fashion-small": Size("fashion", _PATCHES | _FEW_CHANNELS | {"data.path": FASHION}, 200, 16, 32, 500, 32),
 }
 JUDGE_STEPS = 1200  # of the classifier of Fashion-MNIST
-JUDGE = Path("runs/study-judge")  # where it is kept
+JUDGES = Path("runs/study-judge")  # where it is kept, in a folder for each set
 
 
 def config_of(name: str, size: Size) -> ConfigDict:
@@ -231,7 +235,7 @@ def _judge(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
     if _of_clothes(name):
         config = config_of(name, SIZES[name])
         config.eval.judge_steps = JUDGE_STEPS
-        judge = class_judge.judge_of(config, JUDGE)
+        judge = class_judge.judge_of(config, JUDGES / name)
         return lambda pictures, asked: float(np.mean(judge.predict(pictures) == asked))
     preset = _data(name).preset
     judge, backgrounds = load_recogniser(preset), len(data.vocabulary(preset).backgrounds)

@@ -37,7 +37,7 @@ from docs.study.run import RESULTS, load, save
 TIMES = (2, 4, 8, 16)  # what is run unless asked otherwise
 SEEDS = (0, 1, 2)
 SKETCH = "mixture-sketch"  # the mixture as a first sketch of this comparison had it
-SETS = ("mixture", "mixture-slow", SKETCH, "digits", "emoji16", "emoji32", "fashion", "fashion-small")
+SETS = ("mixture", "mixture-slow", SKETCH, "digits", "emoji16", "emoji32", "fashion", "fashion14", "fashion-small")
 # The process learns so many times faster than the networks; at 1, as `mixture-slow`, 3000 steps leave it unfinished
 RATE = {"mixture": 20.0, "mixture-slow": 1.0, SKETCH: 1.0}
 # Times of 2..T of each point in a step, beside t = 1; 0 draws one time of 1..T alone, which is noisier

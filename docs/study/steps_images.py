@@ -24,7 +24,7 @@ SIZES = images.SIZES | {
     "emoji16": replace(images.SIZES["emoji16"], num_samples=72),
 }
 # Noise levels of an image in a step, where they are not `few_steps`' own
-NUM_TIMES = {"emoji32": 1, "fashion": 1, "fashion-small": 1}
+NUM_TIMES = {"emoji32": 1, "fashion": 1, "fashion14": 1, "fashion-small": 1}
 REPEATS = 4  # of the full bound
 MANY_STEPS = (4, 8, 16, 64)  # in which models of T = 1000 are drawn
 

@@ -36,6 +36,17 @@ def test_reads_what_was_written(written):
     assert (source.channels, source.levels, source.num_classes) == (1, 256, 10)
 
 
+def test_half_the_size_is_the_mean_of_four_pixels(written):
+    folder, content = written
+    source = data.source(config(source="fashion", path=str(folder), image_size=14), "train")
+    images = content["train"][0].astype(np.float64)
+    means = sum(images[:, i::2, j::2] for i in (0, 1) for j in (0, 1)) / 4
+    for i, expected in enumerate(np.floor(means + 0.5)):
+        assert source[i]["image"].dtype == np.uint8
+        np.testing.assert_array_equal(source[i]["image"][..., 0], expected)
+    assert "14 x 14" in source.identity and source.identity != data.source(_section(folder), "train").identity
+
+
 def test_captions_are_those_of_the_records(written):
     source = data.source(_section(written[0]), "test")
     assert source.captions() == sorted({source[i]["caption"] for i in range(len(source))})
@@ -84,6 +95,8 @@ def _as_gz(folder: pathlib.Path, change):
 def test_bad_values(written):
     with pytest.raises(UserError, match="image_size: 32 is refused; fashion has 28 x 28"):
         data.source(config(source="fashion", path=str(written[0]), image_size=32), "train")
+    with pytest.raises(UserError, match="set it to 28 or 14$"):
+        data.source(config(source="fashion", path=str(written[0]), image_size=7), "train")
     with pytest.raises(UserError, match="split 'val' is unknown for fashion; accepted: train, test"):
         data.source(_section(written[0]), "val")
     for path, message in (("", "is empty"), (written[0] / "none", "is no folder")):
