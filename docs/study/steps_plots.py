@@ -42,8 +42,8 @@ def spread(v: np.ndarray, digits: int) -> str:
     return f"{v.mean():.{digits}f} ({v.min():.{digits}f} to {v.max():.{digits}f})"
 
 
-def paired(stored: dict[str, Any], T: int, arm: str, plain_T: int = 0) -> str:
-    """Mean difference to the plain arm with its error, over the seeds and over blocks of points or images together.
+def difference(stored: dict[str, Any], T: int, arm: str, plain_T: int = 0) -> tuple[float, float, int]:
+    """Mean difference to the plain arm, its error over seeds and blocks of points or images together, and the seeds.
 
     Both have the same seeds, test points and, at equal T, noise; the points are the same for every seed, so that only
     the spread of the seeds shrinks with their number. `plain_T` takes the plain arm of another T.
@@ -53,9 +53,13 @@ def paired(stored: dict[str, Any], T: int, arm: str, plain_T: int = 0) -> str:
     gaps = np.array([np.subtract(runs[s][per], plain[s][per]) for s in runs if s in plain])
     over_points = gaps.mean(0).var(ddof=1) / gaps.shape[1]
     over_seeds = gaps.mean(1).var(ddof=1) / len(gaps) if len(gaps) > 1 else 0.0
-    # Of one seed it is that of the images alone
-    alone = " (images alone)" if len(gaps) == 1 else ""
-    return f"{gaps.mean():+.3f} ± {np.sqrt(over_points + over_seeds):.3f}{alone}"
+    return float(gaps.mean()), float(np.sqrt(over_points + over_seeds)), len(gaps)
+
+
+def paired(stored: dict[str, Any], T: int, arm: str, plain_T: int = 0) -> str:
+    """`difference` as text."""
+    mean, error, seeds = difference(stored, T, arm, plain_T)
+    return f"{mean:+.3f} ± {error:.3f}{' (images alone)' if seeds == 1 else ''}"
 
 
 def table(name: str, stored: dict[str, Any]) -> str:
@@ -79,6 +83,10 @@ def table(name: str, stored: dict[str, Any]) -> str:
         floor = stored["reference"]
         rows.append(["", "*held-out data*", "", "", "", "", f"{1000 * floor['energy']:.1f}", "", ""])
     rows.insert(1, ["-"] * len(rows[0]))
+    return _lines(rows)
+
+
+def _lines(rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
@@ -153,7 +161,7 @@ def lengths_table(results: Path) -> str:
             cells = [str(T), ARMS[arm].label, str(steps), *(f"{v:.3f}" for v in bits), paired(stored, T, arm)]
             cells += [", ".join(f"{100 * v:.1f}" for v in recognised)]
             rows.append([*cells, ", ".join(f"{v:.2f}" for v in means(lambda run: run["quality"]["frechet"]))])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return _lines(rows)
 
 
 def against_more_steps(stored: dict[str, Any]) -> str:
@@ -165,9 +173,53 @@ def against_more_steps(stored: dict[str, Any]) -> str:
     for T in few(stored):
         if "scale" in stored["runs"][str(T)]:
             for more in (m for m in plain if T < m <= 4 * T):
-                difference = paired(stored, T, "scale", more)
-                rows.append([str(T), above(T, "scale"), str(more), above(more, "plain"), difference])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+                rows.append([str(T), above(T, "scale"), str(more), above(more, "plain"), paired(stored, T, "scale", more)])
+    return _lines(rows)
+
+
+def gains_table(sets: dict[str, dict[str, Any]]) -> str:
+    """What each arm takes off the bound of plain diffusion, and how much there is to take; bold beyond two errors.
+
+    On points that is plain diffusion's distance from the exact value, on pictures, of which the exact value is not
+    known, at the least its distance from its own best bound in more steps.
+    """
+    others = [arm for arm in ARMS if arm != "plain"]
+    rows = [["set", "T", "plain", "to gain", *(ARMS[arm].label for arm in others)]]
+    rows.append(["-"] * len(rows[0]))
+    for name, stored in sets.items():
+        bound = lambda T, stored=stored, key="above" if name in RATE else "bound": values(
+            stored, T, "plain", lambda run: run[key]
+        ).mean()
+        times = [T for T in few(stored) if "plain" in stored["runs"][str(T)]]
+        for T in (T for T in times if set(others) & set(stored["runs"][str(T)])):
+            more = [bound(M) for M in times if M > T]
+            gap = bound(T) if name in RATE else bound(T) - min(more) if more else None
+            cells = [name, str(T), f"{bound(T):.3f}", "?" if gap is None else f"{gap:.3f}"]
+            rows.append([*cells, *(_gain(stored, T, arm) for arm in others)])
+    return _lines(rows)
+
+
+def _gain(stored: dict[str, Any], T: int, arm: str) -> str:
+    if arm not in stored["runs"][str(T)]:
+        return "-"
+    mean, error, _ = difference(stored, T, arm)
+    text = paired(stored, T, arm)
+    return f"**{text}**" if abs(mean) > 2 * error else text
+
+
+def distances_table(sets: dict[str, dict[str, Any]]) -> str:
+    """Frechet distances of pictures drawn in T evaluations by each arm, mean of the seeds; bold where every seed of an
+    arm lies below the plain one of the same seed."""
+    rows = [["set", "T", *(of.label for of in ARMS.values())]]
+    rows.append(["-"] * len(rows[0]))
+    for name, stored in sets.items():
+        of = lambda T, arm, stored=stored: values(stored, T, arm, lambda run: run["quality"]["frechet"])
+        for T in (T for T in few(stored) if len(stored["runs"][str(T)]) > 1):
+            found, plain = {arm: of(T, arm) for arm in ARMS}, of(T, "plain")
+            better = {arm: len(v) == len(plain) > 1 and (v < plain).all() for arm, v in found.items()}
+            text = lambda arm, found=found: f"{found[arm].mean():.2f}" if len(found[arm]) else "-"
+            rows.append([name, str(T), *(f"**{text(arm)}**" if better[arm] else text(arm) for arm in ARMS)])
+    return _lines(rows)
 
 
 def runs_table(sets: dict[str, dict[str, Any]]) -> str:
@@ -176,7 +228,7 @@ def runs_table(sets: dict[str, dict[str, Any]]) -> str:
     for name, stored in sets.items():
         found = ([arm for arm in ARMS | USERS if stored["runs"].get(str(T), {}).get(arm)] for T in ASKED)
         rows.append([name, *(", ".join(arms) or "-" for arms in found)])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return _lines(rows)
 
 
 @dataclass(frozen=True)
@@ -204,14 +256,17 @@ CURVES = {
         of_samples=lambda run: 1000 * np.float64(run["energy"][MEAN]),
         of_way=lambda run, way: 1000 * np.float64(run["energy"][way]),
     ),
-    "digits": Curves(
+}
+CURVES |= dict.fromkeys(
+    ("digits", "fashion14"),
+    Curves(
         bound="bound, bits per dimension",
         samples="Frechet distance",
         of_bound=lambda run: run["bound"],
         of_samples=lambda run: run["quality"]["frechet"],
         of_way=lambda run, way: run["drawn"][way]["frechet"],
     ),
-}
+)
 
 
 def plot_curves(sets: dict[str, dict[str, Any]], path: Path) -> None:
@@ -302,6 +357,8 @@ def main(results: Path = RESULTS, folder: Path = Path(__file__).parent, page: Pa
         replace_table(page, "steps-digits-lengths", lengths_table(results))
     if page.is_file() and any(stored["runs"] for stored in sets.values()):
         shown = {name: stored for name, stored in sets.items() if name not in RATE or name == "mixture"}
+        replace_table(page, "steps-gains", gains_table(shown))
+        replace_table(page, "steps-distances", distances_table({k: v for k, v in shown.items() if k not in RATE}))
         replace_table(page, "steps-runs", runs_table(shown))
     if mixture["runs"] and page.is_file():
         replace_table(page, "steps-more", against_more_steps(mixture))
