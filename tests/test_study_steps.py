@@ -195,3 +195,38 @@ def test_a_paired_difference_is_taken_point_by_point_and_seed_by_seed():
     }
     mean, error = steps_plots.paired({"runs": {"4": runs}}, 4, "free").split(" ± ")
     assert float(mean) == pytest.approx(-0.2, abs=2e-3) and float(error) < 2e-3
+
+
+def _pictures(bits, distance, seeds=3):
+    """Runs of so many seeds: a bound that is so much higher on every second image."""
+    quality = {"accuracy": 0.5, "frechet": distance}
+    found = {"bound": bits, "per_image": [bits, bits + 0.1] * 4, "terms": [0.1, 1.4], "quality": quality}
+    return {str(seed): found | {"parameters": 2000} for seed in range(seeds)}
+
+
+def test_gains_are_told_beside_what_there_is_to_gain():
+    runs = {"4": {"plain": _pictures(2.0, 3.0), "free": _pictures(1.9, 2.5)}, "8": {"plain": _pictures(1.75, 2.0)}}
+    runs["16"] = {"plain": _pictures(1.8, 2.0), "scale": _pictures(1.8, 2.5)}
+    points = {"4": {arm: {"0": {"above": v, "blocks": [v, v]}} for arm, v in {"plain": 0.4, "free": 0.3}.items()}}
+    rows = steps_plots.gains_table({"mixture": {"runs": points}, "digits": {"runs": runs}}).splitlines()[2:]
+    assert rows == [
+        "| mixture | 4 | 0.400 | 0.400 | - | - | **-0.100 ± 0.000 (images alone)** | - | - |",
+        "| digits | 4 | 2.000 | 0.250 | - | - | **-0.100 ± 0.000** | - | - |",
+        "| digits | 16 | 1.800 | ? | - | - | - | - | +0.000 ± 0.000 |",
+    ]
+
+
+def test_distances_are_bold_where_every_seed_is_better():
+    mixed = _pictures(1.9, 2.0) | {"2": _pictures(1.9, 3.5)["0"]}
+    runs = {"4": {"plain": _pictures(2.0, 3.0), "free": _pictures(1.9, 2.5), "head": mixed}, "8": {"plain": {}}}
+    rows = steps_plots.distances_table({"digits": {"runs": runs}}).splitlines()[2:]
+    assert rows == ["| digits | 4 | 3.00 | - | - | **2.50** | 2.50 | - |"]
+
+
+def test_trainings_of_several_lengths_are_rows_and_those_of_one_are_none(tmp_path):
+    of = lambda gain: {"4": {"plain": _pictures(2.0, 3.0), "free": _pictures(2.0 - gain, 2.5)}}
+    run.save({"runs": of(0.1)}, tmp_path / "steps-fashion14.json")
+    assert len(steps_plots.lengths_table("fashion14", tmp_path).splitlines()) == 2
+    run.save({"runs": of(0.2)}, tmp_path / "steps-fashion14-1600.json")
+    rows = steps_plots.lengths_table("fashion14", tmp_path).splitlines()[2:]
+    assert [row.split(" | ")[2] for row in rows] == ["800", "1600"] and "-0.200 ± 0.000" in rows[1]

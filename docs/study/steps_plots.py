@@ -6,6 +6,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ MANY_ARMS |= {arm: (f"{of.label}, T = 1000", of.colour) for arm, of in (USERS | 
 DRAW, MEAN = "decoder's draw", "decoder's mean"
 PICTURES = ("fashion", "emoji32")  # sets whose samples are shown
 ASKED = (2, 4, 8, 16, 64, MANY)  # T of `runs_table`
-# Steps of the digits' trainings: `num_steps` of the file
-LENGTHS = {150: 150, 300: 300, 400: 400, 600: 0, 1200: 1200}
+# Of each set, steps of its trainings: `num_steps` of their file; and what is shown of them
+LENGTHS = {"digits": {150: 150, 300: 300, 400: 400, 600: 0, 1200: 1200}, "fashion14": {800: 0, 1600: 1600}}
+AT_LENGTHS = ((4, "plain_wide"), (4, "free"), (4, "scale"), (8, "free"))  # T, and an arm beside the plain one
 
 
 def few(stored: dict[str, Any]) -> list[int]:
@@ -145,23 +147,25 @@ def _picture_cells(of: Any, quality: Any) -> list[str]:
     return [spread(100 * recognised, 1), spread(distance, 2), f"{of(lambda run: run['terms'][1]).mean():.3f}"]
 
 
-def lengths_table(results: Path) -> str:
-    """The digits after trainings of several lengths: what the gain over plain diffusion does."""
+def lengths_table(name: str, results: Path) -> str:
+    """A set after trainings of several lengths: what the gain over plain diffusion does. Arms of one length are none."""
     head = ["T", "arm", "training steps", "plain, bits", "arm, bits", "minus plain"]
     head += ["recognised, %: plain, arm", "Frechet distance: plain, arm"]
     rows = [head, ["-"] * len(head)]
-    for T, arm in ((4, "scale"), (8, "free")):
-        for steps, asked in LENGTHS.items():
-            stored = load(stored_in(results, "digits", asked))
-            both = ("plain", arm)
-            if not set(both) <= set(stored["runs"].get(str(T), {})):
-                continue
-            means = lambda get, stored=stored, T=T, both=both: [values(stored, T, of, get).mean() for of in both]
-            bits, recognised = means(lambda run: run["bound"]), means(lambda run: run["quality"]["accuracy"])
-            cells = [str(T), ARMS[arm].label, str(steps), *(f"{v:.3f}" for v in bits), paired(stored, T, arm)]
-            cells += [", ".join(f"{100 * v:.1f}" for v in recognised)]
-            rows.append([*cells, ", ".join(f"{v:.2f}" for v in means(lambda run: run["quality"]["frechet"]))])
+    for T, arm in AT_LENGTHS:
+        of_length = {steps: load(stored_in(results, name, asked)) for steps, asked in LENGTHS[name].items()}
+        of_length = {k: v for k, v in of_length.items() if {"plain", arm} <= set(v["runs"].get(str(T), {}))}
+        if len(of_length) > 1:
+            rows += [_row_of_length(stored, T, arm, steps) for steps, stored in of_length.items()]
     return _lines(rows)
+
+
+def _row_of_length(stored: dict[str, Any], T: int, arm: str, steps: int) -> list[str]:
+    means = lambda get: [values(stored, T, of, get).mean() for of in ("plain", arm)]
+    bits, recognised = means(lambda run: run["bound"]), means(lambda run: run["quality"]["accuracy"])
+    cells = [str(T), ARMS[arm].label, str(steps), *(f"{v:.3f}" for v in bits), paired(stored, T, arm)]
+    cells += [", ".join(f"{100 * v:.1f}" for v in recognised)]
+    return [*cells, ", ".join(f"{v:.2f}" for v in means(lambda run: run["quality"]["frechet"]))]
 
 
 def against_more_steps(stored: dict[str, Any]) -> str:
@@ -173,7 +177,8 @@ def against_more_steps(stored: dict[str, Any]) -> str:
     for T in few(stored):
         if "scale" in stored["runs"][str(T)]:
             for more in (m for m in plain if T < m <= 4 * T):
-                rows.append([str(T), above(T, "scale"), str(more), above(more, "plain"), paired(stored, T, "scale", more)])
+                cells = [str(T), above(T, "scale"), str(more), above(more, "plain")]
+                rows.append([*cells, paired(stored, T, "scale", more)])
     return _lines(rows)
 
 
@@ -187,15 +192,13 @@ def gains_table(sets: dict[str, dict[str, Any]]) -> str:
     rows = [["set", "T", "plain", "to gain", *(ARMS[arm].label for arm in others)]]
     rows.append(["-"] * len(rows[0]))
     for name, stored in sets.items():
-        bound = lambda T, stored=stored, key="above" if name in RATE else "bound": values(
-            stored, T, "plain", lambda run: run[key]
-        ).mean()
+        of = "above" if name in RATE else "bound"
         times = [T for T in few(stored) if "plain" in stored["runs"][str(T)]]
+        plain = {T: values(stored, T, "plain", itemgetter(of)).mean() for T in times}
         for T in (T for T in times if set(others) & set(stored["runs"][str(T)])):
-            more = [bound(M) for M in times if M > T]
-            gap = bound(T) if name in RATE else bound(T) - min(more) if more else None
-            cells = [name, str(T), f"{bound(T):.3f}", "?" if gap is None else f"{gap:.3f}"]
-            rows.append([*cells, *(_gain(stored, T, arm) for arm in others)])
+            best = 0.0 if name in RATE else min((v for M, v in plain.items() if M > T), default=np.nan)
+            gap = "?" if np.isnan(best) else f"{plain[T] - best:.3f}"
+            rows.append([name, str(T), f"{plain[T]:.3f}", gap, *(_gain(stored, T, arm) for arm in others)])
     return _lines(rows)
 
 
@@ -353,8 +356,9 @@ def main(results: Path = RESULTS, folder: Path = Path(__file__).parent, page: Pa
         if sets[name]["runs"]:
             plot_pictures(sets[name], folder / f"steps-{name}.png")
     mixture = sets["mixture"]
-    if page.is_file() and sets["digits"]["runs"]:
-        replace_table(page, "steps-digits-lengths", lengths_table(results))
+    for name in LENGTHS:
+        if page.is_file() and sets[name]["runs"]:
+            replace_table(page, f"steps-{name}-lengths", lengths_table(name, results))
     if page.is_file() and any(stored["runs"] for stored in sets.values()):
         shown = {name: stored for name, stored in sets.items() if name not in RATE or name == "mixture"}
         replace_table(page, "steps-gains", gains_table(shown))

@@ -17,7 +17,7 @@ from docs.study import images, steps, steps_images, toy
 from docs.study.plots import PAGE, replace_table
 
 STEPS = 4  # T; a step's work does not depend on it
-SETS = ("mixture", "digits", "emoji16")
+SETS = ("mixture", "digits", "emoji16", "fashion14")
 
 
 def task_of(name: str, arm: steps.Arm) -> tuple[Any, Batch]:
