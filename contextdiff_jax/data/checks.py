@@ -27,7 +27,8 @@ def only_image_size(value: Any, only: int, source: str, *, smaller: tuple[int, .
     """
     if value not in (only, *smaller):
         sizes = " or ".join(map(str, (only, *smaller)))
-        raise UserError(f"data.image_size: {value!r} is refused; {source} has {only} x {only} images, set it to {sizes}")
+        has = f"{source} has {only} x {only} images"
+        raise UserError(f"data.image_size: {value!r} is refused; {has}, set it to {sizes}")
 
 
 def split(value: str, accepted: Sequence[str], source: str) -> str:

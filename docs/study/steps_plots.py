@@ -148,7 +148,7 @@ def _picture_cells(of: Any, quality: Any) -> list[str]:
 
 
 def lengths_table(name: str, results: Path) -> str:
-    """A set after trainings of several lengths: what the gain over plain diffusion does. Arms of one length are none."""
+    """A set after trainings of several lengths: what the gain over plain diffusion does. An arm of one is left out."""
     head = ["T", "arm", "training steps", "plain, bits", "arm, bits", "minus plain"]
     head += ["recognised, %: plain, arm", "Frechet distance: plain, arm"]
     rows = [head, ["-"] * len(head)]
