@@ -84,7 +84,7 @@ def test_pictures_of_a_thousand_steps_are_trained_drawn_in_few_and_tabled(tmp_pa
     monkeypatch.setattr(steps_images, "MANY_STEPS", (2, 4))
     jax.config.update("jax_disable_most_optimizations", True)
     try:
-        steps.study("digits", [steps.MANY], [arm], [0], tmp_path, num_steps=2)
+        steps.study("digits", [steps.MANY], [arm], [0], tmp_path, training=steps.Training(2))
     finally:
         jax.config.update("jax_disable_most_optimizations", False)
     stored = run.load(tmp_path / "steps-digits-2.json")
@@ -123,13 +123,19 @@ def test_on_an_accelerator_a_job_is_an_arm_with_all_its_seeds(monkeypatch):
     assert done == [((4, "plain", 0), {"bound": 4}), ((4, "plain", 1), {"bound": 5})]
 
 
-def test_a_training_of_another_length_has_a_file_of_its_own(monkeypatch, tmp_path):
-    of = lambda num_steps: steps_images.config_of("digits", 8, steps.ARMS["plain"], num_steps).train.num_steps
-    assert (of(0), of(40)) == (600, 40)
-    assert steps.stored_in(tmp_path, "digits").name == "steps-digits.json"
-    assert steps.stored_in(tmp_path, "digits", 40).name == "steps-digits-40.json"
-    monkeypatch.setattr("sys.argv", ["steps", "--num_steps=40", "--data=mixture", f"--results={tmp_path}"])
-    with pytest.raises(UserError, match="num_steps=40 is for pictures"):
+def test_another_training_has_a_file_of_its_own(monkeypatch, tmp_path):
+    of = lambda *training: steps_images.config_of("digits", 8, steps.ARMS["plain"], steps.Training(*training))
+    assert (of().train.num_steps, of(40).train.num_steps) == (600, 40)
+    assert (of().optim.lr_multipliers, of(0, 7.0).optim.lr_multipliers) == ((("process/", 20),), (("process/", 7),))
+    named = lambda *training: steps.stored_in(tmp_path, "digits", steps.Training(*training)).name
+    assert named() == "steps-digits.json" and named(40) == "steps-digits-40.json"
+    assert named(0, 7.0) == "steps-digits-rate7.json" and named(40, 7.0) == "steps-digits-40-rate7.json"
+    for option, said in {"--num_steps=40": "are for pictures", "--rate=0": "are for pictures"}.items():
+        monkeypatch.setattr("sys.argv", ["steps", option, "--data=mixture", f"--results={tmp_path}"])
+        with pytest.raises(UserError, match=said):
+            steps.main()
+    monkeypatch.setattr("sys.argv", ["steps", "--rate=0", "--data=digits", f"--results={tmp_path}"])
+    with pytest.raises(UserError, match="--rate=0 must be positive"):
         steps.main()
 
 
@@ -223,10 +229,10 @@ def test_distances_are_bold_where_every_seed_is_better():
     assert rows == ["| digits | 4 | 3.00 | - | - | **2.50** | 2.50 | - |"]
 
 
-def test_trainings_of_several_lengths_are_rows_and_those_of_one_are_none(tmp_path):
+def test_several_trainings_are_rows_and_one_is_none(tmp_path):
     of = lambda gain: {"4": {"plain": _pictures(2.0, 3.0), "free": _pictures(2.0 - gain, 2.5)}}
     run.save({"runs": of(0.1)}, tmp_path / "steps-fashion14.json")
-    assert len(steps_plots.lengths_table("fashion14", tmp_path).splitlines()) == 2
+    assert len(steps_plots.trainings_table("fashion14", tmp_path).splitlines()) == 2
     run.save({"runs": of(0.2)}, tmp_path / "steps-fashion14-1600.json")
-    rows = steps_plots.lengths_table("fashion14", tmp_path).splitlines()[2:]
-    assert [row.split(" | ")[2] for row in rows] == ["800", "1600"] and "-0.200 ± 0.000" in rows[1]
+    rows = steps_plots.trainings_table("fashion14", tmp_path).splitlines()[2:]
+    assert [row.split(" | ")[2] for row in rows] == ["800 steps", "1600 steps"] and "-0.200 ± 0.000" in rows[1]

@@ -6,7 +6,8 @@
     python -m docs.study.steps --data=digits --T=8 --arms=plain,free --num_steps=400   # 10 minutes; a file of its own
     python -m docs.study.steps --data=digits --T=1000 --arms=plain,plain_simple # drawn in few steps by solvers
     python -m docs.study.steps --data=emoji32 --T=4,8,16 --arms=plain,free      # and fashion: for a GPU
-    python -m docs.study.steps --data=fashion-small --T=4 --arms=plain,free     # Fashion-MNIST on two cores
+    python -m docs.study.steps --data=fashion14 --T=4                           # Fashion-MNIST on two cores; all arms
+    python -m docs.study.steps --data=fashion14 --T=4 --arms=plain,free --rate=100 # a process that learns faster
 
 Schedule and reverse variance are learned in every arm, from the same start; the arms differ in the shift alone. At
 T = 1000 both are fixed, as users have them.
@@ -84,6 +85,25 @@ ARMS = {
 # What one would do otherwise, at T = 1000 alone, beside the plain arm
 _SIMPLE = {"adapter.enabled": False, "loss.objective": "simple", "loss.num_times": 0}
 USERS = {"plain_simple": Arm("plain, Eq. 6", _SIMPLE, "#b08968")}
+@dataclass(frozen=True)
+class Training:
+    """How models of pictures are trained.
+
+    Attributes:
+        num_steps: 0: as many as the study's own.
+        rate: how many times faster than the networks the process learns.
+    """
+
+    num_steps: int = 0
+    rate: float = 20.0
+
+    def __str__(self) -> str:
+        """What its file is called by, beside the set; nothing where it is the study's own."""
+        of_rate = f"-rate{self.rate:g}" if self.rate != OWN.rate else ""
+        return (f"-{self.num_steps}" if self.num_steps else "") + of_rate
+
+
+OWN = Training()
 SIZE = toy.Size(num_steps=3000, batch_size=256, num_test=4096, num_samples=2000)
 
 
@@ -192,10 +212,10 @@ def study(
     results: Path = RESULTS,
     size: toy.Size = SIZE,
     processes: int = 1,
-    num_steps: int = 0,
+    training: Training = OWN,
 ) -> None:
     """Runs whatever of these is not in its file yet (`stored_in`), and stores it run by run."""
-    path = stored_in(results, name, num_steps)
+    path = stored_in(results, name, training)
     stored = load(path)
     found = lambda T, arm, seed: stored["runs"].get(str(T), {}).get(arm, {}).get(str(seed), {})
     seeds_of = lambda T, arm: [seed for seed in seeds if not _is_whole(T, found(T, arm, seed))]
@@ -211,7 +231,7 @@ def study(
         from docs.study import steps_images  # scikit-learn and the judges, which points can do without
 
         stored["reference"] = stored["reference"] or steps_images.reference(name)
-        done = steps_images.runs(name, missing, processes, num_steps)
+        done = steps_images.runs(name, missing, processes, training)
     for (T, arm, seed), figures in done:
         stored["runs"].setdefault(str(T), {}).setdefault(arm, {})[str(seed)] = figures
         save(stored, path)
@@ -224,9 +244,9 @@ def _is_whole(T: int, figures: dict[str, Any]) -> bool:
     return bool(figures) and (T < MANY or "energy" in figures or "drawn" in figures)
 
 
-def stored_in(results: Path, name: str, num_steps: int = 0) -> Path:
-    """The file of a set's figures; trainings of another length than the study's have one of their own."""
-    return results / f"steps-{name}{f'-{num_steps}' if num_steps else ''}.json"
+def stored_in(results: Path, name: str, training: Training = OWN) -> Path:
+    """The file of a set's figures; other trainings than the study's have one of their own."""
+    return results / f"steps-{name}{training}.json"
 
 
 def reference(size: toy.Size) -> dict[str, float]:
@@ -246,9 +266,14 @@ def main() -> None:
     parser.add_argument("--cache", default="runs/study-compiled", help="folder of compiled programs")
     parser.add_argument("--processes", type=int, default=0, help="trainings on pictures at once; 0: one a core")
     parser.add_argument("--num_steps", type=int, default=0, help="of training on pictures; 0: the study's own")
+    help_of_rate = "times as fast as the networks the process of pictures learns"
+    parser.add_argument("--rate", type=float, default=OWN.rate, help=help_of_rate)
     args = parser.parse_args()
-    if args.num_steps and args.data in RATE:
-        raise UserError(f"--num_steps={args.num_steps} is for pictures; --data={args.data} are points")
+    training = Training(args.num_steps, args.rate)
+    if training != OWN and args.data in RATE:
+        raise UserError(f"--num_steps and --rate are for pictures; --data={args.data} are points")
+    if args.num_steps < 0 or not args.rate > 0:
+        raise UserError(f"--num_steps={args.num_steps} and --rate={args.rate:g} must be positive")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes may share an accelerator
     jax.config.update("jax_compilation_cache_dir", str(Path(args.cache).absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -267,8 +292,8 @@ def main() -> None:
     from docs.study import steps_plots  # which reads the arms from here
 
     results = Path(args.results)
-    study(args.data, times, arms, numbers(args.seeds), results, SIZE, processes, args.num_steps)
-    print(steps_plots.table(args.data, load(stored_in(results, args.data, args.num_steps))))
+    study(args.data, times, arms, numbers(args.seeds), results, SIZE, processes, training)
+    print(steps_plots.table(args.data, load(stored_in(results, args.data, training))))
 
 
 if __name__ == "__main__":

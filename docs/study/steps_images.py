@@ -17,7 +17,7 @@ from contextdiff_jax.samplers import sampling
 from contextdiff_jax.training.state import stream
 from contextdiff_jax.types import Batch, Params
 from docs.study import images, measure, side_by_side
-from docs.study.steps import ARMS, FIXED, MANY, USERS, Arm, process_of, ways_of
+from docs.study.steps import ARMS, FIXED, MANY, OWN, USERS, Arm, Training, process_of, ways_of
 
 SIZES = images.SIZES | {
     "digits": replace(images.SIZES["digits"], num_samples=200),
@@ -29,12 +29,11 @@ REPEATS = 4  # of the full bound
 MANY_STEPS = (4, 8, 16, 64)  # in which models of T = 1000 are drawn
 
 
-def config_of(name: str, T: int, arm: Arm, num_steps: int = 0) -> ConfigDict:
-    """The preset at the study's size and T steps of a learned process, 1000 of a fixed one; `num_steps` of training, 0:
-    the study's."""
+def config_of(name: str, T: int, arm: Arm, training: Training = OWN) -> ConfigDict:
+    """The preset at the study's size and T steps of a learned process, 1000 of a fixed one."""
     config = images.config_of(name, SIZES[name])
-    config.train.num_steps = num_steps or config.train.num_steps
-    cifar10_nll.few_steps(config, T)
+    config.train.num_steps = training.num_steps or config.train.num_steps
+    cifar10_nll.few_steps(config, T, training.rate)
     config.sample.threshold = "static"  # as the stored figures were drawn
     config.loss.num_times = NUM_TIMES.get(name, config.loss.num_times)
     fixed = FIXED if T == MANY else {}
@@ -48,7 +47,7 @@ def reference(name: str) -> dict[str, Any]:
 
 
 def runs(
-    name: str, missing: list[tuple[int, str, list[int]]], processes: int, num_steps: int = 0
+    name: str, missing: list[tuple[int, str, list[int]]], processes: int, training: Training = OWN
 ) -> Iterator[tuple[tuple[int, str, int], dict[str, Any]]]:
     """((T, arm, seed), figures) of all that is missing: of each T and arm its seeds.
 
@@ -58,14 +57,14 @@ def runs(
     """
     if processes == 1:
         for T, arm, seeds in missing:
-            for seed, figures in run(name, T, (ARMS | USERS)[arm], seeds, num_steps):
+            for seed, figures in run(name, T, (ARMS | USERS)[arm], seeds, training):
                 yield (T, arm, seed), figures
         return
     jobs = [(T, arm, tuple(seeds)) for T, arm, seeds in missing if seeds]
     if jax.default_backend() == "cpu":
         single = [(i, (T, arm, (seed,))) for T, arm, seeds in jobs for i, seed in enumerate(seeds)]
         jobs = [job for _, job in sorted(single, key=lambda job: job[0])]
-    for (T, arm, _), of_seeds in side_by_side.results(_Of(name, num_steps), jobs, processes):
+    for (T, arm, _), of_seeds in side_by_side.results(_Of(name, training), jobs, processes):
         for seed, figures in of_seeds:
             yield (T, arm, seed), figures
 
@@ -75,15 +74,17 @@ class _Of:
     """(T, arm, seeds) -> (seed, figures) of each, of one set: something that another process can be sent."""
 
     name: str
-    num_steps: int
+    training: Training
 
     def __call__(self, T: int, arm: str, seeds: tuple[int, ...]) -> list[tuple[int, dict[str, Any]]]:
-        return list(run(self.name, T, (ARMS | USERS)[arm], list(seeds), self.num_steps))
+        return list(run(self.name, T, (ARMS | USERS)[arm], list(seeds), self.training))
 
 
-def run(name: str, T: int, arm: Arm, seeds: list[int], num_steps: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+def run(
+    name: str, T: int, arm: Arm, seeds: list[int], training: Training = OWN
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Trains and measures one arm at one T under each seed."""
-    config, size = config_of(name, T, arm, num_steps), SIZES[name]
+    config, size = config_of(name, T, arm, training), SIZES[name]
     task, test, label = task_lib.build(config), images.held_out(name, size), images.asked(name, size.num_samples)
     ways = ways_of(config, MANY_STEPS) if T == MANY else {"": {}}
     bound, draws = _bound(task, test, size), {way: _draw(task, changes, label) for way, changes in ways.items()}

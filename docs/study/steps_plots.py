@@ -14,7 +14,7 @@ import numpy as np
 
 from docs.study.plots import CLASS_COLOURS, PAGE, figure, plot_strips, replace_table, write
 from docs.study.run import RESULTS, load
-from docs.study.steps import ARMS, MANY, RATE, SETS, USERS, Arm, stored_in
+from docs.study.steps import ARMS, MANY, OWN, RATE, SETS, USERS, Arm, Training, stored_in
 
 SAMPLERS = {"dpmpp_2m": "DPM-Solver++(2M)", "ddim": "DDIM", "ddpm": "DDPM"}
 STYLES = {"dpmpp_2m": "--", "ddim": ":"}  # all of ddpm's steps are no point of a plot of few
@@ -23,9 +23,12 @@ MANY_ARMS |= {arm: (f"{of.label}, T = 1000", of.colour) for arm, of in (USERS | 
 DRAW, MEAN = "decoder's draw", "decoder's mean"
 PICTURES = ("fashion", "emoji32")  # sets whose samples are shown
 ASKED = (2, 4, 8, 16, 64, MANY)  # T of `runs_table`
-# Of each set, steps of its trainings: `num_steps` of their file; and what is shown of them
-LENGTHS = {"digits": {150: 150, 300: 300, 400: 400, 600: 0, 1200: 1200}, "fashion14": {800: 0, 1600: 1600}}
-AT_LENGTHS = ((4, "plain_wide"), (4, "free"), (4, "scale"), (8, "free"))  # T, and an arm beside the plain one
+# Of each set, its trainings as they are called, and what is shown of them
+TRAININGS = {
+    "digits": {f"{n} steps": OWN if n == 600 else Training(n) for n in (150, 300, 400, 600, 1200)},
+    "fashion14": {"800 steps": OWN, "1600 steps": Training(1600), "800 steps, process x 100": Training(rate=100.0)},
+}
+OF_TRAININGS = ((4, "plain_wide"), (4, "free"), (4, "scale"), (8, "free"))  # T, and an arm beside the plain one
 
 
 def few(stored: dict[str, Any]) -> list[int]:
@@ -147,23 +150,23 @@ def _picture_cells(of: Any, quality: Any) -> list[str]:
     return [spread(100 * recognised, 1), spread(distance, 2), f"{of(lambda run: run['terms'][1]).mean():.3f}"]
 
 
-def lengths_table(name: str, results: Path) -> str:
-    """A set after trainings of several lengths: what the gain over plain diffusion does. An arm of one is left out."""
-    head = ["T", "arm", "training steps", "plain, bits", "arm, bits", "minus plain"]
+def trainings_table(name: str, results: Path) -> str:
+    """A set after several trainings: what the gain over plain diffusion does. An arm of one is left out."""
+    head = ["T", "arm", "training", "plain, bits", "arm, bits", "minus plain"]
     head += ["recognised, %: plain, arm", "Frechet distance: plain, arm"]
     rows = [head, ["-"] * len(head)]
-    for T, arm in AT_LENGTHS:
-        of_length = {steps: load(stored_in(results, name, asked)) for steps, asked in LENGTHS[name].items()}
-        of_length = {k: v for k, v in of_length.items() if {"plain", arm} <= set(v["runs"].get(str(T), {}))}
-        if len(of_length) > 1:
-            rows += [_row_of_length(stored, T, arm, steps) for steps, stored in of_length.items()]
+    for T, arm in OF_TRAININGS:
+        found = {label: load(stored_in(results, name, training)) for label, training in TRAININGS[name].items()}
+        found = {label: v for label, v in found.items() if {"plain", arm} <= set(v["runs"].get(str(T), {}))}
+        if len(found) > 1:
+            rows += [_row_of_training(stored, T, arm, label) for label, stored in found.items()]
     return _lines(rows)
 
 
-def _row_of_length(stored: dict[str, Any], T: int, arm: str, steps: int) -> list[str]:
+def _row_of_training(stored: dict[str, Any], T: int, arm: str, label: str) -> list[str]:
     means = lambda get: [values(stored, T, of, get).mean() for of in ("plain", arm)]
     bits, recognised = means(lambda run: run["bound"]), means(lambda run: run["quality"]["accuracy"])
-    cells = [str(T), ARMS[arm].label, str(steps), *(f"{v:.3f}" for v in bits), paired(stored, T, arm)]
+    cells = [str(T), ARMS[arm].label, label, *(f"{v:.3f}" for v in bits), paired(stored, T, arm)]
     cells += [", ".join(f"{100 * v:.1f}" for v in recognised)]
     return [*cells, ", ".join(f"{v:.2f}" for v in means(lambda run: run["quality"]["frechet"]))]
 
@@ -356,9 +359,9 @@ def main(results: Path = RESULTS, folder: Path = Path(__file__).parent, page: Pa
         if sets[name]["runs"]:
             plot_pictures(sets[name], folder / f"steps-{name}.png")
     mixture = sets["mixture"]
-    for name in LENGTHS:
+    for name in TRAININGS:
         if page.is_file() and sets[name]["runs"]:
-            replace_table(page, f"steps-{name}-lengths", lengths_table(name, results))
+            replace_table(page, f"steps-{name}-trainings", trainings_table(name, results))
     if page.is_file() and any(stored["runs"] for stored in sets.values()):
         shown = {name: stored for name, stored in sets.items() if name not in RATE or name == "mixture"}
         replace_table(page, "steps-gains", gains_table(shown))
