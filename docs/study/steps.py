@@ -72,7 +72,7 @@ class Arm:
 
 ARMS = {
     "plain": Arm("plain", {"adapter.enabled": False}, "#52606d"),
-    "plain_wide": Arm("plain, more parameters", {"adapter.enabled": False}, "#9aa5b1", width=100, num_blocks=2),
+    "plain_wide": Arm("plain, more parameters", {"adapter.enabled": False}, "#3d8bc4", width=100, num_blocks=2),
     "bounded": Arm("contextual, r bounded", {"adapter.enabled": True, "adapter.bound": 1.0}, "#ee964b"),
     "free": Arm("contextual, r free", {"adapter.enabled": True, "adapter.bound": 0.0}, "#d1495b"),
     "head": Arm(

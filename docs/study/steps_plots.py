@@ -18,7 +18,7 @@ from docs.study.steps import ARMS, MANY, OWN, RATE, SETS, USERS, Arm, Training, 
 
 SAMPLERS = {"dpmpp_2m": "DPM-Solver++(2M)", "ddim": "DDIM", "ddpm": "DDPM"}
 STYLES = {"dpmpp_2m": "--", "ddim": ":"}  # all of ddpm's steps are no point of a plot of few
-MANY_ARMS = {"plain": ("plain, T = 1000", "black")}  # then whatever else has been run at T = 1000
+MANY_ARMS = {"plain": ("plain, Eq. 4, T = 1000", "black")}  # then whatever else has been run at T = 1000
 MANY_ARMS |= {arm: (f"{of.label}, T = 1000", of.colour) for arm, of in (USERS | ARMS).items() if arm != "plain"}
 DRAW, MEAN = "decoder's draw", "decoder's mean"
 PICTURES = ("fashion", "emoji32")  # sets whose samples are shown
@@ -283,12 +283,14 @@ def plot_curves(sets: dict[str, dict[str, Any]], path: Path) -> None:
         titles = (f"{name}: {of.bound}", "gain in the bound over plain", of.samples)
         gets = (of.of_bound, None, of.of_samples)
         for ax, title, get in zip(row, titles, gets, strict=True):
-            for arm, facts in ARMS.items():
-                _plot_arm(ax, {T: _curve(stored, T, arm, get, of.of_bound) for T in few(stored)}, facts)
+            for i, (arm, facts) in enumerate(ARMS.items()):
+                line = {T: _curve(stored, T, arm, get, of.of_bound) for T in few(stored)}
+                _plot_arm(ax, line, facts, aside=2 ** (0.07 * (i - 2)))
             ax.set_xscale("log", base=2)
+            ax.set_xlim(1.8, 72)
             ax.xaxis.set_major_formatter("{x:g}")
             ax.set_title(title, fontsize=9)
-            ax.set_xlabel("T, and evaluations", fontsize=8)
+            ax.set_xlabel("T, the number of network evaluations", fontsize=8)
         for arm, (label, colour) in MANY_ARMS.items():
             for sampler, style in STYLES.items():
                 if steps := [n for used, n in _ways(stored, arm) if used == sampler]:
@@ -306,14 +308,18 @@ def plot_curves(sets: dict[str, dict[str, Any]], path: Path) -> None:
     write(fig, path)
 
 
-def _plot_arm(ax: Any, line: dict[int, np.ndarray | None], facts: Arm) -> None:
-    """{T: a figure of each seed, where it was run}: the mean, and a band around it."""
+def _plot_arm(ax: Any, line: dict[int, np.ndarray | None], facts: Arm, aside: float) -> None:
+    """{T: a figure of each seed, where it was run}: the mean, and a band around it; of a single T a bar, `aside` of
+    those of other arms."""
     line = {T: v for T, v in line.items() if v is not None and len(v)}
     if line:
-        means = [v.mean() for v in line.values()]
-        ax.plot(list(line), means, color=facts.colour, label=facts.label, marker="o", markersize=3)
+        means, at = [v.mean() for v in line.values()], list(line) if len(line) > 1 else [aside * T for T in line]
+        ax.plot(at, means, color=facts.colour, label=facts.label, marker="o", markersize=3)
         low, high = ([f(v) for v in line.values()] for f in (np.min, np.max))
-        ax.fill_between(list(line), low, high, color=facts.colour, alpha=0.2, linewidth=0)
+        if len(line) > 1:
+            ax.fill_between(at, low, high, color=facts.colour, alpha=0.15, linewidth=0)
+        else:
+            ax.vlines(at, low, high, color=facts.colour)
 
 
 def _curve(stored: dict[str, Any], T: int, arm: str, get: Any, bound: Any) -> np.ndarray | None:
