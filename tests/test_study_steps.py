@@ -153,8 +153,8 @@ def test_every_arm_of_a_thousand_steps_has_its_rows_and_a_diverged_sampler_is_no
     runs = {arm: {seed: found for seed in "01"} for arm in ("plain", "plain_simple", "free")}
     rows = steps_plots.table("digits", {"reference": {}, "runs": {"1000": runs}}).splitlines()[2:]
     assert len(rows) == 6 and rows[0] == (
-        "| 4 of 1000 | plain, Eq. 4, T = 1000, DPM-Solver++(2M) | 2 k | 2 | 2.000 (2.000 to 2.000) | 0 | 50.0 (50.0 to 50.0) "
-        "| 2.00 (2.00 to 2.00) | 1.400 |"
+        "| 4 of 1000 | plain, Eq. 4, T = 1000, DPM-Solver++(2M) | 2 k | 2 | 2.000 (2.000 to 2.000) | 0 "
+        "| 50.0 (50.0 to 50.0) | 2.00 (2.00 to 2.00) | 1.400 |"
     )
     assert "contextual, r free, T = 1000, DDIM" in rows[5] and "nan" in rows[5]
 
