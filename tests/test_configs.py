@@ -13,6 +13,7 @@ from contextdiff_jax.training import Setup
 from contextdiff_jax.training.optimizer import make_optimizer
 from contextdiff_jax.training.step import make_step
 from contextdiff_jax.types import Context
+from tests.set_files import write_fashion
 
 CONFIGS = {
     "t2i": lambda: t2i.get_config(),
@@ -90,3 +91,13 @@ def test_a_recipe_trains_the_adapter_alone():
     config = t2i.get_config()
     assert config.optim.muon
     make_optimizer(config, {"adapter": {"out": {"kernel": jnp.zeros((2, 2))}}})
+
+
+def test_an_image_that_a_smaller_patch_would_divide_is_told_so(tmp_path, monkeypatch):
+    write_fashion(tmp_path, monkeypatch)
+    config = cifar10_nll.get_config("fashion_short")
+    config.data.path, config.data.image_size = str(tmp_path), 14
+    with pytest.raises(UserError, match="=14 is not divisible by the U-Net's .* try 12, or model.patch_size=1$"):
+        task_lib.build(config, weights=False)
+    config.model.patch_size = 1
+    assert task_lib.build(config, weights=False).config.data.image_size == 14

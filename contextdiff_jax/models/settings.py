@@ -122,12 +122,14 @@ def _check_unet(config: ConfigDict) -> None:
             raise UserError(f"config.model.{key}={tuple(model[key])!r} must be whole numbers, e.g. (1, 2)")
     if not model.multipliers:
         raise UserError("config.model.multipliers=() leaves no level; give e.g. (1, 2, 3)")
-    factor = model.patch_size * 2 ** (len(model.multipliers) - 1)
+    factor = model.patch_size * (halved := 2 ** (len(model.multipliers) - 1))
     if config.space.kind == "pixels" and size % factor:
+        patches = (model.patch_size >> i for i in range(1, model.patch_size.bit_length()))
+        smaller = next((patch for patch in patches if size % (patch * halved) == 0), None)
         raise UserError(
             f"config.data.image_size={size} is not divisible by the U-Net's factor {factor} "
             f"(model.patch_size={model.patch_size} x 2^{len(model.multipliers) - 1} levels); "
-            f"try {max(1, size // factor) * factor}"
+            f"try {max(1, size // factor) * factor}" + (f", or model.patch_size={smaller}" if smaller else "")
         )
     if model.channels % 16:
         raise UserError(f"config.model.channels={model.channels} must be a multiple of 16 (group normalisation)")
