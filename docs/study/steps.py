@@ -85,6 +85,8 @@ ARMS = {
 # What one would do otherwise, at T = 1000 alone, beside the plain arm
 _SIMPLE = {"adapter.enabled": False, "loss.objective": "simple", "loss.num_times": 0}
 USERS = {"plain_simple": Arm("plain, Eq. 6", _SIMPLE, "#b08968")}
+
+
 @dataclass(frozen=True)
 class Training:
     """How models of pictures are trained.
